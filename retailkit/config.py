@@ -1,0 +1,109 @@
+"""Profiles, seeds, devices and folders: every value that more than one room shares, once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message names the thing, the value and the cure.
+
+    The command line prints it as one line on stderr, without a traceback.
+
+    Attributes:
+        exit_code: 1 when work failed on bad input, 2 when the call itself was wrong.
+    """
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A wrong name or option: the call has to change before anything can run."""
+
+    exit_code = 2
+
+
+def pick(registry: Iterable[str], name: str, what: str) -> str:
+    """Return `name` if `registry` holds it; otherwise say which names it does hold.
+
+    Args:
+        registry: known names.
+        name: the name asked for.
+        what: what the names denote, for the message ("data set", "backbone").
+
+    Raises:
+        UsageError: `name` is unknown; the message gives the nearest known name and all others.
+    """
+    known = sorted(registry)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"unknown {what} {name!r}{hint} (known: {', '.join(known)})")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a run may cost. Notebooks ask for values by name and never invent their own.
+
+    Attributes:
+        backbone: image encoder used unless a notebook compares several.
+        image_size: input side in pixels.
+        epochs: passes over the training split for a head on frozen features.
+        finetune_epochs: passes over the training split when the whole network learns.
+        per_class: images a class that the built-in data set renders (train, val, test).
+        ocr_limit: images the OCR engine reads at most; None reads all.
+        seeds: repetitions behind an interval.
+    """
+
+    backbone: str
+    image_size: int
+    epochs: int
+    finetune_epochs: int
+    per_class: tuple[int, int, int]
+    ocr_limit: int | None
+    seeds: int
+
+
+PROFILES = {
+    "fast": Profile("efficientnet_lite0", 224, 60, 2, (16, 4, 8), 240, 3),
+    "full": Profile("efficientnet_lite2", 260, 100, 12, (40, 10, 20), None, 5),
+}
+
+
+def profile(name: str) -> Profile:
+    """Return the profile called `name` (`fast` or `full`)."""
+    return PROFILES[pick(PROFILES, name, "profile")]
+
+
+def cache_dir(*parts: str) -> Path:
+    """Return (and create) a folder below the cache: `$RETAILKIT_CACHE`, else the platform's own place."""
+    base = os.environ.get("RETAILKIT_CACHE")
+    path = (Path(base) if base else user_cache_path("retailkit", appauthor=False)).joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def data_root(name: str) -> Path:
+    """Return where the data set `name` is looked for: `$RETAILKIT_DATA/<name>`, then the cache folder."""
+    base = os.environ.get("RETAILKIT_DATA")
+    if base and (Path(base) / name).exists():
+        return Path(base) / name
+    return cache_dir("data") / name
+
+
+def device() -> str:
+    """Return the device to compute on: `cuda`, `mps` or `cpu`; `$RETAILKIT_DEVICE` overrides."""
+    import torch
+
+    if chosen := os.environ.get("RETAILKIT_DEVICE"):
+        return chosen
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,48 @@
+"""Data sets behind one call: `load(name, root)` gives a `ProductData`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from retailkit.config import data_root, pick
+from retailkit.data.table import Batch, DataError, ProductData, ProductDataset, Sample, Truth, Word, collate
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "DataError",
+    "ProductData",
+    "ProductDataset",
+    "Sample",
+    "Truth",
+    "Word",
+    "collate",
+    "load",
+]
+
+# name -> "module:function"; the function takes (root, **options) and returns a ProductData.
+DATASETS = {
+    "synthetic": "retailkit.data.synthetic:load",
+    "grocery_store": "retailkit.data.public:load_grocery_store",
+    "grozi120": "retailkit.data.public:load_grozi120",
+    "folder": "retailkit.data.folder:load",
+}
+
+
+def load(name: str, root: str | Path | None = None, **options: Any) -> ProductData:
+    """Load a data set by name. Reads tables and file names only; no pixel, no OCR, no download.
+
+    Args:
+        name: one of `DATASETS`.
+        root: its folder (or CSV, for `folder`); None takes `$RETAILKIT_DATA/<name>`, then the cache folder.
+        **options: the reader's own options, such as `subset="packages"` for `grocery_store`.
+
+    Raises:
+        UsageError: unknown data set.
+        DataError: the folder is missing or broken; the message names the file, the row and the cure.
+    """
+    module, function = DATASETS[pick(DATASETS, name, "data set")].split(":")
+    reader = getattr(importlib.import_module(module), function)
+    return reader(Path(root) if root else data_root(name), **options)

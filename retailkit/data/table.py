@@ -1,0 +1,399 @@
+"""The contract of a data set: a table, its classes, and the samples and batches made from them.
+
+A data set is a pandas table with one row an image (`COLUMNS`). A reader fills the table and reads no
+pixels; `ProductData.split` turns one of its splits into tensors. Image, product mask, ground truth and
+words go through one and the same geometric transform (torchvision `tv_tensors`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from retailkit.config import UserError, UsageError, pick
+
+COLUMNS = ("image", "label", "coarse", "family", "split", "text", "mask", "truth", "condition", "group")
+SPLITS = ("train", "val", "test")
+FITS = ("crop", "pad", "squeeze")
+CROP_FRACTION = 0.875  # 224 / 256: the share of the resized short side that `crop` keeps
+
+# Bit planes of a truth file; see `write_truth`.
+TRUTH_PLANES = {"twin_patch": 1, "shadow": 2, "reflection": 4}
+
+
+class DataError(UserError):
+    """A data set cannot be read; the message names the file, the row and the cure."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word on a picture.
+
+    Attributes:
+        text: the characters as read (or as printed, in `Truth.words`).
+        box: x0, y0, x1, y1 in pixels of the picture it belongs to; empty (x0 == x1) when cropped away.
+        confidence: of the OCR engine, in [0, 1]; 1 for ground truth.
+        telling: True where the word tells the product from its twins; known for ground truth only.
+    """
+
+    text: str
+    box: tuple[float, float, float, float]
+    confidence: float = 1.0
+    telling: bool = False
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the renderer knows and no photo tells. Masks are (1,H,W) bool.
+
+    Attributes:
+        twin_patch: pixels that tell the product from its twins.
+        shadow: pixels darkened by the product's shadow, outside the product.
+        reflection: pixels that show the product's reflection, outside the product.
+        words: every printed word with its box; `telling` marks those that twins do not share.
+        pose: `front` or `side`.
+        background: name of the scene behind the product.
+        lighting: name of the light.
+    """
+
+    twin_patch: Tensor
+    shadow: Tensor
+    reflection: Tensor
+    words: list[Word] = field(default_factory=list)
+    pose: str = ""
+    background: str = ""
+    lighting: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and all that is known of it.
+
+    Attributes:
+        image: (3,H,W) float32 in [0,1].
+        label: index into the data set's classes.
+        text: OCR text of the whole picture, may be "".
+        words: OCR words with boxes in this image's pixels.
+        mask: (1,H,W) bool, True = product, or None.
+        truth: ground truth of rendered images, or None.
+        index: row of the data set's table.
+    """
+
+    image: Tensor
+    label: int
+    text: str
+    words: list[Word]
+    mask: Tensor | None
+    truth: Truth | None
+    index: int
+
+
+@dataclass
+class Batch:
+    """Samples, stacked: tensors become (B,...), everything else a list.
+
+    `masks` is None unless every sample has a mask.
+    """
+
+    images: Tensor
+    labels: Tensor
+    texts: list[str]
+    words: list[list[Word]]
+    masks: Tensor | None
+    truths: list[Truth | None]
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """Return this batch with its tensors on `device`."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), masks=masks)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one size into a `Batch`."""
+    masks = [s.mask for s in samples]
+    return Batch(
+        images=torch.stack([s.image for s in samples]),
+        labels=torch.tensor([s.label for s in samples]),
+        texts=[s.text for s in samples],
+        words=[s.words for s in samples],
+        masks=None if any(m is None for m in masks) else torch.stack(masks),
+        truths=[s.truth for s in samples],
+        indices=torch.tensor([s.index for s in samples]),
+    )
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a picture as (H,W,3) uint8 RGB, upright.
+
+    Grayscale, palette, CMYK, 16-bit and EXIF-rotated files simply work; transparency goes onto white.
+
+    Raises:
+        DataError: the file is missing, empty, not an image, or cut off.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                wide = np.asarray(picture, dtype=np.float32)
+                top = 65535.0 if wide.max() > 255 else 255.0
+                picture = Image.fromarray(np.clip(wide / top * 255, 0, 255).astype(np.uint8))
+            elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return np.array(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image; restore the file or drop its row") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image; replace the file or drop its row") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error}); replace the file or drop its row") from None
+
+
+def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
+    """Read a product mask as (H,W) bool: a pixel of at least half the white level is product.
+
+    Raises:
+        DataError: the file cannot be read, or its size differs from its image's `shape` (H,W).
+    """
+    mask = read_image(path)[..., 0] >= 128
+    if mask.shape != tuple(shape):
+        raise DataError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} for an image of {shape[1]}x{shape[0]}")
+    return mask
+
+
+def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Write ground truth as one PNG: masks as bit planes, everything else as JSON in a text chunk.
+
+    Args:
+        path: where to write.
+        planes: (H,W) bool masks by their `TRUTH_PLANES` name.
+        facts: `words` (list of [text, [x0,y0,x1,y1], telling]), `pose`, `background`, `lighting`.
+    """
+    packed = sum((planes[name].astype(np.uint8) * bit for name, bit in TRUTH_PLANES.items()))
+    info = PngImagePlugin.PngInfo()
+    info.add_text("truth", json.dumps(facts, ensure_ascii=True, sort_keys=True))
+    Image.fromarray(packed.astype(np.uint8)).save(path, pnginfo=info, compress_level=1)
+
+
+def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `write_truth` wrote: (H,W) bool planes and the facts, with words as `Word`."""
+    try:
+        with Image.open(path) as file:
+            packed, facts = np.array(file), json.loads(file.text["truth"])
+    except (OSError, KeyError, SyntaxError, AttributeError) as error:
+        raise DataError(f"{path}: no ground truth inside ({error}); delete the cache folder and load again") from None
+    facts["words"] = [Word(t, tuple(box), 1.0, telling) for t, box, telling in facts.get("words", [])]
+    return {name: (packed & bit) > 0 for name, bit in TRUTH_PLANES.items()}, facts
+
+
+def fit_transform(fit: str, size: int) -> v2.Transform:
+    """Return the deterministic transform that brings a picture to `size` x `size`.
+
+    Args:
+        fit: `crop` resizes the short side to size / 0.875 and keeps the centre; `pad` keeps everything on a
+            mean-grey square; `squeeze` ignores the aspect ratio.
+        size: side of the result in pixels.
+    """
+    pick(FITS, fit, "fit")
+    if fit == "crop":
+        steps = [v2.Resize(round(size / CROP_FRACTION), antialias=True), v2.CenterCrop(size)]
+    elif fit == "pad":
+        fill = {tv_tensors.Image: 128, tv_tensors.Mask: 0, "others": 0}
+        steps = [_PadToSquare(fill), v2.Resize((size, size), antialias=True)]
+    else:
+        steps = [v2.Resize((size, size), antialias=True)]
+    return v2.Compose(steps)
+
+
+class _PadToSquare(v2.Transform):
+    """Pad the short side evenly until the picture is square."""
+
+    def __init__(self, fill: dict) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def make_params(self, flat_inputs: list) -> dict:
+        height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
+        dx, dy = max(height - width, 0), max(width - height, 0)
+        return {"padding": [dx // 2, dy // 2, dx - dx // 2, dy - dy // 2]}
+
+    def transform(self, inpt: Any, params: dict) -> Any:
+        fill = self.fill.get(type(inpt), 0)
+        return self._call_kernel(v2.functional.pad, inpt, params["padding"], fill=fill)
+
+
+@dataclass
+class ProductData:
+    """A data set: its table, classes and where it comes from.
+
+    Attributes:
+        name: name of the reader that made it.
+        table: one row an image, `COLUMNS` and possibly `words` (lists of `Word`, set by `ocr.add_text`).
+        classes: sorted class names; `label` in the table holds names, tensors hold indices into this list.
+        info: `licence`, `citation`, `url`, `size`.
+        fit: how pictures of this set are brought to a square unless the encoder says otherwise.
+    """
+
+    name: str
+    table: pd.DataFrame
+    classes: list[str]
+    info: dict[str, str]
+    fit: str = "crop"
+
+    def __post_init__(self) -> None:
+        missing = [c for c in COLUMNS if c not in self.table]
+        if missing:
+            raise DataError(f"data set {self.name!r}: table lacks the columns {', '.join(missing)}")
+        self.table = self.table.reset_index(drop=True)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        counts = self.table["split"].value_counts()
+        parts = ", ".join(f"{s} {counts[s]}" for s in SPLITS if s in counts)
+        return f"ProductData({self.name!r}, {len(self)} images, {len(self.classes)} classes: {parts})"
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that hold at least one image, in the order train, val, test."""
+        present = set(self.table["split"])
+        return [s for s in SPLITS if s in present]
+
+    def has(self, column: str) -> bool:
+        """True where at least one row has a non-empty value in `column` (`mask`, `text`, `truth`, ...)."""
+        return bool((self.table[column].astype(str) != "").any())
+
+    def select(self, rows: pd.Series | np.ndarray) -> ProductData:
+        """Return the same data set with only the rows given as a boolean mask or positions."""
+        table = self.table.loc[rows] if np.asarray(rows).dtype == bool else self.table.iloc[rows]
+        return replace(self, table=table.copy())
+
+    def split(
+        self, name: str, size: int = 224, fit: str | None = None, augment: v2.Transform | None = None
+    ) -> ProductDataset:
+        """Return one split as tensors.
+
+        Args:
+            name: `train`, `val` or `test`; joined names such as `train+val` are taken together.
+            size: side of the square images in pixels.
+            fit: `crop`, `pad` or `squeeze`; None takes the data set's own.
+            augment: random transform used in place of `fit`; it must return `size` x `size`.
+
+        Raises:
+            DataError: the split is empty or its files are not there.
+        """
+        wanted = [pick(SPLITS, part, "split") for part in name.split("+")]
+        rows = np.flatnonzero(self.table["split"].isin(wanted))
+        if not len(rows):
+            why = self.info.get(f"missing_{name}", "")
+            have = ", ".join(self.splits) or "none"
+            raise DataError(f"data set {self.name!r} has no {name!r} split (it has: {have}){'; ' + why if why else ''}")
+        return ProductDataset(self, rows, size, fit or self.fit, augment)
+
+
+class ProductDataset(torch.utils.data.Dataset):
+    """One split of a `ProductData` as samples of one size; see `ProductData.split`."""
+
+    def __init__(
+        self, data: ProductData, rows: np.ndarray, size: int, fit: str, augment: v2.Transform | None = None
+    ) -> None:
+        if size < 8:
+            raise UsageError(f"image size {size} is too small; use at least 8 pixels")
+        self.data, self.rows, self.size, self.fit = data, np.asarray(rows), int(size), fit
+        self.augment = augment
+        self._resize = fit_transform(fit, self.size)
+        self._class_index = {name: i for i, name in enumerate(data.classes)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a sample's label is an index into them."""
+        return self.data.classes
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows of the data set's table that this split holds, in order."""
+        return self.data.table.iloc[self.rows]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class indices, without reading a picture."""
+        return self.table["label"].map(self._class_index).to_numpy(dtype=np.int64)
+
+    def with_options(self, **changes: Any) -> ProductDataset:
+        """Return a copy with another `size`, `fit`, `augment` or `rows`."""
+        now = {"rows": self.rows, "size": self.size, "fit": self.fit, "augment": self.augment}
+        return ProductDataset(self.data, **(now | changes))
+
+    def __getitem__(self, position: int) -> Sample:
+        index = int(self.rows[position])
+        row = self.data.table.iloc[index]
+        try:
+            return self._sample(row, index)
+        except DataError as error:
+            raise DataError(f"row {index} of {self.data.name!r}: {error}") from None
+
+    def _sample(self, row: pd.Series, index: int) -> Sample:
+        pixels = read_image(row["image"])
+        shape = pixels.shape[:2]
+        words = list(row["words"]) if isinstance(row.get("words"), (list, tuple)) else []
+        parts: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))}
+        if row["mask"]:
+            parts["mask"] = _as_mask(read_mask(row["mask"], shape))
+        facts: dict[str, Any] = {}
+        if row["truth"]:
+            planes, facts = read_truth(row["truth"])
+            parts |= {name: _as_mask(plane) for name, plane in planes.items()}
+            parts["truth_words"] = _as_boxes(facts["words"], shape)
+        parts["words"] = _as_boxes(words, shape)
+        parts = (self.augment or self._resize)(parts)
+        return Sample(
+            image=parts["image"].as_subclass(Tensor).float().div(255).clamp(0, 1),
+            label=self._class_index[row["label"]],
+            text=row["text"],
+            words=_moved(words, parts["words"]),
+            mask=_plain(parts.get("mask")),
+            truth=_truth(parts, facts) if facts else None,
+            index=index,
+        )
+
+
+def _as_mask(mask: np.ndarray) -> tv_tensors.Mask:
+    return tv_tensors.Mask(torch.from_numpy(mask)[None])
+
+
+def _as_boxes(words: Sequence[Word], shape: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    boxes = torch.tensor([w.box for w in words], dtype=torch.float32).reshape(-1, 4)
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=shape)
+
+
+def _moved(words: Sequence[Word], boxes: Tensor) -> list[Word]:
+    return [replace(w, box=tuple(b)) for w, b in zip(words, boxes.tolist(), strict=True)]
+
+
+def _plain(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.as_subclass(Tensor).bool()
+
+
+def _truth(parts: dict[str, Any], facts: dict[str, Any]) -> Truth:
+    planes = {name: _plain(parts[name]) for name in TRUTH_PLANES}
+    words = _moved(facts["words"], parts["truth_words"])
+    return Truth(words=words, **planes, **{k: facts.get(k, "") for k in ("pose", "background", "lighting")})
