@@ -1,0 +1,136 @@
+"""Accuracy with intervals, confusion pairs, calibration. Every figure is a fraction in [0,1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, f1_score
+
+Interval = tuple[float, float]
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
+    """Return Wilson's interval of a share of `hits` in `n` independent trials."""
+    low, high = binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
+    return float(low), float(high)
+
+
+def bootstrap(values: np.ndarray, statistic=np.mean, n: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Return the percentile bootstrap interval of `statistic` over rows of `values (N,...)`."""
+    values = np.asarray(values)
+    rng = np.random.default_rng(seed)
+    draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(n)]
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier did on one split.
+
+    Attributes:
+        probs: (N,K) predicted probabilities.
+        labels: (N,) true class indices.
+        classes: K class names.
+        indices: (N,) rows of the data set's table.
+    """
+
+    probs: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    indices: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """(N,) predicted class indices."""
+        return self.probs.argmax(1)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.predicted == self.labels
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose most probable class is the true one."""
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """95 % Wilson interval of `top1`."""
+        return wilson(self.correct.sum(), self.n)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that occur among the labels."""
+        seen = np.unique(self.labels)
+        return float(f1_score(self.labels, self.predicted, labels=seen, average="macro", zero_division=0))
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(K,K) counts; rows are true classes, columns predicted ones."""
+        return confusion_matrix(self.labels, self.predicted, labels=np.arange(len(self.classes)))
+
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """One row a class that occurs: n, accuracy and its Wilson interval, hardest first."""
+        rows = []
+        for k in np.unique(self.labels):
+            hits, n = int(self.confusion[k, k]), int(self.confusion[k].sum())
+            rows.append((self.classes[k], n, hits / n, *wilson(hits, n)))
+        frame = pd.DataFrame(rows, columns=["label", "n", "accuracy", "low", "high"])
+        return frame.sort_values(["accuracy", "label"], ignore_index=True)
+
+    def confusion_pairs(self, top: int = 10) -> pd.DataFrame:
+        """Return the `top` unordered pairs of classes most often taken for one another.
+
+        Columns: `first`, `second`, `errors` (both directions), `rate` (errors over images of both classes).
+        """
+        errors = self.confusion + self.confusion.T
+        first, second = np.triu_indices(len(self.classes), k=1)
+        counts, totals = errors[first, second], self.confusion.sum(1)
+        order = np.argsort(-counts, kind="stable")[:top]
+        order = order[counts[order] > 0]
+        first, second, counts = first[order], second[order], counts[order]
+        return pd.DataFrame(
+            {
+                "first": [self.classes[i] for i in first],
+                "second": [self.classes[i] for i in second],
+                "errors": counts,
+                "rate": counts / (totals[first] + totals[second]),
+            }
+        )
+
+    def reliability(self, bins: int = 10) -> pd.DataFrame:
+        """Return confidence against accuracy in `bins` equally populated bins (Guo et al. 2017, section 2).
+
+        Columns: `confidence` (mean), `accuracy`, `n`.
+        """
+        confidence = self.probs.max(1)
+        order = np.array_split(np.argsort(confidence, kind="stable"), min(bins, self.n))
+        rows = [(confidence[i].mean(), self.correct[i].mean(), len(i)) for i in order]
+        return pd.DataFrame(rows, columns=["confidence", "accuracy", "n"])
+
+    def calibration_error(self, bins: int = 10) -> float:
+        """Return the expected calibration error over `bins` equally populated bins."""
+        table = self.reliability(bins)
+        return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
+
+    def summary(self) -> dict[str, float | int | list[float]]:
+        """Return the figures worth a record: top1, macro_f1, n, interval, calibration_error."""
+        return {
+            "top1": self.top1,
+            "macro_f1": self.macro_f1,
+            "n": self.n,
+            "interval": list(self.interval),
+            "calibration_error": self.calibration_error(),
+        }
