@@ -1,0 +1,705 @@
+"""One loop for every model: fit, evaluate, fit_or_load.
+
+`fit` runs in two modes. `frozen` encodes every picture once (several augmented views if asked), keeps the
+features on disk and trains the rest of the model on them: minutes become seconds. `finetune` trains everything.
+Both go through the same epochs, optimiser, schedule, early stopping and checkpoints, on one CPU, one GPU or
+several processes (`accelerate launch`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from retailkit import data as datasets
+from retailkit import models
+from retailkit.config import UserError, UsageError, cache_dir, device, pick, replacing
+from retailkit.data.table import Batch, ProductData, ProductDataset, collate
+from retailkit.losses import Criterion, criterion
+from retailkit.metrics import Evaluation
+from retailkit.models.classifier import Features, ProductClassifier
+
+MODES = ("frozen", "finetune")
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the message says at which step and what was kept."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Sizes are pixels, rates are per step.
+
+    Attributes:
+        mode: `frozen` (encoders stay as they are) or `finetune`.
+        epochs: passes over the training split.
+        batch_size: images a step.
+        lr: peak learning rate of the head (AdamW, linear warm-up, cosine decay to zero).
+        encoder_lr: peak learning rate of the encoders in `finetune` mode.
+        weight_decay: decoupled weight decay.
+        warmup: share of all steps that the learning rate takes to rise.
+        criterion: name in `losses.CRITERIA`.
+        criterion_options: its options.
+        augment: name in `AUGMENTATIONS`.
+        train_size: side of training images; None takes the model's input size. Smaller is faster, and test
+            images may be larger (Touvron et al. 2019).
+        views: augmented views a picture whose features are kept, in `frozen` mode.
+        ema: decay of the exponential moving average of weights; 0 keeps the last weights.
+        bf16: compute in bfloat16 where the device is faster so.
+        patience: epochs without a better validation accuracy before stopping; None never stops early.
+        workers: processes that load images.
+        seed: of weights, order and augmentation.
+    """
+
+    mode: str = "frozen"
+    epochs: int = 60
+    batch_size: int = 32
+    lr: float = 2e-3
+    encoder_lr: float = 5e-4
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    criterion: str = "label_smoothing"
+    criterion_options: dict[str, Any] = field(default_factory=dict)
+    augment: str = "none"
+    train_size: int | None = None
+    views: int = 1
+    ema: float = 0.0
+    bf16: bool = True
+    patience: int | None = None
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        pick(MODES, self.mode, "training mode")
+        pick(AUGMENTATIONS, self.augment, "augmentation")
+        if self.epochs < 1 or self.batch_size < 1 or self.views < 1:
+            raise UsageError("epochs, batch_size and views must be at least 1")
+
+
+@dataclass
+class History:
+    """What happened while training.
+
+    Attributes:
+        epochs: one row an epoch: `epoch`, `loss` (mean of the steps), `lr`, `seconds`, and `val_top1`,
+            `val_loss` where there is a validation split.
+        best_epoch: epoch whose weights were kept.
+        seconds: wall time of all epochs, encoding included.
+    """
+
+    epochs: pd.DataFrame
+    best_epoch: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        rows = json.loads(self.epochs.to_json(orient="records"))
+        return {"epochs": rows, "best_epoch": self.best_epoch, "seconds": self.seconds}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> History:
+        """Read what `to_dict` wrote."""
+        return cls(pd.DataFrame(plain["epochs"]), plain["best_epoch"], plain["seconds"])
+
+
+# -- Augmentation: name -> function of the size that returns a random transform, or None for the plain fit.
+
+
+def _standard(size: int) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(0.3, 0.3, 0.3, 0.02),
+            v2.RandomErasing(p=0.25, scale=(0.02, 0.2)),
+        ]
+    )
+
+
+def _light(size: int) -> v2.Transform:
+    # Products carry words: no mirror image, and the crop keeps most of the label.
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), antialias=True),
+            v2.ColorJitter(0.2, 0.2, 0.2, 0.02),
+        ]
+    )
+
+
+AUGMENTATIONS: dict[str, Callable[[int], v2.Transform | None]] = {
+    "none": lambda size: None,
+    "light": _light,
+    "standard": _standard,
+}
+
+
+# -- Encoded splits: what `frozen` mode trains on.
+
+
+@dataclass
+class EncodedBatch:
+    """Features in place of pixels and words; stands in for `Batch` when the encoders are frozen."""
+
+    image: Features | None
+    text: Features | None
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> EncodedBatch:
+        """Return this batch on `device`."""
+        return EncodedBatch(_move(self.image, device), _move(self.text, device), self.labels.to(device))
+
+
+def _move(features: Features | None, device: str | torch.device) -> Features | None:
+    return None if features is None else Features(features.values.to(device), features.available.to(device))
+
+
+class EncodedDataset(torch.utils.data.Dataset):
+    """A split as cached features. `index` may be a list: the loader then draws whole batches."""
+
+    def __init__(self, image: Features | None, text: Features | None, labels: Tensor) -> None:
+        self.image, self.text, self.labels = image, text, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: list[int] | int) -> EncodedBatch:
+        rows = torch.as_tensor(index).reshape(-1)
+        return EncodedBatch(_rows(self.image, rows), _rows(self.text, rows), self.labels[rows])
+
+
+def _rows(features: Features | None, rows: Tensor) -> Features | None:
+    return None if features is None else Features(features.values[rows], features.available[rows])
+
+
+def encode(model: ProductClassifier, dataset: ProductDataset, bf16: bool = False) -> EncodedDataset:
+    """Run the model's encoders over a split once.
+
+    Args:
+        model: its `encode_image` and `encode_text` are used as they are, in evaluation mode.
+        dataset: the split, at the size it was made with.
+        bf16: compute in bfloat16 where the device is faster so.
+
+    Returns:
+        Float32 features on the CPU, in the order of `dataset`.
+    """
+    where, images, texts = device(), [], []
+    model = model.to(where)
+    with _evaluating(model), _autocast(where, bf16):
+        for batch in tqdm(_loader(dataset, 32), desc="encode", mininterval=2, leave=False, disable=len(dataset) < 100):
+            batch = batch.to(where)
+            if "image" in model.modalities:
+                images.append(_to_cpu(model.encode_image(batch.images)))
+            if "text" in model.modalities:
+                texts.append(_to_cpu(model.encode_text(batch.texts)))
+    return EncodedDataset(_joined(images), _joined(texts), torch.from_numpy(dataset.labels))
+
+
+def _to_cpu(features: Features) -> Features:
+    return Features(features.values.float().cpu(), features.available.cpu())
+
+
+def _joined(parts: list[Features]) -> Features | None:
+    if not parts:
+        return None
+    return Features(torch.cat([p.values for p in parts]), torch.cat([p.available for p in parts]))
+
+
+def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int, config: TrainConfig) -> EncodedDataset:
+    """Return `views` encodings of a split laid end to end, from the disk cache where they are there already.
+
+    The key covers the encoders' weights, the files (path, size, time), the words, the transform and the seed.
+    """
+    key = _digest(
+        [
+            encoder_fingerprint(model),
+            data_fingerprint(dataset.data, dataset.rows),
+            [dataset.size, dataset.fit, repr(dataset.augment), views, config.bf16, config.seed],
+        ]
+    )
+    path = cache_dir("features") / f"{key}.safetensors"
+    if path.exists():
+        try:
+            return _unpack(safetensors.torch.load_file(path))
+        except (SafetensorError, KeyError):
+            path.unlink()  # cut off by a kill: made again below
+    parts = []
+    for view in range(views):
+        with _seeded(config.seed + view):
+            parts.append(encode(model, dataset, config.bf16))
+    joined = EncodedDataset(
+        _joined([p.image for p in parts if p.image]),
+        _joined([p.text for p in parts if p.text]),
+        torch.cat([p.labels for p in parts]),
+    )
+    with replacing(path) as draft:
+        safetensors.torch.save_file(_pack(joined), draft)
+    return joined
+
+
+def _pack(encoded: EncodedDataset) -> dict[str, Tensor]:
+    tensors = {"labels": encoded.labels}
+    for name, features in (("image", encoded.image), ("text", encoded.text)):
+        if features is not None:
+            tensors |= {f"{name}.values": features.values, f"{name}.available": features.available}
+    return tensors
+
+
+def _unpack(tensors: dict[str, Tensor]) -> EncodedDataset:
+    def features(name: str) -> Features | None:
+        values = tensors.get(f"{name}.values")
+        return None if values is None else Features(values, tensors[f"{name}.available"])
+
+    return EncodedDataset(features("image"), features("text"), tensors["labels"])
+
+
+# -- The loop.
+
+
+class TrainingStep(nn.Module):
+    """The loss of one batch as a module, so that several processes synchronise gradients when it is called."""
+
+    def __init__(self, model: ProductClassifier, loss: Criterion, bf16: bool) -> None:
+        super().__init__()
+        self.model, self.loss, self.bf16 = model, loss, bf16
+
+    def forward(self, batch: Batch | EncodedBatch) -> Tensor:
+        with _autocast(batch.labels.device.type, self.bf16):
+            if isinstance(batch, EncodedBatch):
+                return self.loss(self.model.classify(batch.image, batch.text).float(), batch.labels)
+            return self.model.training_loss(batch, self.loss)
+
+
+def fit(
+    model: ProductClassifier,
+    train: ProductDataset,
+    val: ProductDataset | None = None,
+    config: TrainConfig | None = None,
+    resume: str | Path | None = None,
+) -> History:
+    """Train `model` in place and leave it in evaluation mode with the best weights.
+
+    Args:
+        model: what to train; `model.prepare(train, val)` is called first.
+        train: training split; its `augment` is replaced by the configuration's.
+        val: validation split; with it the weights of the epoch with the best top-1 are kept.
+        config: how to train.
+        resume: file that holds the state after each epoch; an interrupted run goes on from it.
+
+    Returns:
+        The history of all epochs, those before an interrupt included.
+
+    Raises:
+        TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
+    """
+    config = config or TrainConfig()
+    started = time.monotonic()
+    model.prepare(train, val)
+    if not any(p.requires_grad for p in model.parameters()):
+        return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
+    accelerator = Accelerator(cpu=device() == "cpu")
+    with _seeded(config.seed):
+        loader, val_data = _training_data(model, train, val, config)
+        loop = _Loop(model, loader, val_data, config, accelerator, Path(resume) if resume else None)
+        history = loop.run()
+    return replace(history, seconds=time.monotonic() - started + loop.seconds_before)
+
+
+def _training_data(
+    model: ProductClassifier, train: ProductDataset, val: ProductDataset | None, config: TrainConfig
+) -> tuple[DataLoader, ProductDataset | EncodedDataset | None]:
+    size = config.train_size or train.size
+    train = train.with_options(size=size, augment=AUGMENTATIONS[config.augment](size))
+    if config.mode == "finetune":
+        return _loader(train, config.batch_size, shuffle=True, workers=config.workers), val
+    encoded = encode_cached(model, train, config.views, config)
+    order = torch.utils.data.RandomSampler(encoded)
+    sampler = torch.utils.data.BatchSampler(order, config.batch_size, drop_last=False)
+    loader = DataLoader(encoded, batch_sampler=sampler, collate_fn=_merge)
+    return loader, None if val is None else encode_cached(model, val, 1, config)
+
+
+def _merge(parts: list[EncodedBatch]) -> EncodedBatch:
+    return EncodedBatch(
+        _joined([p.image for p in parts if p.image]),
+        _joined([p.text for p in parts if p.text]),
+        torch.cat([p.labels for p in parts]),
+    )
+
+
+class _Loop:
+    """The state of one training run: what an epoch changes and a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: ProductClassifier,
+        loader: DataLoader,
+        val: ProductDataset | EncodedDataset | None,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        resume: Path | None,
+    ) -> None:
+        self.model, self.val, self.config, self.accelerator, self.resume = model, val, config, accelerator, resume
+        model.to(accelerator.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
+        self.step, self.optimizer, self.loader = accelerator.prepare(
+            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16), optimizer, loader
+        )
+        steps = len(self.loader) * config.epochs
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.warmup, steps))
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": None}
+        self.seconds_before = 0.0
+
+    def run(self) -> History:
+        first = self._restore()
+        quiet = not self.accelerator.is_main_process
+        bar = tqdm(range(first, self.config.epochs), desc="train", initial=first, total=self.config.epochs,
+                   mininterval=2, disable=quiet)  # fmt: skip
+        for epoch in bar:
+            row = self._epoch(epoch)
+            bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_top1") if k in row})
+            if self.config.patience is not None and epoch + 1 - self.best["epoch"] > self.config.patience:
+                break
+        if self.best["weights"] is not None:
+            self.model.load_state_dict(self.best["weights"])
+        self.model.eval()
+        if self.resume and self.accelerator.is_main_process:
+            self.resume.unlink(missing_ok=True)
+        return History(pd.DataFrame(self.rows), self.best["epoch"], 0.0)
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        started = time.monotonic()
+        self.model.train()
+        with _seeded(self.config.seed * 10_007 + epoch + 1):
+            losses = [self._update(batch, epoch) for batch in self._batches(epoch)]
+        row = {"epoch": epoch + 1, "loss": float(np.mean(losses)), "lr": self.schedule.get_last_lr()[0]}
+        judged = self.average.module if self.average else self.model
+        score = float(epoch)  # without a validation split the last epoch is the best one
+        if self.val is not None:
+            result = evaluate(judged, self.val, bf16=self.config.bf16)
+            score = row["val_top1"] = result.top1
+            row["val_loss"] = float(-np.log(result.probs[np.arange(result.n), result.labels].clip(1e-12)).mean())
+        row["seconds"] = time.monotonic() - started
+        self.rows.append(row)
+        if score >= self.best["score"]:
+            weights = {k: v.detach().clone() for k, v in judged.state_dict().items()}
+            self.best = {"epoch": epoch + 1, "score": score, "weights": weights}
+        self._save(epoch + 1)
+        return row
+
+    def _batches(self, epoch: int) -> Iterator[Batch | EncodedBatch]:
+        quiet = not self.accelerator.is_main_process or self.config.mode == "frozen"
+        return tqdm(self.loader, desc=f"epoch {epoch + 1}", mininterval=5, leave=False, disable=quiet)
+
+    def _update(self, batch: Batch | EncodedBatch, epoch: int) -> float:
+        loss = self.step(batch.to(self.accelerator.device))
+        if not torch.isfinite(loss):
+            kept = f"; epoch {epoch} is kept in {self.resume}" if self.resume and epoch else ""
+            raise TrainingError(
+                f"loss is {loss.item()} at step {self.schedule.last_epoch + 1} (epoch {epoch + 1}); "
+                f"lower lr (now {self.config.lr:g}) or encoder_lr{kept}"
+            )
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.step.parameters(), 5.0)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        return loss.item()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "best": self.best,
+            "rows": self.rows,
+            "seconds": self.seconds_before + sum(r["seconds"] for r in self.rows),
+        }
+
+    def _save(self, epoch: int) -> None:
+        last = epoch == self.config.epochs
+        if self.resume and not last and self.config.mode == "finetune" and self.accelerator.is_main_process:
+            with replacing(self.resume) as draft:
+                torch.save(self._state(), draft)
+
+    def _restore(self) -> int:
+        if not (self.resume and self.resume.exists()):
+            return 0
+        state = torch.load(self.resume, map_location=self.accelerator.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.best, self.rows = state["best"], state["rows"]
+        return len(self.rows)
+
+
+def _parameter_groups(model: ProductClassifier, config: TrainConfig) -> list[dict[str, Any]]:
+    """Split parameters by role: encoders learn at `encoder_lr` or not at all, vectors are not decayed."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        encoder = "_encoder." in f"{name}."
+        if parameter.requires_grad and not (encoder and config.mode == "frozen"):
+            groups.setdefault((encoder, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": params, "lr": config.encoder_lr if encoder else config.lr}
+        | ({} if decayed else {"weight_decay": 0.0})
+        for (encoder, decayed), params in groups.items()
+    ]
+
+
+def _warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+def evaluate(
+    model: ProductClassifier, dataset: ProductDataset | EncodedDataset, batch_size: int = 32, bf16: bool = False
+) -> Evaluation:
+    """Classify a whole split.
+
+    Args:
+        model: put into evaluation mode for the call and given back as it was.
+        dataset: a split of pictures, or one that `encode` made.
+        batch_size: images a forward pass; does not change the result.
+        bf16: compute in bfloat16 where the device is faster so.
+    """
+    where = next(model.parameters(), torch.empty(0)).device
+    probs = []
+    with _evaluating(model), _autocast(where.type, bf16):
+        if isinstance(dataset, EncodedDataset):
+            everything = dataset[list(range(len(dataset)))].to(where)
+            probs.append(model.classify(everything.image, everything.text).float().softmax(-1))
+            labels, indices = dataset.labels.numpy(), np.arange(len(dataset))
+        else:
+            loader = _loader(dataset, batch_size)
+            for batch in tqdm(loader, desc="evaluate", mininterval=2, leave=False, disable=len(dataset) < 100):
+                batch = batch.to(where)
+                probs.append(model(batch.images, batch.texts).float().softmax(-1))
+            labels, indices = dataset.labels, dataset.rows
+    return Evaluation(torch.cat(probs).cpu().numpy(), labels, list(model.classes), indices)
+
+
+def _loader(dataset: ProductDataset, batch_size: int, shuffle: bool = False, workers: int = 0) -> DataLoader:
+    return DataLoader(
+        dataset, batch_size, shuffle, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators for the block only; the caller's randomness goes on untouched."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _autocast(device_type: str, bf16: bool) -> torch.autocast:
+    fast = device_type == "cuda" or (device_type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_bf16())
+    return torch.autocast(device_type, torch.bfloat16, enabled=bf16 and fast)
+
+
+def _cpu_bf16() -> bool:
+    return torch.cpu.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+# -- Checkpoints and what identifies them.
+
+
+def save_checkpoint(model: ProductClassifier, path: str | Path, history: History, **facts: Any) -> Path:
+    """Write weights and what is needed to build the model again as one safetensors file, in one step.
+
+    The JSON in the file's header holds `build` (arguments of `models.rebuild`), `history` and `facts`.
+    """
+    header = {"build": model.build_args, "history": history.to_dict(), "facts": facts, "format": 1}
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with replacing(path) as draft:
+        safetensors.torch.save_file(weights, draft, metadata={"retailkit": json.dumps(header)})
+    return Path(path)
+
+
+def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote; the encoders' own weight files are not needed.
+
+    Raises:
+        UserError: the file is missing, cut off, or not a retailkit checkpoint.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["retailkit"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train one with `retailkit train`") from None
+    except (SafetensorError, KeyError, TypeError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a retailkit checkpoint ({error}); train again or give another file") from None
+    model = models.rebuild(header["build"])
+    model.load_state_dict(weights)
+    return model.eval(), History.from_dict(header["history"]), header["facts"]
+
+
+def check_labels(model: ProductClassifier, data: ProductData) -> None:
+    """Make sure that a checkpoint knows every class of a data set.
+
+    Raises:
+        UserError: names the first row whose label the model has never seen.
+    """
+    strange = ~data.table["label"].isin(model.classes)
+    if strange.any():
+        row = data.table[strange].iloc[0]
+        raise UserError(
+            f"{row['image']}: label {row['label']!r} is unknown to this checkpoint of {len(model.classes)} classes; "
+            "train with this class or drop the row"
+        )
+
+
+def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:
+    """Return `data` with the model's class order, so that labels and logits agree."""
+    check_labels(model, data)
+    return replace(data, classes=list(model.classes))
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """A training run, written down: data, model and configuration.
+
+    Attributes:
+        dataset: name for `data.load`.
+        root: its folder; None takes the default.
+        data_options: options of the reader.
+        model: name for `models.build`.
+        model_options: its options (`backbone`, `pooling`, `weights`, ...).
+        size: side of validation and test images; None takes the encoder's.
+        config: how to train.
+    """
+
+    dataset: str = "synthetic"
+    root: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
+    model: str = "image"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+    def key(self, data: ProductData) -> str:
+        """Return a hash of everything that decides the result: spec, data, our sources, library versions."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("root", "config")}
+        return _digest([plain, asdict(self.config), data_fingerprint(data), _sources(), _versions()])
+
+
+def fit_or_load(
+    spec: TrainSpec, data: ProductData | None = None, path: str | Path | None = None
+) -> tuple[ProductClassifier, History]:
+    """Train what `spec` says, or load it if the very same run has been done before.
+
+    Args:
+        spec: data, model and configuration.
+        data: the data set if it is loaded already (with its OCR text, say); None loads it.
+        path: checkpoint file; None keeps it in the cache folder under the run's key. An existing file is
+            loaded if it was made by the same run and replaced otherwise.
+
+    Returns:
+        The model in evaluation mode and its history.
+    """
+    data = data or datasets.load(spec.dataset, spec.root, **spec.data_options)
+    key = spec.key(data)
+    path = Path(path) if path else cache_dir("checkpoints") / f"{key}.safetensors"
+    if path.exists():
+        try:
+            model, history, facts = load_checkpoint(path)
+            if facts.get("key") == key:
+                return model, history
+        except UserError:
+            pass  # unreadable: trained again below, replaced only once the new one is whole
+    with _seeded(spec.config.seed):
+        model = models.build(spec.model, data.classes, **spec.model_options)
+    size, splits = spec.size or model.input_size, data.splits
+    val = data.split("val", size) if "val" in splits else None
+    partial = cache_dir("partial") / f"{key}.pt"
+    history = fit(model, data.split("train", size), val, spec.config, resume=partial)
+    facts = {"key": key, "spec": json.loads(json.dumps(asdict(spec), default=str)), "size": size, "fit": data.fit}
+    save_checkpoint(model, path, history, **facts)
+    return model, history
+
+
+def data_fingerprint(data: ProductData, rows: np.ndarray | None = None) -> str:
+    """Return a hash of a data set's rows: names, labels, splits, text, and each file's size and time."""
+    table = data.table if rows is None else data.table.iloc[rows]
+    stats = [_stat(path) for path in table["image"]]
+    return _digest([table[["label", "split", "text"]].to_numpy().tolist(), list(data.classes), stats])
+
+
+def _stat(path: str) -> list[Any]:
+    found = Path(path).stat() if Path(path).exists() else None
+    return [Path(path).name, found.st_size, found.st_mtime_ns] if found else [str(path)]
+
+
+def encoder_fingerprint(model: ProductClassifier) -> str:
+    """Return a hash of the weights of a model's encoders and of how it was built."""
+    digest = hashlib.sha256(_digest([type(model).__name__, list(model.modalities)]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if "_encoder." in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sources() -> str:
+    here = Path(__file__).parent
+    files = [here / "training.py", here / "losses.py", *sorted((here / "models").glob("*.py"))]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "transformers")}
+
+
+def _digest(thing: Any) -> str:
+    return hashlib.sha256(json.dumps(thing, sort_keys=True, default=str).encode()).hexdigest()[:24]
