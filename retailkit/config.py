@@ -129,6 +129,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)

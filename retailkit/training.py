@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from retailkit import data as datasets
 from retailkit import models
-from retailkit.config import UserError, UsageError, cache_dir, device, pick, replacing
+from retailkit.config import UsageError, UserError, cache_dir, device, pick, replacing
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
 from retailkit.losses import Criterion, criterion
 from retailkit.metrics import Evaluation
@@ -287,6 +287,7 @@ class TrainingStep(nn.Module):
         self.model, self.loss, self.bf16 = model, loss, bf16
 
     def forward(self, batch: Batch | EncodedBatch) -> Tensor:
+        """Return the scalar loss of one batch."""
         with _autocast(batch.labels.device.type, self.bf16):
             if isinstance(batch, EncodedBatch):
                 return self.loss(self.model.classify(batch.image, batch.text).float(), batch.labels)
@@ -362,11 +363,19 @@ class _Loop:
         accelerator: Accelerator,
         resume: Path | None,
     ) -> None:
-        self.model, self.val, self.config, self.accelerator, self.resume = model, val, config, accelerator, resume
+        self.model, self.val, self.config, self.accelerator, self.resume = (
+            model,
+            val,
+            config,
+            accelerator,
+            resume,
+        )
         model.to(accelerator.device, memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
         self.step, self.optimizer, self.loader = accelerator.prepare(
-            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16), optimizer, loader
+            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16),
+            optimizer,
+            loader,
         )
         steps = len(self.loader) * config.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.warmup, steps))
@@ -491,7 +500,10 @@ def _warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
 
 
 def evaluate(
-    model: ProductClassifier, dataset: ProductDataset | EncodedDataset, batch_size: int = 32, bf16: bool = False
+    model: ProductClassifier,
+    dataset: ProductDataset | EncodedDataset,
+    batch_size: int = 32,
+    bf16: bool = False,
 ) -> Evaluation:
     """Classify a whole split.
 
@@ -664,7 +676,12 @@ def fit_or_load(
     val = data.split("val", size) if "val" in splits else None
     partial = cache_dir("partial") / f"{key}.pt"
     history = fit(model, data.split("train", size), val, spec.config, resume=partial)
-    facts = {"key": key, "spec": json.loads(json.dumps(asdict(spec), default=str)), "size": size, "fit": data.fit}
+    facts = {
+        "key": key,
+        "spec": json.loads(json.dumps(asdict(spec), default=str)),
+        "size": size,
+        "fit": data.fit,
+    }
     save_checkpoint(model, path, history, **facts)
     return model, history
 
