@@ -1,0 +1,290 @@
+"""Pictures: data in, Axes out. Nothing here reads files, computes results or calls `plt.show()`.
+
+One style for the whole workbook, readable for colour-blind people: `COLOURS` (Okabe and Ito 2008) for categories,
+`cividis` for amounts, and a blue-to-orange scale for signed values. Notebooks call `use_style()` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from skimage.segmentation import find_boundaries
+
+from retailkit.data.table import ProductDataset, Sample, Word
+from retailkit.metrics import Evaluation
+
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444"]
+GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
+LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
+
+
+def use_style() -> None:
+    """Set the workbook's style for the current session."""
+    sns.set_theme(style="white", palette=COLOURS, context="notebook")
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.frameon": False,
+            "font.size": 10,
+        }
+    )
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] = (6, 4)) -> Axes:
+    return ax if ax is not None else plt.subplots(figsize=size)[1]
+
+
+def picture(image: Any, title: str = "", ax: Axes | None = None, colour: str | None = None) -> Axes:
+    """Show one picture without ticks.
+
+    Args:
+        image: (3,H,W) in [0,1] or (H,W,3) uint8.
+        title: above the picture.
+        ax: where to draw.
+        colour: of the title and a frame, to mark right and wrong.
+    """
+    ax = _axes(ax, (3, 3))
+    pixels = np.asarray(image)
+    ax.imshow(pixels.transpose(1, 2, 0) if pixels.shape[0] == 3 else pixels, interpolation="antialiased")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(colour is not None)
+        spine.set(color=colour or "none", linewidth=2.5)
+    ax.set_title(title, fontsize=8, fontweight="normal", color=colour or "black", wrap=True)
+    return ax
+
+
+def contact_sheet(
+    images: Sequence[Any],
+    titles: Sequence[str] | None = None,
+    columns: int = 6,
+    width: float = 12,
+    colours: Sequence[str | None] | None = None,
+    title: str = "",
+) -> Figure:
+    """Lay pictures out in a grid.
+
+    Args:
+        images: pictures as `picture` takes them.
+        titles: one a picture.
+        columns: pictures a row.
+        width: of the figure in inches.
+        colours: frame of each picture, or None for none.
+        title: of the sheet.
+    """
+    if not len(images):
+        raise ValueError("a contact sheet needs at least one picture")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell = width / columns
+    figure, grid = plt.subplots(rows, columns, figsize=(width, rows * (cell + (0.28 if titles else 0))), squeeze=False)
+    for ax in grid.flat[len(images) :]:
+        ax.set_visible(False)
+    for i, (ax, image) in enumerate(zip(grid.flat, images, strict=False)):
+        picture(image, titles[i] if titles else "", ax, colours[i] if colours else None)
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def sample_sheet(dataset: ProductDataset, positions: Sequence[int], columns: int = 6, **options: Any) -> Figure:
+    """Lay out samples of a split with their class names."""
+    samples = [dataset[int(i)] for i in positions]
+    titles = [dataset.classes[s.label] for s in samples]
+    return contact_sheet([s.image for s in samples], titles, columns, **options)
+
+
+def outline(mask: Any, colour: str, ax: Axes, fill: float = 0.0) -> Axes:
+    """Draw the border of a bool mask (H,W) or (1,H,W), and tint its inside by `fill` in [0,1]."""
+    mask = np.asarray(mask).reshape(np.asarray(mask).shape[-2:])
+    line = ListedColormap(["none", colour])
+    if fill:
+        ax.imshow(mask, cmap=line, alpha=fill, interpolation="nearest", vmin=0, vmax=1)
+    ax.imshow(find_boundaries(mask, mode="inner"), cmap=line, interpolation="nearest", vmin=0, vmax=1)
+    return ax
+
+
+def words(found: Sequence[Word], ax: Axes, colour: str = COLOURS[2], label: bool = True) -> Axes:
+    """Draw word boxes, telling words in orange, with their text above."""
+    for word in found:
+        x0, y0, x1, y1 = word.box
+        if x1 <= x0 or y1 <= y0:
+            continue
+        shade = BAD if word.telling else colour
+        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=shade, linewidth=1.2))
+        if label:
+            box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
+            ax.text(x0, y0 - 1, word.text, fontsize=6, color=shade, va="bottom", bbox=box, clip_on=True)
+    return ax
+
+
+def ground_truth(sample: Sample, ax: Axes | None = None, legend: bool = True) -> Axes:
+    """Draw what is known of a rendered picture: product, twin-telling patch, shadow, reflection and words."""
+    ax = picture(sample.image, "", _axes(ax, (4, 4)))
+    layers = {"mask": sample.mask}
+    if sample.truth is not None:
+        layers |= {name: getattr(sample.truth, name) for name in ("shadow", "reflection", "twin_patch")}
+    shown = {name: m for name, m in layers.items() if m is not None and bool(np.asarray(m).any())}
+    for name, mask in shown.items():
+        outline(mask, LAYERS[name], ax, fill=0.0 if name == "mask" else 0.3)
+    if sample.truth is not None:
+        words(sample.truth.words, ax, label=False)
+    if legend:
+        names = {"mask": "product", "twin_patch": "tells twins apart"}
+        handles = [Patch(color=LAYERS[n], label=names.get(n, n)) for n in shown]
+        ax.legend(handles=handles, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+    return ax
+
+
+def class_balance(table: pd.DataFrame, ax: Axes | None = None, top: int = 40) -> Axes:
+    """Draw images a class and split as stacked bars; beyond `top` classes only the largest and smallest."""
+    counts = table.groupby(["label", "split"]).size().unstack(fill_value=0)
+    counts = counts[[s for s in ("train", "val", "test") if s in counts]]
+    counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False).index]
+    if len(counts) > top:
+        counts = pd.concat([counts.iloc[: top // 2], counts.iloc[-top // 2 :]])
+    ax = _axes(ax, (8, 0.22 * len(counts) + 1))
+    counts.plot.barh(stacked=True, ax=ax, width=0.8, color=COLOURS[: counts.shape[1]])
+    ax.invert_yaxis()
+    ax.set(xlabel="images", ylabel="")
+    ax.tick_params(axis="y", labelsize=7)
+    ax.legend(title="", loc="lower right")
+    return ax
+
+
+def learning_curves(histories: Mapping[str, pd.DataFrame], axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Draw training loss and validation top-1 by epoch for several runs.
+
+    Args:
+        histories: name of the run -> `History.epochs`.
+        axes: two Axes, for loss and accuracy.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(10, 3.6))[1]
+    for (name, epochs), colour in zip(histories.items(), COLOURS, strict=False):
+        axes[0].plot(epochs["epoch"], epochs["loss"], color=colour, label=name)
+        if "val_top1" in epochs:
+            axes[1].plot(epochs["epoch"], epochs["val_top1"], color=colour, label=name)
+            best = epochs["val_top1"].to_numpy()[::-1].argmax()
+            row = epochs.iloc[len(epochs) - 1 - best]
+            axes[1].plot(row["epoch"], row["val_top1"], "o", color=colour, markersize=6)
+    axes[0].set(title="training loss", xlabel="epoch", yscale="log")
+    axes[1].set(title="validation top-1 (dot: epoch kept)", xlabel="epoch")
+    axes[1].legend(loc="lower right")
+    return axes
+
+
+def reliability(evaluations: Mapping[str, Evaluation], bins: int = 10, ax: Axes | None = None) -> Axes:
+    """Draw accuracy against confidence with the share of images in each bin (Guo et al. 2017, figure 1)."""
+    ax = _axes(ax, (4.6, 4.4))
+    ax.plot([0, 1], [0, 1], color=QUIET, linestyle=":", label="as confident as right")
+    for (name, evaluation), colour in zip(evaluations.items(), COLOURS, strict=False):
+        table = evaluation.reliability(bins)
+        label = f"{name} (error {evaluation.calibration_error(bins):.3f})"
+        ax.plot(table["confidence"], table["accuracy"], "o-", color=colour, label=label, markersize=5)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title="reliability")
+    ax.legend(loc="upper left", fontsize=8)
+    return ax
+
+
+def accuracy_bars(table: pd.DataFrame, ax: Axes | None = None, chance: float | None = None) -> Axes:
+    """Draw one bar a row with its interval.
+
+    Args:
+        table: columns `name`, `accuracy`, `low`, `high`, and `n` if known.
+        ax: where to draw.
+        chance: a dotted line, if given.
+    """
+    ax = _axes(ax, (7, 0.42 * len(table) + 1.2))
+    centre = table["accuracy"].to_numpy(float)
+    spread = np.abs(np.vstack([centre - table["low"].to_numpy(float), table["high"].to_numpy(float) - centre]))
+    ax.barh(
+        table["name"], centre, xerr=spread, color=COLOURS[0], alpha=0.85, error_kw={"elinewidth": 1.2, "capsize": 3}
+    )
+    for y, (value, high) in enumerate(zip(centre, table["high"], strict=True)):
+        ax.text(high + 0.012, y, f"{value:.3f}", va="center", fontsize=8)
+    if chance is not None:
+        ax.axvline(chance, color=QUIET, linestyle=":")
+        ax.text(chance, -0.6, "chance", color=QUIET, fontsize=8, ha="center", va="bottom")
+    ax.set(xlim=(0, min(1.1, 1.12 * float(table["high"].max()))), xlabel="accuracy (95 % interval)")
+    ax.invert_yaxis()
+    return ax
+
+
+def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the confusion matrix as shares of each true class, groups of classes framed.
+
+    Args:
+        evaluation: what to draw.
+        groups: the family of each class; classes are ordered by it, and each family gets a frame.
+        ax: where to draw.
+    """
+    families = np.asarray(groups if groups is not None else [""] * len(evaluation.classes))
+    order = np.lexsort((evaluation.classes, families))
+    counts = evaluation.confusion[np.ix_(order, order)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax = _axes(ax, (7.2, 6.4))
+    side = len(order)
+    labels = [evaluation.classes[i].title() for i in order] if side <= 40 else False
+    sns.heatmap(shares, cmap="cividis", vmin=0, vmax=1, square=True, ax=ax, xticklabels=False, yticklabels=labels,
+                cbar_kws={"label": "share of the true class", "shrink": 0.7})  # fmt: skip
+    for family in np.unique(families[families != ""]):
+        start, length = np.flatnonzero(families[order] == family)[0], int((families == family).sum())
+        ax.add_patch(Rectangle((start, start), length, length, fill=False, edgecolor="white", linewidth=1.6))
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set(xlabel="predicted", ylabel="true")
+    return ax
+
+
+def confusion_pairs(evaluation: Evaluation, dataset: ProductDataset, pairs: int = 4, width: float = 11) -> Figure:
+    """Show the most confused pairs of classes: a missed photo of each beside one that was right.
+
+    Each row is a pair: the photo taken for the other class (orange frame) and a typical photo of that class.
+    """
+    table = evaluation.confusion_pairs(pairs)
+    if table.empty:
+        raise ValueError("no confused pair: every image was classified correctly")
+    figure, grid = plt.subplots(len(table), 4, figsize=(width, len(table) * width / 4.4), squeeze=False)
+    index = {name: k for k, name in enumerate(evaluation.classes)}
+    for row, axes in zip(table.itertuples(), grid, strict=True):
+        a, b = index[row.first], index[row.second]
+        for (true, other), pair in zip(((a, b), (b, a)), (axes[:2], axes[2:]), strict=True):
+            _confused(evaluation, dataset, true, other, pair)
+        axes[0].set_ylabel(f"{row.errors} errors", fontsize=9)
+    return figure
+
+
+def _confused(evaluation: Evaluation, dataset: ProductDataset, true: int, other: int, axes: Sequence[Axes]) -> None:
+    missed = np.flatnonzero((evaluation.labels == true) & (evaluation.predicted == other))
+    typical = np.flatnonzero(evaluation.labels == other)
+    for ax in axes:
+        ax.set_axis_off()
+    if not len(missed):
+        return
+    worst = missed[evaluation.probs[missed, other].argmax()]
+    share = evaluation.probs[worst, other]
+    for ax in axes:
+        ax.set_axis_on()
+    name, wrong = evaluation.classes[true], evaluation.classes[other]
+    picture(dataset[int(worst)].image, f"{name}\ntaken for the right-hand one, p = {share:.2f}", axes[0], BAD)
+    best = typical[evaluation.probs[typical, other].argmax()] if len(typical) else worst
+    picture(dataset[int(best)].image, f"{wrong}\na typical photo", axes[1], GOOD)
