@@ -291,7 +291,6 @@ class TrainingStep(nn.Module):
         with _autocast(batch.labels.device.type, self.bf16):
             if isinstance(batch, EncodedBatch):
                 return self.loss(self.model.classify(batch.image, batch.text).float(), batch.labels)
-        """Return the scalar loss of one batch."""
             return self.model.training_loss(batch, self.loss)
 
 
