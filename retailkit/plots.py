@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from skimage.segmentation import find_boundaries
@@ -24,6 +24,7 @@ from retailkit.metrics import Evaluation
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444"]
 GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#0072B2", "#F7F7F7", "#D55E00"])
 LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
 
 
@@ -288,3 +289,29 @@ def _confused(evaluation: Evaluation, dataset: ProductDataset, true: int, other:
     picture(dataset[int(worst)].image, f"{name}\ntaken for the right-hand one, p = {share:.2f}", axes[0], BAD)
     best = typical[evaluation.probs[typical, other].argmax()] if len(typical) else worst
     picture(dataset[int(best)].image, f"{wrong}\na typical photo", axes[1], GOOD)
+
+
+def attribution(image: Any, attr: Any, ax: Axes | None = None, limit: float | None = None, title: str = "") -> Axes:
+    """Lay a signed attribution over a picture: orange speaks for the class, blue against it.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        attr: (H,W) signed.
+        ax: where to draw.
+        limit: value of the full colour on both sides; None takes the map's own largest. Share it across a grid.
+        title: above the picture.
+    """
+    ax = _axes(ax, (3, 3))
+    attr = np.asarray(attr, dtype=float)
+    limit = limit or float(np.abs(attr).max())
+    grey = np.asarray(image).transpose(1, 2, 0).mean(-1)
+    ax.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
+    if limit > 0:
+        strength = np.clip(np.abs(attr) / limit, 0, 1)
+        ax.imshow(attr, cmap=SIGNED, vmin=-limit, vmax=limit, alpha=0.85 * strength)
+    else:
+        title = f"{title} (no effect anywhere)"
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(title, fontsize=8, fontweight="normal")
+    return ax

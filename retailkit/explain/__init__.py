@@ -1,0 +1,1 @@
+"""Explanations: what a classifier looks at, and how far to trust the answer."""

@@ -1,0 +1,79 @@
+"""Explorers for notebooks: the only room that imports ipywidgets.
+
+An explorer wires controls to one pure function that draws a figure. The picture sits in an `Image` widget that
+`observe` refreshes: no `Output` widget and no `interact`, which can hang a headless run.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as W
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+
+def png(figure: Figure, dpi: int = 80) -> bytes:
+    """Return `figure` as PNG bytes and close it."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi)
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
+    """Return the control that fits `values`.
+
+    Args:
+        name: its label.
+        values: True or False gives a checkbox, a `range` a slider, any other sequence a menu.
+    """
+    label = name.replace("_", " ")
+    if isinstance(values, bool):
+        return W.Checkbox(value=values, description=label, indent=False)
+    if isinstance(values, range):
+        return W.IntSlider(
+            values.start, values.start, values.stop - 1, values.step, description=label, continuous_update=False
+        )
+    return W.Dropdown(options=list(values), description=label)
+
+
+class Explorer(W.VBox):
+    """Controls above a picture; see `explorer`.
+
+    Attributes:
+        controls: name -> widget; set `.value` to drive the explorer from code.
+        picture: the `Image` widget.
+        message: the `HTML` widget that names an error instead of hiding it.
+    """
+
+    def __init__(self, render: Callable[..., Figure], controls: dict[str, W.ValueWidget]) -> None:
+        self.render, self.controls = render, controls
+        self.picture = W.Image(format="png", layout=W.Layout(max_width="100%"))
+        self.message = W.HTML()
+        for widget in controls.values():
+            widget.observe(self.refresh, names="value")
+        bar = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
+        super().__init__([bar, self.message, self.picture])
+        self.refresh()
+
+    def refresh(self, change: Any = None) -> None:
+        """Draw again with the controls' present values."""
+        try:
+            figure = self.render(**{name: widget.value for name, widget in self.controls.items()})
+            self.picture.value, self.message.value = png(figure), ""
+        except Exception as error:  # a callback's traceback would vanish in the browser's console
+            self.message.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+
+
+def explorer(render: Callable[..., Figure], **values: Sequence[Any] | bool) -> Explorer:
+    """Return controls wired to `render`, a pure function of them that returns a Figure.
+
+    Args:
+        render: called with one keyword a control.
+        **values: what each control offers; see `control`.
+    """
+    return Explorer(render, {name: control(name, offered) for name, offered in values.items()})
