@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -126,6 +127,10 @@ class History:
 # -- Augmentation: name -> function of the size that returns a random transform, or None for the plain fit.
 
 
+# Erasing leaves words and masks as they are; torchvision warns that this may change one day.
+warnings.filterwarnings("ignore", message=r"RandomErasing\(\) is currently passing through")
+
+
 def _standard(size: int) -> v2.Transform:
     return v2.Compose(
         [
@@ -215,7 +220,7 @@ def encode(model: ProductClassifier, dataset: ProductDataset, bf16: bool = False
                 images.append(_to_cpu(model.encode_image(batch.images)))
             if "text" in model.modalities:
                 texts.append(_to_cpu(model.encode_text(batch.texts)))
-    return EncodedDataset(_joined(images), _joined(texts), torch.from_numpy(dataset.labels))
+    return EncodedDataset(_joined(images), _joined(texts), torch.tensor(dataset.labels))
 
 
 def _to_cpu(features: Features) -> Features:
@@ -236,7 +241,7 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
     key = _digest(
         [
             encoder_fingerprint(model),
-            data_fingerprint(dataset.data, dataset.rows),
+            data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
             [dataset.size, dataset.fit, repr(dataset.augment), views, config.bf16, config.seed],
         ]
     )
@@ -336,7 +341,9 @@ def _training_data(
     train = train.with_options(size=size, augment=AUGMENTATIONS[config.augment](size))
     if config.mode == "finetune":
         return _loader(train, config.batch_size, shuffle=True, workers=config.workers), val
+    model.freeze()
     encoded = encode_cached(model, train, config.views, config)
+    model.fit_scalers(encoded.image, encoded.text)
     order = torch.utils.data.RandomSampler(encoded)
     sampler = torch.utils.data.BatchSampler(order, config.batch_size, drop_last=False)
     loader = DataLoader(encoded, batch_sampler=sampler, collate_fn=_merge)
@@ -686,11 +693,12 @@ def fit_or_load(
     return model, history
 
 
-def data_fingerprint(data: ProductData, rows: np.ndarray | None = None) -> str:
-    """Return a hash of a data set's rows: names, labels, splits, text, and each file's size and time."""
+def data_fingerprint(data: ProductData, rows: np.ndarray | None = None, text: bool = True) -> str:
+    """Return a hash of a data set's rows: labels, splits, each file's size and time, and the text if it matters."""
     table = data.table if rows is None else data.table.iloc[rows]
+    columns = ["label", "split"] + (["text"] if text else [])
     stats = [_stat(path) for path in table["image"]]
-    return _digest([table[["label", "split", "text"]].to_numpy().tolist(), list(data.classes), stats])
+    return _digest([table[columns].to_numpy().tolist(), list(data.classes), stats])
 
 
 def _stat(path: str) -> list[Any]:
