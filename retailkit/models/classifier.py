@@ -1,0 +1,352 @@
+"""A product classifier: two encoders and a head.
+
+    images -> image_encoder + pooling -> Features \
+                                                   head -> logits
+    texts  -> text_encoder            -> Features /
+
+The encoders do the heavy work and know nothing of the classes; the head is cheap. So explanations and training
+on frozen features encode once and classify often.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retailkit.config import UsageError, UserError, pick
+from retailkit.models.encoders import (
+    BACKBONES,
+    TEXT_ENCODERS,
+    ImageEncoder,
+    TextEncoder,
+    build_image_encoder,
+    build_text_encoder,
+)
+
+if TYPE_CHECKING:
+    from retailkit.data.table import Batch, ProductDataset
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_TEXT_ENCODER = "minilm"
+TEXT_ONLY_SIZE = 32  # a model that looks at no picture still gets batches with pictures: keep them cheap
+
+
+class Features(NamedTuple):
+    """What an encoder says about a batch.
+
+    Attributes:
+        values: (B,D) float; zeros where unavailable.
+        available: (B,) bool; False where there was nothing to encode.
+    """
+
+    values: Tensor
+    available: Tensor
+
+
+class GlobalAveragePool(nn.Module):
+    """Pool the last feature map by its mean.
+
+    A pooling is called with the encoder and the images, not the map: some look at the images again.
+    It is built with the encoder, and `dim` is the length of its vectors.
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.dim = encoder.dim
+
+    def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Return (B,D) of images (B,3,H,W) in [0,1]."""
+        return encoder(images)
+
+
+POOLINGS: dict[str, Callable[[ImageEncoder], nn.Module]] = {"gap": GlobalAveragePool}
+
+
+class FeatureScaler(nn.Module):
+    """Brings features to mean 0 and standard deviation 1; does nothing until `fit` is called.
+
+    Args:
+        dim: D.
+        shared: one standard deviation for all features. Rare features of a sparse encoder would otherwise
+            be blown up to hundreds.
+    """
+
+    def __init__(self, dim: int, shared: bool = False) -> None:
+        super().__init__()
+        self.shared = shared
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    @torch.no_grad()
+    def fit(self, features: Features) -> None:
+        """Measure mean and standard deviation over the available rows of (N,D) features."""
+        values = features.values[features.available].float().to(self.mean.device)
+        if len(values) < 2:
+            return
+        variance = values.var(0, correction=0)
+        std = (variance.mean().expand_as(variance) if self.shared else variance).sqrt()
+        self.mean.copy_(values.mean(0))
+        self.std.copy_(torch.where(std > 1e-8, std, 1.0))  # a constant feature is centred, not divided
+
+    def forward(self, features: Features) -> Tensor:
+        """Return scaled values (B,D); an unavailable row becomes zeros, the average of the training rows."""
+        return (features.values - self.mean) / self.std * features.available[:, None]
+
+
+class Head(nn.Module):
+    """Turns the features of the modalities into logits; subclasses say how.
+
+    Args:
+        scalers: one a modality, in the order of the model's modalities.
+
+    Attributes:
+        answers_without_features: True where a row without any feature gets logits instead of an error.
+    """
+
+    answers_without_features = False
+
+    def __init__(self, scalers: Mapping[str, FeatureScaler]) -> None:
+        super().__init__()
+        self.scalers = nn.ModuleDict(scalers)
+
+    def forward(self, features: Mapping[str, Features]) -> Tensor:
+        """Return logits (B,K) of the features by modality."""
+        raise NotImplementedError
+
+
+class LinearHead(Head):
+    """Scale, drop out, one linear layer: logistic regression on the features of a single modality.
+
+    Args:
+        scalers: of the one modality.
+        n_classes: K.
+        dropout: share of features left out in training.
+        missing: what a row without features gets: `raise` an error, or `prior`, the logits of the average
+            training row.
+    """
+
+    def __init__(
+        self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0, missing: str = "raise"
+    ) -> None:
+        super().__init__(scalers)
+        ((self.modality, scaler),) = scalers.items()
+        self.answers_without_features = pick(("raise", "prior"), missing, "choice for missing features") == "prior"
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(len(scaler.mean), n_classes)
+
+    def forward(self, features: Mapping[str, Features]) -> Tensor:
+        """Return logits (B,K) of the features by modality."""
+        return self.linear(self.dropout(self.scalers[self.modality](features[self.modality])))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model name stands for.
+
+    Attributes:
+        modalities: `image`, `text` or both.
+        head: called as `head(scalers, n_classes, **options)`; its further arguments are the model's options.
+    """
+
+    modalities: tuple[str, ...]
+    head: Callable[..., Head]
+
+
+MODELS: dict[str, ModelSpec] = {"image": ModelSpec(("image",), LinearHead), "text": ModelSpec(("text",), LinearHead)}
+
+
+class ProductClassifier(nn.Module):
+    """Two encoders and a head; see `build`.
+
+    Attributes:
+        classes: names; a logit's index is an index into them.
+        modalities: what the head uses, of `image` and `text`.
+        image_encoder: None where pictures are not used.
+        pooling: from the encoder's last map to a vector; None where pictures are not used.
+        text_encoder: None where texts are not used.
+        head: from features to logits.
+        input_size: side in pixels of the pictures it expects by default.
+        fit: how pictures are best brought to that square.
+        build_args: JSON-able arguments from which `rebuild` makes the same architecture.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        head: Head,
+        image_encoder: ImageEncoder | None = None,
+        pooling: nn.Module | None = None,
+        text_encoder: TextEncoder | None = None,
+        build_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.image_encoder, self.pooling, self.text_encoder, self.head = image_encoder, pooling, text_encoder, head
+        self.modalities = tuple(head.scalers)
+        self.build_args = build_args or {}
+        self.input_size: int = image_encoder.size if image_encoder else TEXT_ONLY_SIZE
+        self.fit = image_encoder.fit if image_encoder else "squeeze"
+
+    @property
+    def frozen(self) -> bool:
+        """True where nothing before the head learns, so that features may be computed once and kept."""
+        parts = (self.image_encoder, self.pooling, self.text_encoder)
+        return not any(p.requires_grad for part in parts if part is not None for p in part.parameters())
+
+    def freeze(self, frozen: bool = True) -> ProductClassifier:
+        """Stop (or resume) the learning of the encoders; a pooling with weights goes on learning."""
+        for encoder in (self.image_encoder, self.text_encoder):
+            if encoder is not None:
+                encoder.freeze(frozen)
+        return self
+
+    def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
+        """Learn from the training split what is not learned by gradient: the text encoder's vocabulary."""
+        if self.text_encoder is not None:
+            self.text_encoder.prepare([str(t) for t in train.table["text"]])
+
+    def fit_scalers(self, image_features: Features | None = None, text_features: Features | None = None) -> None:
+        """Standardise by these training features from now on; for a head that learns on frozen encoders."""
+        for modality, features in self._by_modality(image_features, text_features).items():
+            self.head.scalers[modality].fit(features)
+
+    def encode_image(self, images: Tensor) -> Features:
+        """Encode images (B,3,H,W) in [0,1]; every one is available."""
+        if self.image_encoder is None:
+            raise UsageError("this model does not look at images; build one of another name")
+        values = self.pooling(self.image_encoder, images)
+        return Features(values, torch.ones(len(images), dtype=torch.bool, device=values.device))
+
+    def encode_text(self, texts: Sequence[str | None]) -> Features:
+        """Encode B texts; one that is None or blank is unavailable and does not reach the encoder."""
+        if self.text_encoder is None:
+            raise UsageError("this model does not read texts; build one of another name")
+        there = [bool(t and t.strip()) for t in texts]
+        device = next(self.head.buffers()).device
+        available = torch.tensor(there, dtype=torch.bool, device=device)
+        if not any(there):
+            return Features(torch.zeros(len(there), self.text_encoder.dim, device=device), available)
+        encoded = self.text_encoder([t for t, ok in zip(texts, there, strict=True) if ok])
+        values = encoded.new_zeros(len(there), self.text_encoder.dim)
+        return Features(values.masked_scatter(available[:, None], encoded), available)
+
+    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
+        """Return logits (B,K).
+
+        Args:
+            image_features: from `encode_image`; None where no image is given.
+            text_features: from `encode_text`; None where no text is given.
+
+        Raises:
+            UserError: some row has nothing that this model uses, and its head has no answer to that.
+        """
+        features = self._by_modality(image_features, text_features)
+        if not features:
+            raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
+        if not self.head.answers_without_features:
+            some = torch.stack([f.available for f in features.values()]).any(0)
+            if not some.all():
+                raise UserError(
+                    f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
+                    "leave them out (data.select), or build the text model with missing='prior'"
+                )
+        return self.head(features)
+
+    def forward(self, images: Tensor | None = None, texts: Sequence[str | None] | None = None) -> Tensor:
+        """Return logits (B,K) of images (B,3,H,W) in [0,1] and B texts; what the model does not use is ignored."""
+        image = self.encode_image(images) if "image" in self.modalities and images is not None else None
+        text = self.encode_text(texts) if "text" in self.modalities and texts is not None else None
+        return self.classify(image, text)
+
+    def training_loss(self, batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return the loss of one batch; models that learn from more than their logits override this."""
+        return criterion(self(batch.images, batch.texts), batch.labels)
+
+    def _by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:
+        given = {"image": image, "text": text}
+        return {m: given[m] for m in self.modalities if given[m] is not None}
+
+
+def build(
+    name: str,
+    classes: Sequence[str],
+    backbone: str = "auto",
+    pooling: str = "gap",
+    text_encoder: str = "auto",
+    *,
+    weights: str | None = "auto",
+    text_weights: str | None = "auto",
+    text_config: Mapping[str, Any] | None = None,
+    freeze: bool = False,
+    **options: Any,
+) -> ProductClassifier:
+    """Build a model by name from what is on this machine; nothing is downloaded.
+
+    Args:
+        name: key of `MODELS`.
+        classes: class names in the order of the logits.
+        backbone: key of `BACKBONES`; `auto` is EfficientNet-Lite0, whose weights come in a package.
+        pooling: key of `POOLINGS`.
+        text_encoder: one of `TEXT_ENCODERS`; `auto` is MiniLM, whose weights come in a package.
+        weights: of the backbone: `auto`, a variant, a local file, or None; see `build_image_encoder`.
+        text_weights: of the text encoder: `auto`, a local folder, or None; see `build_text_encoder`.
+        text_config: architecture of the text encoder where `text_weights` is None.
+        freeze: the encoders do not learn and keep their batch statistics.
+        **options: of the model's head, such as `dropout`.
+
+    Raises:
+        UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
+        UserError: weights are not on this machine; the message says which command fetches them.
+    """
+    spec = MODELS[pick(MODELS, name, "model")]
+    backbone = pick(BACKBONES, DEFAULT_BACKBONE if backbone == "auto" else backbone, "backbone")
+    pooling = pick(POOLINGS, pooling, "pooling")
+    text_encoder = DEFAULT_TEXT_ENCODER if text_encoder == "auto" else text_encoder
+    text_encoder = pick(TEXT_ENCODERS, text_encoder, "text encoder")
+    classes = _checked_classes(classes)
+    for option in options:
+        pick(list(inspect.signature(spec.head).parameters)[2:], option, f"option of model {name!r}")
+
+    parts: dict[str, Any] = {}
+    scalers: dict[str, FeatureScaler] = {}
+    if "image" in spec.modalities:
+        parts["image_encoder"] = build_image_encoder(backbone, weights)
+        parts["pooling"] = POOLINGS[pooling](parts["image_encoder"])
+        scalers["image"] = FeatureScaler(parts["pooling"].dim)
+    if "text" in spec.modalities:
+        encoder = parts["text_encoder"] = build_text_encoder(text_encoder, text_weights, text_config)
+        scalers["text"] = FeatureScaler(encoder.dim, shared=encoder.sparse)
+        text_config = encoder.config
+    build_args = {
+        "name": name,
+        "classes": classes,
+        "backbone": backbone,
+        "pooling": pooling,
+        "text_encoder": text_encoder,
+        "weights": None if weights is None else str(weights),
+        "text_weights": None if text_weights is None else str(text_weights),
+        "text_config": text_config,
+        "freeze": freeze,
+        **options,
+    }
+    model = ProductClassifier(classes, spec.head(scalers, len(classes), **options), **parts, build_args=build_args)
+    return model.freeze(freeze)
+
+
+def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:
+    """Build the architecture that `build_args` of a model describe; its weights come from a checkpoint."""
+    return build(**{**build_args, "weights": None, "text_weights": None})
+
+
+def _checked_classes(classes: Sequence[str]) -> list[str]:
+    names = list(classes)
+    if not names:
+        raise UsageError("a model needs at least one class, and got none")
+    if twice := {c for c in names if names.count(c) > 1}:
+        raise UsageError(f"class {min(twice)!r} is named twice; give each class once")
+    return names
