@@ -1,8 +1,8 @@
 """A product classifier: two encoders and a head.
 
-    images -> image_encoder + pooling -> Features \
-                                                   head -> logits
-    texts  -> text_encoder            -> Features /
+    images -> image_encoder + pooling -> Features --+
+                                                    +-> head -> logits
+    texts  -> text_encoder ------------> Features --+
 
 The encoders do the heavy work and know nothing of the classes; the head is cheap. So explanations and training
 on frozen features encode once and classify often.

@@ -6,7 +6,6 @@ An encoder turns pictures or texts into vectors. Weights come from an installed 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retailkit.config import UserError, cache_dir, pick
+from retailkit.data.download import fetch_file, file_sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -336,8 +336,7 @@ def _digits_in_name(path: Path) -> str:
 
 def _checked(path: Path, sha256: str, cure: str) -> Path:
     """Return `path` if its sha256 begins with the hex digits `sha256`."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     if not digest.startswith(sha256):
         raise UserError(f"{path}: sha256 is {digest[:12]}..., not {sha256[:12]}...: damaged file; {cure}")
     return path
@@ -544,7 +543,7 @@ def _transformer_folder(name: str, weights: str | Path) -> Path:
             raise UserError(f"{weights}: no config.json in that folder; give a Hugging Face model folder or 'auto'")
         return Path(weights)
     cached = cache_dir("weights") / name
-    folder = _packaged(spec.package) or (cached if (cached / TRANSFORMER_FILES[-1]).is_file() else None)
+    folder = _packaged(spec.package) or (cached if (cached / "model.safetensors").is_file() else None)
     if folder is None:
         raise _not_here(name, spec)
     _checked(folder / "model.safetensors", spec.sha256, "install or fetch it again")
@@ -565,30 +564,18 @@ def fetch_weights(name: str) -> Path:
         UsageError: unknown name.
         UserError: the download failed or is damaged.
     """
-    from retailkit.data.download import fetch_file
-
     backbone, _, variant = name.partition(".")
     pick([*BACKBONES, *TRANSFORMERS], backbone, "weights")
     if backbone in TRANSFORMERS:
         spec, folder = TRANSFORMERS[backbone], cache_dir("weights", backbone)
         print(f"{backbone}: {spec.megabytes:g} MB, licence {spec.licence}, from {spec.url}")
-        for file in TRANSFORMER_FILES:
-            fetch_file(spec.url + file, folder / file)
-        _keep_if(folder / "model.safetensors", spec.sha256)
+        for file in TRANSFORMER_FILES:  # the weights come last: a folder that has them is whole
+            known = spec.sha256 if file == "model.safetensors" else ""
+            fetch_file(spec.url + file, folder / file, known or None)
         return folder
     variants = BACKBONES[backbone].weights
     published = variants[pick(variants, variant or next(iter(variants)), f"weights of {backbone}")]
     path = cache_dir("weights") / Path(published.url).name
     note = " (non-commercial use only)" if published.licence == NON_COMMERCIAL else ""
     print(f"{name}: {published.megabytes:g} MB, licence {published.licence}{note}, from {published.url}")
-    fetch_file(published.url, path)
-    return _keep_if(path, _digits_in_name(path))
-
-
-def _keep_if(path: Path, sha256: str) -> Path:
-    """Return a fetched file, or delete it if its sha256 is not what it should be."""
-    try:
-        return _checked(path, sha256, "fetch it again")
-    except UserError:
-        path.unlink()
-        raise
+    return fetch_file(published.url, path, _digits_in_name(path) or None)

@@ -282,7 +282,6 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path):
     """A folder and the address under which it is served."""
-    pytest.importorskip("retailkit.data.download")
     folder = tmp_path / "served"
     folder.mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as httpd:
@@ -317,7 +316,7 @@ def test_fetched_weights_are_what_build_takes(name, server, monkeypatch, cache, 
 
 def test_wrong_checksum_is_not_kept(server, monkeypatch, cache):
     serve_resnet18(monkeypatch, *server, licence="BSD-3-Clause", honest=False)
-    with pytest.raises(UserError, match="not 00000000"):
+    with pytest.raises(UserError, match="00000000"):
         fetch_weights("resnet18")
     assert not list((cache / "weights").glob("*.pth"))
 
