@@ -75,6 +75,11 @@ class Evaluation:
         seen = np.unique(self.labels)
         return float(f1_score(self.labels, self.predicted, labels=seen, average="macro", zero_division=0))
 
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood in nats."""
+        return float(-np.log(self.probs[np.arange(self.n), self.labels].clip(1e-12)).mean())
+
     @cached_property
     def confusion(self) -> np.ndarray:
         """(K,K) counts; rows are true classes, columns predicted ones."""

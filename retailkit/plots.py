@@ -315,3 +315,24 @@ def attribution(image: Any, attr: Any, ax: Axes | None = None, limit: float | No
     ax.set_yticks([])
     ax.set_title(title, fontsize=8, fontweight="normal")
     return ax
+
+
+def probabilities(
+    probs: Any, classes: Sequence[str], true: int | None = None, ax: Axes | None = None, top: int = 5
+) -> Axes:
+    """Draw the `top` most probable classes as bars, the true one in green.
+
+    Args:
+        probs: (K,) probabilities.
+        classes: K names.
+        true: index of the true class, if known.
+        ax: where to draw.
+        top: bars.
+    """
+    ax = _axes(ax, (5, 3))
+    order = np.argsort(-np.asarray(probs))[:top]
+    ax.barh([classes[i] for i in order], np.asarray(probs)[order], color=[GOOD if i == true else QUIET for i in order])
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="probability")
+    ax.tick_params(axis="y", labelsize=8)
+    return ax

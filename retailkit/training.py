@@ -261,7 +261,7 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
         torch.cat([p.labels for p in parts]),
     )
     with replacing(path) as draft:
-        safetensors.torch.save_file(_pack(joined), draft)
+        draft.write_bytes(safetensors.torch.save(_pack(joined)))
     return joined
 
 
@@ -311,7 +311,7 @@ def fit(
     Args:
         model: what to train; `model.prepare(train, val)` is called first.
         train: training split; its `augment` is replaced by the configuration's.
-        val: validation split; with it the weights of the epoch with the best top-1 are kept.
+        val: validation split; with it the weights of the epoch with the best top-1 (then the lowest loss) are kept.
         config: how to train.
         resume: file that holds the state after each epoch; an interrupted run goes on from it.
 
@@ -390,7 +390,7 @@ class _Loop:
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.rows: list[dict[str, float]] = []
-        self.best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": None}
+        self.best: dict[str, Any] = {"epoch": 0, "score": (-math.inf, 0.0), "weights": None}
         self.seconds_before = 0.0
 
     def run(self) -> History:
@@ -417,14 +417,14 @@ class _Loop:
             losses = [self._update(batch, epoch) for batch in self._batches(epoch)]
         row = {"epoch": epoch + 1, "loss": float(np.mean(losses)), "lr": self.schedule.get_last_lr()[0]}
         judged = self.average.module if self.average else self.model
-        score = float(epoch)  # without a validation split the last epoch is the best one
+        score = (float(epoch), 0.0)  # without a validation split the last epoch is the best one
         if self.val is not None:
             result = evaluate(judged, self.val, bf16=self.config.bf16)
-            score = row["val_top1"] = result.top1
-            row["val_loss"] = float(-np.log(result.probs[np.arange(result.n), result.labels].clip(1e-12)).mean())
+            row["val_top1"], row["val_loss"] = result.top1, result.loss
+            score = (result.top1, -result.loss)
         row["seconds"] = time.monotonic() - started
         self.rows.append(row)
-        if score >= self.best["score"]:
+        if score > self.best["score"]:
             weights = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best = {"epoch": epoch + 1, "score": score, "weights": weights}
         self._save(epoch + 1)
@@ -581,7 +581,7 @@ def save_checkpoint(model: ProductClassifier, path: str | Path, history: History
     header = {"build": model.build_args, "history": history.to_dict(), "facts": facts, "format": 1}
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(path) as draft:
-        safetensors.torch.save_file(weights, draft, metadata={"retailkit": json.dumps(header)})
+        draft.write_bytes(safetensors.torch.save(weights, metadata={"retailkit": json.dumps(header)}))
     return Path(path)
 
 

@@ -1,0 +1,74 @@
+"""Metrics against hand counts and independent references."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from retailkit.metrics import Evaluation, bootstrap, wilson
+
+
+@pytest.fixture
+def evaluation():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    logits = rng.normal(size=(200, 4))
+    logits[np.arange(200), labels] += 1.2
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return Evaluation(probs, labels, list("abcd"), np.arange(200))
+
+
+def test_wilson_is_the_textbook_formula():
+    hits, n, z = 41, 50, 1.959963984540054
+    p = hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(hits, n) == pytest.approx((centre - half, centre + half))
+
+
+def test_accuracy_and_f1_are_scikit_learns(evaluation):
+    assert evaluation.top1 == accuracy_score(evaluation.labels, evaluation.predicted)
+    assert evaluation.macro_f1 == pytest.approx(f1_score(evaluation.labels, evaluation.predicted, average="macro"))
+    assert evaluation.interval[0] < evaluation.top1 < evaluation.interval[1]
+
+
+def test_macro_f1_leaves_out_classes_without_images():
+    probs = np.eye(3)[[0, 1]]
+    assert Evaluation(probs, np.array([0, 1]), list("abc"), np.arange(2)).macro_f1 == 1.0
+
+
+def test_confusion_pairs_count_both_directions():
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    predicted = np.array([1, 0, 0, 1, 2, 1])
+    pairs = Evaluation(np.eye(3)[predicted], labels, list("abc"), np.arange(6)).confusion_pairs()
+    assert pairs.to_dict("records") == [
+        {"first": "a", "second": "b", "errors": 2, "rate": 0.5},
+        {"first": "b", "second": "c", "errors": 1, "rate": 0.25},
+    ]
+
+
+def test_per_class_puts_the_hardest_first(evaluation):
+    table = evaluation.per_class
+    assert table["accuracy"].is_monotonic_increasing
+    assert table["n"].sum() == evaluation.n
+
+
+def test_calibration_error_of_a_model_that_is_sure_and_wrong_half_the_time():
+    probs = np.tile([1.0, 0.0], (100, 1))
+    labels = np.array([0, 1] * 50)
+    assert Evaluation(probs, labels, ["a", "b"], np.arange(100)).calibration_error(1) == pytest.approx(0.5)
+
+
+def test_a_calibrated_model_has_a_small_error():
+    rng = np.random.default_rng(1)
+    p = rng.uniform(0.5, 1, 20_000)
+    labels = (rng.uniform(size=len(p)) > p).astype(int)
+    assert Evaluation(np.stack([p, 1 - p], 1), labels, ["a", "b"], np.arange(len(p))).calibration_error() < 0.015
+
+
+def test_bootstrap_covers_the_mean_and_repeats():
+    values = np.random.default_rng(2).normal(1.0, 1.0, 400)
+    low, high = bootstrap(values, seed=3)
+    assert low < 1.0 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.2)
+    assert (low, high) == bootstrap(values, seed=3)
