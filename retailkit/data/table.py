@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from retailkit.config import UserError, UsageError, pick
+from retailkit.config import UsageError, UserError, pick
 
 COLUMNS = ("image", "label", "coarse", "family", "split", "text", "mask", "truth", "condition", "group")
 SPLITS = ("train", "val", "test")

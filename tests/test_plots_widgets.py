@@ -1,0 +1,111 @@
+"""Plots draw what they are given; explorers redraw when a control moves and name their errors."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from retailkit import plots, widgets
+from retailkit.data.table import Sample, Truth, Word
+from retailkit.metrics import Evaluation
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def evaluation():
+    rng = np.random.default_rng(0)
+    return Evaluation(rng.dirichlet(np.ones(4), 60), rng.integers(0, 4, 60), ["a1", "b1", "a2", "b2"], np.arange(60))
+
+
+def pixels(figure):
+    return np.array(Image.open(io.BytesIO(widgets.png(figure))).convert("RGB"))
+
+
+def test_a_contact_sheet_shows_every_picture_once():
+    figure = plots.contact_sheet([np.full((3, 8, 8), v) for v in (0.1, 0.5, 0.9)], ["x", "y", "z"], columns=2)
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["x", "y", "z"]
+    with pytest.raises(ValueError, match="at least one"):
+        plots.contact_sheet([])
+
+
+def test_classes_are_ordered_by_family_and_each_family_framed(evaluation):
+    ax = plots.confusion(evaluation, ["a", "b", "a", "b"])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["A1", "A2", "B1", "B2"]
+    assert [p.get_xy() for p in ax.patches] == [(0, 0), (2, 2)]
+
+
+def test_bars_carry_their_intervals():
+    table = pd.DataFrame({"name": ["p", "q"], "accuracy": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]})
+    ax = plots.accuracy_bars(table, chance=0.25)
+    segments = ax.collections[0].get_segments()
+    assert np.allclose([s[:, 0] for s in segments], [[0.4, 0.6], [0.6, 0.8]])
+
+
+def test_the_reliability_of_several_runs_shares_one_plot(evaluation):
+    ax = plots.reliability({"one": evaluation, "two": evaluation})
+    assert len(ax.lines) == 3
+
+
+def test_a_map_without_effect_says_so():
+    ax = plots.attribution(np.zeros((3, 8, 8)), np.zeros((8, 8)), title="twin")
+    assert "no effect" in ax.get_title()
+
+
+def test_attributions_share_one_symmetric_scale():
+    attr = np.linspace(-1, 3, 64).reshape(8, 8)
+    assert plots.attribution(np.zeros((3, 8, 8)), attr).images[-1].get_clim() == (-3.0, 3.0)
+    assert plots.attribution(np.zeros((3, 8, 8)), attr, limit=5).images[-1].get_clim() == (-5, 5)
+
+
+def test_ground_truth_draws_words_patch_and_outline():
+    patch = torch.zeros(1, 16, 16, dtype=torch.bool)
+    patch[0, 4:8, 4:8] = True
+    none = torch.zeros_like(patch)
+    truth = Truth(patch, none, none, [Word("LEAN", (4, 4, 8, 8), telling=True), Word("GONE", (0, 0, 0, 0))])
+    ax = plots.ground_truth(Sample(torch.ones(3, 16, 16), 0, "", [], ~none, truth, 0))
+    assert len(ax.patches) == 1 and len(ax.images) == 4  # photo, product outline, patch tint and outline
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["product", "tells twins apart"]
+
+
+def draw(level, invert):
+    figure, ax = plt.subplots(figsize=(1, 1))
+    ax.imshow(np.full((4, 4), 10 - level if invert else level), vmin=0, vmax=10, cmap="gray")
+    ax.set_axis_off()
+    return figure
+
+
+@pytest.mark.parametrize(
+    "state", [{"level": 0, "invert": False}, {"level": 5, "invert": True}, {"level": 9, "invert": False}]
+)
+def test_an_explorer_shows_what_its_render_function_draws(state):
+    viewer = widgets.explorer(draw, level=range(10), invert=False)
+    for name, value in state.items():
+        viewer.controls[name].value = value
+    shown = np.array(Image.open(io.BytesIO(viewer.picture.value)).convert("RGB"))
+    assert np.array_equal(shown, pixels(draw(**state)))
+    assert not plt.get_fignums()
+
+
+def test_an_explorer_names_an_error_and_recovers():
+    def fragile(choice):
+        if choice == "bad":
+            raise ValueError("no <such> class")
+        return draw(3, False)
+
+    viewer = widgets.explorer(fragile, choice=["good", "bad"])
+    viewer.controls["choice"].value = "bad"
+    assert "no &lt;such&gt; class" in viewer.message.value
+    viewer.controls["choice"].value = "good"
+    assert viewer.message.value == ""
