@@ -1,0 +1,211 @@
+"""Readers of published data sets, in the layout in which they are published."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+
+from retailkit.config import pick
+from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData
+
+GROCERY_STORE = {
+    "licence": "MIT",
+    "citation": "M. Klasson, C. Zhang, H. Kjellström: A Hierarchical Grocery Store Image Dataset with Visual and "
+    "Semantic Labels. WACV 2019",
+    "url": "https://github.com/marcusklasson/GroceryStoreDataset",
+    "size": "5,421 photos, 123 MB",
+}
+GROZI120 = {
+    "licence": "none stated; published for research",
+    "citation": "M. Merler, C. Galleguillos, S. Belongie: Recognizing Groceries in situ Using in vitro Training Data. "
+    "CVPR Workshops 2007",
+    "url": "http://grozi.calit2.net/grozi.html",
+    "size": "676 packshots and 11,194 crops of shelf videos",
+}
+SUBSETS = {"fruit": "Fruit", "packages": "Packages", "vegetables": "Vegetables"}
+RUN = 5  # photos a group, in Grocery Store
+
+
+def load_grocery_store(root: str | Path, *, subset: str | None = None) -> ProductData:
+    """Read the Grocery Store data set: 81 fine and 43 coarse classes of fruit, vegetables and cartons.
+
+    Splits are the published ones. `group` is a run of five consecutive file numbers of a class. (In the published
+    files the numbers look shuffled: neighbours in number are no more alike than photos ten apart, so a split by
+    group keeps fewer near-duplicates together than one would hope.) Descriptions, class and file names never
+    become `text`.
+
+    Args:
+        root: the folder with `classes.csv`, `train.txt` and so on (`dataset` in the repository).
+        subset: `fruit`, `packages` (31 cartons) or `vegetables`; None keeps all, and all 81 classes.
+
+    Raises:
+        UsageError: unknown subset.
+        DataError: the folder or a listed photo is missing, or a line of a list is broken; the message names the
+            list, the line and the cure. Only `test.txt` may be missing.
+    """
+    root, cure = Path(root), "run `retailkit fetch grocery_store` or point --root at the folder with classes.csv"
+    if subset is not None:
+        pick(SUBSETS, subset, "subset")
+    if not (root / "classes.csv").is_file():
+        raise DataError(f"{root}: no Grocery Store data set here (classes.csv is missing); {cure}")
+    names = _read_grocery_classes(root / "classes.csv")
+    rows = []
+    for split in SPLITS:
+        if (root / f"{split}.txt").is_file():
+            rows += _read_grocery_list(root, split, names, cure)
+        elif split != "test":
+            raise DataError(f"{root / split}.txt: missing; {cure}")
+    if subset is not None:
+        rows = [row for row in rows if row["area"] == SUBSETS[subset]]
+    table = _table(rows)
+    info = GROCERY_STORE | {f"missing_{split}": f"{root / split}.txt is not there, {cure}" for split in SPLITS}
+    classes = sorted({fine for fine, _ in names.values()} if subset is None else set(table["label"]))
+    return ProductData("grocery_store", table, classes, info)
+
+
+def load_grozi120(root: str | Path, *, halves: bool = True) -> ProductData:
+    """Read Grozi-120: packshots of 120 products to learn from, crops of shelf videos to recognise.
+
+    The packshots (`inVitro`) are the training split. The crops (`inSitu`) are test images of the published
+    protocol and never enter training. With `halves`, the first half of each class's crops by file number is `val`,
+    to choose settings on, and the second half `test`, to report on; crops are video frames, so a cut in the
+    middle keeps neighbours together. `group` is a run of consecutive frames in one half; each packshot is its own.
+
+    Masks are `inVitro/<id>/web/masks/maskN.png`, where there. Labels are the names of `Index/UPC_index.txt`, else
+    `grozi-001` and so on.
+
+    Args:
+        root: the folder with `inVitro` and `inSitu`; pictures may be JPEG or PNG.
+        halves: False puts all crops into `test`.
+
+    Raises:
+        DataError: the folder is missing or holds no packshots.
+    """
+    root, cure = Path(root), "get Grozi-120 from its page (see `retailkit fetch grozi120`) or point --root at it"
+    if not (root / "inVitro").is_dir():
+        raise DataError(f"{root}: no Grozi-120 data set here (inVitro is missing); {cure}")
+    names = _read_grozi_names(root / "Index" / "UPC_index.txt")
+    rows = []
+    for folder in _numbered_folders(root / "inVitro"):
+        number, masks = int(folder.name), _numbered_files(folder / "web" / "masks", "mask")
+        shots = _numbered_files(folder / "web" / "PNG", "web") | _numbered_files(folder / "web" / "JPEG", "web")
+        for n, path in sorted(shots.items()):
+            rows.append(
+                {
+                    "image": path,
+                    "label": _grozi_label(names, number),
+                    "split": "train",
+                    "mask": masks.get(n, ""),
+                    "group": f"packshot/{number}/{n}",
+                }
+            )
+    if not rows:
+        raise DataError(f"{root / 'inVitro'}: no packshots (<id>/web/JPEG/webN.jpg or <id>/web/PNG/webN.png); {cure}")
+    for folder in _numbered_folders(root / "inSitu"):
+        rows += _grozi_crops(folder, _grozi_label(names, int(folder.name)), halves)
+    table = _table(rows)
+    hint = f"{root / 'inSitu'} has no crops (<id>/video/videoN.png), {cure}"
+    info = GROZI120 | {"missing_test": hint, "missing_val": hint if halves else "load with halves=True"}
+    return ProductData("grozi120", table, sorted(set(table["label"])), info, fit="pad")
+
+
+def _table(rows: list[dict[str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(COLUMNS)).fillna("").astype(object)
+
+
+def _read_grocery_classes(path: Path) -> dict[int, tuple[str, str]]:
+    """Return the fine and coarse class name by fine class number."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            return {int(line[1]): (line[0], line[2]) for line in list(csv.reader(file))[1:]}
+        except (IndexError, ValueError, UnicodeDecodeError):
+            raise DataError(
+                f"{path}: not the published table of classes; delete it and run `retailkit fetch grocery_store`"
+            ) from None
+
+
+def _read_grocery_list(root: Path, split: str, names: dict[int, tuple[str, str]], cure: str) -> list[dict[str, str]]:
+    """Read `<split>.txt`: lines of photo, fine and coarse class number."""
+    path, there, rows = root / f"{split}.txt", _files_below(root, split), []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = [field.strip() for field in line.split(",")]
+        if fields == [""]:
+            continue
+        if len(fields) != 3:
+            raise DataError(f"{path} line {number}: {len(fields)} fields instead of photo, class, coarse class; {cure}")
+        photo, fine, _ = fields
+        if not fine.isdigit() or int(fine) not in names:
+            raise DataError(f"{path} line {number}: unknown class {fine!r}; use a number from classes.csv, or {cure}")
+        if photo not in there:
+            raise DataError(f"{path} line {number}: {root / photo} is missing; restore it or {cure}")
+        label, coarse = names[int(fine)]
+        rows.append(
+            {
+                "image": str(root / photo),
+                "label": label,
+                "coarse": coarse,
+                "split": split,
+                "group": f"{split}/{label}/{_file_number(photo) // RUN}",
+                "area": photo.split("/")[1],
+            }
+        )
+    return rows
+
+
+def _files_below(root: Path, folder: str) -> set[str]:
+    """Return the files below `root/folder`, relative to `root` with forward slashes: one walk, no stat each."""
+    return {
+        f"{Path(at).relative_to(root).as_posix()}/{name}" for at, _, names in os.walk(root / folder) for name in names
+    }
+
+
+def _file_number(path: str) -> int:
+    """Return N - 1 of `.../Name_00N.jpg`, so that a class starts with a full run."""
+    digits = re.search(r"(\d+)\.\w+$", path)
+    return int(digits[1]) - 1 if digits else 0
+
+
+def _read_grozi_names(path: Path) -> dict[int, str]:
+    """Return product names by number from lines of number, UPC and name; empty without the file."""
+    if not path.is_file():
+        return {}
+    lines = re.findall(r"^\s*(\d+)[\s,;]+\d+[\s,;]+(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
+    twice = Counter(name for _, name in lines)
+    return {int(n): name if twice[name] == 1 else f"{name} ({n})" for n, name in lines}
+
+
+def _grozi_label(names: dict[int, str], number: int) -> str:
+    return names.get(number, f"grozi-{number:03d}")
+
+
+def _grozi_crops(folder: Path, label: str, halves: bool) -> list[dict[str, str]]:
+    crops = sorted(_numbered_files(folder / "video", "video").items())
+    middle = len(crops) // 2 if halves else 0
+    numbers = [n for n, _ in crops]
+    starts = {0, middle} | {i for i, (a, b) in enumerate(pairwise(numbers), start=1) if b != a + 1}
+    rows, run = [], 0
+    for i, (n, path) in enumerate(crops):
+        run = n if i in starts else run
+        split = "val" if i < middle else "test"
+        rows.append({"image": path, "label": label, "split": split, "group": f"video/{folder.name}/{run}"})
+    return rows
+
+
+def _numbered_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+
+
+def _numbered_files(folder: Path, stem: str) -> dict[int, str]:
+    """Return the pictures `<stem>N.jpg` or `.png` of a folder by N; empty where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    found = ((re.fullmatch(rf"{stem}(\d+)\.(?:jpe?g|png)", name, re.IGNORECASE), name) for name in os.listdir(folder))
+    return {int(match[1]): str(folder / name) for match, name in found if match}
