@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
 
@@ -199,6 +200,25 @@ def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         raise DataError(f"{path}: no ground truth inside ({error}); delete the cache folder and load again") from None
     facts["words"] = [Word(t, tuple(box), 1.0, telling) for t, box, telling in facts.get("words", [])]
     return {name: (packed & bit) > 0 for name, bit in TRUTH_PLANES.items()}, facts
+
+
+def check_images(data: ProductData, progress: bool = True) -> pd.DataFrame:
+    """Decode every picture and mask of a data set and list the broken ones.
+
+    Returns:
+        One row a broken picture: `row` of the data set's table, `image` (path), `problem` (with its cure); empty
+        where all is well.
+    """
+    table, problems = data.table, []
+    pairs = zip(table["image"], table["mask"], strict=True)
+    for row, (image, mask) in enumerate(tqdm(pairs, "check", len(table), disable=not progress, leave=False)):
+        try:
+            pixels = read_image(image)
+            if mask:
+                read_mask(mask, pixels.shape[:2])
+        except DataError as error:
+            problems.append({"row": row, "image": image, "problem": str(error)})
+    return pd.DataFrame(problems, columns=["row", "image", "problem"])
 
 
 def fit_transform(fit: str, size: int) -> v2.Transform:
