@@ -25,7 +25,7 @@ from retailkit.data.public import GROCERY_STORE, GROZI120
 from retailkit.data.table import DataError
 
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two pieces
-PIECE = 1 << 20
+PIECE = 1 << 15  # bytes; what a cut connection loses at most
 RETRIES = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
