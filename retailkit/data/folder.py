@@ -170,7 +170,7 @@ def _check_row(path: Path, row: int, entry: dict[str, str]) -> None:
 
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     """Bring a frame to the contract's columns; a row without a split among rows with one is for training."""
-    frame = frame.reindex(columns=list(COLUMNS)).fillna("").astype(object)
+    frame = frame.reindex(columns=list(COLUMNS)).astype(object).fillna("")
     if (frame["split"] != "").any():
         frame["split"] = frame["split"].replace("", "train")
     return frame

@@ -116,7 +116,7 @@ def load_grozi120(root: str | Path, *, halves: bool = True) -> ProductData:
 
 
 def _table(rows: list[dict[str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(COLUMNS)).fillna("").astype(object)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(object).fillna("")
 
 
 def _read_grocery_classes(path: Path) -> dict[int, tuple[str, str]]:

@@ -1,0 +1,188 @@
+"""Your own photos: folders, given splits and CSVs, good and bad."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retailkit.config import UsageError
+from retailkit.data import load
+from retailkit.data.table import DataError
+
+
+def draw(path: Path, colour: str = "red") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), colour).save(path)
+
+
+def folders(root: Path, **counts: int) -> Path:
+    for label, count in counts.items():
+        for n in range(count):
+            draw(root / label / f"{n:02d}.jpg")
+    return root
+
+
+def table(root: Path, text: str, images: int = 6) -> Path:
+    """Write a CSV beside photos 0.jpg, 1.jpg, ..."""
+    for n in range(images):
+        draw(root / f"{n}.jpg")
+    (root / "my.csv").write_text(text, encoding="utf-8")
+    return root / "my.csv"
+
+
+def test_a_folder_per_class(tmp_path):
+    data = load("folder", folders(tmp_path, cola=20, fanta=20))
+    assert data.classes == ["cola", "fanta"]
+    counts = data.table.groupby(["label", "split"]).size().unstack()
+    assert counts.to_dict("index") == dict.fromkeys(("cola", "fanta"), {"test": 3, "train": 14, "val": 3})
+    assert data.split("train", size=16)[0].image.shape == (3, 16, 16)
+
+
+def test_the_split_is_the_same_for_the_same_seed_and_no_other(tmp_path):
+    folders(tmp_path, cola=20, fanta=20)
+    splits = [load("folder", tmp_path, seed=seed).table["split"].tolist() for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_a_new_class_moves_no_other(tmp_path):
+    before = load("folder", folders(tmp_path, cola=20, fanta=20)).table.set_index("image")["split"]
+    after = load("folder", folders(tmp_path, beer=5)).table.set_index("image")["split"]
+    assert (after[before.index] == before).all()
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, {"train": 1, "test": 1}), (3, {"train": 1, "val": 1, "test": 1})])
+def test_small_classes_are_in_as_many_splits_as_they_can(tmp_path, count, expected):
+    assert load("folder", folders(tmp_path, rare=count)).table["split"].value_counts().to_dict() == expected
+
+
+def test_a_class_with_one_image_trains_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="'rare' has one image"):
+        data = load("folder", folders(tmp_path, cola=6, rare=1))
+    assert data.table.loc[data.table["label"] == "rare", "split"].tolist() == ["train"]
+
+
+def test_shares_may_be_zero_but_not_everything(tmp_path):
+    folders(tmp_path, cola=6)
+    assert load("folder", tmp_path, val=0, test=0).splits == ["train"]
+    with pytest.raises(UsageError, match="nothing to train on"):
+        load("folder", tmp_path, val=0.5, test=0.5)
+
+
+def test_given_splits_are_kept(tmp_path):
+    folders(tmp_path / "train", cola=4, fanta=4)
+    folders(tmp_path / "validation", cola=2)
+    data = load("folder", tmp_path)
+    assert data.table.groupby("split").size().to_dict() == {"train": 8, "val": 2}
+    with pytest.raises(DataError, match="no 'test' split"):
+        data.split("test")
+
+
+def test_deeper_folders_belong_to_their_class_and_clutter_to_none(tmp_path):
+    draw(tmp_path / "cola" / "monday" / "a.JPG")
+    draw(tmp_path / "cola" / "b.png")
+    for name in (".DS_Store", "Thumbs.db"):
+        (tmp_path / "cola" / name).write_bytes(b"x")
+    data = load("folder", tmp_path, val=0, test=0)
+    assert sorted(Path(p).name for p in data.table["image"]) == ["a.JPG", "b.png"]
+    assert data.classes == ["cola"]
+
+
+def test_an_unsupported_file_names_itself_and_the_cure(tmp_path):
+    folders(tmp_path, cola=2)
+    (tmp_path / "cola" / "photo.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"photo\.heic: not a known kind of image; convert it to JPEG"):
+        load("folder", tmp_path)
+
+
+def test_a_missing_and_an_empty_folder(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        load("folder", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no images in class folders; use a folder per class"):
+        load("folder", tmp_path / "empty")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.csv").write_text("image,label")
+    with pytest.raises(DataError, match=r"point --root at .*a\.csv"):
+        load("folder", tmp_path / "flat")
+
+
+def test_a_csv_with_every_column(tmp_path):
+    draw(tmp_path / "m.png", "white")
+    path = table(
+        tmp_path,
+        "Image,Label,split,text,mask,coarse,group,condition\n"
+        '0.jpg,NA,train,"LEAN, 10 %",m.png,meat,g1,front\n'
+        "1.jpg,NA,Valid,,,meat,g2,dark\n"
+        "2.jpg,0012,test,x,,milk,g3,\n",
+    )
+    data = load("folder", path)
+    rows = data.table.to_dict("records")
+    assert [r["split"] for r in rows] == ["train", "val", "test"]
+    assert data.classes == ["0012", "NA"]  # as text: neither a number nor a missing value
+    assert rows[0]["text"] == "LEAN, 10 %" and rows[0]["coarse"] == "meat" and rows[1]["condition"] == "dark"
+    sample = data.split("train", size=16)[0]
+    assert sample.mask.all() and sample.text == "LEAN, 10 %"
+
+
+@pytest.mark.parametrize("text", ["image;label\n0.jpg;a\n1.jpg;b\n", "\ufeffimage\tlabel\r\n0.jpg\ta\r\n1.jpg\tb\r\n"])
+def test_other_dialects_of_csv(tmp_path, text):
+    assert load("folder", table(tmp_path, text), val=0, test=0).classes == ["a", "b"]
+
+
+def test_rows_of_a_group_stay_together(tmp_path):
+    lines = [f"{n}.jpg,{'ab'[n % 2]},g{n // 4}" for n in range(48)]
+    data = load("folder", table(tmp_path, "image,label,group\n" + "\n".join(lines), 48), val=0.2, test=0.2)
+    assert (data.table.groupby("group")["split"].nunique() == 1).all()
+    assert set(data.table["split"]) == {"train", "val", "test"}
+
+
+def test_a_class_that_is_one_group_trains_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="has one group"):
+        data = load("folder", table(tmp_path, "image,label,group\n0.jpg,a,g\n1.jpg,a,g\n2.jpg,b,h\n3.jpg,b,i\n"))
+    assert data.table.loc[data.table["label"] == "a", "split"].tolist() == ["train", "train"]
+
+
+def test_given_splits_in_a_csv_warn_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = load("folder", table(tmp_path, "image,label,split\n0.jpg,a,test\n1.jpg,b,\n"))
+    assert data.table["split"].tolist() == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,Labels\n0.jpg,a\n", r"no column 'label' \(found: image, labels\); rename 'labels'"),
+        ("photo,label\n0.jpg,a\n", r"no column 'image' \(found: photo, label\); add it"),
+        ("image,label\n", "no rows"),
+        ("", "empty"),
+        ("image,label\n0.jpg,a\n9.jpg,b\n", r"row 3: .*9\.jpg is missing; restore it"),
+        ("image,label,mask\n0.jpg,a,no.png\n", r"row 2: .*no\.png is missing"),
+        ("image,label\n0.jpg,\n", "row 2: no label"),
+        ("image,label\n0.txt,a\n", r"row 2: '0\.txt' is not a known kind of image; convert"),
+        ("image,label\n,a\n", "row 2: '' is not a known kind of image"),
+        ("image,label,split\n0.jpg,a,dev\n", "row 2: unknown split 'dev'; use train, val or test"),
+        ('image,label\n0.jpg,"a\n', "not a proper CSV"),
+    ],
+)
+def test_a_broken_csv_names_file_row_and_cure(tmp_path, text, message):
+    with pytest.raises(DataError, match=rf"my\.csv.*{message}") as error:
+        load("folder", table(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_csv_that_is_not_text(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"image,label\n\xff\xfe,\xe4\n")
+    with pytest.raises(DataError, match=r"x\.csv: not UTF-8"):
+        load("folder", tmp_path / "x.csv")
+    draw(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match=r"x\.jpg: neither a folder nor a CSV"):
+        load("folder", tmp_path / "x.jpg")
+
+
+def test_loading_leaves_the_contract_columns_as_text(tmp_path):
+    data = load("folder", folders(tmp_path, a=3))
+    assert all(isinstance(value, str) for value in data.table.to_numpy().ravel())

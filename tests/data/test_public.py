@@ -1,0 +1,191 @@
+"""Readers of published data sets, on small folders of their layout and on the real photos where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retailkit.config import UsageError
+from retailkit.data import load
+from retailkit.data.table import DataError
+
+CLASSES = [("Kiwi", "Kiwi", "Fruit"), ("Apple-Juice", "Juice", "Packages"), ("Orange-Juice", "Juice", "Packages")]
+
+
+def draw(path: Path, colour: str = "red", size: tuple[int, int] = (16, 12)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    """A Grocery Store of three classes: 12 train and 2 val photos each, no test.txt."""
+    root = tmp_path / "store"
+    lines = ["Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic,Description"]
+    lines += [
+        f"{fine},{i},{coarse},{int(coarse == 'Juice')},/i.jpg,/d.txt" for i, (fine, coarse, _) in enumerate(CLASSES)
+    ]
+    root.mkdir()
+    (root / "classes.csv").write_bytes("\r\n".join(lines).encode())
+    for split, count in (("train", 12), ("val", 2)):
+        rows = []
+        for i, (fine, coarse, area) in enumerate(CLASSES):
+            for n in range(1, count + 1):
+                name = f"{split}/{area}/{coarse}/{fine}/{fine}_{n:03d}.jpg"
+                draw(root / name)
+                rows.append(f"{name}, {i}, {int(coarse == 'Juice')}\n")
+        (root / f"{split}.txt").write_text("".join(rows))
+    return root
+
+
+def spoil(root: Path, line: str) -> None:
+    text = (root / "train.txt").read_text().splitlines()
+    text[4] = line
+    (root / "train.txt").write_text("\n".join(text))
+
+
+def test_grocery_store_has_published_labels_and_splits(store):
+    data = load("grocery_store", store)
+    assert data.classes == ["Apple-Juice", "Kiwi", "Orange-Juice"]
+    assert data.table["split"].value_counts().to_dict() == {"train": 36, "val": 6}
+    juice = data.table[data.table["label"] == "Apple-Juice"]
+    assert set(juice["coarse"]) == {"Juice"} and juice["image"].str.contains("Apple-Juice").all()
+    assert data.split("val", size=16)[0].image.shape == (3, 16, 16)
+
+
+def test_grocery_store_groups_are_runs_of_five_within_class_and_split(store):
+    table = load("grocery_store", store).table
+    sizes = table.groupby("group").size()
+    assert sizes.max() == 5 and len(sizes) == 3 * 3 + 3
+    assert (table.groupby("group")[["label", "split"]].nunique() == 1).all().all()
+
+
+def test_names_never_become_text(store):
+    assert (load("grocery_store", store).table["text"] == "").all()
+
+
+def test_subset_keeps_only_its_classes(store):
+    data = load("grocery_store", store, subset="packages")
+    assert data.classes == ["Apple-Juice", "Orange-Juice"] and set(data.table["coarse"]) == {"Juice"}
+    assert load("grocery_store", store, subset="fruit").classes == ["Kiwi"]
+    with pytest.raises(UsageError, match="did you mean 'packages'"):
+        load("grocery_store", store, subset="package")
+
+
+def test_a_missing_test_list_matters_only_when_asked_for(store):
+    data = load("grocery_store", store)
+    with pytest.raises(DataError, match=r"no 'test' split.*test\.txt.*retailkit fetch grocery_store"):
+        data.split("test")
+
+
+def test_a_missing_root_names_the_cure(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.*retailkit fetch grocery_store.*--root"):
+        load("grocery_store", tmp_path / "nowhere")
+
+
+def test_a_missing_train_list_is_an_error(store):
+    (store / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"train\.txt: missing"):
+        load("grocery_store", store)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train/Fruit/Kiwi/Kiwi/Kiwi_999.jpg, 0, 0", r"Kiwi_999\.jpg is missing"),
+        ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, 81, 0", "unknown class '81'"),
+        ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, kiwi, 0", "unknown class 'kiwi'"),
+        ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, 0", "2 fields"),
+    ],
+)
+def test_a_broken_line_names_list_line_and_cure(store, line, message):
+    spoil(store, line)
+    with pytest.raises(DataError, match=rf"train\.txt line 5: .*{message}.*retailkit fetch") as error:
+        load("grocery_store", store)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_table_of_classes(store):
+    (store / "classes.csv").write_text("name;id\nKiwi;0\n")
+    with pytest.raises(DataError, match=r"classes\.csv: not the published"):
+        load("grocery_store", store)
+
+
+@pytest.fixture
+def grozi(tmp_path) -> Path:
+    """Grozi-120 with two products: packshots with and without masks, JPEG and PNG, 5 and 1 crops."""
+    root = tmp_path / "grozi"
+    draw(root / "inVitro/1/web/JPEG/web1.jpg")
+    draw(root / "inVitro/1/web/JPEG/web2.jpg")
+    draw(root / "inVitro/1/web/masks/mask2.png", "white")
+    draw(root / "inVitro/2/web/PNG/web1.png")
+    for n in (1, 2, 3, 10, 11):
+        draw(root / f"inSitu/1/video/video{n}.png")
+    draw(root / "inSitu/2/video/video7.jpg")
+    return root
+
+
+def test_grozi_packshots_train_and_crops_test(grozi):
+    data = load("grozi120", grozi)
+    train = data.table[data.table["split"] == "train"]
+    assert data.classes == ["grozi-001", "grozi-002"]
+    assert [Path(p).name for p in train["image"]] == ["web1.jpg", "web2.jpg", "web1.png"]
+    assert [Path(p).name if p else "" for p in train["mask"]] == ["", "mask2.png", ""]
+    assert data.split("train", size=16)[1].mask.shape == (1, 16, 16)
+    assert not train["image"].str.contains("inSitu").any()
+
+
+def test_grozi_halves_are_fixed_and_cut_by_frame_number(grozi):
+    table = load("grozi120", grozi).table
+    crops = {s: [Path(p).stem for p in table.loc[table["split"] == s, "image"]] for s in ("val", "test")}
+    assert crops == {"val": ["video1", "video2"], "test": ["video3", "video10", "video11", "video7"]}
+    groups = table[table["split"] != "train"].groupby("group")
+    assert (groups["split"].nunique() == 1).all() and len(groups) == 4  # 1-2, 3, 10-11 and 7
+    assert set(load("grozi120", grozi, halves=False).table["split"]) == {"train", "test"}
+
+
+def test_grozi_takes_names_from_its_index(grozi):
+    (grozi / "Index").mkdir()
+    (grozi / "Index/UPC_index.txt").write_text("1\t012345678905\tCheerios\n2\t012345678912\tTide, small\n")
+    assert load("grozi120", grozi).classes == ["Cheerios", "Tide, small"]
+    (grozi / "Index/UPC_index.txt").write_text("1 012345678905 Snickers\n2 012345678912 Snickers\n")
+    assert load("grozi120", grozi).classes == ["Snickers (1)", "Snickers (2)"]
+
+
+def test_grozi_prefers_the_photo_to_its_cut_out(grozi):
+    draw(grozi / "inVitro/1/web/PNG/web1.png")
+    images = load("grozi120", grozi).table["image"]
+    assert sum("inVitro/1/" in Path(p).as_posix() for p in images) == 2
+    assert Path(images[0]).name == "web1.jpg"
+
+
+def test_grozi_without_packshots_or_root(grozi, tmp_path):
+    with pytest.raises(DataError, match=r"inVitro is missing.*retailkit fetch grozi120"):
+        load("grozi120", tmp_path / "nowhere")
+    (tmp_path / "empty/inVitro").mkdir(parents=True)
+    with pytest.raises(DataError, match="no packshots"):
+        load("grozi120", tmp_path / "empty")
+
+
+def test_grozi_without_crops_says_what_is_missing(tmp_path):
+    draw(tmp_path / "inVitro/1/web/JPEG/web1.jpg")
+    with pytest.raises(DataError, match="has no crops"):
+        load("grozi120", tmp_path).split("test")
+
+
+def test_the_real_grocery_store(real_data):
+    data = load("grocery_store", real_data("grocery_store"))
+    counts = data.table["split"].value_counts()
+    assert (counts["train"], counts["val"], len(data.classes)) == (2640, 296, 81)
+    assert data.table["coarse"].nunique() == 43
+    assert data.split("val")[7].image.shape == (3, 224, 224)
+    assert len(load("grocery_store", real_data("grocery_store"), subset="packages").classes) == 31
+
+
+def test_the_real_grozi120(real_data):
+    data = load("grozi120", real_data("grozi120"))
+    counts = data.table["split"].value_counts()
+    assert counts["train"] == 675 and len(data.classes) == 120 and counts["val"] + counts["test"] >= 1169
+    assert data.split("test")[7].image.shape == (3, 224, 224)
