@@ -37,7 +37,7 @@ def test_a_folder_per_class(tmp_path):
     data = load("folder", folders(tmp_path, cola=20, fanta=20))
     assert data.classes == ["cola", "fanta"]
     counts = data.table.groupby(["label", "split"]).size().unstack()
-    assert counts.to_dict("index") == dict.fromkeys(("cola", "fanta"), {"test": 3, "train": 14, "val": 3})
+    assert counts.loc["cola"].to_dict() == counts.loc["fanta"].to_dict() == {"test": 3, "train": 14, "val": 3}
     assert data.split("train", size=16)[0].image.shape == (3, 16, 16)
 
 

@@ -1,0 +1,247 @@
+"""The contract: odd pictures simply work, everything moves together, errors name file and cure."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from retailkit.config import UsageError
+from retailkit.data import table as contract
+from retailkit.data.table import COLUMNS, DataError, ProductData, Word, read_image, write_truth
+
+
+def gradient(height: int = 6, width: int = 9) -> np.ndarray:
+    """A picture without symmetry: red grows to the right, green downwards."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 20, y * 30, np.full_like(x, 40)], axis=-1).astype(np.uint8)
+
+
+def make_data(rows: list[dict], **columns) -> ProductData:
+    frame = pd.DataFrame([{**dict.fromkeys(COLUMNS, ""), "label": "a", "split": "train", **row} for row in rows])
+    for name, values in columns.items():
+        frame[name] = values
+    return ProductData("mine", frame, sorted(set(frame["label"])), {"missing_test": "shoot some"})
+
+
+def png16(path, values: np.ndarray) -> None:
+    """Write a 16-bit RGB PNG by hand: Pillow reads such files but writes none."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_colour_files_keep_their_pixels(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(gradient()).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(read_image(path), gradient())
+
+
+def test_grayscale_becomes_three_equal_channels(tmp_path):
+    Image.fromarray(gradient()[..., 0]).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), np.repeat(gradient()[..., :1], 3, axis=-1))
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path):
+    Image.fromarray(gradient()[..., 0] > 80).save(tmp_path / "x.png")
+    assert set(np.unique(read_image(tmp_path / "x.png"))) == {0, 255}
+
+
+def test_palette_colours_are_looked_up(tmp_path):
+    picture = Image.fromarray(gradient()).quantize(256)
+    picture.save(tmp_path / "x.png")
+    assert np.abs(read_image(tmp_path / "x.png").astype(int) - gradient()).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_goes_onto_white(tmp_path, mode):
+    clear, black = {"RGBA": ((9, 9, 9, 0), (0, 0, 0, 255)), "LA": ((9, 0), (0, 255)), "P": (1, 0)}[mode]
+    picture = Image.new(mode, (4, 4), clear)
+    picture.paste(black, (0, 0, 2, 4))
+    if mode == "P":
+        picture.putpalette([0, 0, 0, 9, 9, 9])
+    picture.save(tmp_path / "x.png", **({"transparency": 1} if mode == "P" else {}))
+    pixels = read_image(tmp_path / "x.png")
+    assert (pixels[:, :2] == 0).all() and (pixels[:, 2:] == 255).all()
+
+
+def test_cmyk_has_the_right_colours(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.jpg")
+    red, green, blue = read_image(tmp_path / "x.jpg")[4, 4]
+    assert red > 200 and green < 60 and blue < 60
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    wide = (np.arange(54).reshape(6, 9) * 1200).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "gray.png")
+    assert np.abs(read_image(tmp_path / "gray.png")[..., 0].astype(float) - wide / 257).max() <= 1
+    png16(tmp_path / "colour.png", gradient().astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(tmp_path / "colour.png"), gradient())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_stands_upright(tmp_path, orientation):
+    stored = {  # how a camera stores the upright picture
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](gradient())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), gradient())
+
+
+@pytest.mark.parametrize("fit", contract.FITS)
+def test_one_pixel_is_a_picture(tmp_path, fit):
+    Image.new("RGB", (1, 1), (255, 0, 0)).save(tmp_path / "x.png")
+    sample = make_data([{"image": str(tmp_path / "x.png")}]).split("train", size=16, fit=fit)[0]
+    assert sample.image.shape == (3, 16, 16) and sample.image[:, 8, 8].tolist() == [1, 0, 0]
+
+
+def broken(path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    content = {"half": whole[: len(whole) // 2], "text": b"not a picture", "empty": b"", "header": whole[:20]}
+    if kind != "missing":
+        path.write_bytes(content[kind])
+
+
+@pytest.mark.parametrize("kind", ["half", "text", "empty", "header", "missing"])
+def test_a_broken_picture_names_file_row_and_cure(tmp_path, kind):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    broken(tmp_path / "bad.jpg", kind)
+    data = make_data([{"image": str(tmp_path / name)} for name in ("good.png", "bad.jpg")])
+    with pytest.raises(DataError, match=r"row 1 of 'mine': .*bad\.jpg: .*; (replace|restore) the file") as error:
+        data.split("train", size=16)[1]
+    assert "\n" not in str(error.value)
+
+
+def test_check_images_lists_every_broken_row(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.new("L", (4, 4)).save(tmp_path / "mask.png")
+    for kind in ("half", "text"):
+        broken(tmp_path / f"{kind}.jpg", kind)
+    names = ["good.png", "half.jpg", "good.png", "text.jpg"]
+    data = make_data([{"image": str(tmp_path / n)} for n in names], mask=["", "", str(tmp_path / "mask.png"), ""])
+    problems = contract.check_images(data, progress=False)
+    assert problems["row"].tolist() == [1, 2, 3]
+    assert problems["problem"].str.contains("half|mask of 4x4 for an image of 8x8|not an image").all()
+    assert contract.check_images(data.select(np.array([0])), progress=False).empty
+
+
+def marked(tmp_path, height: int, width: int, box: tuple[int, int, int, int]) -> ProductData:
+    """A picture whose mask, truth plane and words all mark the same box, white on black."""
+    x0, y0, x1, y1 = box
+    plane = np.zeros((height, width), dtype=bool)
+    plane[y0:y1, x0:x1] = True
+    Image.fromarray(np.repeat(plane[..., None] * np.uint8(255), 3, axis=-1)).save(tmp_path / "x.png")
+    Image.fromarray(plane * np.uint8(255)).save(tmp_path / "m.png")
+    planes = {"twin_patch": plane, "shadow": ~plane, "reflection": plane & False}
+    facts = {"words": [["LEAN", list(box), True]], "pose": "front", "background": "dairy", "lighting": "day"}
+    write_truth(tmp_path / "t.png", planes, facts)
+    paths = {"image": str(tmp_path / "x.png"), "mask": str(tmp_path / "m.png"), "truth": str(tmp_path / "t.png")}
+    return make_data([paths], words=[[Word("LEAN", box, 0.9)]])
+
+
+def covered(mask: torch.Tensor) -> tuple[int, ...]:
+    ys, xs = torch.nonzero(mask[0], as_tuple=True)
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+@pytest.mark.parametrize("fit", contract.FITS)
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (64, 64)])
+def test_image_mask_truth_and_words_move_together(tmp_path, fit, shape):
+    box = (shape[1] // 2 - 8, shape[0] // 2 - 10, shape[1] // 2 + 9, shape[0] // 2 + 6)
+    sample = marked(tmp_path, *shape, box).split("train", size=64, fit=fit)[0]
+    where = covered(sample.mask)
+    white = covered(sample.image[:1] > 0.5) if fit != "pad" else covered(sample.image[:1] > 0.75)
+    assert np.abs(np.subtract(white, where)).max() <= 1
+    assert torch.equal(sample.truth.twin_patch, sample.mask) and not sample.truth.reflection.any()
+    for words in (sample.words, sample.truth.words):
+        assert np.abs(np.subtract(words[0].box, where)).max() <= 1.01
+    assert sample.words[0].confidence == 0.9 and sample.truth.words[0].telling
+    assert (sample.truth.pose, sample.truth.background, sample.truth.lighting) == ("front", "dairy", "day")
+
+
+def test_a_random_transform_moves_them_together_too(tmp_path):
+    augment = v2.Compose([v2.RandomHorizontalFlip(p=1), v2.Resize((64, 64), antialias=True)])
+    sample = marked(tmp_path, 64, 64, (4, 10, 20, 30)).split("train", size=64, augment=augment)[0]
+    assert covered(sample.mask) == (44, 10, 60, 30) and sample.words[0].box == (44, 10, 60, 30)
+
+
+def test_a_word_outside_the_crop_has_an_empty_box(tmp_path):
+    sample = marked(tmp_path, 40, 120, (0, 0, 10, 10)).split("train", size=64, fit="crop")[0]
+    x0, _, x1, _ = sample.words[0].box
+    assert x0 == x1 and not sample.mask.any()
+
+
+def test_padding_is_mean_grey_and_no_product(tmp_path):
+    sample = marked(tmp_path, 40, 80, (0, 0, 80, 40)).split("train", size=64, fit="pad")[0]
+    assert torch.allclose(sample.image[:, 2, 32], torch.tensor(128 / 255)) and not sample.mask[0, 2, 32]
+    assert covered(sample.mask) == (0, 16, 64, 48)
+
+
+def test_a_mask_of_another_size_is_an_error(tmp_path):
+    data = marked(tmp_path, 40, 80, (0, 0, 8, 8))
+    Image.new("L", (4, 4)).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match=r"m\.png: mask of 4x4 for an image of 80x40"):
+        data.split("train", size=16)[0]
+
+
+def test_a_picture_without_truth_inside_is_an_error(tmp_path):
+    data = marked(tmp_path, 8, 8, (0, 0, 4, 4))
+    Image.new("L", (8, 8)).save(tmp_path / "t.png")
+    with pytest.raises(DataError, match=r"t\.png: no ground truth inside"):
+        data.split("train", size=16)[0]
+
+
+def test_samples_stack_into_batches(tmp_path):
+    dataset = marked(tmp_path, 32, 32, (0, 0, 8, 8)).split("train", size=32)
+    batch = contract.collate([dataset[0], dataset[0]])
+    assert batch.images.shape == (2, 3, 32, 32) and batch.masks.shape == (2, 1, 32, 32) and len(batch) == 2
+    assert batch.images.dtype == torch.float32 and batch.images.min() >= 0 and batch.images.max() <= 1
+    (tmp_path / "y").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "y" / "x.png")
+    bare = make_data([{"image": str(tmp_path / "y" / "x.png")}]).split("train", size=32)[0]
+    assert contract.collate([dataset[0], bare]).masks is None and bare.truth is None
+
+
+def test_splits_join_and_unknown_or_empty_ones_raise(tmp_path):
+    data = make_data([{"split": "train"}, {"split": "val", "label": "b"}, {"split": "train"}])
+    assert len(data.split("train+val")) == 3 and data.splits == ["train", "val"]
+    assert data.split("val").labels.tolist() == [1]
+    with pytest.raises(DataError, match=r"no 'test' split \(it has: train, val\); shoot some"):
+        data.split("test")
+    with pytest.raises(UsageError, match="did you mean 'train'"):
+        data.split("trian")
+    with pytest.raises(UsageError, match="unknown fit 'stretch'"):
+        data.split("train", fit="stretch")
+    with pytest.raises(UsageError, match="too small"):
+        data.split("train", size=4)
+
+
+def test_a_table_without_its_columns_is_an_error():
+    with pytest.raises(DataError, match=r"lacks the columns .*mask"):
+        ProductData("x", pd.DataFrame({"image": [], "label": []}), [], {})
