@@ -130,6 +130,19 @@ class Evaluation:
         table = self.reliability(bins)
         return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row an image: `row` of the table, `label`, `predicted`, `confidence`, `correct`."""
+        names = np.asarray(self.classes)
+        return pd.DataFrame(
+            {
+                "row": self.indices,
+                "label": names[self.labels],
+                "predicted": names[self.predicted],
+                "confidence": self.probs.max(1),
+                "correct": self.correct,
+            }
+        )
+
     def summary(self) -> dict[str, float | int | list[float]]:
         """Return the figures worth a record: top1, macro_f1, n, interval, calibration_error."""
         return {

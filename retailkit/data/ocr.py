@@ -35,8 +35,9 @@ SETTINGS = {
     "EngineConfig.onnxruntime.inter_op_num_threads": 1,
     "Global.log_level": "critical",
 }
-# Article numbers (GTIN-8 to GTIN-14) name the class. Longer runs hold one, so they go as well.
-BARCODE = re.compile(r"(?<!\d)\d(?:[ -]?\d){7,}(?!\d)")
+# Article numbers (GTIN-8 to GTIN-14) name the class. Longer unbroken runs hold one, so they go as well; with
+# spaces the limit of 14 keeps the number that follows a barcode ("0 60383 05933 0 500 g").
+BARCODE = re.compile(r"(?<!\d)(?:\d(?:[ -]?\d){7,13}|\d{15,})(?!\d)")
 OVERLAP = 0.3  # of the smaller box: from here on a read word and a printed word are the same place
 
 _engines = threading.local()
@@ -94,7 +95,7 @@ def add_text(
 
 
 def redact_barcodes(text: str) -> str:
-    """Remove runs of eight digits or more (single spaces and hyphens between them allowed) from a text."""
+    """Remove runs of 8 to 14 digits (single spaces and hyphens between them allowed) and longer unbroken ones."""
     return " ".join(BARCODE.sub(" ", text).split())
 
 

@@ -1,0 +1,46 @@
+# make run | test | lab | app | bench | fmt: each sets up .venv by itself.
+PROFILE ?= fast
+DATASET ?= synthetic
+ROOT ?=
+JOBS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: run test lab app bench fmt clean
+.DELETE_ON_ERROR:
+
+run: $(READY)
+	$(BIN)/retailkit run --profile $(PROFILE) --dataset $(DATASET) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS))
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not benchmark"
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+app: $(READY)
+	@test -f notebooks/80_explanation_tool.ipynb || { echo "the explanation tool (notebooks/80_explanation_tool.ipynb) is not part of this version yet" >&2; exit 2; }
+	$(BIN)/retailkit app
+
+bench: $(READY)
+	$(BIN)/retailkit bench
+
+fmt: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
+
+clean:
+	rm -rf .venv papermill_runs/latest .pytest_cache .ruff_cache
+
+# The stamp is written last: an interrupted install starts again.
+$(READY): pyproject.toml
+	@python=""; for p in python3.13 python3.12 python3.11 python3; do \
+	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and none was found" >&2; exit 1; fi; \
+	if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet -e '.[offline,dev]'; \
+	else \
+	  $$python -m venv --clear .venv && $(BIN)/python -m pip install --quiet -e '.[offline,dev]'; \
+	fi
+	@touch $@

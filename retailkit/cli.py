@@ -1,0 +1,270 @@
+"""The `retailkit` command. Each command says what it did in plain lines, and fails in one.
+
+Exit codes: 0 done, 1 work failed or an expectation is not met, 2 the call has to change, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retailkit.config import PROFILES, UsageError, UserError, pick
+
+app = typer.Typer(
+    help="Fine-grained retail product recognition: run the workbook, train, evaluate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+Dataset = Annotated[str, typer.Option(help="Name of a data set: synthetic, grocery_store, grozi120, folder.")]
+Root = Annotated[Path | None, typer.Option(help="Its folder (or CSV); default $RETAILKIT_DATA/NAME, then the cache.")]
+Profile = Annotated[str, typer.Option(help="fast (two CPU cores) or full.")]
+Pairs = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, may be repeated.")]
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Option(help="Also read every image of this data set.")] = "", root: Root = None
+):
+    """Check the installation, and a data set: lists every broken row at once.
+
+    Example: `retailkit check --dataset folder --root photos`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    if dataset:
+        return _check_data(dataset, root)
+    from retailkit import runs
+
+    table, grid = runs.environment(), Table("", "what", "found", "cure")
+    for row in table.itertuples():
+        grid.add_row("[green]ok[/]" if row.fine else "[red]no[/]", row.what, row.found, row.cure)
+    Console().print(grid)
+    if not table["fine"].all():
+        raise typer.Exit(1)
+
+
+def _check_data(dataset: str, root: Path | None) -> None:
+    from retailkit import data
+    from retailkit.data.table import check_images
+
+    found = data.load(dataset, root)
+    print(found)
+    broken = check_images(found)
+    for row in broken.itertuples():
+        print(f"row {row.row}: {row.problem}")
+    if len(broken):
+        raise UserError(f"{len(broken)} of {len(found)} rows are broken; replace the files above or drop their rows")
+    print("every row can be read")
+
+
+@app.command(name="list")
+def list_notebooks():
+    """List the notebooks, their parameters and how they last ended."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from retailkit import runs
+
+    grid = Table("notebook", "parameters", "last run (fast, synthetic)")
+    for path in runs.notebooks():
+        record = runs.read_record(runs.run_dir("fast", "synthetic") / f"{path.stem}.json")
+        knobs = "\n".join(f"{name} = {p['default']}  [dim]{p['help']}[/]" for name, p in runs.parameters(path).items())
+        grid.add_row(path.stem, knobs, f"{record['status']}, {record['seconds']:.0f} s" if record else "never")
+    Console().print(grid)
+
+
+@app.command()
+def run(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Names (20_training, or 20); none means all.")] = None,
+    profile: Profile = "fast",
+    dataset: Dataset = "synthetic",
+    root: Root = None,
+    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time; default the number of cores.")] = None,
+    parameter: Pairs = None,
+    fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
+    update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
+):
+    """Execute notebooks and write records, figures and an index.html.
+
+    Examples: `retailkit run`, `retailkit run 20 -p PRETRAINED=false`,
+    `retailkit run --dataset grocery_store --root path/to/dataset`
+    """
+    from retailkit import runs, workbook
+    from retailkit.data import DATASETS
+    from retailkit.runs.execute import parse_parameters
+
+    pick(PROFILES, profile, "profile")
+    pick(DATASETS, dataset, "data set")
+    files = runs.notebooks(notebooks or [])
+    results = runs.execute(
+        files,
+        profile,
+        dataset,
+        root,
+        parse_parameters(parameter or []),
+        jobs,
+        fresh,
+        prepare=lambda: workbook.prepare(profile, dataset, root),
+        say=lambda line: print(line, flush=True),
+    )
+    folder = runs.run_dir(profile, dataset)
+    failures = runs.publish(folder, profile, dataset, update and not parameter)
+    failed = [r for r in results if r.status == "failed"]
+    for line in failures:
+        print(line)
+    print(
+        f"{len(results) - len(failed)} of {len(results)} notebooks are done; see {os.path.relpath(folder)}/index.html"
+    )
+    if failures or failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set, or the word `weights`.")],
+    weights: Annotated[
+        str, typer.Argument(help="Weights to fetch: resnet50, resnext101_32x8d.WSL, distilbert ...")
+    ] = "",
+    root: Annotated[Path | None, typer.Option(help="Where to put the data set.")] = None,
+):
+    """Download a data set or weights: shows the licence, checks every file, resumes.
+
+    Examples: `retailkit fetch grocery_store`, `retailkit fetch weights resnet50`
+    """
+    if name == "weights":
+        from retailkit import models
+
+        if not weights:
+            raise UsageError(
+                f"which weights? retailkit fetch weights NAME, one of: {', '.join(sorted(models.BACKBONES))}"
+            )
+        print(models.fetch_weights(weights))
+    else:
+        from retailkit.data import download
+
+        print(download.fetch(name, root))
+
+
+@app.command()
+def train(
+    dataset: Dataset = "synthetic",
+    root: Root = None,
+    output: Annotated[Path, typer.Option(help="Checkpoint to write; an interrupted training goes on.")] = Path(
+        "model.safetensors"
+    ),
+    backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
+    frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+):
+    """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
+
+    Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
+    `retailkit train --dataset folder --root photos --frozen`
+    """
+    from retailkit import data, training, workbook
+
+    products = data.load(dataset, root)
+    make = workbook.probe if frozen else workbook.finetune
+    changes = {} if epochs is None else {"epochs": epochs}
+    profile = "fast" if frozen else "full"
+    spec = make(dataset, root, profile, seed, None if backbone == "auto" else backbone, **changes)
+    print(products)
+    model, history = training.fit_or_load(spec, products, output)
+    facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
+    if "val" in products.splits:
+        facts["val"] = training.evaluate(model, products.split("val", model.input_size), bf16=True).summary()
+    _report(facts, json_line)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote.")],
+    dataset: Dataset = "synthetic",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    size: Annotated[int | None, typer.Option(help="Side of the images; default as the checkpoint says.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
+    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+):
+    """Evaluate a checkpoint on a split: top-1, macro F1, n and the 95 % interval.
+
+    Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
+    """
+    from retailkit import data, training
+
+    model, _, facts = training.load_checkpoint(checkpoint)
+    products = training.with_classes(data.load(dataset, root), model)
+    part = products.split(split, size or facts["size"], facts["fit"])
+    result = training.evaluate(model, part, bf16=True)
+    if predictions:
+        result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(predictions, index=False)
+    _report(result.summary() | {"split": split, "dataset": dataset}, json_line)
+
+
+def _report(facts: dict, json_line: bool) -> None:
+    if json_line:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; none means all.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for the rows.")] = None,
+    quick: Annotated[bool, typer.Option(help="Under five minutes in all.")] = False,
+):
+    """Measure side by side in one run: rows of name, case, baseline, seconds, ratio, agreement.
+
+    Example: `retailkit bench render ocr --csv bench.csv --quick`
+    """
+    import subprocess
+
+    from retailkit import runs
+
+    folder = runs.record.home() / "tests" / "benchmarks"
+    known = {path.stem.removeprefix("test_"): path for path in sorted(folder.glob("test_*.py"))}
+    chosen = [known[pick(known, name, "benchmark")] for name in names or known]
+    environment = os.environ | {"RETAILKIT_BENCH_QUICK": str(int(quick))}
+    if csv:
+        environment["RETAILKIT_BENCH_CSV"] = str(csv.resolve())
+    command = [sys.executable, "-m", "pytest", "-m", "benchmark", "-n", "0", "-s", *map(str, chosen)]
+    raise typer.Exit(subprocess.run(command, cwd=runs.record.home(), env=environment).returncode)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on stderr and the exit code of its kind."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error).replace("\n", " "), error.exit_code)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", 130)
+    except Exception as error:
+        # Typer's own errors are click's: an unknown option or command, a missing value.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message(), 2)
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"retailkit: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Runs of notebooks: what they leave behind, how they are executed, what they must show.
+
+Inside a notebook: `run = runs.start(...)`, `run.metric(...)`, `run.figure(...)`, `run.finish()`. Outside:
+`execute` runs notebooks through papermill, `collect` gathers their records.
+"""
+
+from retailkit.runs.environment import environment
+from retailkit.runs.execute import Result, execute, notebooks, parameters
+from retailkit.runs.expect import check_record, expectations
+from retailkit.runs.publish import publish
+from retailkit.runs.record import Run, collect, published, read_record, run_dir, start
+
+__all__ = [
+    "Result",
+    "Run",
+    "check_record",
+    "collect",
+    "environment",
+    "execute",
+    "expectations",
+    "notebooks",
+    "parameters",
+    "publish",
+    "published",
+    "read_record",
+    "run_dir",
+    "start",
+]

@@ -1,0 +1,81 @@
+"""What each notebook must show: bounds on its metrics, kept in `tests/expected.yml`.
+
+    fast-synthetic:
+      20_training:
+        top1_frozen: {kind: bound, min: 0.4, reason: "chance 0.04; lowest of 5 seeds minus 2 sd"}
+        gain_pretrained: {kind: direction, min: 0.1, off: {PRETRAINED: false}, reason: "..."}
+
+`exact` needs `value`; `bound` and `direction` need `min` or `max`; `golden` needs `value` and `rel`. A direction
+names the parameter (`off`) that switches its cause off: a test runs the notebook so and sees the check fail.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retailkit.config import UserError, pick
+from retailkit.runs.record import home
+
+KINDS = {"exact": ("value",), "bound": (), "direction": ("off",), "golden": ("value", "rel")}
+
+
+def expectations(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Read the expectations: run (`fast-synthetic`) -> notebook -> metric -> what is expected.
+
+    Raises:
+        UserError: an entry is not well formed; the message names it.
+    """
+    path = path or home() / "tests" / "expected.yml"
+    if not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    for run, by_notebook in content.items():
+        for notebook, metrics in by_notebook.items():
+            for metric, entry in metrics.items():
+                _check_entry(entry, f"{path.name}: {run} / {notebook} / {metric}")
+    return content
+
+
+def _check_entry(entry: dict[str, Any], where: str) -> None:
+    pick(KINDS, entry.get("kind", ""), f"kind of expectation ({where})")
+    missing = [key for key in (*KINDS[entry["kind"]], "reason") if key not in entry]
+    if entry["kind"] in ("bound", "direction") and not {"min", "max"} & entry.keys():
+        missing.append("min or max")
+    if missing:
+        raise UserError(f"{where}: lacks {', '.join(missing)}")
+
+
+def check_record(record: dict[str, Any], expected: dict[str, dict[str, Any]]) -> list[str]:
+    """Return one line for each expectation that a record does not meet.
+
+    Args:
+        record: content of a record file.
+        expected: metric -> entry, of the record's notebook.
+    """
+    failures = []
+    if record.get("status") != "ok":
+        failures.append(f"status is {record.get('status')!r}, not 'ok'")
+    for name, entry in expected.items():
+        metric = record.get("metrics", {}).get(name)
+        why = "is not in the record" if metric is None else _violation(float(metric["value"]), entry)
+        if why:
+            failures.append(f"{name} {why} ({entry['kind']}: {entry['reason']})")
+    return failures
+
+
+def _violation(value: float, entry: dict[str, Any]) -> str:
+    if not math.isfinite(value):
+        return f"is {value}"
+    if entry["kind"] == "exact" and value != entry["value"]:
+        return f"is {value:g}, not {entry['value']:g}"
+    if entry["kind"] == "golden" and not math.isclose(value, entry["value"], rel_tol=entry["rel"]):
+        return f"is {value:.4g}, not within {entry['rel']:.0%} of {entry['value']:.4g}"
+    if value < entry.get("min", -math.inf):
+        return f"is {value:.4g}, below {entry['min']:g}"
+    if value > entry.get("max", math.inf):
+        return f"is {value:.4g}, above {entry['max']:g}"
+    return ""

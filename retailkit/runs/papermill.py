@@ -1,0 +1,59 @@
+"""The child process that executes one notebook: `python -m retailkit.runs.papermill '{"input": ...}'`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def look_again_after_sending() -> None:
+    """Keep widget cells from hanging a headless run.
+
+    nbclient's output widget sends a message on the very socket on which it awaits a reply; the send can swallow
+    the event that announces the reply (nbclient issue 312). Asking pyzmq to look at its events again cures it.
+    """
+    from jupyter_client.channels import AsyncZMQSocketChannel
+
+    plain = AsyncZMQSocketChannel.send
+    if getattr(plain, "looks_again", False):
+        return
+
+    def send(self, message):
+        plain(self, message)
+        self.socket._schedule_remaining_events()
+
+    send.looks_again = True
+    AsyncZMQSocketChannel.send = send
+
+
+def main(order: dict) -> int:
+    """Execute `input` into `output`; return 0, or 1 after printing the failed cell's error in one line."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    look_again_after_sending()
+    notebook = Path(order["input"])
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            order["output"],
+            parameters=order["parameters"],
+            kernel_name="python3",
+            cwd=str(notebook.parent),
+            execution_timeout=order["timeout"],
+            start_timeout=120,
+            progress_bar=False,
+            log_output=False,
+        )
+    except PapermillExecutionError as error:
+        print(f"cell {error.exec_count}: {error.ename}: {error.evalue}".replace("\n", " "))
+        return 1
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".replace("\n", " "))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,266 @@
+"""The record of one run of a notebook: metrics, figures, tables, what was skipped, and on what machine.
+
+A record is one JSON file. Its status is `running` until `Run.finish`, so that an interrupted run can never be
+taken for a result.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from retailkit.config import UserError, device, replacing
+
+SCHEMA = 1
+FIGURE_BYTES = 120_000
+BETTER = ("higher", "lower", "none")
+LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "numpy", "rapidocr")
+
+
+def home() -> Path:
+    """Return the checkout: the nearest folder upwards from here, or from the package, that holds `notebooks`."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks").is_dir():
+            return folder
+    raise UserError(f"{here}: no folder `notebooks` here or above; run this inside the checkout of the workbook")
+
+
+def run_dir(profile: str, dataset: str) -> Path:
+    """Return the folder of the latest run of a profile on a data set; the runner may name another one."""
+    given = os.environ.get("RETAILKIT_RUN_DIR")
+    return Path(given) if given else home() / "papermill_runs" / "latest" / f"{profile}-{dataset}"
+
+
+def start(notebook: str, **parameters: Any) -> Run:
+    """Begin a record.
+
+    Args:
+        notebook: its name, `20_training`.
+        **parameters: every value of its parameters cell, `PROFILE` and `DATASET` among them.
+    """
+    return Run(notebook, parameters)
+
+
+class Run:
+    """What one run of a notebook leaves behind; see `start`.
+
+    Attributes:
+        folder: where the record, figures and tables go.
+        record: the content of the record so far.
+    """
+
+    def __init__(self, notebook: str, parameters: dict[str, Any]) -> None:
+        profile, dataset = parameters.get("PROFILE", "fast"), parameters.get("DATASET", "synthetic")
+        self.folder = run_dir(profile, dataset)
+        self._started = time.monotonic()
+        self.record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "notebook": notebook,
+            "profile": profile,
+            "dataset": dataset,
+            # A root is a path of one machine: the data set's name says enough.
+            "parameters": {k: v for k, v in parameters.items() if k != "ROOT"},
+            "status": "running",
+            "metrics": {},
+            "figures": [],
+            "tables": {},
+            "skipped": {},
+            "device": device(),
+            "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "git": _commit(),
+            "key": os.environ.get("RETAILKIT_RUN_KEY", ""),
+        }
+        self._write()
+
+    def metric(
+        self,
+        name: str,
+        value: float,
+        n: int | None = None,
+        chance: float | None = None,
+        better: str = "higher",
+        interval: Sequence[float] | None = None,
+    ) -> None:
+        """Record a figure.
+
+        Args:
+            name: snake_case.
+            value: a fraction, never a percentage.
+            n: images (or words, ...) behind it.
+            chance: what knowing nothing would give.
+            better: `higher`, `lower`, or `none` for plain facts.
+            interval: 95 % interval.
+        """
+        if better not in BETTER:
+            raise ValueError(f"metric {name!r}: better={better!r}; use one of {', '.join(BETTER)}")
+        if not math.isfinite(float(value)):
+            raise ValueError(f"metric {name!r} is {value}; record only finite numbers, or skip with a reason")
+        entry = {"value": float(value), "better": better}
+        entry |= {k: v for k, v in (("n", n), ("chance", chance)) if v is not None}
+        if interval is not None:
+            entry["interval"] = [float(interval[0]), float(interval[1])]
+        self.record["metrics"][name] = entry
+        self._write()
+
+    def figure(self, name: str, figure: Any, alt: str = "", photos: bool = False) -> Any:
+        """Keep a matplotlib figure as a small file and show that file.
+
+        Args:
+            name: of the file, after the notebook's.
+            figure: it is closed afterwards.
+            alt: what it shows, for those who do not see it.
+            photos: True where it shows photos of others, which are never committed.
+
+        Returns:
+            An object that Jupyter displays.
+        """
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        data, suffix = compress(figure)
+        plt.close(figure)
+        path = self.folder / "figures" / f"{self.record['notebook']}__{name}.{suffix}"
+        with replacing(path) as draft:
+            draft.write_bytes(data)
+        entry = {"file": path.name, "alt": alt, "photos": bool(photos)}
+        self.record["figures"] = [f for f in self.record["figures"] if f["file"] != path.name] + [entry]
+        self._write()
+        display(_Picture(data, suffix, alt))
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Keep a small table with the record."""
+        self.record["tables"][name] = json.loads(frame.to_json(orient="split", index=False))
+        self._write()
+
+    def skip(self, section: str, reason: str) -> None:
+        """Record and print that a section was left out, and why."""
+        self.record["skipped"][section] = reason
+        print(f"skipped: {section}: {reason}")
+        self._write()
+
+    def finish(self) -> None:
+        """Close the record with status `ok` and say what is in it."""
+        self.record["status"] = "ok"
+        self._write()
+        print(f"{len(self.record['metrics'])} metrics, {len(self.record['figures'])} figures, {self.seconds:.0f} s")
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since `start`."""
+        return time.monotonic() - self._started
+
+    def _write(self) -> None:
+        self.record["seconds"] = round(self.seconds, 2)
+        write_record(self.folder / f"{self.record['notebook']}.json", self.record)
+
+
+class _Picture:
+    """A picture with alternative text, for Jupyter."""
+
+    def __init__(self, data: bytes, suffix: str, alt: str) -> None:
+        self.data, self.kind, self.alt = data, f"image/{suffix.replace('jpg', 'jpeg')}", alt
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
+        import base64
+
+        content = base64.b64encode(self.data).decode()
+        return {self.kind: content, "text/plain": self.alt}, {self.kind: {"alt": self.alt}}
+
+
+def compress(figure: Any, limit: int = FIGURE_BYTES, dpi: int = 80) -> tuple[bytes, str]:
+    """Return a figure as small as `limit` bytes: a palette PNG if that does, else a JPEG.
+
+    Returns:
+        The bytes and the suffix, `png` or `jpg`.
+    """
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
+    picture = Image.open(stream).convert("RGB")
+    flat = io.BytesIO()
+    picture.quantize(128, dither=Image.Dither.NONE).save(flat, "png", optimize=True)
+    if flat.tell() <= limit // 2:  # a plot; photos would show bands of colour
+        return flat.getvalue(), "png"
+    for quality in (85, 75, 65, 50, 35):
+        stream = io.BytesIO()
+        picture.save(stream, "jpeg", quality=quality, optimize=True)
+        if stream.tell() <= limit:
+            break
+    return stream.getvalue(), "jpg"
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record in one step."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return a record, or None where there is none or it was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
+    """Return every metric of the latest run and of all committed ones, one row a metric.
+
+    A committed run gives way to the latest one of the same profile and data set.
+
+    Columns: `run`, `notebook`, `metric`, `value`, `low`, `high`, `n`, `chance`, `better`, `status`.
+    """
+    folders = {path.name: path for path in sorted((home() / "papermill_runs").glob("*-*")) if path.is_dir()}
+    folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
+    rows = []
+    for name, folder in sorted(folders.items()):
+        for path in sorted(folder.glob("[0-9][0-9]_*.json")):
+            rows += _metric_rows(name, read_record(path) or {})
+    columns = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _metric_rows(run: str, record: dict[str, Any]) -> list[tuple]:
+    rows = []
+    for name, m in record.get("metrics", {}).items():
+        low, high = m.get("interval", (None, None))
+        facts = (m["value"], low, high, m.get("n"), m.get("chance"), m["better"])
+        rows.append((run, record["notebook"], name, *facts, record["status"]))
+    return rows
+
+
+def published() -> pd.DataFrame:
+    """Return published test figures of the data sets, with their sources."""
+    with importlib.resources.files("retailkit").joinpath("published.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    """Return the short commit of the checkout, with `+` where files have changed since; "" outside git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, cwd=home(), capture_output=True, text=True, timeout=20)
+    except (OSError, UserError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

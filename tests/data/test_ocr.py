@@ -1,0 +1,255 @@
+"""Reading words with the real engine, its cache, redaction and the error rate."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from retailkit.data import ocr
+from retailkit.data.table import COLUMNS, DataError, ProductData, Word, read_image
+
+FONT = files("matplotlib") / "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf"
+LINES = (("EXTRA LEAN", 20), ("GROUND BEEF", 70), ("450 g", 120))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ocr" / "words.sqlite"
+
+
+@pytest.fixture
+def engine_calls(monkeypatch):
+    """Count the pictures that really go through the engine."""
+    calls, read = [], ocr.read_words
+    monkeypatch.setattr(ocr, "read_words", lambda image: calls.append(1) or read(image))
+    return calls
+
+
+def label(lines=LINES, size=(300, 180)) -> tuple[np.ndarray, list[Word]]:
+    """Print lines on a yellow label; return the picture and the true words."""
+    picture = Image.new("RGB", size, (250, 220, 90))
+    draw, font, words = ImageDraw.Draw(picture), ImageFont.truetype(str(FONT), 28), []
+    for text, y in lines:
+        x = 20
+        for part in text.split():
+            box = draw.textbbox((x, y), part, font=font)
+            draw.text((x, y), part, fill=(20, 20, 60), font=font)
+            words.append(Word(part, box))
+            x += draw.textlength(part + " ", font=font)
+    return np.array(picture), words
+
+
+def make_data(tmp_path, pictures: list[np.ndarray], **columns) -> ProductData:
+    rows = []
+    for i, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append({**dict.fromkeys(COLUMNS, ""), "image": str(tmp_path / f"{i}.png"), "label": "a", "split": "train"})
+    frame = pd.DataFrame(rows).assign(**columns)
+    return ProductData("mine", frame, sorted(set(frame["label"])), {})
+
+
+def test_words_are_read_where_they_are_printed():
+    picture, truth = label()
+    words = ocr.read_words(picture)
+    assert [w.text for w in words] == ["EXTRA", "LEAN", "GROUND", "BEEF", "450", "g"]
+    for word, printed in zip(words, truth, strict=True):
+        assert overlap(word.box, printed.box) > 0.4  # lines are read taller than their letters
+        assert 0 < word.confidence <= 1 and not word.telling
+    assert ocr.character_error_rate(truth, words) == 0
+
+
+def overlap(a, b) -> float:
+    """Intersection over union."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return shared / (area - shared)
+
+
+def test_colours_are_given_to_the_engine_in_its_order():
+    picture, _ = label()
+    seen = []
+    engine = ocr._engine()
+
+    class Spy:
+        def __call__(self, image, **options):
+            seen.append(image)
+            return engine(image, **options)
+
+    ocr._engines.engine = Spy()
+    try:
+        ocr.read_words(picture)
+    finally:
+        ocr._engines.engine = engine
+    np.testing.assert_array_equal(seen[0], picture[..., ::-1])  # BGR, as OpenCV reads files
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (224, 224), (8, 100)])
+def test_pictures_without_text_have_no_words(shape):
+    assert ocr.read_words(np.zeros((*shape, 3), dtype=np.uint8)) == []
+
+
+def test_a_line_the_engine_did_not_cut_is_divided_by_characters():
+    quad = np.array([[0, 0], [100, 10], [100, 30], [0, 20]])
+    words = ocr._split_line("ab cdefg 1", 0.8, quad, [], shape=(25, 200))
+    assert [w.text for w in words] == ["ab", "cdefg", "1"]
+    assert words[0].box == (0, 0, 20, 22) and words[1].box == (30, 3, 80, 25)  # clipped to the picture
+    assert {w.confidence for w in words} == {0.8}
+
+
+def test_add_text_fills_text_and_words_and_leaves_its_input(tmp_path):
+    data = make_data(tmp_path, [label()[0], np.zeros((40, 40, 3), np.uint8)])
+    read = ocr.add_text(data, progress=False)
+    assert read.table["text"].tolist() == ["EXTRA LEAN GROUND BEEF 450 g", ""]
+    assert [len(words) for words in read.table["words"]] == [6, 0]
+    assert "words" not in data.table and (data.table["text"] == "").all()
+    sample = read.split("train", size=90, fit="squeeze")[0]
+    assert sample.text.startswith("EXTRA LEAN") and sample.words[0].box[2] < 90 * 140 / 300
+
+
+def test_a_picture_is_read_once(tmp_path, engine_calls, cache):
+    data = make_data(tmp_path, [label()[0], label()[0], label((("MILK", 20),))[0]])
+    first = ocr.add_text(data, progress=False)
+    assert len(engine_calls) == 2  # the same content twice
+    assert ocr.add_text(data, progress=False).table["text"].tolist() == first.table["text"].tolist()
+    assert len(engine_calls) == 2 and cache.is_file()
+
+
+def test_other_settings_or_content_are_read_again(tmp_path, engine_calls, monkeypatch):
+    data = make_data(tmp_path, [label((("MILK", 20),))[0]])
+    ocr.add_text(data, progress=False)
+    monkeypatch.setitem(ocr.SETTINGS, "Det.limit_side_len", 352)
+    ocr.add_text(data, progress=False)
+    Image.fromarray(label((("SOUP", 20),))[0]).save(data.table["image"][0])
+    assert ocr.add_text(data, progress=False).table["text"][0] == "SOUP"
+    assert len(engine_calls) == 3
+
+
+@pytest.mark.parametrize("value", ["", "not json", "[[1]]", "null", '[["a", null, 1]]'])
+def test_a_damaged_entry_is_read_again(tmp_path, engine_calls, cache, value):
+    data = make_data(tmp_path, [label((("MILK", 20),))[0]])
+    ocr.add_text(data, progress=False)
+    with sqlite3.connect(cache) as base:
+        base.execute("UPDATE words SET value = ?", (value,))
+    base.close()
+    for calls in (2, 2):
+        assert ocr.add_text(data, progress=False).table["text"][0] == "MILK"
+        assert len(engine_calls) == calls
+
+
+@pytest.mark.parametrize("content", [b"not a data base" * 100, b"", b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_cache_is_replaced(tmp_path, cache, content):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(content)
+    data = make_data(tmp_path, [label((("MILK", 20),))[0]])
+    for _ in range(2):
+        assert ocr.add_text(data, progress=False).table["text"][0] == "MILK"
+
+
+def test_a_kill_loses_nothing_that_was_read(tmp_path, engine_calls):
+    data = make_data(tmp_path, [label((("MILK", 20),))[0], label((("SOUP", 20),))[0]])
+    (tmp_path / "1.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"row 1 of 'mine': .*1\.png: not an image; replace"):
+        ocr.add_text(data, jobs=1, progress=False)
+    assert len(engine_calls) == 1
+    ocr.add_text(data.select(np.array([0])), progress=False)
+    assert len(engine_calls) == 1
+
+
+def test_a_missing_picture_names_row_and_cure(tmp_path):
+    data = make_data(tmp_path, [label()[0]])
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(DataError, match=r"row 0 of 'mine': .*0\.png: .*restore"):
+        ocr.add_text(data, progress=False)
+
+
+def test_a_limit_is_spread_over_classes_and_splits(tmp_path, engine_calls):
+    pictures = [label(((f"MILK {i}", 20),))[0] for i in range(8)]
+    columns = {"label": list("aaaabbbb"), "split": ["train", "train", "train", "test"] * 2}
+    read = ocr.add_text(make_data(tmp_path, pictures, **columns), limit=4, progress=False)
+    assert read.table["text"].ne("").tolist() == [True, False, False, True] * 2
+    assert len(engine_calls) == 4
+
+
+def test_own_texts_are_kept(tmp_path, engine_calls):
+    data = make_data(tmp_path, [label((("MILK", 20),))[0]] * 2, text=["mine", ""])
+    assert ocr.add_text(data, progress=False).table["text"].tolist() == ["mine", "MILK"]
+
+
+def test_barcodes_never_reach_text_or_words(tmp_path):
+    data = make_data(tmp_path, [label((("MILK", 20), ("0 60383 05933 0", 70), ("500 ml", 120)))[0]])
+    raw = ocr.read_words(label((("MILK", 20), ("0 60383 05933 0", 70), ("500 ml", 120)))[0])
+    assert "60383" in " ".join(w.text for w in raw)  # the engine does read it
+    read = ocr.add_text(data, progress=False)
+    assert "MILK" in read.table["text"][0] and "500" in read.table["text"][0]
+    assert not any(part in read.table["text"][0] for part in ("60383", "05933"))
+    assert not any("60383" in w.text or "05933" in w.text for w in read.table["words"][0])
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("LEAN 060383059330 BEEF", "LEAN BEEF"),
+        ("0 60383 05933 0", ""),
+        ("GTIN:4006381333931.", "GTIN: ."),
+        ("40063813-33931", ""),
+        ("12345678", ""),
+        ("0 60383 05933 0 500 g", "500 g"),
+        ("123456789012345678", ""),
+        ("1234567 g", "1234567 g"),
+        ("2,5 % 1 500 g 2025", "2,5 % 1 500 g 2025"),
+        ("", ""),
+    ],
+)
+def test_runs_of_eight_digits_and_more_are_redacted(text, clean):
+    assert ocr.redact_barcodes(text) == clean
+    words = ocr.redact_words([Word(part, (0, 0, 1, 1)) for part in text.split()])
+    assert "".join(w.text for w in words) == clean.replace(" ", "")
+
+
+def line(*texts: str, y: float = 0) -> list[Word]:
+    """Words of ten pixels a character, side by side."""
+    words, x = [], 0
+    for text in texts:
+        words.append(Word(text, (x, y, x + 10 * len(text), y + 10)))
+        x += 10 * len(text) + 10
+    return words
+
+
+@pytest.mark.parametrize(
+    ("truth", "read", "edits"),
+    [
+        (line("EXTRA", "LEAN"), line("EXTRA", "LEAN"), 0),
+        (line("EXTRA", "LEAN"), line("EXTRR", "LEAN"), 1),
+        (line("EXTRA", "LEAN"), [Word("EXTRALEAN", (0, 0, 100, 10))], 0),
+        ([Word("EXTRALEAN", (0, 0, 100, 10))], line("EXTRA", "LEAN")[::-1], 0),
+        (line("EXTRA", "LEAN"), line("EXTRA"), 4),
+        (line("EXTRA"), line("extra"), 5),
+        (line("EXTRA"), line("EXTRA") + line("PRICE", y=50), 0),
+        (line("EXTRA"), line("EXTRA", y=50), 5),
+        (line("EXTRA"), [], 5),
+        ([*line("EXTRA"), Word("GONE", (7, 7, 7, 9))], line("EXTRA"), 0),
+    ],
+)
+def test_character_errors(truth, read, edits):
+    length = sum(len(w.text) for w in truth if w.box[0] < w.box[2])
+    assert ocr.character_errors(truth, read) == (edits, length)
+    assert ocr.character_error_rate(truth, read) == edits / length
+
+
+def test_nothing_printed_has_no_rate():
+    assert math.isnan(ocr.character_error_rate([], line("x")))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_words_on_a_real_pack_are_read(real_data, number):
+    name = "Arla-Lactose-Medium-Fat-Milk"
+    words = ocr.read_words(read_image(real_data("grocery_store") / f"train/Packages/Milk/{name}/{name}_00{number}.jpg"))
+    assert {"Arla", "LAKTOSFRI"} <= {word.text for word in words}

@@ -1,0 +1,50 @@
+"""environment.yml offers conda users what pyproject.toml offers pip users."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+PYPI_NAMES = {"pytorch": "torch"}
+
+
+def pinned(lines):
+    """Requirement lines -> name to specifier."""
+    read = (Requirement(line) for line in lines)
+    return {PYPI_NAMES.get(r.name, r.name): str(r.specifier) for r in read}
+
+
+def test_names_and_ranges_are_those_of_the_project():
+    plain = [d for d in CONDA["dependencies"] if isinstance(d, str) and d != "pip"]
+    by_pip = next(d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
+    ours = pinned(plain) | pinned(d for d in by_pip if not d.startswith("-e"))
+    assert ours.pop("python") == str(Requirement(f"python{PROJECT['requires-python']}").specifier)
+    assert ours == pinned(PROJECT["dependencies"])
+    assert by_pip[-1] == "-e .[offline,dev]"
+
+
+def test_only_conda_forge():
+    assert CONDA["channels"] == ["conda-forge"]
+
+
+def test_every_import_of_the_package_is_a_dependency():
+    modules = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
+    modules |= {
+        "yaml": "pyyaml",
+        "matplotlib_inline": "ipykernel",
+        "IPython": "ipykernel",
+        "jupyter_client": "ipykernel",
+    }
+    named = pinned(PROJECT["dependencies"])
+    pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.M)
+    import sys
+
+    for path in (ROOT / "retailkit").rglob("*.py"):
+        for module in pattern.findall(path.read_text()):
+            if module not in sys.stdlib_module_names and module != "retailkit":
+                assert modules.get(module, module) in named, f"{path.name} imports {module}"
