@@ -131,9 +131,7 @@ def run(
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="A data set, or the word `weights`.")],
-    weights: Annotated[
-        str, typer.Argument(help="Weights to fetch: resnet50, resnext101_32x8d.WSL, distilbert ...")
-    ] = "",
+    weights: Annotated[str, typer.Argument(help="Weights to fetch: resnet50, resnext101_32x8d.WSL ...")] = "",
     root: Annotated[Path | None, typer.Option(help="Where to put the data set.")] = None,
 ):
     """Download a data set or weights: shows the licence, checks every file, resumes.
@@ -247,11 +245,9 @@ def bench(
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and the exit code of its kind."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
         _fail(str(error).replace("\n", " "), error.exit_code)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", 130)
     except Exception as error:

@@ -1,6 +1,7 @@
 """environment.yml offers conda users what pyproject.toml offers pip users."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -42,8 +43,6 @@ def test_every_import_of_the_package_is_a_dependency():
     }
     named = pinned(PROJECT["dependencies"])
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.M)
-    import sys
-
     for path in (ROOT / "retailkit").rglob("*.py"):
         for module in pattern.findall(path.read_text()):
             if module not in sys.stdlib_module_names and module != "retailkit":
