@@ -265,15 +265,18 @@ class _Cache:
         self.path = path
         try:
             self._open()
+        except sqlite3.OperationalError:
+            raise  # busy or not writable, not damaged
         except sqlite3.DatabaseError:
-            path.unlink()
+            path.unlink(missing_ok=True)
             self._open()
 
     def _open(self) -> None:
         self.base = sqlite3.connect(self.path, timeout=60, isolation_level=None)
         try:
             self.base.execute("CREATE TABLE IF NOT EXISTS words (key TEXT PRIMARY KEY, value TEXT)")
-            self.base.execute("SELECT count(*) FROM words").fetchone()
+            if (state := self.base.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(state)
         except sqlite3.DatabaseError:
             self.base.close()
             raise

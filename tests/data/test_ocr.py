@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import subprocess
+import sys
 from importlib.resources import files
 
 import numpy as np
@@ -151,6 +153,28 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, content):
     data = make_data(tmp_path, [label((("MILK", 20),))[0]])
     for _ in range(2):
         assert ocr.add_text(data, progress=False).table["text"][0] == "MILK"
+
+
+def test_a_cache_with_a_hole_is_replaced(tmp_path, cache):
+    data = make_data(tmp_path, [label((("MILK", 20),))[0]])
+    ocr.add_text(data, progress=False)
+    content = bytearray(cache.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    cache.write_bytes(content)
+    assert ocr.add_text(data, progress=False).table["text"][0] == "MILK"
+
+
+def test_processes_may_share_the_cache(cache):
+    cache.parent.mkdir(parents=True)
+    code = (
+        "import sys; from pathlib import Path; from retailkit.data.ocr import _Cache; from retailkit.data.table import Word;"
+        "cache = _Cache(Path(sys.argv[1]));"
+        "[cache.put(sys.argv[2] + str(i), [Word('x', (0, 0, 1, 1))]) for i in range(100)]"
+    )
+    tasks = [subprocess.Popen([sys.executable, "-c", code, str(cache), name]) for name in "ab"]
+    assert [task.wait(60) for task in tasks] == [0, 0]
+    found = ocr._Cache(cache).get({f"{name}{i}" for name in "ab" for i in range(100)})
+    assert len(found) == 200 and found["b7"] == [Word("x", (0, 0, 1, 1))]
 
 
 def test_a_kill_loses_nothing_that_was_read(tmp_path, engine_calls):
