@@ -10,10 +10,9 @@ import json
 import os
 import re
 import sqlite3
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +39,7 @@ SETTINGS = {
 BARCODE = re.compile(r"(?<!\d)(?:\d(?:[ -]?\d){7,13}|\d{15,})(?!\d)")
 OVERLAP = 0.3  # of the smaller box: from here on a read word and a printed word are the same place
 
-_engines = threading.local()
+_resting: list = []  # engines that wait for work: one is never shared by two threads, and building one takes a while
 
 
 def read_words(image: np.ndarray) -> list[Word]:
@@ -56,7 +55,8 @@ def read_words(image: np.ndarray) -> list[Word]:
         Words in reading order (lines from top to bottom), with axis-aligned boxes in pixels, barcodes included;
         empty where no text is found.
     """
-    found = _engine()(np.ascontiguousarray(image[..., ::-1]), return_word_box=True)
+    with _engine() as engine:
+        found = engine(np.ascontiguousarray(image[..., ::-1]), return_word_box=True)
     if not found.txts:
         return []
     lines = zip(found.txts, found.scores, found.boxes, found.word_results, strict=True)
@@ -76,7 +76,7 @@ def add_text(
         data: the data set; it is not changed.
         limit: read at most this many pictures, spread evenly over splits and classes; the others keep an
             empty text. None reads all.
-        jobs: threads, each with an engine of its own; None takes one for each core.
+        jobs: threads, each with an engine that computes on one core; None takes one for each core.
         progress: show a bar while pictures are read that are not in the cache.
 
     Raises:
@@ -141,13 +141,19 @@ def character_error_rate(truth_words: Sequence[Word], read_words: Sequence[Word]
     return edits / length if length else float("nan")
 
 
-def _engine():
-    """Return this thread's engine; they are not safe to share."""
-    if not hasattr(_engines, "engine"):
+@contextmanager
+def _engine() -> Iterator[Callable]:
+    """Lend an engine, a rested one if there is one."""
+    try:
+        engine = _resting.pop()
+    except IndexError:
         from rapidocr import RapidOCR
 
-        _engines.engine = RapidOCR(params=SETTINGS)
-    return _engines.engine
+        engine = RapidOCR(params=SETTINGS)
+    try:
+        yield engine
+    finally:
+        _resting.append(engine)
 
 
 def _split_line(text: str, score: float, quad: np.ndarray, found: Sequence, shape: tuple[int, int]) -> list[Word]:

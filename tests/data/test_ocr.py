@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from importlib.resources import files
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -75,21 +76,15 @@ def overlap(a, b) -> float:
     return shared / (area - shared)
 
 
-def test_colours_are_given_to_the_engine_in_its_order():
-    picture, _ = label()
-    seen = []
-    engine = ocr._engine()
+def test_colours_are_given_to_the_engine_in_its_order(monkeypatch):
+    picture, seen = label()[0], []
 
-    class Spy:
-        def __call__(self, image, **options):
-            seen.append(image)
-            return engine(image, **options)
+    def engine(image, **options):
+        seen.append(image)
+        return SimpleNamespace(txts=None)
 
-    ocr._engines.engine = Spy()
-    try:
-        ocr.read_words(picture)
-    finally:
-        ocr._engines.engine = engine
+    monkeypatch.setattr(ocr, "_resting", [engine])
+    assert ocr.read_words(picture) == []
     np.testing.assert_array_equal(seen[0], picture[..., ::-1])  # BGR, as OpenCV reads files
 
 
@@ -164,17 +159,20 @@ def test_a_cache_with_a_hole_is_replaced(tmp_path, cache):
     assert ocr.add_text(data, progress=False).table["text"][0] == "MILK"
 
 
-def test_processes_may_share_the_cache(cache):
+def test_several_writers_may_share_the_cache(cache):
+    """Each with a connection of its own, as processes have."""
     cache.parent.mkdir(parents=True)
-    code = (
-        "import sys; from pathlib import Path; from retailkit.data.ocr import _Cache; from retailkit.data.table import Word;"
-        "cache = _Cache(Path(sys.argv[1]));"
-        "[cache.put(sys.argv[2] + str(i), [Word('x', (0, 0, 1, 1))]) for i in range(100)]"
-    )
-    tasks = [subprocess.Popen([sys.executable, "-c", code, str(cache), name]) for name in "ab"]
-    assert [task.wait(60) for task in tasks] == [0, 0]
-    found = ocr._Cache(cache).get({f"{name}{i}" for name in "ab" for i in range(100)})
-    assert len(found) == 200 and found["b7"] == [Word("x", (0, 0, 1, 1))]
+
+    def write(name: str) -> None:
+        with closing(ocr._Cache(cache)) as own:
+            for i in range(50):
+                own.put(f"{name}{i}", [Word("x", (0, 0, 1, 1))])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, "abc"))
+    with closing(ocr._Cache(cache)) as own:
+        found = own.get({f"{name}{i}" for name in "abc" for i in range(50)})
+    assert len(found) == 150 and found["b7"] == [Word("x", (0, 0, 1, 1))]
 
 
 def test_a_kill_loses_nothing_that_was_read(tmp_path, engine_calls):
