@@ -400,7 +400,7 @@ class _Loop:
                    mininterval=2, disable=quiet)  # fmt: skip
         for epoch in bar:
             row = self._epoch(epoch)
-            bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_top1") if k in row})
+            bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_top1") if k in row}, refresh=False)
             if self.config.patience is not None and epoch + 1 - self.best["epoch"] > self.config.patience:
                 break
         if self.best["weights"] is not None:

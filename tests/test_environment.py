@@ -35,12 +35,6 @@ def test_only_conda_forge():
 
 def test_every_import_of_the_package_is_a_dependency():
     modules = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
-    modules |= {
-        "yaml": "pyyaml",
-        "matplotlib_inline": "ipykernel",
-        "IPython": "ipykernel",
-        "jupyter_client": "ipykernel",
-    }
     named = pinned(PROJECT["dependencies"])
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.M)
     for path in (ROOT / "retailkit").rglob("*.py"):

@@ -231,7 +231,7 @@ def _read_files(name: str, files, jobs: int | None, progress: bool) -> dict[int,
         missing = {key: row for row, key in keys.items() if key not in known}
         with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
             tasks = {pool.submit(_read_file, name, row, files[row]): key for key, row in missing.items()}
-            bar = tqdm(as_completed(tasks), total=len(tasks), desc="OCR", disable=not (progress and tasks), leave=False)
+            bar = tqdm(as_completed(tasks), total=len(tasks), desc="OCR", mininterval=2, disable=not (progress and tasks), leave=False)
             try:
                 for task in bar:
                     known[tasks[task]] = task.result()

@@ -188,7 +188,7 @@ def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str
     packed = sum((planes[name].astype(np.uint8) * bit for name, bit in TRUTH_PLANES.items()))
     info = PngImagePlugin.PngInfo()
     info.add_text("truth", json.dumps(facts, ensure_ascii=True, sort_keys=True))
-    Image.fromarray(packed.astype(np.uint8)).save(path, pnginfo=info, compress_level=1)
+    Image.fromarray(packed.astype(np.uint8)).save(path, format="PNG", pnginfo=info, compress_level=1)
 
 
 def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
