@@ -7,7 +7,7 @@ Inside a notebook: `run = runs.start(...)`, `run.metric(...)`, `run.figure(...)`
 from retailkit.runs.environment import environment
 from retailkit.runs.execute import Result, execute, notebooks, parameters
 from retailkit.runs.expect import check_record, expectations
-from retailkit.runs.publish import publish
+from retailkit.runs.pages import publish
 from retailkit.runs.record import Run, collect, published, read_record, run_dir, start
 
 __all__ = [

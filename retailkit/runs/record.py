@@ -83,6 +83,7 @@ class Run:
             "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
             "git": _commit(),
+            "data": os.environ.get("RETAILKIT_RUN_DATA", ""),
             "key": os.environ.get("RETAILKIT_RUN_KEY", ""),
         }
         self._write()
@@ -95,8 +96,9 @@ class Run:
         chance: float | None = None,
         better: str = "higher",
         interval: Sequence[float] | None = None,
+        unit: str = "",
     ) -> None:
-        """Record a figure.
+        """Record a number.
 
         Args:
             name: snake_case.
@@ -105,19 +107,25 @@ class Run:
             chance: what knowing nothing would give.
             better: `higher`, `lower`, or `none` for plain facts.
             interval: 95 % interval.
+            unit: of what is no fraction ("s", "px"); plain facts (`better="none"`) need none.
+
+        Raises:
+            ValueError: not finite, not a fraction, or an unknown `better`.
         """
         if better not in BETTER:
             raise ValueError(f"metric {name!r}: better={better!r}; use one of {', '.join(BETTER)}")
         if not math.isfinite(float(value)):
             raise ValueError(f"metric {name!r} is {value}; record only finite numbers, or skip with a reason")
-        entry = {"value": float(value), "better": better}
+        if not unit and better != "none" and abs(value) > 1:
+            raise ValueError(f"metric {name!r} is {value:g}; record fractions, never percentages, or name its unit")
+        entry = {"value": float(value), "better": better} | ({"unit": unit} if unit else {})
         entry |= {k: v for k, v in (("n", n), ("chance", chance)) if v is not None}
         if interval is not None:
             entry["interval"] = [float(interval[0]), float(interval[1])]
         self.record["metrics"][name] = entry
         self._write()
 
-    def figure(self, name: str, figure: Any, alt: str = "", photos: bool = False) -> Any:
+    def figure(self, name: str, figure: Any, alt: str = "", photos: bool = False) -> None:
         """Keep a matplotlib figure as a small file and show that file.
 
         Args:
@@ -125,9 +133,6 @@ class Run:
             figure: it is closed afterwards.
             alt: what it shows, for those who do not see it.
             photos: True where it shows photos of others, which are never committed.
-
-        Returns:
-            An object that Jupyter displays.
         """
         import matplotlib.pyplot as plt
         from IPython.display import display

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.record import home, read_record, write_record
 
 NOTEBOOK_BYTES = 1_000_000
-WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+# nbconvert's loader of mermaid diagrams, which asks a CDN.
+DIAGRAM_LOADER = re.compile(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>", re.S)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -80,6 +82,7 @@ def _to_html(notebook: Path) -> None:
             cell.outputs = [_without_view(o) for o in cell.outputs if o.get("name") != "stderr"]
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
     page, _ = exporter.from_notebook_node(content)
+    page = DIAGRAM_LOADER.sub("", page)
     page = page.replace("<title>Notebook</title>", f"<title>{html.escape(notebook.stem)}</title>")
     with replacing(notebook.with_suffix(".html")) as draft:
         draft.write_text(page, encoding="utf-8")
