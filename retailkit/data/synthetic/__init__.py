@@ -1,0 +1,315 @@
+"""The built-in data set: rendered products in shops, with exact ground truth, made at first use and kept.
+
+Families of twins (`catalogue`) get packages (`packaging`) and are put into shops (`scene`). Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from retailkit.config import UsageError, pick, replacing
+from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
+from retailkit.data.synthetic.scene import BACKGROUNDS, POSES, Effects, Rendered, compose
+from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData, write_truth
+
+__all__ = ["REGIMES", "Rendered", "load", "render"]
+
+# Training pictures: photos of shelves, or a few clean pictures a class, as a supplier's catalogue has them.
+REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
+SHOTS = 2  # of one burst
+JPEG_QUALITY = 92
+CHUNK = 8  # pictures a worker takes at a time
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to be rendered; everything random about it follows from `key` and `shot`."""
+
+    product: int
+    split: str
+    key: tuple[int, ...]
+    shot: int
+    background: str
+    pose: str
+
+    @property
+    def name(self) -> str:
+        """File name without suffix: says nothing about the product."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
+
+    @property
+    def group(self) -> str:
+        """The burst."""
+        return "-".join(map(str, self.key))
+
+
+def load(
+    root: str | Path,
+    *,
+    regime: str = "shelf",
+    per_class: tuple[int, int, int] = (16, 4, 8),
+    correlation: float = 0.8,
+    side: float = 1 / 8,
+    size: int = 288,
+    families: int = 8,
+    seed: int = 0,
+    shadow: bool = True,
+    reflection: bool = True,
+    lighting: bool = True,
+    occlusion: bool = True,
+    noise: bool = True,
+    workers: int | None = None,
+) -> ProductData:
+    """Load the built-in data set; render it below `root` if these options were not rendered before.
+
+    Pictures come in bursts of two similar shots, which share a `group`. The same options give the same bytes, with
+    any number of workers. An interrupted rendering goes on where it stopped.
+
+    Args:
+        root: folder for rendered sets; each set of options has a folder of its own in it.
+        regime: `shelf` (training pictures taken in shops), `packshot` (5 training pictures a class, on a clean
+            ground) or `oneshot` (1 of these); validation and test pictures are always taken in shops.
+        per_class: pictures a class in train, val and test; the first is ignored where `regime` fixes it.
+        correlation: in [0, 1]. With this probability a product stands in its own department, otherwise in one drawn
+            evenly from all departments (its own among them): 0 makes background and product independent, 1 ties
+            them.
+        side: share of shop pictures that show the product's side (condition `side`).
+        size: side of the pictures in pixels.
+        families: how many families of twins, from the first on.
+        seed: of everything random.
+        shadow: whether products cast shadows.
+        reflection: whether the board reflects products.
+        lighting: whether the light differs between pictures; without it all are lit evenly and neutrally.
+        occlusion: whether now and then something hides a little of a product.
+        noise: whether the camera adds blur and noise.
+        workers: processes that render; None takes one for each core.
+
+    Raises:
+        UsageError: unknown regime, or a number out of its range.
+    """
+    pick(REGIMES, regime, "regime")
+    _check(per_class, correlation, side, size, families, seed)
+    effects = Effects(shadow, reflection, lighting, occlusion, noise)
+    shots = plan(regime, per_class, correlation, side, families, seed)
+    folder = Path(root) / _digest(shots, size, effects)
+    if not (folder / "table.csv").exists():
+        _render_all(folder, shots, size, effects, workers)
+        with replacing(folder / "table.csv") as draft:
+            _table(shots).to_csv(draft, index=False)
+    table = _read_table(folder)
+    return ProductData("synthetic", table, sorted(set(table["label"])), _info(len(table), size), fit="squeeze")
+
+
+def render(
+    label: str,
+    *,
+    seed: int = 0,
+    size: int = 288,
+    background: str | None = None,
+    pose: str = "front",
+    shot: int = 0,
+    leave_out: bool = False,
+    **effects: bool,
+) -> Rendered:
+    """Render one picture of a product.
+
+    Twins rendered with the same seed differ inside their `twin_patch` only.
+
+    Args:
+        label: class name, see `catalogue.CATALOGUE`.
+        seed: of everything random.
+        size: side of the picture in pixels.
+        background: a department, or `studio` for a clean ground; None takes the product's own department.
+        pose: `front` or `side`.
+        shot: shots of one seed differ by a small movement of the camera and by noise.
+        leave_out: render the same scene without the product.
+        **effects: `shadow`, `reflection`, `lighting`, `occlusion`, `noise`; all are on unless switched off.
+
+    Raises:
+        UsageError: unknown label, background, pose or effect.
+    """
+    by_label = {product.label: product for product in CATALOGUE}
+    product = by_label[pick(by_label, label, "product")]
+    for name in effects:
+        pick(asdict(Effects()), name, "effect")
+    background = pick(BACKGROUNDS, background or product.department, "background")
+    return compose(
+        product,
+        [seed],
+        size=size,
+        background=background,
+        pose=pick(POSES, pose, "pose"),
+        shot=shot,
+        effects=Effects(**effects),
+        leave_out=leave_out,
+    )
+
+
+def plan(
+    regime: str, per_class: Sequence[int], correlation: float, side: float, families: int, seed: int
+) -> list[Shot]:
+    """Return every picture of a data set, class by class; see `load`."""
+    products = [twin for name in list(FAMILIES)[:families] for twin in FAMILIES[name]]
+    return [shot for product in products for shot in _plan_class(product, regime, per_class, correlation, side, seed)]
+
+
+def _plan_class(
+    product: Product, regime: str, per_class: Sequence[int], correlation: float, side: float, seed: int
+) -> Iterator[Shot]:
+    for place, (split, count) in enumerate(zip(SPLITS, per_class, strict=True)):
+        clean = split == "train" and REGIMES[regime] is not None
+        for number in range(REGIMES[regime] if clean else count):
+            burst, shot = (number, 0) if clean else divmod(number, SHOTS)
+            key = (seed, product.index, place, burst)
+            background = "studio" if clean else _department(product, correlation, key)
+            pose = "front" if clean or not _is_side(product.index + burst, side) else "side"
+            yield Shot(product.index, split, key, shot, background, pose)
+
+
+def _department(product: Product, correlation: float, key: tuple[int, ...]) -> str:
+    rng = np.random.default_rng([*key, len(SPLITS) + 1000])
+    own, other = rng.uniform() < correlation, DEPARTMENTS[int(rng.integers(len(DEPARTMENTS)))]
+    return product.department if own else other
+
+
+def _is_side(number: int, share: float) -> bool:
+    """Spread side views evenly: true for `share` of consecutive numbers."""
+    return int((number + 1) * share) > int(number * share)
+
+
+def _check(per_class: Sequence[int], correlation: float, side: float, size: int, families: int, seed: int) -> None:
+    if len(per_class) != len(SPLITS) or min(per_class) < 0 or not sum(per_class):
+        raise UsageError(f"per_class={per_class} is not (train, val, test) counts; use for example (16, 4, 8)")
+    for name, value in (("correlation", correlation), ("side", side)):
+        if not 0 <= value <= 1:
+            raise UsageError(f"{name}={value} is out of range; use a number from 0 to 1")
+    if not 64 <= size <= 1024:
+        raise UsageError(f"size={size} is out of range; use 64 to 1024 pixels")
+    if not 1 <= families <= len(FAMILIES):
+        raise UsageError(f"families={families} is out of range; use 1 to {len(FAMILIES)}")
+    if seed < 0:
+        raise UsageError(f"seed={seed} is negative; use 0 or more")
+
+
+def _digest(shots: list[Shot], size: int, effects: Effects) -> str:
+    """Return the name of a rendering's folder: it changes with the options and with the renderer itself."""
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    recipe = json.dumps([[asdict(shot) for shot in shots], size, asdict(effects)], sort_keys=True)
+    return hashlib.sha256(b"".join([recipe.encode(), *sources])).hexdigest()[:16]
+
+
+def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
+    """Render the pictures that are not there yet, in several processes where there is work for them."""
+    folder.joinpath("images").mkdir(parents=True, exist_ok=True)
+    missing = [shot for shot in shots if not all(path.exists() for path in _files(folder, shot).values())]
+    chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
+    workers = min(workers or os.cpu_count() or 1, len(chunks) // 4)
+    with tqdm(total=len(missing), desc="render", unit="image", mininterval=2, disable=not missing) as bar:
+        if workers > 1:
+            try:
+                with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+                    tasks = {pool.submit(write_shots, folder, chunk, size, effects): chunk for chunk in chunks}
+                    for task in as_completed(tasks):
+                        task.result()
+                        chunks.remove(tasks[task])
+                        bar.update(len(tasks[task]))
+            except BrokenProcessPool:
+                # A script without `if __name__ == "__main__"` cannot start processes; this one does the rest.
+                pass
+        for chunk in chunks:
+            write_shots(folder, chunk, size, effects)
+            bar.update(len(chunk))
+
+
+def write_shots(folder: Path, shots: Sequence[Shot], size: int, effects: Effects) -> None:
+    """Render pictures and write each with its mask and truth; the picture comes last, when all else is there."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        for shot in shots:
+            _write_shot(folder, shot, size, effects)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
+    product = CATALOGUE[shot.product]
+    made = compose(
+        product,
+        shot.key,
+        size=size,
+        background=shot.background,
+        pose=shot.pose,
+        shot=shot.shot,
+        effects=effects,
+    )
+    files = _files(folder, shot)
+    with replacing(files["mask"]) as draft:
+        draft.write_bytes(cv2.imencode(".png", made.mask.astype(np.uint8) * 255)[1])
+    with replacing(files["truth"]) as draft:
+        write_truth(draft, made.planes, made.truth)
+    with replacing(files["image"]) as draft:
+        jpeg = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        draft.write_bytes(cv2.imencode(".jpg", made.image[..., ::-1], jpeg)[1])
+
+
+def _files(folder: Path, shot: Shot) -> dict[str, Path]:
+    stem = folder / "images" / shot.name
+    return {
+        "image": stem.with_suffix(".jpg"),
+        "mask": stem.with_suffix(".mask.png"),
+        "truth": stem.with_suffix(".truth.png"),
+    }
+
+
+def _table(shots: list[Shot]) -> pd.DataFrame:
+    """Return the table with paths relative to the rendering's folder."""
+    rows = []
+    for shot in shots:
+        product = CATALOGUE[shot.product]
+        rows.append(
+            {name: path.as_posix() for name, path in _files(Path(), shot).items()}
+            | {"label": product.label, "coarse": product.department, "family": product.family, "split": shot.split}
+            | {"text": "", "condition": shot.pose, "group": shot.group}
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _read_table(folder: Path) -> pd.DataFrame:
+    """Return the table with paths that can be opened.
+
+    Raises:
+        DataError: files were taken away after the rendering had finished.
+    """
+    table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
+    present = {f"images/{name}" for name in os.listdir(folder / "images")}
+    for column in ("image", "mask", "truth"):
+        lost = [path for path in table[column] if path not in present]
+        if lost:
+            raise DataError(
+                f"{folder / lost[0]}: no such file; delete {folder / 'table.csv'} to have it rendered again"
+            )
+        table[column] = [str(folder / path) for path in table[column]]
+    return table
+
+
+def _info(count: int, size: int) -> dict[str, str]:
+    return {
+        "licence": "MIT",
+        "citation": "Rendered by retailkit; all brands are fictional.",
+        "url": "",
+        "size": f"{count} images of {size}x{size} pixels",
+    }

@@ -1,0 +1,649 @@
+"""Pictures of products in a shop: shelves, perspective, shadow, reflection, light, what stands in front.
+
+Lengths are shares of the picture's side until they become pixels; y points down on pictures and shelves.
+Every effect draws from a random stream of its own, so that switching one off leaves all others as they were, and
+two twins rendered from one seed differ inside their `twin_patch` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from retailkit.data.synthetic import packaging
+from retailkit.data.synthetic.catalogue import DEPARTMENTS, FAMILIES, Product
+from retailkit.imaging import grow, layer, over, under
+
+POSES = ("front", "side")
+BACKGROUNDS = (*DEPARTMENTS, "studio")
+SHELVES = 6  # different shelves a department
+STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
+ANGULAR = ("carton", "box")  # these show their side panel in perspective
+DISTANCE = 2.6  # from the camera to the product, in sides of the picture
+EYE = 0.42  # height of the camera above the board
+CANVAS = (1.6, 2.4)  # height and width of a shelf
+FLOOR = 1.1  # where products stand on a shelf
+BOARD = 0.07  # of board seen in front of them
+BACK_ROW = 0.055  # how much higher the next row of products stands
+FAINT = 0.05  # shadow and reflection weaker than this are not in the masks
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What may happen to a picture; with a switch off nothing of it remains."""
+
+    shadow: bool = True
+    reflection: bool = True
+    lighting: bool = True
+    occlusion: bool = True
+    noise: bool = True
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture and all that is known of it.
+
+    Attributes:
+        image: (S,S,3) uint8 RGB.
+        mask: (S,S) bool, True where the product covers at least half of the pixel and nothing hides it.
+        planes: `twin_patch` (inside `mask`), `shadow` and `reflection` (outside it), each (S,S) bool.
+        words: text, (x0,y0,x1,y1) in pixels, telling; words that are half hidden or more are left out.
+        facts: `pose`, `background`, `lighting`.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    planes: dict[str, np.ndarray]
+    words: list[tuple[str, tuple[float, float, float, float], bool]]
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def truth(self) -> dict[str, Any]:
+        """What `retailkit.data.table.write_truth` takes as facts."""
+        return self.facts | {"words": [[t, [round(x, 2) for x in box], telling] for t, box, telling in self.words]}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a department looks: colours as RGB."""
+
+    panel: tuple[int, int, int]
+    board: tuple[int, int, int]
+    rail: tuple[int, int, int]
+    tag: tuple[int, int, int]
+    pattern: str
+    glow: float
+
+
+STYLES = {
+    "dairy": Style((214, 226, 236), (226, 233, 238), (52, 112, 182), (255, 255, 255), "slats", 0.30),
+    "meat": Style((104, 60, 58), (52, 48, 50), (158, 30, 38), (255, 250, 235), "plain", 0.35),
+    "beverages": Style((58, 62, 70), (92, 94, 98), (38, 42, 48), (255, 226, 92), "plain", 0.20),
+    "dry_goods": Style((206, 184, 150), (196, 152, 102), (236, 188, 40), (255, 255, 255), "holes", 0.15),
+    "household": Style((176, 190, 188), (206, 210, 212), (36, 140, 104), (255, 255, 255), "holes", 0.20),
+}
+# department: the family a package is like, brand, title, variant, palette (main, dark, paper, accent).
+OTHER_BRANDS = {
+    "dairy": (
+        ("NORDBY MILK", "FJELLA", "KEFIR", "PLAIN", ("#3f8f5a", "#1d4a30", "#f4f8ee", "#e0b93a")),
+        ("NORDBY MILK", "SUNDE", "CREAM", "38%", ("#c8433c", "#6d1a1a", "#fdf6ee", "#f0c45a")),
+        ("NORDBY MILK", "ARLETT", "COCOA", "DARK", ("#7a4a2e", "#3a2014", "#f6ead8", "#d98e3f")),
+        ("NORDBY MILK", "OSTA", "OATS", "BARISTA", ("#d9a93f", "#6b4a12", "#fffaf0", "#4d8a83")),
+        ("NORDBY MILK", "TINDRA", "SKYR", "0%", ("#8a9fc4", "#31456d", "#ffffff", "#d6637b")),
+    ),
+    "meat": (
+        ("HALVORS GROUND BEEF", "GRANBY", "PORK", "MINCED", ("#c46a6a", "#3a1c20", "#fbf0ea", "#8fae5a")),
+        ("HALVORS GROUND BEEF", "OKSEN", "STEAK", "PRIME", ("#2a2a2e", "#0e0e10", "#e9e2d0", "#c9973a")),
+        ("HALVORS GROUND BEEF", "LANDGARD", "LAMB", "FRESH", ("#3f6b4a", "#16301e", "#f3f2e2", "#d9b64a")),
+        ("HALVORS GROUND BEEF", "BRUNE", "VEAL", "FINE", ("#3d5a86", "#15233c", "#f2f2ee", "#d98a5a")),
+    ),
+    "beverages": (
+        ("SOLVEA ORANGE JUICE", "MELIS", "APPLE", "CLEAR", ("#7fb03a", "#2f5a1c", "#f8fbe8", "#e0483a")),
+        ("SOLVEA ORANGE JUICE", "RIVALTA", "CHERRY", "SOUR", ("#b3203f", "#4a0f22", "#fdeef0", "#e9a23c")),
+        ("VOLTO COLA", "BRISK", "TONIC", "DRY", ("#e6e04a", "#3c5a2a", "#20301c", "#3f9a5a")),
+        ("VOLTO COLA", "LIMA", "SODA", "LIME", ("#1f8a6a", "#0c3a2e", "#f2f7e2", "#d7e04a")),
+        ("VOLTO COLA", "AQUOR", "WATER", "STILL", ("#2f7fc4", "#123a66", "#f2f8fc", "#9fd6ee")),
+        ("VOLTO COLA", "RUBRO", "ENERGY", "RED", ("#c4282e", "#4a0c10", "#f8ece2", "#f0c03a")),
+    ),
+    "dry_goods": (
+        ("CASA LUPA TOMATO SOUP", "VERDANT", "PEAS", "SWEET", ("#4a8a3a", "#1e4a1a", "#f6f8e8", "#e0c84a")),
+        ("CASA LUPA TOMATO SOUP", "BORLA", "BEANS", "WHITE", ("#2f6a9a", "#143450", "#f4f2e8", "#d98a3a")),
+        ("KORVO COFFEE", "TAMBU", "TEA", "BLACK", ("#7a2f3a", "#3a121a", "#f4e6d8", "#d9b04a")),
+        ("KORVO COFFEE", "SENDA", "RICE", "LONG", ("#d9d2bc", "#5a4a2e", "#fffaf0", "#3f7a9a")),
+        ("MORNA MUESLI", "KORNA", "FLAKES", "CORN", ("#d9482e", "#6a1c12", "#fff6e6", "#f2c23a")),
+        ("MORNA MUESLI", "BJARKE", "OATS", "WHOLE", ("#3f6fb0", "#16305a", "#f4f6fa", "#e9b04a")),
+    ),
+    "household": (
+        ("AVELLA SHAMPOO", "LUMINA", "SOAP", "HAND", ("#d98aa8", "#7a2f52", "#fdf4f7", "#8fbf9a")),
+        ("AVELLA SHAMPOO", "NORDEX", "DISH", "LEMON", ("#e0c83a", "#5a6a12", "#fcfbe8", "#3f9a4a")),
+        ("AVELLA SHAMPOO", "PURIVA", "BLEACH", "FRESH", ("#3f6fc4", "#152f66", "#f2f6fc", "#e0e6ee")),
+        ("AVELLA SHAMPOO", "TERSO", "FLOOR", "PINE", ("#4a9a52", "#1c4a24", "#f2f8ee", "#c9a04a")),
+        ("AVELLA SHAMPOO", "VELVA", "SOFT", "LILAC", ("#8f7ac4", "#3f2f6a", "#f6f2fc", "#e9c0d8")),
+    ),
+}
+LIGHTS = {
+    "neutral": (1.0, 1.0, 1.0),
+    "warm": (1.06, 0.97, 0.80),
+    "cool": (0.90, 0.98, 1.08),
+    "dim": (0.55, 0.55, 0.58),
+    "gradient": (1.05, 1.03, 1.0),
+    "spot": (1.12, 1.08, 1.0),
+}
+
+
+def compose(
+    product: Product,
+    key: Sequence[int],
+    *,
+    size: int,
+    background: str,
+    pose: str = "front",
+    shot: int = 0,
+    effects: Effects = Effects(),
+    leave_out: bool = False,
+) -> Rendered:
+    """Render one picture.
+
+    Args:
+        product: what stands in front.
+        key: non-negative integers that fix everything random; the product is no part of it.
+        size: side of the picture in pixels.
+        background: a department or `studio` (clean and calm).
+        pose: `front` or `side`.
+        shot: number inside a burst; shots of one key differ by a small movement of the camera and by noise.
+        effects: what may happen.
+        leave_out: render the same scene without the product, its shadow and its reflection.
+    """
+    draw = _Streams(key, shot)
+    canvas = _background(background, int(draw("scene").integers(SHELVES)), size)
+    camera = _Camera.point(draw, size, calm=background == "studio")
+    seen = cv2.warpAffine(canvas, camera.matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    picture, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
+    hero = _Hero.place(product, draw, pose, camera, size, calm=background == "studio")
+    front = _occluder(hero, draw, camera, background, size) if effects.occlusion else None
+    mask, planes = hero.mask, {name: np.zeros((size, size), bool) for name in ("twin_patch", "shadow", "reflection")}
+    planes["twin_patch"] = hero.patch
+    if not leave_out:
+        if effects.shadow:
+            shade = _shade(hero, draw, size)
+            picture *= (1 - shade)[..., None]
+            planes["shadow"] = (shade > FAINT) & ~mask
+        if effects.reflection:
+            mirrored = hero.mirrored(gloss)
+            picture = over(picture, mirrored)
+            planes["reflection"] = (mirrored[..., 3] > 255 * FAINT) & ~mask
+        picture = over(picture, hero.layer)
+    if front is not None:
+        picture = over(picture, front)
+        mask = under(front, mask)
+        planes = {name: under(front, plane) for name, plane in planes.items()}
+    light = _light(draw, background) if effects.lighting else "neutral"
+    if effects.lighting:
+        picture *= _gain(light, draw, size)
+    if effects.noise and background != "studio":
+        picture = _expose(picture, draw, light, size)
+        planes["twin_patch"] = grow(planes["twin_patch"], 1) & mask
+    image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    words = [word for word in hero.words if _visible(word[1], mask)]
+    return Rendered(image, mask, planes, words, {"pose": pose, "background": background, "lighting": light})
+
+
+class _Streams:
+    """Random generators by name; `jitter` also depends on the shot of a burst."""
+
+    def __init__(self, key: Sequence[int], shot: int) -> None:
+        self.key, self.shot = tuple(key), shot
+
+    def __call__(self, name: str) -> np.random.Generator:
+        return np.random.default_rng([*self.key, STREAMS.index(name)])
+
+    def jitter(self, name: str) -> np.random.Generator:
+        return np.random.default_rng([*self.key, STREAMS.index(name), 1 + self.shot])
+
+
+# ---------------------------------------------------------------- background
+
+
+def _background(name: str, number: int, size: int) -> np.ndarray:
+    return _studio(number % 3, size) if name == "studio" else shelf(name, number, size)
+
+
+@cache
+def shelf(department: str, number: int, size: int) -> np.ndarray:
+    """Draw a shelf, twice as wide as a picture, with other products on it.
+
+    What stands there depends on the department and the number only, never on the product that will be put in front, so
+    that the background tells no more about a product than its department.
+
+    Returns:
+        (H,W,4) uint8: RGB and how glossy it is (255 on the board in front).
+    """
+    rng = np.random.default_rng([DEPARTMENTS.index(department), number])
+    style, px = STYLES[department], lambda share: round(share * size)
+    height, width = px(CANVAS[0]), px(CANVAS[1])
+    picture = _panel(style, height, width, size)
+    upper = FLOOR - rng.uniform(0.80, 0.88)
+    back = FLOOR - BACK_ROW
+    for base, dim, scale in ((upper - 0.03, 0.9, 0.95), (back, 0.78, 0.93)):
+        _fill_row(picture, department, rng, px(base), size, dim, scale)
+        if base == upper - 0.03:
+            _rail(picture, style, rng, px(upper - 0.03), px(0.09), size)
+            picture[px(upper + 0.06) : px(upper + 0.16)] *= np.linspace(0.55, 1, px(upper + 0.16) - px(upper + 0.06))[
+                :, None, None
+            ]
+    picture[: px(back)] = cv2.GaussianBlur(picture[: px(back)], (0, 0), max(size / 260, 0.4))
+    _board(picture, style, px(back), px(FLOOR + BOARD))
+    _rail(picture, style, rng, px(FLOOR + BOARD), px(0.10), size)
+    below = px(FLOOR + BOARD + 0.10)
+    picture[below:] = 0.25 * np.array(style.panel)
+    _fill_row(picture, department, rng, px(CANVAS[0] + 0.35), size, 0.55, 0.95, top=below + px(0.05))
+    gloss = np.zeros((height, width), np.float32)
+    gloss[px(back) : px(FLOOR + BOARD)] = 255
+    return np.clip(np.dstack([picture, gloss]), 0, 255).astype(np.uint8)
+
+
+def _panel(style: Style, height: int, width: int, size: int) -> np.ndarray:
+    """Return the back wall (H,W,3) float32, brighter below the lamp at the top."""
+    fall = 1 + style.glow * np.linspace(1, -1, height, dtype=np.float32) ** 3
+    picture = np.array(style.panel, np.float32) * fall[:, None, None] * np.ones((1, width, 1), np.float32)
+    step = max(size // 22, 4)
+    if style.pattern == "slats":
+        picture[::step] *= 0.9
+    elif style.pattern == "holes":
+        picture[step // 2 :: step, step // 2 :: step] *= 0.6
+    return picture
+
+
+def _board(picture: np.ndarray, style: Style, top: int, bottom: int) -> None:
+    """Draw the board that products stand on: dark below the back row, bright at its front edge."""
+    ramp = np.linspace(0.45, 1.05, bottom - top, dtype=np.float32)[:, None, None]
+    picture[top:bottom] = np.array(style.board, np.float32) * ramp
+
+
+def _rail(picture: np.ndarray, style: Style, rng: np.random.Generator, top: int, height: int, size: int) -> None:
+    """Draw a price rail with tags."""
+    ramp = 1.12 - 0.3 * np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    picture[top : top + height] = np.array(style.rail, np.float32) * ramp
+    picture[top : top + max(height // 12, 1)] = 245
+    x, tag_height = int(rng.integers(0, size // 3)), round(height * 0.78)
+    while x < picture.shape[1]:
+        tag = _price_tag(style.tag, tag_height, int(rng.integers(49, 1299)))
+        y = top + (height - tag.shape[0]) // 2 + 1
+        room = picture.shape[1] - x
+        picture[y : y + tag.shape[0], x : x + tag.shape[1]] = tag[:, :room]
+        x += tag.shape[1] + int(rng.integers(size // 12, size // 3))
+
+
+@cache
+def _font(height: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans-Bold.ttf"), height)
+
+
+def _price_tag(colour: tuple[int, int, int], height: int, cents: int) -> np.ndarray:
+    """Return a tag (h,w,3) with a price and the lines of small print."""
+    width = round(height * 2.1)
+    tag = Image.new("RGB", (width, height), colour)
+    pen = ImageDraw.Draw(tag)
+    pen.text((width * 0.93, height * 0.5), f"{cents / 100:.2f}", (20, 20, 20), _font(round(height * 0.58)), anchor="rm")
+    for y in (0.2, 0.45, 0.62):
+        pen.line((width * 0.06, height * y, width * 0.24, height * y), (90, 90, 90), max(height // 14, 1))
+    pen.rectangle((0, 0, width - 1, height - 1), outline=(120, 120, 120))
+    return np.asarray(tag)
+
+
+def _fill_row(
+    picture: np.ndarray,
+    department: str,
+    rng: np.random.Generator,
+    base: int,
+    size: int,
+    dim: float,
+    scale: float,
+    top: int = 0,
+) -> None:
+    """Stand facings of a department's goods side by side, from edge to edge."""
+    goods, x = _goods(department), -int(rng.integers(0, size // 4))
+    while x < picture.shape[1]:
+        product = goods[int(rng.integers(len(goods)))]
+        height = round(scale * _extent(product)[1] * size)
+        pack = _scaled(product, "front", height)
+        for _ in range(int(rng.integers(1, 4))):
+            _stand(picture, pack, x, base + int(rng.integers(-1, 2)), dim * rng.uniform(0.92, 1.04), top)
+            x += round(pack.shape[1] * rng.uniform(1.01, 1.05))
+        x += int(rng.integers(0, max(size // 30, 1)))
+
+
+def _stand(picture: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float, top: int) -> None:
+    """Paste a pack with its lower left corner at (x, base), cut at the picture's edges and above `top`."""
+    height, width = pack.shape[:2]
+    y = base - height
+    y0, y1 = max(y, top), min(base, picture.shape[0])
+    x0, x1 = max(x, 0), min(x + width, picture.shape[1])
+    if y0 < y1 and x0 < x1:
+        part = pack[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.float32)
+        part[..., :3] *= dim
+        picture[y0:y1, x0:x1] = over(picture[y0:y1, x0:x1], part)
+
+
+@cache
+def _goods(department: str) -> tuple[Product, ...]:
+    """Return the other brands that fill a department's shelves; none of them is a class."""
+    return tuple(
+        replace(FAMILIES[like][0], brand=brand, title=(title,), variant=(kind,), palette=palette, tint=palette[1])
+        for like, brand, title, kind, palette in OTHER_BRANDS[department]
+    )
+
+
+@cache
+def _studio(number: int, size: int) -> np.ndarray:
+    """Draw a seamless ground without an edge; same shape and meaning as `shelf`."""
+    height, width = round(CANVAS[0] * size), round(CANVAS[1] * size)
+    y = np.linspace(0, CANVAS[0], height, dtype=np.float32)[:, None, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    tone = np.array([(250, 250, 250), (232, 233, 235), (214, 219, 224)][number], np.float32)
+    fall = 1 - 0.10 * np.exp(-(((y - FLOOR - 0.02) / 0.16) ** 2)) - 0.06 * x**2
+    gloss = np.where(y > FLOOR - BACK_ROW, 255.0, 0.0) * np.ones_like(x)
+    return np.clip(np.concatenate([tone * fall, gloss], axis=2), 0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- product
+
+
+def _extent(product: Product) -> tuple[float, float]:
+    """Return width and height on the picture: real proportions, real sizes drawn closer together."""
+    face = packaging.front(product)
+    height, width = face.alpha.shape
+    tall = np.clip(0.66 * (product.size_cm[1] / 22) ** 0.3, 0.46, 0.72)
+    tall = min(tall, 0.62 * height / width)
+    return tall * width / height, tall
+
+
+@lru_cache(maxsize=4096)
+def _scaled(product: Product, kind: str, height: int) -> np.ndarray:
+    """Return a face as a layer (h,w,4) of uint8, `height` pixels high."""
+    face = packaging.front(product) if kind == "front" else packaging.side(product)
+    width = max(round(face.alpha.shape[1] * height / face.alpha.shape[0]), 1)
+    return cv2.resize(layer(face.pixels, face.alpha), (width, height), interpolation=cv2.INTER_AREA)
+
+
+@lru_cache(maxsize=4096)
+def _scaled_patch(product: Product, height: int) -> np.ndarray:
+    """Return the patch that tells twins apart, (h,w) uint8, 255 where it has any part in a pixel of `_scaled`."""
+    patch = packaging.front(product).patch.astype(np.float32)
+    width = max(round(patch.shape[1] * height / patch.shape[0]), 1)
+    return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Camera:
+    """Where the picture is taken.
+
+    Attributes:
+        matrix: (2,3) affine map from shelf pixels to picture pixels.
+        turn: (2,2) zoom and roll.
+        stand: (2,) where the product stands, in pixels of the picture.
+    """
+
+    matrix: np.ndarray
+    turn: np.ndarray
+    stand: np.ndarray
+
+    @classmethod
+    def point(cls, draw: _Streams, size: int, calm: bool) -> _Camera:
+        rng, shake, reach = draw("camera"), draw.jitter("camera"), 0.3 if calm else 1.0
+        zoom = 1 + reach * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012)
+        roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
+        shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
+        x = 0.5 + reach * rng.uniform(-0.08, 0.08) + shake.normal(0, 0.012)
+        y = 0.875 + reach * rng.uniform(-0.03, 0.02)
+        turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+        stand = size * np.array([x, y])
+        return cls(np.column_stack([turn, stand - turn @ shelf_point]), turn, stand)
+
+    def see(self, points: np.ndarray, size: int) -> np.ndarray:
+        """Return (N,2) points around the product's stand in pixels of the picture."""
+        return self.stand + size * points @ self.turn.T
+
+
+@dataclass(frozen=True)
+class _Hero:
+    """The product in its place on the picture.
+
+    Attributes:
+        product: what it is.
+        layer: (S,S,4) float32.
+        patch: (S,S) bool, a subset of `mask`.
+        words: see `Rendered`.
+        mirrors: face name -> (4,2) corners of its reflection on the picture.
+        stand: (2,) where it stands, in pixels.
+        extent: width and height in pixels.
+    """
+
+    product: Product
+    layer: np.ndarray
+    patch: np.ndarray
+    words: list[tuple[str, tuple[float, float, float, float], bool]]
+    mirrors: dict[str, np.ndarray]
+    stand: np.ndarray
+    extent: tuple[float, float]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(S,S) bool: at least half covered, or part of the patch."""
+        return (self.layer[..., 3] >= 127.5) | self.patch
+
+    @classmethod
+    def place(cls, product: Product, draw: _Streams, pose: str, camera: _Camera, size: int, calm: bool) -> _Hero:
+        """Put a product in front of a camera."""
+        corners = _corners(product, pose, _yaw(product, draw, pose, calm))
+        spread = np.ptp(np.concatenate(list(corners["upright"].values())), axis=0)
+        shrink = min(1.0, 0.66 / spread[0])
+        seen = {
+            way: {name: camera.see(shrink * quad, size) for name, quad in faces.items()}
+            for way, faces in corners.items()
+        }
+        patch, words = np.zeros((size, size), bool), []
+        for name, quad in seen["upright"].items():
+            words += _warp_words(_face(product, name), quad, size)
+        rows = _rows(product, seen["upright"])
+        if "front" in seen["upright"]:
+            flat = _scaled_patch(product, rows)
+            # Rounding may differ between twins one pixel beyond the patch.
+            patch = grow(_warp(flat, seen["upright"]["front"], size) > 0, 1)
+        whole = _faces_layer(product, seen["upright"], rows, size)
+        patch &= whole[..., 3] > 0
+        extent = tuple(size * shrink * spread)
+        return cls(product, whole, patch, words, seen["mirrored"], camera.stand, extent)
+
+    def mirrored(self, gloss: np.ndarray) -> np.ndarray:
+        """Return the reflection as a layer: fading downwards, only where the ground is glossy.
+
+        All twins have the reflection of the first one, so that it does not tell them apart.
+        """
+        size = len(gloss)
+        twin = FAMILIES[self.product.family][0]
+        whole = _faces_layer(twin, self.mirrors, _rows(twin, self.mirrors), size)
+        depth = (np.arange(size, dtype=np.float32) - np.float32(self.stand[1])) / np.float32(0.16 * size)
+        fade = np.float32(0.36 / 255) * np.clip(1 - depth, 0, 1) ** 1.5
+        return whole * (fade[:, None] * gloss)[..., None]
+
+
+def _face(product: Product, name: str) -> packaging.Face:
+    return packaging.front(product) if name == "front" else packaging.side(product)
+
+
+def _rows(product: Product, quads: dict[str, np.ndarray]) -> int:
+    """Return the face height to warp from: a little above that on the picture, in few distinct values."""
+    tallest = max(np.ptp(quad[:, 1]) for quad in quads.values())
+    return min(int(np.ceil(1.1 * tallest / 16)) * 16, *(_face(product, n).alpha.shape[0] for n in ("front", "side")))
+
+
+def _faces_layer(product: Product, quads: dict[str, np.ndarray], rows: int, size: int) -> np.ndarray:
+    """Return the faces of a product in their places as one layer."""
+    whole = np.zeros((size, size, 4), np.float32)
+    for name, quad in quads.items():
+        part = _warp(_scaled(product, name, rows), quad, size).astype(np.float32)
+        if name == "side" and product.shape in ANGULAR:
+            part[..., :3] *= np.float32(0.8)
+        # Two faces that share an edge cover its pixels together, so their coverage adds up.
+        whole = np.minimum(whole + part, 255)
+    return whole
+
+
+def _yaw(product: Product, draw: _Streams, pose: str, calm: bool) -> float:
+    """Return by how much the product is turned, in radians; positive shows its right side."""
+    rng, shake = draw("pose"), draw.jitter("pose")
+    sign, amount = rng.choice([-1, 1]), rng.uniform()
+    if product.shape in ANGULAR:
+        span = (64, 74) if pose == "side" else (2, 10) if calm else (3, 32)
+    else:
+        span = (0, 12) if product.shape in ("pouch", "tray") else (0, 2)
+    return float(np.deg2rad(sign * (span[0] + amount * (span[1] - span[0])) + shake.normal(0, 1.2)))
+
+
+def _corners(product: Product, pose: str, yaw: float) -> dict[str, dict[str, np.ndarray]]:
+    """Project a product that stands at the origin.
+
+    Returns:
+        `upright` and `mirrored` (in the board) -> face name -> (4,2) corners from the face's top left, clockwise;
+        x to the right, y down.
+    """
+    width, height = _extent(product)
+    depth = width * product.size_cm[2] / product.size_cm[0] if product.shape in ANGULAR else 0.0
+    x, z = width / 2, depth / 2
+    edges = {"front": ((-x, -z), (x, -z))}
+    if product.shape in ANGULAR:
+        edges["side"] = ((x, -z), (x, z)) if yaw > 0 else ((-x, z), (-x, -z))
+    elif pose == "side":
+        edges = {"side": edges["front"]}
+    return {
+        way: {name: _project(left, right, tall, yaw) for name, (left, right) in edges.items()}
+        for way, tall in (("upright", height), ("mirrored", -height))
+    }
+
+
+def _project(left: tuple[float, float], right: tuple[float, float], tall: float, yaw: float) -> np.ndarray:
+    """Return the picture (4,2) of an upright wall between two points (x, z) of the ground."""
+    ground = np.array([left, right, right, left])
+    y = np.array([tall, tall, 0.0, 0.0])
+    across = ground[:, 0] * np.cos(yaw) + ground[:, 1] * np.sin(yaw)
+    away = -ground[:, 0] * np.sin(yaw) + ground[:, 1] * np.cos(yaw)
+    scale = DISTANCE / (DISTANCE + away)
+    return np.column_stack([across * scale, -(EYE + (y - EYE) * scale)])
+
+
+def _homography(shape: tuple[int, ...], quad: np.ndarray) -> np.ndarray:
+    height, width = shape[:2]
+    corners = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    return cv2.getPerspectiveTransform(corners - np.float32(0.5), quad.astype(np.float32) - np.float32(0.5))
+
+
+def _warp(face: np.ndarray, quad: np.ndarray, size: int) -> np.ndarray:
+    return cv2.warpPerspective(face, _homography(face.shape, quad), (size, size), flags=cv2.INTER_LINEAR)
+
+
+def _warp_words(face: packaging.Face, quad: np.ndarray, size: int) -> list:
+    """Return a face's words with the boxes around them on the picture."""
+    transform = _homography(face.alpha.shape, quad)
+    words = []
+    for text, (x0, y0, x1, y1), telling in face.words:
+        points = np.float32([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]]) - np.float32(0.5)
+        points = np.clip(cv2.perspectiveTransform(points, transform)[0] + 0.5, 0, size)
+        words.append((text, (*map(float, points.min(axis=0)), *map(float, points.max(axis=0))), bool(telling)))
+    return words
+
+
+def _visible(box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
+    """True where at least half of the box shows product."""
+    x0, y0, x1, y1 = (round(edge) for edge in box)
+    part = mask[y0:y1, x0:x1]
+    return bool(part.size and part.mean() >= 0.5)
+
+
+# ---------------------------------------------------------------- effects
+
+
+def _shade(hero: _Hero, draw: _Streams, size: int) -> np.ndarray:
+    """Return how much the product darkens what lies behind and below it, (S,S) float32 in [0,1]."""
+    rng = draw("shadow")
+    away = rng.choice([-1, 1]) * rng.uniform(0.03, 0.10)
+    strength = rng.uniform(0.35, 0.55)
+    quarter = cv2.resize(hero.layer[..., 3], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) / 255
+    unit = size / 4
+    base = hero.stand[1] / 4
+    # The silhouette falls sideways onto the goods behind; at the ground it joins the product.
+    fall = np.float32([[1, -away, away * base], [0, 0.97, 0.03 * base]])
+    cast = cv2.warpAffine(quarter, fall, quarter.shape[::-1])
+    cast = strength * cv2.GaussianBlur(cast, (0, 0), 0.018 * unit)
+    contact = np.zeros_like(quarter)
+    centre = (round(hero.stand[0] / 4), round(base + 0.008 * unit))
+    axes = (max(round(0.53 * hero.extent[0] / 4), 1), max(round(0.026 * unit), 1))
+    cv2.ellipse(contact, centre, axes, 0, 0, 360, 0.75, -1)
+    contact = cv2.GaussianBlur(contact, (0, 0), 0.016 * unit)
+    return cv2.resize(np.maximum(cast, contact), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _occluder(hero: _Hero, draw: _Streams, camera: _Camera, background: str, size: int) -> np.ndarray | None:
+    """Return something that hides a little of the product, as a layer, or None; never what tells twins apart."""
+    rng = draw("occluder")
+    if background == "studio" or rng.uniform() > 0.3:
+        return None
+    goods = _goods(background)
+    product = goods[int(rng.integers(len(goods)))]
+    pack = _scaled(product, "front", round(1.08 * _extent(product)[1] * size))
+    side = rng.choice([-1, 1])
+    xs = np.flatnonzero(hero.mask.any(axis=0))
+    if not len(xs):
+        return None
+    bite = rng.uniform(0.05, 0.13) * hero.extent[0]
+    x = xs[0] + bite - pack.shape[1] if side < 0 else xs[-1] - bite
+    y = hero.stand[1] + 0.035 * size - pack.shape[0]
+    placed = cv2.warpAffine(pack, np.float32([[1, 0, x], [0, 1, y]]), (size, size)).astype(np.float32)
+    placed = cv2.GaussianBlur(placed, (0, 0), size / 240)
+    return None if (hero.patch & (placed[..., 3] > 0)).any() else placed
+
+
+def _light(draw: _Streams, background: str) -> str:
+    names = ("neutral", "neutral", "gradient") if background == "studio" else tuple(LIGHTS)
+    return names[int(draw("light").integers(len(names)))]
+
+
+def _gain(light: str, draw: _Streams, size: int) -> np.ndarray:
+    """Return the factors, (S,S,3) or (3,) float32, by which a light changes a picture."""
+    rng = draw("light")
+    rng.integers(len(LIGHTS))  # the light itself
+    colour = np.array(LIGHTS[light], np.float32)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
+    if light == "gradient":
+        angle = rng.uniform(0, 2 * np.pi)
+        field = 0.86 + 0.24 * (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)))
+    elif light == "spot":
+        dx, dy = rng.uniform(-0.4, 0.4, 2).astype(np.float32)
+        field = 0.55 + 0.6 * np.exp(-((x - dx) ** 2 + (y - dy) ** 2) / np.float32(0.9))
+    else:
+        return colour * np.float32(rng.uniform(0.94, 1.04))
+    return field[..., None] * colour
+
+
+@lru_cache(maxsize=4)
+def _grain(size: int) -> np.ndarray:
+    """Return a sheet of unit noise to cut from, (2S,2S,3) float32."""
+    return np.random.default_rng(0).standard_normal((2 * size, 2 * size, 3), dtype=np.float32)
+
+
+def _expose(picture: np.ndarray, draw: _Streams, light: str, size: int) -> np.ndarray:
+    """Add what a hand-held camera adds: a little blur, and noise (more of it in dim light)."""
+    rng = draw.jitter("noise")
+    if rng.uniform() < 0.5:
+        picture = cv2.GaussianBlur(picture, (3, 3), rng.uniform(0.35, 0.75))
+    y, x = rng.integers(0, size, 2)
+    amount = np.float32(rng.uniform(1.0, 3.0) * (1.8 if light == "dim" else 1.0))
+    return picture + amount * _grain(size)[y : y + size, x : x + size]
