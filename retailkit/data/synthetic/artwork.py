@@ -12,19 +12,22 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
 
 SCALE = 2  # the sheet is drawn this much larger than the face
-CAP = 0.73  # height of a capital in the DejaVu fonts, in sizes of the font
-SANS, SERIF, SLAB = "DejaVuSans-Bold", "DejaVuSerif-Bold", "cmb10"
+SANS, SLANTED, PLAIN = "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans"
+SERIF, ITALIC, CLASSIC = "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "STIXGeneralBol"
 
 Box = tuple[float, float, float, float]
 Points = Sequence[tuple[float, float]]
 
 
-@lru_cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), size)
+@lru_cache(maxsize=256)
+def _font(name: str, cap: float) -> ImageFont.FreeTypeFont:
+    """Return the font in the size at which a capital is `cap` pixels high."""
+    path = str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"))
+    _, top, _, base = ImageFont.truetype(path, 200).getbbox("H", anchor="ls")
+    return ImageFont.truetype(path, round(cap * 200 / (base - top)))
 
 
 def mix(a: str, b: str, share: float) -> str:
@@ -91,6 +94,18 @@ class Sheet:
         column = np.linspace(ImageColor.getrgb(top), ImageColor.getrgb(bottom), y1 - y0).round().astype(np.uint8)
         self.image.paste(Image.fromarray(np.repeat(column[:, None], x1 - x0, axis=1)), (x0, y0))
 
+    def soft(self, points: Points, fill: str, opacity: float = 1.0, blur: float = 0.0) -> None:
+        """Fill a polygon that lets through what is below it, with a blurred edge."""
+        corners = np.asarray(points) * SCALE
+        reach = 3 * blur * SCALE + 2
+        x0, y0 = np.floor(corners.min(0) - reach).astype(int)
+        x1, y1 = np.ceil(corners.max(0) + reach).astype(int)
+        ink = Image.new("L", (x1 - x0, y1 - y0))
+        ImageDraw.Draw(ink).polygon([(x - x0, y - y0) for x, y in corners], fill=round(255 * opacity))
+        if blur:
+            ink = ink.filter(ImageFilter.GaussianBlur(blur * SCALE))
+        self.image.paste(fill, (x0, y0), ink)
+
     def cut(self, points: Points) -> None:
         """Make the polygon the sheet's silhouette."""
         self.alpha = Image.new("L", self.image.size, 0)
@@ -122,7 +137,7 @@ class Sheet:
             anchor: what `x` means.
             telling: whether these words tell twins apart.
         """
-        face = _font(font, round(cap * SCALE / CAP))
+        face = _font(font, cap * SCALE)
         words = text.split()
         lengths = [face.getlength(word) / SCALE for word in words]
         gap = 0.32 * cap
@@ -178,6 +193,130 @@ class Sheet:
         rolled.words = [(t, wrap(box), telling) for t, box, telling in self.words]
         rolled.slots = [wrap(box) for box in self.slots]
         return rolled
+
+
+def oval(x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 2 * np.pi) -> Points:
+    """Return the corners of an ellipse, or of a part of it (angles in radians, clockwise from the right)."""
+    t = np.linspace(start, stop, 40)
+    return list(zip(x + rx * np.cos(t), y + ry * np.sin(t), strict=True))
+
+
+def drop(sheet: Sheet, x: float, y: float, r: float, fill: str) -> None:
+    """Draw a drop whose round part has its middle at (x, y)."""
+    sheet.poly([(x, y - 2.1 * r), *oval(x, y, r, r, -0.5, np.pi + 0.5)], fill)
+
+
+def cow(sheet: Sheet, x: float, y: float, r: float) -> None:
+    """Draw a grazing cow seen from the side; (x, y) is the middle of its body, 2r long."""
+    hide, spots = "#fdfcf8", "#3a2e2a"
+    for leg in (-0.75, -0.5, 0.45, 0.7):
+        sheet.rect((x + (leg - 0.07) * r, y + 0.2 * r, x + (leg + 0.07) * r, y + 0.95 * r), hide)
+        sheet.rect((x + (leg - 0.07) * r, y + 0.85 * r, x + (leg + 0.07) * r, y + 0.97 * r), spots)
+    body = [(-1, -0.35), (-0.4, -0.46), (0.5, -0.42), (0.95, -0.3), (0.95, 0.25), (0.4, 0.42), (-0.5, 0.4), (-1, 0.3)]
+    sheet.poly(smooth([(x + a * r, y + b * r) for a, b in body]), hide)
+    for spot in (oval(-0.45, -0.12, 0.28, 0.24), oval(0.3, 0.0, 0.24, 0.3), oval(0.78, -0.2, 0.12, 0.1)):
+        sheet.poly([(x + a * r, y + b * r) for a, b in spot], spots)
+    sheet.poly(oval(x + 0.05 * r, y + 0.42 * r, 0.16 * r, 0.13 * r), "#eba9a0")
+    head = [(0.85, -0.35), (1.2, -0.62), (1.5, -0.42), (1.62, -0.12), (1.45, 0.02), (1.2, -0.1), (0.95, 0.1)]
+    sheet.poly(smooth([(x + a * r, y + b * r) for a, b in head]), hide)
+    sheet.poly(oval(x + 1.52 * r, y - 0.07 * r, 0.13 * r, 0.11 * r), "#eba9a0")
+    sheet.poly(oval(x + 1.08 * r, y - 0.58 * r, 0.17 * r, 0.08 * r), spots)
+    sheet.disc(x + 1.32 * r, y - 0.36 * r, 0.045 * r, spots)
+    sheet.line([(x - r, y - 0.3 * r), (x - 1.15 * r, y + 0.1 * r), (x - 1.12 * r, y + 0.45 * r)], spots, 0.07 * r)
+
+
+def steer(sheet: Sheet, x: float, y: float, r: float, fill: str) -> None:
+    """Draw the head of a steer."""
+    for side in (-1, 1):
+        horn = [(0.3, -0.35), (0.8, -0.4), (1.1, -0.95), (0.95, -0.3), (0.6, -0.12), (0.3, -0.1)]
+        sheet.poly(smooth([(x + side * a * r, y + b * r) for a, b in horn]), fill)
+        sheet.poly(oval(x + side * 0.62 * r, y + 0.06 * r, 0.24 * r, 0.12 * r), fill)
+    face = [(-0.42, -0.45), (0, -0.52), (0.42, -0.45), (0.4, 0.1), (0.24, 0.6), (0.26, 0.85), (0, 1), (-0.26, 0.85)]
+    sheet.poly(smooth([(x + a * r, y + b * r) for a, b in [*face, (-0.24, 0.6), (-0.4, 0.1)]]), fill)
+
+
+@lru_cache(maxsize=2)
+def mince(width: int, height: int) -> Sheet:
+    """Return a sheet full of minced meat: strands over strands, with flecks of fat."""
+    sheet = Sheet(width, height, "#6d1518")
+    rng = np.random.default_rng(4)
+    draw = ImageDraw.Draw(sheet.image)
+    count = width * height // 190
+    starts = rng.uniform((-20, -20), (width + 20, height + 20), (count, 2))
+    for k, start in enumerate(starts):
+        turn, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)
+        turns = turn + bend * np.arange(7)
+        path = np.concatenate([[start], start + np.cumsum(np.c_[np.cos(turns), np.sin(turns)] * 5.5, axis=0)])
+        fat = rng.uniform() < 0.12
+        tone = mix("#e7a097", "#f3cabf", rng.uniform()) if fat else mix("#8c1c20", "#d2514f", rng.uniform() ** 1.3)
+        thick = rng.uniform(7, 10) * (0.55 if fat else 1)
+        for shift, fill, share in ((1.2, "#4a0b0e", 1.25), (0, tone, 1), (-1.2, mix(tone, "#ffffff", 0.22), 0.3)):
+            line = [tuple(point) for point in (path + (0.3 * shift, shift)) * SCALE]
+            draw.line(line, fill, round(thick * share * SCALE), joint="curve")
+        if k % 9 == 0:
+            x, y = path[3]
+            sheet.soft(oval(x, y - 2, 3.0, 1.6), "#ffffff", 0.55, 0.8)
+    return sheet
+
+
+def cup(sheet: Sheet, x: float, y: float, r: float, fill: str, ink: str) -> None:
+    """Draw a cup of coffee on its saucer; (x, y) is the middle of its opening."""
+    sheet.poly(oval(x, y + 1.12 * r, 1.5 * r, 0.26 * r), mix(fill, "#000000", 0.16))
+    sheet.poly(oval(x, y + 1.07 * r, 1.5 * r, 0.24 * r), fill)
+    sheet.poly(oval(x, y + 1.05 * r, 0.8 * r, 0.12 * r), mix(fill, "#000000", 0.2))
+    sheet.poly(oval(x + 1.05 * r, y + 0.38 * r, 0.42 * r, 0.36 * r), mix(fill, "#000000", 0.08))
+    sheet.poly(oval(x + 1.03 * r, y + 0.38 * r, 0.25 * r, 0.21 * r), ink)
+    sheet.poly([(x + a * r, y + b * r) for a, b in smooth([(-1, 0), (-0.9, 0.6), (-0.5, 1.02), (0.5, 1.02), (0.9, 0.6),
+                                                           (1, 0)], False)], fill)
+    sheet.poly([(x + a * r, y + b * r) for a, b in smooth([(0.45, 0.2), (0.5, 0.6), (0.25, 1.0), (0.5, 1.02),
+                                                           (0.9, 0.6), (1, 0)], False)], mix(fill, "#000000", 0.1))
+    sheet.poly(oval(x, y, r, 0.27 * r), mix(fill, "#ffffff", 0.6))
+    sheet.poly(oval(x, y + 0.02 * r, 0.9 * r, 0.21 * r), "#3a1d0f")
+    sheet.poly(oval(x - 0.1 * r, y + 0.04 * r, 0.6 * r, 0.12 * r), "#7c4a28")
+    for shift in (-0.35, 0.05, 0.45):
+        rise = np.linspace(0, 1, 14)
+        wave = 0.14 * np.sin(rise * 6 + shift * 4)
+        left = [(x + (shift + a - 0.05) * r, y - (0.3 + 0.9 * b) * r) for a, b in zip(wave, rise, strict=True)]
+        right = [(x + (shift + a + 0.06) * r, y - (0.3 + 0.9 * b) * r) for a, b in zip(wave, rise, strict=True)]
+        sheet.soft(left + right[::-1], "#ffffff", 0.75, 0.03 * r)
+
+
+def flakes(sheet: Sheet, x: float, y: float, rx: float, ry: float, count: int, seed: int) -> None:
+    """Scatter cereal flakes, nuts and raisins over an ellipse, the farther ones first."""
+    rng = np.random.default_rng(seed)
+    radius, turn = np.sqrt(rng.uniform(0, 1, count)), rng.uniform(0, 2 * np.pi, count)
+    spots = np.c_[x + rx * radius * np.cos(turn), y + ry * radius * np.sin(turn)]
+    for a, b in spots[np.argsort(spots[:, 1])]:
+        r, tilt, kind = rng.uniform(6, 10), rng.uniform(0, np.pi), rng.uniform()
+        fill = mix("#c98a35", "#f0c877", rng.uniform()) if kind < 0.78 else ("#4a2618", "#f3e3bf")[int(kind > 0.88)]
+        wide, high = (r, 0.62 * r) if kind < 0.78 else (0.7 * r, 0.5 * r)
+        shape = np.asarray(oval(0, 0, wide, high)) @ np.array([[np.cos(tilt), np.sin(tilt)],
+                                                             [-0.8 * np.sin(tilt), 0.8 * np.cos(tilt)]])
+        sheet.poly([tuple(v) for v in shape + (a, b + 1.4)], mix(fill, "#3a1a00", 0.5))
+        sheet.poly([tuple(v) for v in shape + (a, b)], fill)
+        sheet.poly([tuple(v) for v in 0.5 * shape + (a - 0.2 * r, b - 0.15 * r)], mix(fill, "#ffffff", 0.25))
+
+
+def beads(sheet: Sheet, box: Box, count: int, seed: int) -> None:
+    """Scatter drops of condensed water."""
+    rng = np.random.default_rng(seed)
+    for x, y, r in rng.uniform((box[0], box[1], 0), (box[2], box[3], 1), (count, 3)):
+        r = 1.0 + 2.6 * r**2
+        sheet.soft(oval(x + 0.3, y + 0.6, r, 1.15 * r), "#000000", 0.35, 0.5)
+        sheet.soft(oval(x, y, r, 1.15 * r), "#ffffff", 0.22)
+        sheet.soft(oval(x - 0.3 * r, y - 0.4 * r, 0.35 * r, 0.35 * r), "#ffffff", 0.8)
+
+
+def greek(sheet: Sheet, box: Box, fill: str, seed: int, pitch: float = 6) -> None:
+    """Draw lines of print that is too small to be read."""
+    x0, y0, x1, y1 = box
+    rng = np.random.default_rng(seed)
+    for y in np.arange(y0, y1, pitch):
+        x = x0
+        while x < x1 - 4:
+            long = min(rng.uniform(5, 18), x1 - x)
+            sheet.rect((x, y, x + long, y + 0.42 * pitch), fill)
+            x += long + 3
 
 
 def tomato(sheet: Sheet, x: float, y: float, r: float) -> None:

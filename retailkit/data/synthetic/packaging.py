@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from retailkit.data.synthetic import artwork
-from retailkit.data.synthetic.artwork import SANS, SERIF, SLAB, Box, Sheet, mix, smooth
-from retailkit.data.synthetic.catalogue import Product
+from retailkit.data.synthetic.artwork import CLASSIC, ITALIC, PLAIN, SANS, SERIF, SLANTED, Box, Sheet, mix, oval, smooth
+from retailkit.data.synthetic.catalogue import FAMILIES, Product
 
 HEIGHT = 480  # of every face, in pixels
 MARGIN = 3  # pixels around a slot that scaling down may touch
@@ -41,7 +41,7 @@ class Face:
 @lru_cache(maxsize=None)
 def front(product: Product) -> Face:
     """Return the front of a product."""
-    return FORMS[product.shape](product, PRINTS[product.family])
+    return FORMS[product.shape](product, PRINTS[product.family][1])
 
 
 @lru_cache(maxsize=None)
@@ -212,7 +212,7 @@ def _tray(product: Product, print_: Print) -> Face:
     sheet.place(print_(product, width, HEIGHT), 0, 0)
     corner = 34
     t = np.linspace(0, np.pi / 2, 12)
-    arc = [(corner * (1 - np.cos(a)), corner * (1 - np.sin(a))) for a in t]
+    arc = [(corner * (1 - np.sin(a)), corner * (1 - np.cos(a))) for a in t]
     left = arc + [(x, HEIGHT - y) for x, y in arc[::-1]]
     sheet.cut([(x, y) for x, y in left[::-1]] + [(width - x, y) for x, y in left])
     y, x = np.mgrid[0:HEIGHT, 0:width].astype(np.float32)
@@ -225,15 +225,16 @@ def _tray(product: Product, print_: Print) -> Face:
 FORMS = {"carton": _carton, "box": _box, "can": _can, "bottle": _bottle, "pouch": _pouch, "tray": _tray}
 
 
-# --- Prints: what is on the fronts ----------------------------------------------------------------------------------
+# --- Prints: what is on the packages --------------------------------------------------------------------------------
+# A ground is what front and back share: colours and bands without words.
 
 
-def _variant(sheet: Sheet, product: Product, box: Box, ink: str, *, font: str = SANS) -> None:
+def _variant(sheet: Sheet, product: Product, box: Box, ink: str, font: str = SANS) -> None:
     """Print the telling words into `box`, which is a slot."""
     x0, y0, x1, y1 = box
-    cap = (y1 - y0) * 0.8
     text = " ".join(product.variant)
-    sheet.text(text, (x0 + x1) / 2, y1 - 0.1 * (y1 - y0), cap, ink, width=x1 - x0 - 4, font=font, telling=True)
+    cap, base = 0.84 * (y1 - y0), y1 - 0.08 * (y1 - y0)
+    sheet.text(text, (x0 + x1) / 2, base, cap, ink, width=x1 - x0 - 2, font=font, telling=True)
     sheet.slots.append(box)
 
 
@@ -243,143 +244,305 @@ def _band(sheet: Sheet, product: Product, box: Box, radius: float = 0) -> None:
     sheet.slots.append(box)
 
 
+def _level(product: Product) -> int:
+    """Return 1, 2 or 3: which of its family's variants a product is."""
+    return FAMILIES[product.family].index(product) + 1
+
+
+def _milk_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, paper)
+    sheet.gradient((0, 0, width, 180), main, mix(main, "#ffffff", 0.55))
+    hills = [(-20, 0), (0.2 * width, -14), (0.55 * width, 6), (0.8 * width, -12), (width + 20, 2)]
+    sky = smooth([(x, 158 + y) for x, y in hills], False)
+    sheet.poly([*sky, (width + 20, height), (-20, height)], mix(main, "#ffffff", 0.8))
+    sheet.poly([*((x, y + 9) for x, y in sky), (width + 20, height), (-20, height)], paper)
+    for y, share in ((296, 0.25), (318, 0.0), (352, -0.2)):
+        tone = mix(accent, "#ffffff", share) if share >= 0 else mix(accent, "#1d5a1d", -share)
+        turned = [(width - x, y + (1.2 if share else -0.9) * v) for x, v in hills[::-1]]
+        sheet.poly([*smooth(turned, False), (width + 20, height + 9), (-20, height + 9)], tone)
+    return sheet
+
+
 def _milk(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, paper), width / 2
-    sheet.gradient((0, 0, width, 190), mix(main, "#ffffff", 0.05), mix(main, "#ffffff", 0.35))
-    sheet.text(product.brand, half, 58, 36, "#ffffff", width=width - 30, font=SERIF)
-    sheet.text("MILK", half, 140, 58, "#ffffff", width=width - 46)
-    sheet.poly([*smooth([(-20, 200), (40, 178), (110, 205), (170, 180), (250, 200)], False), (250, 400), (-20, 400)],
-               paper)
-    sheet.poly([*smooth([(-20, 330), (60, 310), (130, 335), (250, 305)], False), (250, 400), (-20, 400)], accent)
-    _variant(sheet, product, (half - 70, 225, half + 70, 272), dark)
-    _band(sheet, product, (half - 50, 280, half + 50, 288), 4)
-    sheet.text("1 L", 20, height - 14, 18, "#ffffff", anchor="l")
+    sheet, half = _milk_ground(product, width, height), width / 2
+    sheet.poly(oval(half, 36, 98, 27), "#ffffff")
+    sheet.poly(oval(half, 36, 94, 23.5), dark)
+    sheet.text(product.brand, half, 49, 26, "#ffffff", width=150, font=SLANTED)
+    sheet.text("MILK", half + 1.5, 136.5, 58, mix(dark, main, 0.4), width=width - 40)
+    sheet.text("MILK", half, 134, 58, "#ffffff", width=width - 40)
+    for x, y, r in ((30, 176, 4), (45, 187, 2.5), (width - 34, 178, 5), (width - 22, 194, 2.5)):
+        sheet.disc(x, y, r, mix(main, "#ffffff", 0.75))
+    _variant(sheet, product, (half - 62, 196, half + 62, 242), dark)
+    for k in range(3):
+        artwork.drop(sheet, half - 20 + 20 * k, 262, 5.5, product.tint if k < 4 - _level(product) else "#d4d9de")
+    sheet.slots.append((half - 27, 250, half + 27, 269))
+    artwork.cow(sheet, 66, 312, 25)
+    artwork.seal(sheet, width - 38, 300, 23, "#ffffff", "#2d6b2f", "FRESH")
+    sheet.text("1 L", 16, height - 14, 17, "#ffffff", anchor="l")
+    artwork.greek(sheet, (width - 96, height - 27, width - 16, height - 14), mix(accent, "#ffffff", 0.6), 3)
+    return sheet
+
+
+def _beef_ground(product: Product, width: int, height: int) -> Sheet:
+    sheet = Sheet(width, height, "#141518")
+    sheet.rect((9, 9, width - 9, height - 9), "#26282d", 30)
+    sheet.rect((17, 17, width - 17, height - 17), "#0b0c0e", 26)
+    meat = artwork.mince(width - 48, height - 48)
+    corners = Sheet(width - 48, height - 48, "#000000")
+    corners.image.paste(0, (0, 0, *corners.image.size))
+    corners.rect((0, 0, width - 48, height - 48), "#ffffff", 34)
+    sheet.image.paste(meat.image, (24 * artwork.SCALE,) * 2, corners.image.convert("L"))
     return sheet
 
 
 def _beef(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, "#15161a"), width / 2
-    sheet.rect((20, 20, width - 20, height - 20), "#7d1b1c", 24)
-    rng = np.random.default_rng(4)
-    for _ in range(700):
-        x, y, turn = rng.uniform(24, width - 24), rng.uniform(24, height - 24), rng.uniform(0, 6.3)
-        tone = mix("#8e1f20", "#d8595a", float(rng.uniform()))
-        bend = [(x, y), (x + 12 * np.cos(turn), y + 12 * np.sin(turn)),
-                (x + 22 * np.cos(turn + 0.6), y + 22 * np.sin(turn + 0.6))]
-        sheet.line(smooth(bend, False), mix(tone, "#400808", 0.5), 9)
-        sheet.line(smooth(bend, False), tone, 6)
-    sheet.rect((half - 190, 120, half + 190, 410), paper, 10)
-    sheet.rect((half - 190, 120, half + 190, 180), dark, 10)
-    sheet.text(product.brand, half, 165, 34, accent, width=300, font=SERIF)
-    sheet.text("GROUND BEEF", half, 250, 50, main, width=350)
-    _variant(sheet, product, (half - 165, 270, half + 165, 325), dark)
-    _band(sheet, product, (half - 165, 330, half + 165, 338))
-    sheet.text("500 g", half - 150, 390, 24, dark, anchor="l")
+    sheet, half = _beef_ground(product, width, height), width / 2
+    sheet.soft([(half - 196, 92), (half + 202, 92), (half + 202, 398), (half - 196, 398)], "#000000", 0.6, 5)
+    sheet.rect((half - 200, 84, half + 200, 390), paper, 12)
+    sheet.rect((half - 200, 84, half + 200, 168), dark, 12)
+    sheet.rect((half - 200, 150, half + 200, 168), dark)
+    sheet.rect((half - 200, 168, half + 200, 172), accent)
+    artwork.steer(sheet, half - 152, 122, 27, accent)
+    sheet.text(product.brand, half + 30, 143, 38, accent, width=270, font=CLASSIC)
+    sheet.text("GROUND BEEF", half, 238, 50, main, width=368)
+    sheet.rect((half - 186, 254, half + 186, 255.5), accent)
+    _variant(sheet, product, (half - 160, 264, half + 160, 314), dark)
+    _band(sheet, product, (half - 160, 320, half + 160, 328))
+    sheet.text("500 g", half - 180, 374, 26, dark, anchor="l")
+    artwork.greek(sheet, (half - 60, 350, half + 60, 376), "#9a8f7e", 5)
+    artwork.barcode(sheet, (half + 84, 340, half + 184, 378), 8)
+    return sheet
+
+
+def _juice_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, paper)
+    sheet.gradient((0, 0, width, height), "#fffdf4", mix(paper, accent, 0.35))
+    sheet.rect((0, 0, width, 54), dark)
+    sheet.rect((0, 54, width, 57), accent)
+    sheet.rect((0, height - 10, width, height), dark)
     return sheet
 
 
 def _juice(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, paper), width / 2
-    sheet.rect((0, 0, width, 44), dark)
-    sheet.text(product.brand, half, 36, 28, "#ffffff", width=150, font=SERIF)
-    sheet.text("ORANGE", half, 98, 44, "#d9650a", width=160)
-    sheet.text("JUICE", half, 152, 44, dark, width=150)
-    _variant(sheet, product, (half - 55, 166, half + 55, 210), dark)
-    sheet.text("PULP", half, 246, 30, dark, width=150)
-    _band(sheet, product, (half - 55, 254, half + 55, 262))
-    artwork.orange_slice(sheet, half - 110, 200, 44)
-    artwork.orange_slice(sheet, half + 110, 215, 44)
+    sheet, half = _juice_ground(product, width, height), width / 2
+    for turn in np.linspace(-np.pi, 0, 9):
+        cos, sin = np.cos(turn), np.sin(turn)
+        sheet.line([(half + 62 * cos, 50 + 36 * sin), (half + 80 * cos, 50 + 46 * sin)], accent, 4)
+    sheet.text(product.brand, half, 42, 30, "#ffffff", width=138, font=CLASSIC)
+    sheet.text("ORANGE", half, 108, 42, "#d4600a", width=158)
+    sheet.text("JUICE", half, 154, 38, dark, width=124)
+    artwork.leaf(sheet, half - 98, 190, 44, -0.7, "#4d8f3f")
+    artwork.leaf(sheet, half + 104, 196, 44, -2.4, "#3f7d36")
+    artwork.orange_slice(sheet, half - 104, 214, 44)
+    artwork.orange_slice(sheet, half + 108, 218, 40)
+    _variant(sheet, product, (half - 52, 164, half + 52, 206), dark)
+    sheet.text("PULP", half, 242, 28, dark, width=104)
+    _band(sheet, product, (half - 34, 247, half + 34, 253), 3)
+    return sheet
+
+
+def _soup_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, paper)
+    sheet.gradient((0, 0, width, 214), mix(main, "#ffffff", 0.04), mix(main, "#000000", 0.12))
+    sheet.rect((0, 208, width, 216), accent)
+    sheet.rect((0, 219, width, 221), accent)
+    for x in np.arange(8, width, 16):
+        sheet.poly([(x - 5, height - 9), (x, height - 16), (x + 5, height - 9), (x, height - 2)], mix(accent, paper, 0.3))
     return sheet
 
 
 def _soup(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, main), width / 2
-    sheet.rect((0, 205, width, height), paper)
-    sheet.rect((0, 200, width, 208), accent)
-    sheet.text(product.brand, half, 60, 40, accent, width=260, font=SERIF)
-    sheet.text("TOMATO", half, 128, 54, "#ffffff", width=280)
-    sheet.text("SOUP", half, 190, 46, "#ffffff", width=200)
-    for x in (-90, 90):
-        artwork.tomato(sheet, half + x, 300, 44)
-    artwork.bowl(sheet, half, 280, 60, "#f4efe6", "#c6391f")
-    _variant(sheet, product, (half - 95, 360, half + 95, 410), dark)
-    _band(sheet, product, (half - 95, 414, half + 95, 422))
+    sheet, half = _soup_ground(product, width, height), width / 2
+    sheet.poly([(half - 150, 22), (half + 150, 22), (half + 136, 43), (half + 150, 64), (half - 150, 64),
+                (half - 136, 43)], accent)
+    sheet.text(product.brand, half, 57, 28, dark, width=236, font=CLASSIC)
+    sheet.text("TOMATO", half, 130, 52, "#fffaf0", width=284, font=SERIF)
+    sheet.text("SOUP", half, 192, 48, "#fffaf0", width=210, font=SERIF)
+    artwork.tomato(sheet, half - 128, 296, 40)
+    artwork.tomato(sheet, half + 130, 298, 38)
+    artwork.tomato(sheet, half + 84, 318, 27)
+    for turn in (-2.7, -2.2):
+        artwork.leaf(sheet, half - 84, 338, 46, turn, "#4b8a3b")
+    sheet.soft(oval(half, 346, 70, 7), "#7a5a30", 0.5, 4)
+    artwork.bowl(sheet, half, 282, 82, "#f7f1e6", "#c9401f")
+    sheet.poly(oval(half - 14, 284, 40, 8), "#d8593a")
+    sheet.line(smooth([(half - 30, 281), (half - 8, 288), (half + 14, 280), (half + 30, 287)], False), "#f6dcc0", 4)
+    for turn in (-0.4, 2.6):
+        artwork.leaf(sheet, half + 4, 281, 20, turn, "#4f9440")
+    _variant(sheet, product, (half - 92, 354, half + 92, 398), dark)
+    _band(sheet, product, (half - 92, 402, half + 92, 410), 4)
+    sheet.text("400 g", half + 178, 400, 17, dark)
+    artwork.seal(sheet, half - 172, 372, 25, accent, dark, "100%")
+    return sheet
+
+
+def _cola_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, main)
+    sheet.gradient((0, 0, width, height), mix(main, "#a03050", 0.22), dark)
+    for shift, fill in ((0, accent), (14, mix(accent, "#ffffff", 0.45)), (20, paper)):
+        top = smooth([(-20, 300 + shift), (0.3 * width, 250 + shift), (0.65 * width, 275 + shift),
+                      (width + 20, 215 + shift)], False)
+        low = smooth([(-20, 322 - 0.3 * shift), (0.3 * width, 284), (0.65 * width, 300), (width + 20, 256)], False)
+        sheet.poly([*top, *low[::-1]], fill)
     return sheet
 
 
 def _cola(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, main), width / 2
-    sheet.text(product.brand, half, 120, 50, paper, width=190, font=SERIF)
-    sheet.text("COLA", half, 200, 56, paper, width=180)
-    _variant(sheet, product, (half - 90, 300, half + 90, 346), paper)
-    _band(sheet, product, (half - 90, 352, half + 90, 362))
+    sheet, half = _cola_ground(product, width, height), width / 2
+    rng = np.random.default_rng(2)
+    for x, y, r in rng.uniform((20, 20, 2), (width - 20, height - 30, 8), (40, 3)):
+        sheet.soft(oval(x, y, r, r), "#ffffff", 0.10)
+        sheet.soft(oval(x, y, 0.8 * r, 0.8 * r), dark, 0.10)
+    sheet.poly([(half - 6, 28), (half + 14, 28), (half + 3, 46), (half + 13, 46), (half - 13, 76), (half - 3, 53),
+                (half - 14, 53)], accent)
+    sheet.text(product.brand, half, 140, 52, paper, width=206, font=SLANTED)
+    sheet.text("COLA", half, 214, 56, paper, width=176, font=SLANTED)
+    _variant(sheet, product, (half - 84, 330, half + 84, 372), paper)
+    _band(sheet, product, (half - 84, 377, half + 84, 387), 5)
+    sheet.text("330 ml", half, 416, 15, mix(paper, main, 0.2))
+    artwork.beads(sheet, (0, 0, width, 320), 130, 6)
+    return sheet
+
+
+def _coffee_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, main)
+    sheet.gradient((0, 0, width, height), mix(main, "#ffffff", 0.06), mix(main, "#000000", 0.3))
+    rng = np.random.default_rng(7)
+    for y in np.arange(412, height + 16, 15):
+        for x in np.arange(0, width + 20, 23):
+            jitter = rng.uniform(-6, 6, 2)
+            artwork.bean(sheet, x + jitter[0], y + jitter[1] + 8 * np.cos(x / width * 6), 27, rng.uniform(0, 3.1))
     return sheet
 
 
 def _coffee(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, main), width / 2
-    sheet.rect((40, 70, width - 40, 420), paper, 6)
-    sheet.text(product.brand, half, 130, 44, dark, width=180, font=SERIF)
-    sheet.text("COFFEE", half, 200, 48, accent, width=190)
-    _variant(sheet, product, (half - 90, 300, half + 90, 350), dark)
-    _band(sheet, product, (half - 90, 354, half + 90, 362))
-    sheet.text("ROAST", half, 396, 28, dark)
+    sheet, half = _coffee_ground(product, width, height), width / 2
+    sheet.disc(half, 60, 12, mix(main, "#000000", 0.35))
+    sheet.disc(half, 60, 9, mix(main, "#ffffff", 0.12))
+    for x in (-3, 0, 3):
+        sheet.disc(half + x, 60, 1, dark)
+    sheet.soft([(33, 92), (width - 31, 92), (width - 31, 396), (33, 396)], "#000000", 0.5, 4)
+    sheet.rect((31, 86, width - 31, 392), accent, 8)
+    sheet.rect((35, 90, width - 35, 388), paper, 6)
+    sheet.text(product.brand, half, 140, 40, dark, width=186, font=CLASSIC)
+    sheet.rect((half - 90, 151, half - 12, 153), accent)
+    sheet.rect((half + 12, 151, half + 90, 153), accent)
+    artwork.bean(sheet, half, 152, 15, -0.6)
+    sheet.text("COFFEE", half, 211, 47, "#8a4f1d", width=192)
+    artwork.cup(sheet, half - 30, 250, 27, "#ffffff", paper)
+    sheet.text("250 g", half + 66, 252, 15, dark)
+    artwork.greek(sheet, (half + 40, 260, half + 92, 277), mix(dark, paper, 0.5), 9)
+    _variant(sheet, product, (half - 80, 295, half + 80, 340), dark)
+    sheet.text("ROAST", half - 32, 377, 25, dark, width=110)
+    for k in range(3):
+        sheet.disc(half + 44 + 19 * k, 364.5, 7.5, product.tint if k < _level(product) else mix(paper, dark, 0.15))
+    sheet.slots.append((half + 35, 355, half + 92, 374))
+    return sheet
+
+
+def _muesli_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, main)
+    sheet.gradient((0, 0, width, height), mix(main, "#fff3c4", 0.7), main)
+    for turn in np.linspace(0, 2 * np.pi, 24, endpoint=False):
+        ray = [(width / 2 + 700 * np.cos(turn + d), 300 + 700 * np.sin(turn + d)) for d in (-0.06, 0.06)]
+        sheet.soft([(width / 2, 300), *ray], "#ffffff", 0.22)
+    sheet.rect((0, height - 12, width, height), accent)
     return sheet
 
 
 def _muesli(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, main), width / 2
-    sheet.text(product.brand, half, 70, 40, accent, width=240, font=SERIF)
-    sheet.text("CRUNCHY", half, 140, 50, dark, width=290)
-    sheet.text("MUESLI", half, 205, 54, dark, width=290)
-    artwork.bowl(sheet, half, 300, 100, "#f4efe6", "#d9a55a")
-    _variant(sheet, product, (half - 90, 410, half + 90, 460), dark)
-    _band(sheet, product, (half - 90, 464, half + 90, 472))
+    sheet, half = _muesli_ground(product, width, height), width / 2
+    sheet.poly([(0, 0), (width, 0), *smooth([(width, 66), (half, 88), (0, 66)], False)], mix(accent, "#000000", 0.25))
+    sheet.poly([(0, 0), (width, 0), *smooth([(width, 61), (half, 83), (0, 61)], False)], accent)
+    sheet.text(product.brand, half, 64, 40, "#ffffff", width=230, font=ITALIC)
+    sheet.text("CRUNCHY", half, 144, 42, dark, width=272)
+    sheet.text("MUESLI", half, 207, 54, dark, width=290)
+    for turn in (-2.5, -2.2):
+        artwork.wheat(sheet, 120, 400, 150, turn, "#d79a32")
+        artwork.wheat(sheet, width - 120, 400, 150, np.pi - turn, "#d79a32")
+    sheet.soft(oval(half, 396, 104, 10), "#6a3d00", 0.5, 5)
+    artwork.bowl(sheet, half, 300, 126, "#ffffff", "#fffaf0")
+    sheet.poly(oval(half, 300, 112, 30), "#fdf3e0")
+    artwork.flakes(sheet, half, 291, 98, 24, 90, 3)
+    sheet.poly(oval(half, 357, 74, 13, 0.15, np.pi - 0.15), accent)
+    _variant(sheet, product, (half - 78, 408, half + 78, 452), dark)
+    _band(sheet, product, (half - 78, 455, half + 78, 463), 4)
+    sheet.text("450 g", width - 12, 446, 17, dark, anchor="r")
+    artwork.seal(sheet, 40, 432, 26, paper, "#4c7a34", "OATS")
+    return sheet
+
+
+def _shampoo_ground(product: Product, width: int, height: int) -> Sheet:
+    main, dark, paper, accent = product.palette
+    sheet = Sheet(width, height, main)
+    sheet.gradient((0, 0, width, height), mix(main, "#ffffff", 0.12), mix(main, dark, 0.5))
+    for k, share in enumerate((0.16, 0.28, 0.4)):
+        y = 286 + 24 * k
+        wave = smooth([(-20, y + 10), (0.25 * width, y - 22), (0.6 * width, y + 18), (width + 20, y - 16)], False)
+        sheet.poly([*wave, (width + 20, height + 9), (-20, height + 9)], mix(mix(main, dark, 0.4), paper, share))
     return sheet
 
 
 def _shampoo(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, main), width / 2
-    sheet.text(product.brand, half, 70, 34, "#ffffff", width=160, font=SERIF)
-    sheet.text("SHAMPOO", half, 130, 48, accent, width=170)
-    _variant(sheet, product, (half - 65, 230, half + 65, 272), "#ffffff")
-    sheet.text("HAIR", half, 315, 32, "#ffffff")
-    _band(sheet, product, (half - 65, 322, half + 65, 330))
+    sheet, half = _shampoo_ground(product, width, height), width / 2
+    for turn in (-2.5, -1.57, -0.64):
+        artwork.leaf(sheet, half, 40, 26 if turn == -1.57 else 22, turn, accent)
+    sheet.text(product.brand, half, 82, 32, "#ffffff", width=160, font=CLASSIC)
+    sheet.rect((half - 70, 92, half + 70, 93.5), accent)
+    sheet.text("SHAMPOO", half, 150, 48, "#ffffff", width=172)
+    _variant(sheet, product, (half - 58, 180, half + 58, 222), accent)
+    sheet.text("HAIR", half, 259, 29, accent, width=110)
+    artwork.drop(sheet, half, 300, 11, product.tint)
+    sheet.poly(oval(half - 3.5, 301, 2.5, 4), mix(product.tint, "#ffffff", 0.55))
+    sheet.slots.append((half - 13, 276, half + 13, 313))
+    sheet.text("250 ml", half, 346, 15, dark)
     return sheet
 
 
-PRINTS: dict[str, Print] = {
-    "NORDBY MILK": _milk,
-    "HALVORS GROUND BEEF": _beef,
-    "SOLVEA ORANGE JUICE": _juice,
-    "CASA LUPA TOMATO SOUP": _soup,
-    "VOLTO COLA": _cola,
-    "KORVO COFFEE": _coffee,
-    "MORNA MUESLI": _muesli,
-    "AVELLA SHAMPOO": _shampoo,
+# family: what front and back share, and the front
+PRINTS: dict[str, tuple[Print, Print]] = {
+    "NORDBY MILK": (_milk_ground, _milk),
+    "HALVORS GROUND BEEF": (_beef_ground, _beef),
+    "SOLVEA ORANGE JUICE": (_juice_ground, _juice),
+    "CASA LUPA TOMATO SOUP": (_soup_ground, _soup),
+    "VOLTO COLA": (_cola_ground, _cola),
+    "KORVO COFFEE": (_coffee_ground, _coffee),
+    "MORNA MUESLI": (_muesli_ground, _muesli),
+    "AVELLA SHAMPOO": (_shampoo_ground, _shampoo),
 }
+
+NUTRITION = (("Energy", "kJ"), ("Fat", "g"), ("Carbs", "g"), ("Protein", "g"), ("Salt", "g"))
 
 
 def _back(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
-    sheet, half = Sheet(width, height, main), width / 2
-    wide = min(width - 20, 190)
+    ground, _ = PRINTS[product.family]
+    sheet, half = ground(product, width, height), width / 2
+    wide = min(width - 18, 172)
     x0, x1 = half - wide / 2, half + wide / 2
-    top = max(height / 2 - 130, 20)
-    sheet.rect((x0, top, x1, top + 180), "#fbfaf6", 4)
-    sheet.text("NUTRITION", half, top + 24, 14, "#222222", width=wide - 16)
-    for k, (name, value) in enumerate([("Energy", "kJ"), ("Fat", "g"), ("Carbs", "g"), ("Protein", "g"), ("Salt", "g")]):
-        y = top + 52 + 28 * k
-        sheet.line([(x0 + 6, y + 6), (x1 - 6, y + 6)], "#999999", 1)
-        sheet.text(name, x0 + 8, y, 11, "#222222", anchor="l", font="DejaVuSans", width=wide / 2)
-        sheet.text(value, x1 - 8, y, 11, "#222222", anchor="r", font="DejaVuSans", width=wide / 3)
-    artwork.barcode(sheet, (half - min(wide, 120) / 2, top + 194, half + min(wide, 120) / 2, top + 240), len(product.family))
+    top, bottom = 0.5 * height - 126, 0.5 * height + 126
+    sheet.rect((x0, top, x1, bottom), "#fbfaf6", 5)
+    sheet.rect((x0 + 6, top + 6, x1 - 6, top + 28), dark, 3)
+    sheet.text("NUTRITION", half, top + 23, 12, "#ffffff", width=wide - 26)
+    for k, (name, unit) in enumerate(NUTRITION):
+        y = top + 46 + 20 * k
+        sheet.text(name, x0 + 8, y, 9, "#222222", anchor="l", font=PLAIN, width=wide / 2)
+        sheet.text(unit, x1 - 8, y, 9, "#222222", anchor="r", font=PLAIN, width=wide / 3)
+        sheet.rect((x0 + 6, y + 6, x1 - 6, y + 6.8), "#a9a9a3")
+    artwork.greek(sheet, (x0 + 8, top + 148, x1 - 8, top + 190), "#8d8d88", len(product.family))
+    artwork.barcode(sheet, (half - min(wide, 120) / 2 + 6, bottom - 56, half + min(wide, 120) / 2 - 6, bottom - 6), 5)
     return sheet
