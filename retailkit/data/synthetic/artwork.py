@@ -108,8 +108,9 @@ class Sheet:
 
     def cut(self, points: Points) -> None:
         """Make the polygon the sheet's silhouette."""
-        self.alpha = Image.new("L", self.image.size, 0)
-        ImageDraw.Draw(self.alpha).polygon([(x * SCALE, y * SCALE) for x, y in points], fill=255)
+        fine = Image.new("L", (self.image.width * 2, self.image.height * 2), 0)
+        ImageDraw.Draw(fine).polygon([(x * SCALE * 2, y * SCALE * 2) for x, y in points], fill=255)
+        self.alpha = fine.reduce(2)
 
     def text(
         self,
@@ -123,6 +124,7 @@ class Sheet:
         font: str = SANS,
         anchor: str = "m",
         telling: bool = False,
+        shade: str | None = None,
     ) -> None:
         """Print a line of words; letters are condensed where the line is wider than `width`.
 
@@ -136,6 +138,7 @@ class Sheet:
             font: name of a font file.
             anchor: what `x` means.
             telling: whether these words tell twins apart.
+            shade: colour of a shadow that the letters cast, None for none.
         """
         face = _font(font, cap * SCALE)
         words = text.split()
@@ -145,10 +148,13 @@ class Sheet:
         squeeze = min(1.0, width / natural)
         x -= natural * squeeze * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor]
         for word, length in zip(words, lengths, strict=True):
-            self._print(word, face, x, base, squeeze, fill, telling)
+            if shade:
+                self._print(word, face, x + 0.04 * cap, base + 0.045 * cap, squeeze, shade)
+            box = self._print(word, face, x, base, squeeze, fill)
+            self.words.append((word, box, telling))
             x += (length + gap) * squeeze
 
-    def _print(self, word: str, face, x: float, base: float, squeeze: float, fill: str, telling: bool) -> None:
+    def _print(self, word: str, face, x: float, base: float, squeeze: float, fill: str) -> Box:
         left, top, right, bottom = face.getbbox(word, anchor="ls")
         ink = Image.new("L", (right - left, bottom - top))
         ImageDraw.Draw(ink).text((-left, -top), word, 255, face, anchor="ls")
@@ -156,7 +162,7 @@ class Sheet:
         corner = (round(x * SCALE + left * squeeze), round(base * SCALE + top))
         self.image.paste(fill, corner, ink)
         x0, y0 = (v / SCALE for v in corner)
-        self.words.append((word, (x0, y0, x0 + ink.width / SCALE, y0 + ink.height / SCALE), telling))
+        return x0, y0, x0 + ink.width / SCALE, y0 + ink.height / SCALE
 
     def place(self, sheet: Sheet, x: int, y: int) -> None:
         """Lay another sheet on this one."""
@@ -241,7 +247,7 @@ def mince(width: int, height: int) -> Sheet:
     sheet = Sheet(width, height, "#6d1518")
     rng = np.random.default_rng(4)
     draw = ImageDraw.Draw(sheet.image)
-    count = width * height // 190
+    count = width * height // 240
     starts = rng.uniform((-20, -20), (width + 20, height + 20), (count, 2))
     for k, start in enumerate(starts):
         turn, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)
@@ -249,7 +255,7 @@ def mince(width: int, height: int) -> Sheet:
         path = np.concatenate([[start], start + np.cumsum(np.c_[np.cos(turns), np.sin(turns)] * 5.5, axis=0)])
         fat = rng.uniform() < 0.12
         tone = mix("#e7a097", "#f3cabf", rng.uniform()) if fat else mix("#8c1c20", "#d2514f", rng.uniform() ** 1.3)
-        thick = rng.uniform(7, 10) * (0.55 if fat else 1)
+        thick = rng.uniform(8, 11) * (0.55 if fat else 1)
         for shift, fill, share in ((1.2, "#4a0b0e", 1.25), (0, tone, 1), (-1.2, mix(tone, "#ffffff", 0.22), 0.3)):
             line = [tuple(point) for point in (path + (0.3 * shift, shift)) * SCALE]
             draw.line(line, fill, round(thick * share * SCALE), joint="curve")
@@ -266,10 +272,20 @@ def cup(sheet: Sheet, x: float, y: float, r: float, fill: str, ink: str) -> None
     sheet.poly(oval(x, y + 1.05 * r, 0.8 * r, 0.12 * r), mix(fill, "#000000", 0.2))
     sheet.poly(oval(x + 1.05 * r, y + 0.38 * r, 0.42 * r, 0.36 * r), mix(fill, "#000000", 0.08))
     sheet.poly(oval(x + 1.03 * r, y + 0.38 * r, 0.25 * r, 0.21 * r), ink)
-    sheet.poly([(x + a * r, y + b * r) for a, b in smooth([(-1, 0), (-0.9, 0.6), (-0.5, 1.02), (0.5, 1.02), (0.9, 0.6),
-                                                           (1, 0)], False)], fill)
-    sheet.poly([(x + a * r, y + b * r) for a, b in smooth([(0.45, 0.2), (0.5, 0.6), (0.25, 1.0), (0.5, 1.02),
-                                                           (0.9, 0.6), (1, 0)], False)], mix(fill, "#000000", 0.1))
+    sheet.poly(
+        [
+            (x + a * r, y + b * r)
+            for a, b in smooth([(-1, 0), (-0.9, 0.6), (-0.5, 1.02), (0.5, 1.02), (0.9, 0.6), (1, 0)], False)
+        ],
+        fill,
+    )
+    sheet.poly(
+        [
+            (x + a * r, y + b * r)
+            for a, b in smooth([(0.45, 0.2), (0.5, 0.6), (0.25, 1.0), (0.5, 1.02), (0.9, 0.6), (1, 0)], False)
+        ],
+        mix(fill, "#000000", 0.1),
+    )
     sheet.poly(oval(x, y, r, 0.27 * r), mix(fill, "#ffffff", 0.6))
     sheet.poly(oval(x, y + 0.02 * r, 0.9 * r, 0.21 * r), "#3a1d0f")
     sheet.poly(oval(x - 0.1 * r, y + 0.04 * r, 0.6 * r, 0.12 * r), "#7c4a28")
@@ -290,8 +306,9 @@ def flakes(sheet: Sheet, x: float, y: float, rx: float, ry: float, count: int, s
         r, tilt, kind = rng.uniform(6, 10), rng.uniform(0, np.pi), rng.uniform()
         fill = mix("#c98a35", "#f0c877", rng.uniform()) if kind < 0.78 else ("#4a2618", "#f3e3bf")[int(kind > 0.88)]
         wide, high = (r, 0.62 * r) if kind < 0.78 else (0.7 * r, 0.5 * r)
-        shape = np.asarray(oval(0, 0, wide, high)) @ np.array([[np.cos(tilt), np.sin(tilt)],
-                                                             [-0.8 * np.sin(tilt), 0.8 * np.cos(tilt)]])
+        shape = np.asarray(oval(0, 0, wide, high)) @ np.array(
+            [[np.cos(tilt), np.sin(tilt)], [-0.8 * np.sin(tilt), 0.8 * np.cos(tilt)]]
+        )
         sheet.poly([tuple(v) for v in shape + (a, b + 1.4)], mix(fill, "#3a1a00", 0.5))
         sheet.poly([tuple(v) for v in shape + (a, b)], fill)
         sheet.poly([tuple(v) for v in 0.5 * shape + (a - 0.2 * r, b - 0.15 * r)], mix(fill, "#ffffff", 0.25))

@@ -84,7 +84,7 @@ Print = Callable[[Product, int, int], Sheet]
 
 
 def _carton(product: Product, print_: Print) -> Face:
-    main, dark, paper, accent = product.palette
+    main = product.palette[0]
     turned = print_ is _back
     width = round(HEIGHT * product.size_cm[2 if turned else 0] / product.size_cm[1])
     roof, fin = 92, 22
@@ -116,7 +116,6 @@ def _box(product: Product, print_: Print) -> Face:
     width = round(HEIGHT * product.size_cm[2 if turned else 0] / product.size_cm[1])
     sheet = Sheet(width, HEIGHT, product.palette[0])
     sheet.place(print_(product, width, HEIGHT), 0, 0)
-    sheet.line([(0, 1), (width, 1)], mix(product.palette[0], "#ffffff", 0.5), 2)
     x = _across(width)
     return _finish(sheet, 1.02 - 0.05 * (x + 0.4) ** 2 - 0.1 * _bump(x, 1, 0.03), 0.08 * _bump(x, -0.99, 0.03))
 
@@ -138,8 +137,10 @@ def _can(product: Product, print_: Print) -> Face:
     sheet.ellipse((neck + 12, 8, width - neck - 12, 20), "#c3c8cd")
     lip = [(width - neck - (width - 2 * neck) * (1 - np.cos(a)) / 2, 12 - 11 * np.sin(a)) for a in arc]
     foot = [(neck + (width - 2 * neck) * (1 - np.cos(a)) / 2, 468 + 10 * np.sin(a)) for a in arc]
-    sheet.cut([(0, bottom), (0, top + 6), (neck, 13), *lip[::-1], (width - neck, 13), (width, top + 6)]
-              + [(width, bottom), *foot[::-1]])
+    sheet.cut(
+        [(0, bottom), (0, top + 6), (neck, 13), *lip[::-1], (width - neck, 13), (width, top + 6)]
+        + [(width, bottom), *foot[::-1]]
+    )
     return _finish(sheet, *_round_light(width))
 
 
@@ -154,19 +155,27 @@ def _bottle(product: Product, print_: Print) -> Face:
 
 
 def _round_bottle(product: Product, print_: Print) -> Face:
-    main, dark, paper, accent = product.palette
+    main, dark, _, _ = product.palette
     width = _width(product)
     half, top, bottom = width / 2, 168, 436
     sheet = Sheet(width, HEIGHT, main)
     sheet.gradient((0, 60, width, HEIGHT), mix(main, "#ffffff", 0.15), mix(main, "#8a3c00", 0.25))
     sheet.place(print_(product, round(width * np.pi / 2), bottom - top).roll(width, 5), 0, top)
+    for y in (top - 3, bottom + 1):
+        sheet.rect((0, y, width, y + 2), mix(main, "#7a3300", 0.45))
+    for x in np.linspace(-0.8, 0.8, 7):
+        sheet.soft(oval(half + x * half, HEIGHT + 2, 9, 26), "#7a3300", 0.35, 3)
     sheet.gradient((0, 40, width, 74), mix(main, "#ffffff", 0.6), mix(main, "#ffffff", 0.3))
     sheet.rect((half - 38, 0, half + 38, 44), dark, 6)
     for x in np.linspace(-34, 34, 15):
         sheet.line([(half + x, 6), (half + x, 42)], mix(dark, "#000000", 0.3), 1.5)
     sheet.rect((half - 41, 44, half + 41, 53), mix(dark, "#ffffff", 0.15), 3)
     edge = smooth([(36, 54), (36, 78), (52, 104), (82, 132), (98, 168)], closed=False)
-    right = [(half + min(x, half), y) for x, y in edge] + [(width, HEIGHT - 14), (width - 9, HEIGHT)]
+    right = [(half + min(x, half), y) for x, y in edge] + [
+        (width, HEIGHT - 26),
+        (width - 3, HEIGHT - 10),
+        (width - 12, HEIGHT),
+    ]
     cap = [(half + 38, 0), (half + 38, 44), (half + 41, 45), (half + 41, 53)]
     outline = cap + right
     sheet.cut(outline + [(width - x, y) for x, y in outline[::-1]])
@@ -174,7 +183,7 @@ def _round_bottle(product: Product, print_: Print) -> Face:
 
 
 def _flat_bottle(product: Product, print_: Print) -> Face:
-    main, dark, paper, accent = product.palette
+    main, dark, paper, _ = product.palette
     width = _width(product)
     half, top = width / 2, 118
     sheet = Sheet(width, HEIGHT, main)
@@ -190,7 +199,7 @@ def _flat_bottle(product: Product, print_: Print) -> Face:
 
 
 def _pouch(product: Product, print_: Print) -> Face:
-    main, dark, paper, accent = product.palette
+    main = product.palette[0]
     width = _width(product)
     sheet = Sheet(width, HEIGHT, main)
     sheet.place(print_(product, width, HEIGHT), 0, 0)
@@ -226,7 +235,7 @@ FORMS = {"carton": _carton, "box": _box, "can": _can, "bottle": _bottle, "pouch"
 
 
 # --- Prints: what is on the packages --------------------------------------------------------------------------------
-# A ground is what front and back share: colours and bands without words.
+# A ground is colours and pictures without words.
 
 
 def _variant(sheet: Sheet, product: Product, box: Box, ink: str, font: str = SANS) -> None:
@@ -246,11 +255,11 @@ def _band(sheet: Sheet, product: Product, box: Box, radius: float = 0) -> None:
 
 def _level(product: Product) -> int:
     """Return 1, 2 or 3: which of its family's variants a product is."""
-    return FAMILIES[product.family].index(product) + 1
+    return product.index - FAMILIES[product.family][0].index + 1
 
 
 def _milk_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    main, _, paper, accent = product.palette
     sheet = Sheet(width, height, paper)
     sheet.gradient((0, 0, width, 180), main, mix(main, "#ffffff", 0.55))
     hills = [(-20, 0), (0.2 * width, -14), (0.55 * width, 6), (0.8 * width, -12), (width + 20, 2)]
@@ -265,13 +274,12 @@ def _milk_ground(product: Product, width: int, height: int) -> Sheet:
 
 
 def _milk(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    main, dark, _, accent = product.palette
     sheet, half = _milk_ground(product, width, height), width / 2
     sheet.poly(oval(half, 36, 98, 27), "#ffffff")
     sheet.poly(oval(half, 36, 94, 23.5), dark)
     sheet.text(product.brand, half, 49, 26, "#ffffff", width=150, font=SLANTED)
-    sheet.text("MILK", half + 1.5, 136.5, 58, mix(dark, main, 0.4), width=width - 40)
-    sheet.text("MILK", half, 134, 58, "#ffffff", width=width - 40)
+    sheet.text("MILK", half, 134, 58, "#ffffff", width=width - 40, shade=mix(dark, main, 0.4))
     for x, y, r in ((30, 176, 4), (45, 187, 2.5), (width - 34, 178, 5), (width - 22, 194, 2.5)):
         sheet.disc(x, y, r, mix(main, "#ffffff", 0.75))
     _variant(sheet, product, (half - 62, 196, half + 62, 242), dark)
@@ -297,6 +305,16 @@ def _beef_ground(product: Product, width: int, height: int) -> Sheet:
     return sheet
 
 
+def _tray_bottom(product: Product, width: int, height: int) -> Sheet:
+    sheet = Sheet(width, height, "#1b1c20")
+    sheet.rect((26, 26, width - 26, height - 26), "#2b2d33", 40)
+    sheet.rect((30, 31, width - 28, height - 26), "#1f2126", 38)
+    for y in range(64, height - 50, 26):
+        sheet.rect((58, y, width - 58, y + 9), "#17181b", 5)
+        sheet.rect((58, y + 8, width - 58, y + 10), "#34363d", 2)
+    return sheet
+
+
 def _beef(product: Product, width: int, height: int) -> Sheet:
     main, dark, paper, accent = product.palette
     sheet, half = _beef_ground(product, width, height), width / 2
@@ -309,8 +327,8 @@ def _beef(product: Product, width: int, height: int) -> Sheet:
     sheet.text(product.brand, half + 30, 143, 38, accent, width=270, font=CLASSIC)
     sheet.text("GROUND BEEF", half, 238, 50, main, width=368)
     sheet.rect((half - 186, 254, half + 186, 255.5), accent)
-    _variant(sheet, product, (half - 160, 264, half + 160, 314), dark)
-    _band(sheet, product, (half - 160, 320, half + 160, 328))
+    _variant(sheet, product, (half - 155, 264, half + 155, 314), dark)
+    _band(sheet, product, (half - 100, 321, half + 100, 329), 4)
     sheet.text("500 g", half - 180, 374, 26, dark, anchor="l")
     artwork.greek(sheet, (half - 60, 350, half + 60, 376), "#9a8f7e", 5)
     artwork.barcode(sheet, (half + 84, 340, half + 184, 378), 8)
@@ -318,7 +336,7 @@ def _beef(product: Product, width: int, height: int) -> Sheet:
 
 
 def _juice_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    _, dark, paper, accent = product.palette
     sheet = Sheet(width, height, paper)
     sheet.gradient((0, 0, width, height), "#fffdf4", mix(paper, accent, 0.35))
     sheet.rect((0, 0, width, 54), dark)
@@ -328,11 +346,8 @@ def _juice_ground(product: Product, width: int, height: int) -> Sheet:
 
 
 def _juice(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    _, dark, _, _ = product.palette
     sheet, half = _juice_ground(product, width, height), width / 2
-    for turn in np.linspace(-np.pi, 0, 9):
-        cos, sin = np.cos(turn), np.sin(turn)
-        sheet.line([(half + 62 * cos, 50 + 36 * sin), (half + 80 * cos, 50 + 46 * sin)], accent, 4)
     sheet.text(product.brand, half, 42, 30, "#ffffff", width=138, font=CLASSIC)
     sheet.text("ORANGE", half, 108, 42, "#d4600a", width=158)
     sheet.text("JUICE", half, 154, 38, dark, width=124)
@@ -347,21 +362,25 @@ def _juice(product: Product, width: int, height: int) -> Sheet:
 
 
 def _soup_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    main, _, paper, accent = product.palette
     sheet = Sheet(width, height, paper)
     sheet.gradient((0, 0, width, 214), mix(main, "#ffffff", 0.04), mix(main, "#000000", 0.12))
     sheet.rect((0, 208, width, 216), accent)
     sheet.rect((0, 219, width, 221), accent)
     for x in np.arange(8, width, 16):
-        sheet.poly([(x - 5, height - 9), (x, height - 16), (x + 5, height - 9), (x, height - 2)], mix(accent, paper, 0.3))
+        sheet.poly(
+            [(x - 5, height - 9), (x, height - 16), (x + 5, height - 9), (x, height - 2)], mix(accent, paper, 0.3)
+        )
     return sheet
 
 
 def _soup(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    _, dark, _, accent = product.palette
     sheet, half = _soup_ground(product, width, height), width / 2
-    sheet.poly([(half - 150, 22), (half + 150, 22), (half + 136, 43), (half + 150, 64), (half - 150, 64),
-                (half - 136, 43)], accent)
+    sheet.poly(
+        [(half - 150, 22), (half + 150, 22), (half + 136, 43), (half + 150, 64), (half - 150, 64), (half - 136, 43)],
+        accent,
+    )
     sheet.text(product.brand, half, 57, 28, dark, width=236, font=CLASSIC)
     sheet.text("TOMATO", half, 130, 52, "#fffaf0", width=284, font=SERIF)
     sheet.text("SOUP", half, 192, 48, "#fffaf0", width=210, font=SERIF)
@@ -388,8 +407,10 @@ def _cola_ground(product: Product, width: int, height: int) -> Sheet:
     sheet = Sheet(width, height, main)
     sheet.gradient((0, 0, width, height), mix(main, "#a03050", 0.22), dark)
     for shift, fill in ((0, accent), (14, mix(accent, "#ffffff", 0.45)), (20, paper)):
-        top = smooth([(-20, 300 + shift), (0.3 * width, 250 + shift), (0.65 * width, 275 + shift),
-                      (width + 20, 215 + shift)], False)
+        top = smooth(
+            [(-20, 300 + shift), (0.3 * width, 250 + shift), (0.65 * width, 275 + shift), (width + 20, 215 + shift)],
+            False,
+        )
         low = smooth([(-20, 322 - 0.3 * shift), (0.3 * width, 284), (0.65 * width, 300), (width + 20, 256)], False)
         sheet.poly([*top, *low[::-1]], fill)
     return sheet
@@ -402,19 +423,29 @@ def _cola(product: Product, width: int, height: int) -> Sheet:
     for x, y, r in rng.uniform((20, 20, 2), (width - 20, height - 30, 8), (40, 3)):
         sheet.soft(oval(x, y, r, r), "#ffffff", 0.10)
         sheet.soft(oval(x, y, 0.8 * r, 0.8 * r), dark, 0.10)
-    sheet.poly([(half - 6, 28), (half + 14, 28), (half + 3, 46), (half + 13, 46), (half - 13, 76), (half - 3, 53),
-                (half - 14, 53)], accent)
+    artwork.beads(sheet, (0, 0, width, 330), 150, 6)
+    sheet.poly(
+        [
+            (half - 6, 28),
+            (half + 14, 28),
+            (half + 3, 46),
+            (half + 13, 46),
+            (half - 13, 76),
+            (half - 3, 53),
+            (half - 14, 53),
+        ],
+        accent,
+    )
     sheet.text(product.brand, half, 140, 52, paper, width=206, font=SLANTED)
     sheet.text("COLA", half, 214, 56, paper, width=176, font=SLANTED)
-    _variant(sheet, product, (half - 84, 330, half + 84, 372), paper)
-    _band(sheet, product, (half - 84, 377, half + 84, 387), 5)
+    _variant(sheet, product, (half - 78, 331, half + 78, 372), paper)
+    _band(sheet, product, (half - 40, 379, half + 40, 387), 4)
     sheet.text("330 ml", half, 416, 15, mix(paper, main, 0.2))
-    artwork.beads(sheet, (0, 0, width, 320), 130, 6)
     return sheet
 
 
 def _coffee_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    main = product.palette[0]
     sheet = Sheet(width, height, main)
     sheet.gradient((0, 0, width, height), mix(main, "#ffffff", 0.06), mix(main, "#000000", 0.3))
     rng = np.random.default_rng(7)
@@ -452,7 +483,7 @@ def _coffee(product: Product, width: int, height: int) -> Sheet:
 
 
 def _muesli_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    main, _, _, accent = product.palette
     sheet = Sheet(width, height, main)
     sheet.gradient((0, 0, width, height), mix(main, "#fff3c4", 0.7), main)
     for turn in np.linspace(0, 2 * np.pi, 24, endpoint=False):
@@ -463,7 +494,7 @@ def _muesli_ground(product: Product, width: int, height: int) -> Sheet:
 
 
 def _muesli(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    _, dark, paper, accent = product.palette
     sheet, half = _muesli_ground(product, width, height), width / 2
     sheet.poly([(0, 0), (width, 0), *smooth([(width, 66), (half, 88), (0, 66)], False)], mix(accent, "#000000", 0.25))
     sheet.poly([(0, 0), (width, 0), *smooth([(width, 61), (half, 83), (0, 61)], False)], accent)
@@ -471,24 +502,24 @@ def _muesli(product: Product, width: int, height: int) -> Sheet:
     sheet.text("CRUNCHY", half, 144, 42, dark, width=272)
     sheet.text("MUESLI", half, 207, 54, dark, width=290)
     for turn in (-2.5, -2.2):
-        artwork.wheat(sheet, 120, 400, 150, turn, "#d79a32")
-        artwork.wheat(sheet, width - 120, 400, 150, np.pi - turn, "#d79a32")
+        artwork.wheat(sheet, 130, 372, 150, turn, "#d79a32")
+        artwork.wheat(sheet, width - 130, 372, 150, np.pi - turn, "#d79a32")
     sheet.soft(oval(half, 396, 104, 10), "#6a3d00", 0.5, 5)
     artwork.bowl(sheet, half, 300, 126, "#ffffff", "#fffaf0")
     sheet.poly(oval(half, 300, 112, 30), "#fdf3e0")
-    artwork.flakes(sheet, half, 291, 98, 24, 90, 3)
+    artwork.flakes(sheet, half, 293, 104, 24, 150, 3)
     sheet.poly(oval(half, 357, 74, 13, 0.15, np.pi - 0.15), accent)
     _variant(sheet, product, (half - 78, 408, half + 78, 452), dark)
     _band(sheet, product, (half - 78, 455, half + 78, 463), 4)
-    sheet.text("450 g", width - 12, 446, 17, dark, anchor="r")
-    artwork.seal(sheet, 40, 432, 26, paper, "#4c7a34", "OATS")
+    sheet.text("450 g", width - 10, 390, 15, dark, anchor="r")
+    artwork.seal(sheet, 40, 434, 26, paper, "#4c7a34", "OATS")
     return sheet
 
 
 def _shampoo_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    main, dark, paper, _ = product.palette
     sheet = Sheet(width, height, main)
-    sheet.gradient((0, 0, width, height), mix(main, "#ffffff", 0.12), mix(main, dark, 0.5))
+    sheet.gradient((0, 0, width, height), main, mix(main, dark, 0.5))
     for k, share in enumerate((0.16, 0.28, 0.4)):
         y = 286 + 24 * k
         wave = smooth([(-20, y + 10), (0.25 * width, y - 22), (0.6 * width, y + 18), (width + 20, y - 16)], False)
@@ -497,26 +528,26 @@ def _shampoo_ground(product: Product, width: int, height: int) -> Sheet:
 
 
 def _shampoo(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    _, dark, _, accent = product.palette
     sheet, half = _shampoo_ground(product, width, height), width / 2
     for turn in (-2.5, -1.57, -0.64):
         artwork.leaf(sheet, half, 40, 26 if turn == -1.57 else 22, turn, accent)
     sheet.text(product.brand, half, 82, 32, "#ffffff", width=160, font=CLASSIC)
     sheet.rect((half - 70, 92, half + 70, 93.5), accent)
     sheet.text("SHAMPOO", half, 150, 48, "#ffffff", width=172)
-    _variant(sheet, product, (half - 58, 180, half + 58, 222), accent)
+    _variant(sheet, product, (half - 54, 181, half + 54, 221), accent)
     sheet.text("HAIR", half, 259, 29, accent, width=110)
-    artwork.drop(sheet, half, 300, 11, product.tint)
-    sheet.poly(oval(half - 3.5, 301, 2.5, 4), mix(product.tint, "#ffffff", 0.55))
-    sheet.slots.append((half - 13, 276, half + 13, 313))
+    artwork.drop(sheet, half, 299, 9.5, product.tint)
+    sheet.poly(oval(half - 3, 300, 2.2, 3.5), mix(product.tint, "#ffffff", 0.55))
+    sheet.slots.append((half - 11, 278, half + 11, 310))
     sheet.text("250 ml", half, 346, 15, dark)
     return sheet
 
 
-# family: what front and back share, and the front
+# family: what its back is printed on, and its front
 PRINTS: dict[str, tuple[Print, Print]] = {
     "NORDBY MILK": (_milk_ground, _milk),
-    "HALVORS GROUND BEEF": (_beef_ground, _beef),
+    "HALVORS GROUND BEEF": (_tray_bottom, _beef),
     "SOLVEA ORANGE JUICE": (_juice_ground, _juice),
     "CASA LUPA TOMATO SOUP": (_soup_ground, _soup),
     "VOLTO COLA": (_cola_ground, _cola),
@@ -525,24 +556,40 @@ PRINTS: dict[str, tuple[Print, Print]] = {
     "AVELLA SHAMPOO": (_shampoo_ground, _shampoo),
 }
 
-NUTRITION = (("Energy", "kJ"), ("Fat", "g"), ("Carbs", "g"), ("Protein", "g"), ("Salt", "g"))
+FACTS = ("NUTRITION", ("Energy", "kJ"), ("Protein", "g"), ("Fibre", "g"), ("Salt", "g"))
+CONTENTS = ("CONTENTS", ("Aqua", ""), ("Glycerin", ""), ("Citric acid", ""), ("Parfum", ""))
+AMOUNTS = {  # in 100 g or 100 ml; the same for all twins
+    "NORDBY MILK": ("190", "3.4", "0", "0.1"),
+    "HALVORS GROUND BEEF": ("780", "19", "0", "0.2"),
+    "SOLVEA ORANGE JUICE": ("180", "0.7", "0.3", "0"),
+    "CASA LUPA TOMATO SOUP": ("210", "1.1", "0.9", "0.7"),
+    "VOLTO COLA": ("90", "0", "0", "0"),
+    "KORVO COFFEE": ("8", "0.1", "0", "0"),
+    "MORNA MUESLI": ("1690", "9.8", "8.1", "0.3"),
+}
 
 
 def _back(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
+    _, dark, _, _ = product.palette
     ground, _ = PRINTS[product.family]
     sheet, half = ground(product, width, height), width / 2
-    wide = min(width - 18, 172)
+    wide = min(width - 18, max(172, 0.4 * width))
     x0, x1 = half - wide / 2, half + wide / 2
-    top, bottom = 0.5 * height - 126, 0.5 * height + 126
+    top, bottom = 0.5 * height - 106, 0.5 * height + 126
+    if height > 300:
+        shade = sheet.image.convert("L").getpixel((sheet.image.width // 2, round(top - 20) * artwork.SCALE))
+        sheet.text(product.brand, half, top - 14, 20, "#ffffff" if shade < 140 else dark, width=wide - 10, font=CLASSIC)
     sheet.rect((x0, top, x1, bottom), "#fbfaf6", 5)
     sheet.rect((x0 + 6, top + 6, x1 - 6, top + 28), dark, 3)
-    sheet.text("NUTRITION", half, top + 23, 12, "#ffffff", width=wide - 26)
-    for k, (name, unit) in enumerate(NUTRITION):
-        y = top + 46 + 20 * k
-        sheet.text(name, x0 + 8, y, 9, "#222222", anchor="l", font=PLAIN, width=wide / 2)
-        sheet.text(unit, x1 - 8, y, 9, "#222222", anchor="r", font=PLAIN, width=wide / 3)
+    header, *rows = FACTS if product.family in AMOUNTS else CONTENTS
+    sheet.text(header, half, top + 23, 12, "#ffffff", width=wide - 26)
+    amounts = AMOUNTS.get(product.family, [""] * len(rows))
+    for k, ((name, unit), amount) in enumerate(zip(rows, amounts, strict=True)):
+        y = top + 47 + 21 * k
+        sheet.text(name, x0 + 8, y, 9.5, "#222222", anchor="l", font=PLAIN, width=wide / 2)
+        if unit:
+            sheet.text(f"{amount} {unit}", x1 - 8, y, 9.5, "#222222", anchor="r", font=PLAIN, width=wide / 2 - 14)
         sheet.rect((x0 + 6, y + 6, x1 - 6, y + 6.8), "#a9a9a3")
-    artwork.greek(sheet, (x0 + 8, top + 148, x1 - 8, top + 190), "#8d8d88", len(product.family))
-    artwork.barcode(sheet, (half - min(wide, 120) / 2 + 6, bottom - 56, half + min(wide, 120) / 2 - 6, bottom - 6), 5)
+    artwork.greek(sheet, (x0 + 8, top + 128, x1 - 8, top + 168), "#8d8d88", len(product.family))
+    artwork.barcode(sheet, (half - min(wide, 120) / 2 + 6, bottom - 58, half + min(wide, 120) / 2 - 6, bottom - 8), 5)
     return sheet
