@@ -487,15 +487,27 @@ def _rows(product: Product, quads: dict[str, np.ndarray]) -> int:
 
 
 def _faces_layer(product: Product, quads: dict[str, np.ndarray], rows: int, size: int) -> np.ndarray:
-    """Return the faces of a product in their places as one layer."""
-    whole = np.zeros((size, size, 4), np.float32)
-    for name, quad in quads.items():
+    """Return the faces of a product in their places as one layer, the front over the side."""
+    layers = []
+    for name in sorted(quads, reverse=True):
+        quad = _tucked(quads[name], quads["front"]) if name == "side" and "front" in quads else quads[name]
         part = _warp(_scaled(product, name, rows), quad, size).astype(np.float32)
         if name == "side" and product.shape in ANGULAR:
             part[..., :3] *= np.float32(0.8)
-        # Two faces that share an edge cover its pixels together, so their coverage adds up.
-        whole = np.minimum(whole + part, 255)
-    return whole
+        layers.append(part)
+    back, *tops = layers
+    for top in tops:
+        back = back * (1 - top[..., 3:] * np.float32(1 / 255)) + top
+    return back
+
+
+def _tucked(side: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """Return the side's corners with the shared edge slightly behind the front, so that no gap shows."""
+    right = side[:, 0].mean() > front[:, 0].mean()
+    shared = [0, 3] if right else [1, 2]
+    side = side.copy()
+    side[shared, 0] -= 1.5 if right else -1.5
+    return side
 
 
 def _yaw(product: Product, draw: _Streams, pose: str, calm: bool) -> float:

@@ -1,0 +1,234 @@
+"""The built-in data set: what the renderer claims to know about its pictures is what the pixels show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from retailkit import data
+from retailkit.config import UsageError
+from retailkit.data import synthetic
+from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
+from retailkit.imaging import grow
+
+SIZE = 112
+SMALL = {"per_class": (4, 2, 2), "families": 2, "side": 0.25, "size": SIZE, "workers": 1}
+BARE = {"shadow": False, "reflection": False, "lighting": False, "occlusion": False, "noise": False}
+ONE_PER_FAMILY = [twins[0].label for twins in FAMILIES.values()]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    root = tmp_path_factory.mktemp("synthetic")
+    return root, data.load("synthetic", root, **SMALL)
+
+
+def folder_of(root):
+    return next(path.parent for path in root.glob("*/table.csv"))
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def differs(a, b):
+    return (a != b).any(axis=-1)
+
+
+def test_same_seed_same_bytes_with_any_number_of_workers(small, tmp_path):
+    root, _ = small
+    # Small sets are rendered in one process, so this one is larger.
+    options = SMALL | {"per_class": (11, 0, 0), "size": 64, "workers": 2}
+    data.load("synthetic", tmp_path / "two", **options)
+    data.load("synthetic", tmp_path / "one", **options | {"workers": 1})
+    one, two = content(folder_of(tmp_path / "one")), content(folder_of(tmp_path / "two"))
+    assert one == two and len(one) == 3 * 66 + 1
+    other = data.load("synthetic", root, **SMALL | {"seed": 1})
+    first = data.load("synthetic", root, **SMALL)
+    assert not {path.rsplit("/", 1)[1] for path in first.table["image"]} & {
+        path.rsplit("/", 1)[1] for path in other.table["image"]
+    }
+
+
+def test_table(small):
+    _, loaded = small
+    table = loaded.table
+    assert loaded.classes == sorted(p.label for twins in list(FAMILIES.values())[:2] for p in twins)
+    assert table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}
+    assert (table.groupby("group")["split"].nunique() == 1).all() and (table["group"].value_counts() == 2).all()
+    assert (table["text"] == "").all() and loaded.fit == "squeeze" and loaded.info["licence"] == "MIT"
+    assert set(table["condition"]) == {"front", "side"} and set(table["coarse"]) <= set(DEPARTMENTS)
+    assert table["image"].is_unique
+    names = "".join(path.rsplit("/", 1)[1] for path in table["image"]).upper()
+    assert not any(product.brand in names for product in CATALOGUE)
+
+
+def test_samples_carry_the_truth(small):
+    _, loaded = small
+    sample = loaded.split("test", size=SIZE)[0]
+    made = next(shot for shot in synthetic.plan("shelf", (4, 2, 2), 0.8, 0.25, 2, 0) if shot.split == "test")
+    again = synthetic.compose(
+        CATALOGUE[made.product], made.key, size=SIZE, background=made.background, pose=made.pose, shot=made.shot
+    )
+    assert (sample.mask[0].numpy() == again.mask).all()
+    for name, plane in again.planes.items():
+        assert (getattr(sample.truth, name)[0].numpy() == plane).all()
+    assert [w.text for w in sample.truth.words] == [text for text, _, _ in again.words]
+    assert (sample.truth.pose, sample.truth.background) == (made.pose, made.background)
+    compressed = sample.image.permute(1, 2, 0).numpy() * 255
+    assert np.abs(compressed - again.image).mean() < 6
+
+
+def test_bursts_are_alike_but_not_the_same():
+    first, second, elsewhere = (
+        synthetic.render(ONE_PER_FAMILY[0], seed=seed, shot=shot, size=SIZE) for seed, shot in ((3, 0), (3, 1), (4, 0))
+    )
+    assert first.facts == second.facts
+    apart = [np.abs(first.image.astype(int) - other.image).mean() for other in (second, elsewhere)]
+    assert 0 < apart[0] < apart[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pose", ["front", "side"])
+def test_twins_differ_inside_their_patch_only(family, pose):
+    for seed in range(3):
+        one, *others = [synthetic.render(p.label, seed=seed, size=SIZE, pose=pose) for p in FAMILIES[family]]
+        for twin in others:
+            assert not (differs(one.image, twin.image) & ~one.planes["twin_patch"]).any()
+            assert (one.mask == twin.mask).all()
+            if pose == "front":
+                assert differs(one.image, twin.image).sum() > 20
+
+
+@pytest.mark.parametrize("label", ONE_PER_FAMILY)
+def test_mask_is_what_the_product_changes(label):
+    for seed in range(3):
+        whole, empty = (synthetic.render(label, seed=seed, size=SIZE, leave_out=out, **BARE) for out in (False, True))
+        changed = differs(whole.image, empty.image)
+        assert not (changed & ~grow(whole.mask, 2)).any()
+        assert changed[whole.mask].mean() > 0.98
+
+
+@pytest.mark.parametrize("label", ONE_PER_FAMILY)
+def test_truth_is_consistent(label):
+    for seed in range(4):
+        made = synthetic.render(label, seed=seed, size=SIZE)
+        assert 0.05 < made.mask.mean() < 0.6
+        assert made.planes["twin_patch"].any() and not (made.planes["twin_patch"] & ~made.mask).any()
+        for name in ("shadow", "reflection"):
+            assert made.planes[name].any() and not (made.planes[name] & made.mask).any()
+        product = next(p for p in CATALOGUE if p.label == label)
+        assert {text for text, _, telling in made.words if telling} == set(product.variant)
+        for text, (x0, y0, x1, y1), _ in made.words:
+            part = made.mask[round(y0) : round(y1), round(x0) : round(x1)]
+            assert part.mean() >= 0.5, text
+
+
+def test_switches_leave_nothing_and_touch_nothing_else():
+    options = {"seed": 5, "size": SIZE}
+    label = ONE_PER_FAMILY[0]
+    bare = synthetic.render(label, **options, **BARE)
+    assert bare.facts["lighting"] == "neutral"
+    assert not bare.planes["shadow"].any() and not bare.planes["reflection"].any()
+    for name in ("shadow", "reflection"):
+        lit = synthetic.render(label, **options, **BARE | {name: True})
+        changed = differs(lit.image, bare.image)
+        assert changed[lit.planes[name]].mean() > 0.9
+        assert not changed[~grow(~bare.mask, 2)].any()
+        assert (lit.mask == bare.mask).all()
+    full, unlit = (synthetic.render(label, **options, lighting=on) for on in (True, False))
+    assert (full.mask == unlit.mask).all() and (full.planes["shadow"] == unlit.planes["shadow"]).all()
+    lights = {synthetic.render(label, seed=seed, size=64).facts["lighting"] for seed in range(30)}
+    assert {"warm", "dim", "spot"} <= lights
+
+
+def test_something_hides_a_product_now_and_then():
+    label = ONE_PER_FAMILY[0]
+    hidden = 0
+    for seed in range(30):
+        free, made = (synthetic.render(label, seed=seed, size=64, occlusion=on) for on in (False, True))
+        assert not (made.mask & ~free.mask).any()
+        assert made.mask.sum() > 0.6 * free.mask.sum()
+        hidden += made.mask.sum() < free.mask.sum()
+    assert 2 <= hidden <= 20
+
+
+def test_correlation():
+    def own_share(correlation):
+        shots = synthetic.plan("shelf", (40, 0, 0), correlation, 0, 8, 0)
+        return np.mean([shot.background == CATALOGUE[shot.product].department for shot in shots])
+
+    assert own_share(1) == 1
+    assert own_share(0) == pytest.approx(1 / len(DEPARTMENTS), abs=0.07)
+    assert own_share(0.5) == pytest.approx(0.6, abs=0.07)
+
+
+@pytest.mark.parametrize(("regime", "train"), [("shelf", 7), ("packshot", 5), ("oneshot", 1)])
+def test_regimes(regime, train):
+    shots = pd.DataFrame(synthetic.plan(regime, (7, 3, 4), 0.8, 1 / 8, 3, 0))
+    counts = shots.groupby("split").size() / 9
+    assert counts.to_dict() == {"train": train, "val": 3, "test": 4}
+    clean = shots["background"] == "studio"
+    assert clean.equals(shots["split"].eq("train") & (regime != "shelf"))
+    assert (shots.loc[clean, "pose"] == "front").all()
+
+
+def test_side_views_are_one_in_eight():
+    shots = pd.DataFrame(synthetic.plan("shelf", (16, 4, 8), 0.8, 1 / 8, 8, 0))
+    assert shots["pose"].eq("side").mean() == pytest.approx(1 / 8, abs=0.02)
+    assert set(synthetic.plan("shelf", (4, 0, 0), 1, 0, 1, 0)[0].pose for _ in [0]) == {"front"}
+
+
+def test_interrupted_rendering_goes_on(tmp_path):
+    options = SMALL | {"families": 1}
+    loaded = data.load("synthetic", tmp_path, **options)
+    folder = folder_of(tmp_path)
+    before = content(folder)
+    (folder / "table.csv").unlink()
+    lost = [loaded.table[column][row] for row, column in ((0, "image"), (3, "mask"), (5, "truth"))]
+    for path in lost:
+        (folder / path).unlink()
+    times = {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+    data.load("synthetic", tmp_path, **options)
+    assert content(folder) == before
+    again = {path.name.split(".")[0] for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert again == {str(path).rsplit("/", 1)[1].split(".")[0] for path in lost}
+
+
+def test_lost_file_after_the_end_is_named(tmp_path):
+    options = SMALL | {"families": 1}
+    loaded = data.load("synthetic", tmp_path, **options)
+    lost = folder_of(tmp_path) / loaded.table["mask"][4]
+    lost.unlink()
+    with pytest.raises(data.DataError, match=lost.name):
+        data.load("synthetic", tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regime": "pakshot"}, "did you mean 'packshot'"),
+        ({"correlation": 1.2}, "correlation=1.2"),
+        ({"per_class": (1, 2)}, "per_class"),
+        ({"families": 99}, "families=99"),
+        ({"size": 8}, "size=8"),
+        ({"side": -1}, "side=-1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        data.load("synthetic", tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_names():
+    for arguments, message in (
+        ({"label": "NORDBY MLK 3 %"}, "NORDBY MILK 3 %"),
+        ({"label": ONE_PER_FAMILY[0], "background": "dary"}, "dairy"),
+        ({"label": ONE_PER_FAMILY[0], "pose": "frnt"}, "front"),
+        ({"label": ONE_PER_FAMILY[0], "shadows": True}, "shadow"),
+    ):
+        with pytest.raises(UsageError, match=f"did you mean {message!r}"):
+            synthetic.render(**arguments)
