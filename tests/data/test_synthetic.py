@@ -127,7 +127,7 @@ def test_truth_is_consistent(label):
 
 def test_switches_leave_nothing_and_touch_nothing_else():
     options = {"seed": 5, "size": SIZE}
-    label = ONE_PER_FAMILY[0]
+    label = FAMILIES["CASA LUPA TOMATO SOUP"][0].label
     bare = synthetic.render(label, **options, **BARE)
     assert bare.facts["lighting"] == "neutral"
     assert not bare.planes["shadow"].any() and not bare.planes["reflection"].any()

@@ -33,6 +33,7 @@ CANVAS = (1.6, 2.4)  # height and width of a shelf
 FLOOR = 1.1  # where products stand on a shelf
 BOARD = 0.07  # of board seen in front of them
 BACK_ROW = 0.055  # how much higher the next row of products stands
+LEGIBLE = (2.5, 5.0)  # pixels a character is wide and high at least
 FAINT = 0.05  # shadow and reflection weaker than this are not in the masks
 
 
@@ -55,7 +56,8 @@ class Rendered:
         image: (S,S,3) uint8 RGB.
         mask: (S,S) bool, True where the product covers at least half of the pixel and nothing hides it.
         planes: `twin_patch` (inside `mask`), `shadow` and `reflection` (outside it), each (S,S) bool.
-        words: text, (x0,y0,x1,y1) in pixels, telling; words that are half hidden or more are left out.
+        words: text, (x0,y0,x1,y1) in pixels, telling; words that are half hidden or too small to be read
+            are left out.
         facts: `pose`, `background`, `lighting`.
     """
 
@@ -192,7 +194,7 @@ def compose(
         picture = _expose(picture, draw, light, size)
         planes["twin_patch"] = grow(planes["twin_patch"], 1) & mask
     image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-    words = [word for word in hero.words if _visible(word[1], mask)]
+    words = [word for word in hero.words if _legible(*word[:2], mask)]
     return Rendered(image, mask, planes, words, {"pose": pose, "background": background, "lighting": light})
 
 
@@ -573,11 +575,13 @@ def _warp_words(face: packaging.Face, quad: np.ndarray, size: int) -> list:
     return words
 
 
-def _visible(box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
-    """True where at least half of the box shows product."""
+def _legible(text: str, box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
+    """True where at least half of the box shows product and its characters are large enough to be told apart."""
     x0, y0, x1, y1 = (round(edge) for edge in box)
     part = mask[y0:y1, x0:x1]
-    return bool(part.size and part.mean() >= 0.5)
+    if part.size == 0 or part.mean() < 0.5:
+        return False
+    return box[3] - box[1] >= LEGIBLE[1] and box[2] - box[0] >= LEGIBLE[0] * len(text)
 
 
 # ---------------------------------------------------------------- effects
