@@ -257,7 +257,7 @@ def mince(width: int, height: int) -> Sheet:
         tone = mix("#e7a097", "#f3cabf", rng.uniform()) if fat else mix("#8c1c20", "#d2514f", rng.uniform() ** 1.3)
         thick = rng.uniform(8, 11) * (0.55 if fat else 1)
         for shift, fill, share in ((1.2, "#4a0b0e", 1.25), (0, tone, 1), (-1.2, mix(tone, "#ffffff", 0.22), 0.3)):
-            line = [tuple(point) for point in (path + (0.3 * shift, shift)) * SCALE]
+            line = [tuple(point) for point in (path + np.array((0.3 * shift, shift))) * SCALE]
             draw.line(line, fill, round(thick * share * SCALE), joint="curve")
         if k % 9 == 0:
             x, y = path[3]
@@ -309,9 +309,9 @@ def flakes(sheet: Sheet, x: float, y: float, rx: float, ry: float, count: int, s
         shape = np.asarray(oval(0, 0, wide, high)) @ np.array(
             [[np.cos(tilt), np.sin(tilt)], [-0.8 * np.sin(tilt), 0.8 * np.cos(tilt)]]
         )
-        sheet.poly([tuple(v) for v in shape + (a, b + 1.4)], mix(fill, "#3a1a00", 0.5))
-        sheet.poly([tuple(v) for v in shape + (a, b)], fill)
-        sheet.poly([tuple(v) for v in 0.5 * shape + (a - 0.2 * r, b - 0.15 * r)], mix(fill, "#ffffff", 0.25))
+        sheet.poly([tuple(v) for v in shape + np.array((a, b + 1.4))], mix(fill, "#3a1a00", 0.5))
+        sheet.poly([tuple(v) for v in shape + np.array((a, b))], fill)
+        sheet.poly([tuple(v) for v in 0.5 * shape + np.array((a - 0.2 * r, b - 0.15 * r))], mix(fill, "#ffffff", 0.25))
 
 
 def beads(sheet: Sheet, box: Box, count: int, seed: int) -> None:
