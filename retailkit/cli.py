@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,7 @@ def run(
     profile: Profile = "fast",
     dataset: Dataset = "synthetic",
     root: Root = None,
-    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time; default the number of cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks at a time; default the number of cores.")] = None,
     parameter: Pairs = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
     update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
@@ -104,26 +105,31 @@ def run(
 
     pick(PROFILES, profile, "profile")
     pick(DATASETS, dataset, "data set")
+    if update and parameter:
+        raise UsageError("--update keeps results of the notebooks as they are; run it without --parameter")
     files = runs.notebooks(notebooks or [])
-    results = runs.execute(
-        files,
-        profile,
-        dataset,
-        root,
-        parse_parameters(parameter or []),
-        jobs,
-        fresh,
-        prepare=lambda: workbook.prepare(profile, dataset, root),
-        say=lambda line: print(line, flush=True),
-    )
-    folder = runs.run_dir(profile, dataset)
-    failures = runs.publish(folder, profile, dataset, update and not parameter)
+    extra = parse_parameters(parameter or [])
+    started, folder = time.monotonic(), runs.run_dir(profile, dataset)
+    with runs.progress() as (say, tick):
+        results = runs.execute(
+            files,
+            profile,
+            dataset,
+            root,
+            extra,
+            jobs,
+            fresh,
+            prepare=lambda: workbook.prepare(profile, dataset, root),
+            say=say,
+            tick=tick,
+        )
+    seconds = time.monotonic() - started
+    failures = runs.publish(folder, profile, dataset, update, seconds)
     failed = [r for r in results if r.status == "failed"]
     for line in failures:
         print(line)
-    print(
-        f"{len(results) - len(failed)} of {len(results)} notebooks are done; see {os.path.relpath(folder)}/index.html"
-    )
+    done = f"{len(results) - len(failed)} of {len(results)} notebooks are done in {seconds:.0f} s"
+    print(f"{done}; see {os.path.relpath(folder)}/index.html")
     if failures or failed:
         raise typer.Exit(1)
 
@@ -258,7 +264,7 @@ def main() -> None:
 
 
 def _fail(line: str, code: int) -> None:
-    print(f"retailkit: {line}", file=sys.stderr)
+    typer.secho(f"retailkit: {line}", fg="red", err=True)
     sys.exit(code)
 
 

@@ -104,10 +104,10 @@ def data_root(name: str) -> Path:
 
 def device() -> str:
     """Return the device to compute on: `cuda`, `mps` or `cpu`; `$RETAILKIT_DEVICE` overrides."""
-    import torch
-
     if chosen := os.environ.get("RETAILKIT_DEVICE"):
         return chosen
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -524,7 +524,7 @@ def build_text_encoder(
     if weights is None:
         described = AutoConfig.for_model(**(config or TRANSFORMERS[name].config))
         return TransformerEncoder(name, AutoModel.from_config(described, attn_implementation="eager"))
-    folder = _transformer_folder(name, weights)
+    folder = find_transformer(name, weights)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -536,7 +536,8 @@ def build_text_encoder(
     return TransformerEncoder(name, network, tokenizer.backend_tokenizer.to_str()).eval()
 
 
-def _transformer_folder(name: str, weights: str | Path) -> Path:
+def find_transformer(name: str, weights: str | Path = "auto") -> Path:
+    """Return the folder behind `weights` of text encoder `name`; see `build_text_encoder`."""
     spec = TRANSFORMERS[name]
     if str(weights) != "auto":
         if not (Path(weights) / "config.json").is_file():

@@ -8,6 +8,7 @@ from retailkit.runs.environment import environment
 from retailkit.runs.execute import Result, execute, notebooks, parameters
 from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.pages import publish
+from retailkit.runs.progress import progress
 from retailkit.runs.record import Run, collect, published, read_record, run_dir, start
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "expectations",
     "notebooks",
     "parameters",
+    "progress",
     "publish",
     "published",
     "read_record",

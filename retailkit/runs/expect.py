@@ -54,22 +54,39 @@ def check_record(record: dict[str, Any], expected: dict[str, dict[str, Any]]) ->
 
     Args:
         record: content of a record file.
-        expected: metric -> entry, of the record's notebook.
+        expected: metric -> entry, of the record's notebook. Where there is any, every metric that claims a direction
+            (`better` is not `none`) needs one.
     """
     failures = []
     if record.get("status") != "ok":
         failures.append(f"status is {record.get('status')!r}, not 'ok'")
+    metrics = record.get("metrics", {})
+    odd = {name: why for name, metric in metrics.items() if (why := _implausible(metric))}
+    failures += [f"{name} {why}" for name, why in odd.items()]
     for name, entry in expected.items():
-        metric = record.get("metrics", {}).get(name)
-        why = "is not in the record" if metric is None else _violation(float(metric["value"]), entry)
+        if name in odd:
+            continue
+        why = _violation(float(metrics[name]["value"]), entry) if name in metrics else "is not in the record"
         if why:
             failures.append(f"{name} {why} ({entry['kind']}: {entry['reason']})")
+    if expected:
+        claims = [name for name, metric in metrics.items() if metric.get("better", "higher") != "none"]
+        failures += [f"{name} is not in expected.yml" for name in claims if name not in expected]
     return failures
 
 
-def _violation(value: float, entry: dict[str, Any]) -> str:
+def _implausible(metric: dict[str, Any]) -> str:
+    """Say why a metric cannot be right whatever is expected: not finite, or no fraction and no unit."""
+    value = float(metric["value"])
     if not math.isfinite(value):
         return f"is {value}"
+    if metric.get("unit") or metric.get("better", "higher") == "none":
+        return ""
+    lowest = -1 if metric.get("chance") == 0 else 0  # a difference: knowing nothing would give 0
+    return "" if lowest <= value <= 1 else f"is {value:.4g}, no fraction (a percentage?)"
+
+
+def _violation(value: float, entry: dict[str, Any]) -> str:
     if entry["kind"] == "exact" and value != entry["value"]:
         return f"is {value:g}, not {entry['value']:g}"
     if entry["kind"] == "golden" and not math.isclose(value, entry["value"], rel_tol=entry["rel"]):

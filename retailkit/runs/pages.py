@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import nbformat
-from jinja2 import Environment, PackageLoader
 
 from retailkit.config import UserError, replacing
 from retailkit.runs.expect import check_record, expectations
@@ -22,7 +21,7 @@ DIAGRAM_LOADER = re.compile(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</scr
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def publish(folder: Path, profile: str, dataset: str, update: bool = False) -> list[str]:
+def publish(folder: Path, profile: str, dataset: str, update: bool = False, seconds: float | None = None) -> list[str]:
     """Write HTML pages and the index of a run.
 
     Args:
@@ -30,6 +29,7 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False) -> l
         profile: of the run.
         dataset: of the run.
         update: also refresh the copies that the repository keeps; only a run without failures may.
+        seconds: wall time of the whole run, for the page.
 
     Returns:
         One line for each failed notebook and each expectation that is not met.
@@ -37,12 +37,14 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False) -> l
     expected = expectations().get(f"{profile}-{dataset}", {})
     entries, failures = [], []
     for path in sorted(folder.glob("[0-9][0-9]_*.json")):
-        record = read_record(path) or {"notebook": path.stem, "status": "damaged", "metrics": {}}
+        record = read_record(path) or {"notebook": path.stem, "status": "damaged", "seconds": 0.0}
         broken = check_record(record, expected.get(path.stem, {}))
         failures += [f"{path.stem}: {line}" for line in broken]
         _to_html(folder / f"{path.stem}.ipynb")
-        entries.append(_entry(record, broken, expected.get(path.stem, {})))
-    page = _template().render(entries=entries, failures=failures, profile=profile, dataset=dataset)
+        page = {"page": path.with_suffix(".html").is_file()}
+        entries.append(_entry(record, broken, expected.get(path.stem, {})) | page)
+    facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count()}
+    page = _template().render(entries=entries, failures=failures, **facts)
     with replacing(folder / "index.html") as draft:
         draft.write_text(page, encoding="utf-8")
     if update:
@@ -55,8 +57,11 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False) -> l
 
 
 def _template() -> Any:
+    from jinja2 import Environment, PackageLoader
+
     environment = Environment(loader=PackageLoader("retailkit.runs", "templates"), autoescape=True)
     environment.filters["number"] = lambda x: f"{x:.3f}".rstrip("0").rstrip(".") if x is not None else ""
+    environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 100 else f"{s / 60:.1f} min"
     return environment.get_template("index.html.j2")
 
 
@@ -73,6 +78,7 @@ def _to_html(notebook: Path) -> None:
     """Write an executed notebook as one HTML file that needs no network: no widgets, no MathJax."""
     if not notebook.is_file():
         return
+    import nbformat
     from nbconvert import HTMLExporter
 
     content = nbformat.read(notebook, as_version=4)
@@ -90,6 +96,8 @@ def _to_html(notebook: Path) -> None:
 
 def _without_view(output: Any) -> Any:
     """Replace a widget, which lives only with its kernel, by a note."""
+    import nbformat
+
     if WIDGET_VIEW in output.get("data", {}):
         note = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
         output = nbformat.v4.new_output("display_data", {"text/html": note})
@@ -97,40 +105,61 @@ def _without_view(output: Any) -> Any:
 
 
 def _keep(folder: Path, profile: str, dataset: str) -> None:
-    """Copy what the repository holds: records always; notebooks and figures only of the built-in data set."""
-    target, figures = home() / "papermill_runs" / f"{profile}-{dataset}", home() / "figures"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    figures.mkdir(exist_ok=True)
-    index_path = figures / "index.json"
-    index = json.loads(index_path.read_text()) if index_path.is_file() else {}
+    """Copy what the repository holds: records always; notebooks and figures only of the built-in data set.
+
+    Notebooks that this run left out keep their copies; those that exist no more lose them.
+    """
     run = f"{profile}-{dataset}"
-    for name in [n for n, entry in index.items() if entry["run"] == run]:
-        (figures / name).unlink(missing_ok=True)
+    target, figures = home() / "papermill_runs" / run, home() / "figures"
+    records = {path.stem: read_record(path) for path in sorted(folder.glob("[0-9][0-9]_*.json"))}
+    texts = {name: _kept_text(folder / f"{name}.ipynb") for name in records} if dataset == "synthetic" else {}
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        if not (home() / "notebooks" / f"{path.stem}.ipynb").is_file():
+            path.unlink()
+    for name, record in records.items():
+        write_record(target / f"{name}.json", record)
+    for name, text in texts.items():
+        (target / f"{name}.ipynb").write_text(text, encoding="utf-8")
+    _keep_figures(folder / "figures", figures, run, records)
+
+
+def _keep_figures(source: Path, target: Path, run: str, records: dict[str, dict[str, Any]]) -> None:
+    """Replace the kept figures of some notebooks by those of `records`, but for photos of others."""
+    target.mkdir(exist_ok=True)
+    index_path = target / "index.json"
+    index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else {}
+    for name in _outdated(index, run, records):
+        (target / name).unlink(missing_ok=True)
         del index[name]
-    for path in sorted(folder.glob("[0-9][0-9]_*.json")):
-        record = read_record(path)
-        write_record(target / path.name, record)
-        if dataset == "synthetic":
-            _keep_notebook(folder / f"{path.stem}.ipynb", target)
+    short = run.removeprefix("fast-")
+    prefix = "" if short == "synthetic" else f"{short}__"
+    for notebook, record in records.items():
         for figure in record["figures"]:
             if not figure["photos"]:
-                name = figure["file"] if dataset == "synthetic" else f"{dataset}__{figure['file']}"
-                shutil.copyfile(folder / "figures" / figure["file"], figures / name)
-                index[name] = {"notebook": path.stem, "run": run, "alt": figure["alt"]}
+                name = prefix + figure["file"]
+                shutil.copyfile(source / figure["file"], target / name)
+                index[name] = {"notebook": notebook, "run": run, "alt": figure["alt"]}
     with replacing(index_path) as draft:
         draft.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n", encoding="utf-8")
 
 
-def _keep_notebook(notebook: Path, target: Path) -> None:
-    """Copy an executed notebook without machine paths, progress bars and widget state."""
+def _outdated(index: dict[str, dict[str, str]], run: str, replaced: Iterable[str]) -> list[str]:
+    there = {path.stem for path in (home() / "notebooks").glob("*.ipynb")} - set(replaced)
+    return [name for name, entry in index.items() if entry["run"] == run and entry["notebook"] not in there]
+
+
+def _kept_text(notebook: Path) -> str:
+    """Return an executed notebook without machine paths, progress bars and widget state."""
+    import nbformat
+
     content = nbformat.read(notebook, as_version=4)
     content.metadata = {"kernelspec": content.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in content.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [_without_view(o) for o in cell.outputs if o.get("name") != "stderr"]
-    text = nbformat.writes(content)
+    text = nbformat.writes(content) + "\n"
     if len(text) > NOTEBOOK_BYTES:
         raise UserError(f"{notebook.name}: {len(text) / 1e6:.1f} MB executed; draw fewer or smaller pictures")
-    (target / notebook.name).write_text(text, encoding="utf-8")
+    return text
