@@ -9,6 +9,7 @@ import pytest
 from retailkit import data
 from retailkit.config import UsageError
 from retailkit.data import synthetic
+from retailkit.data.synthetic import scene
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
 from retailkit.imaging import grow
 
@@ -106,14 +107,15 @@ def test_mask_is_what_the_product_changes(label):
     for seed in range(3):
         whole, empty = (synthetic.render(label, seed=seed, size=SIZE, leave_out=out, **BARE) for out in (False, True))
         changed = differs(whole.image, empty.image)
-        assert not (changed & ~grow(whole.mask, 2)).any()
+        # Pixels of little coverage at the rim change a little, too.
+        assert not (changed & ~grow(whole.mask, 3)).any()
         assert changed[whole.mask].mean() > 0.98
 
 
 @pytest.mark.parametrize("label", ONE_PER_FAMILY)
 def test_truth_is_consistent(label):
     for seed in range(4):
-        made = synthetic.render(label, seed=seed, size=SIZE)
+        made = synthetic.render(label, seed=seed, size=2 * SIZE)
         assert 0.05 < made.mask.mean() < 0.6
         assert made.planes["twin_patch"].any() and not (made.planes["twin_patch"] & ~made.mask).any()
         for name in ("shadow", "reflection"):
@@ -232,3 +234,8 @@ def test_bad_names():
     ):
         with pytest.raises(UsageError, match=f"did you mean {message!r}"):
             synthetic.render(**arguments)
+
+
+def test_other_brands_are_no_classes():
+    brands = {product.brand for product in CATALOGUE}
+    assert not brands & {brand for goods in scene.OTHER_BRANDS.values() for _, brand, *_ in goods}

@@ -95,7 +95,7 @@ STYLES = {
 # department: the family a package is like, brand, title, variant, palette (main, dark, paper, accent).
 OTHER_BRANDS = {
     "dairy": (
-        ("NORDBY MILK", "FJELLA", "KEFIR", "PLAIN", ("#3f8f5a", "#1d4a30", "#f4f8ee", "#e0b93a")),
+        ("NORDBY MILK", "KVELDE", "KEFIR", "PLAIN", ("#3f8f5a", "#1d4a30", "#f4f8ee", "#e0b93a")),
         ("NORDBY MILK", "SUNDE", "CREAM", "38%", ("#c8433c", "#6d1a1a", "#fdf6ee", "#f0c45a")),
         ("NORDBY MILK", "ARLETT", "COCOA", "DARK", ("#7a4a2e", "#3a2014", "#f6ead8", "#d98e3f")),
         ("NORDBY MILK", "OSTA", "OATS", "BARISTA", ("#d9a93f", "#6b4a12", "#fffaf0", "#4d8a83")),
