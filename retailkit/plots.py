@@ -1,4 +1,4 @@
-"""Pictures: data in, Axes out. Nothing here reads files, computes results or calls `plt.show()`.
+"""Pictures: data in, Axes out. Nothing here reads files, computes results or shows a window.
 
 One style for the whole workbook, readable for colour-blind people: `COLOURS` (Okabe and Ito 2008) for categories,
 `cividis` for amounts, and a blue-to-orange scale for signed values. Notebooks call `use_style()` once.

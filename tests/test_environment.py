@@ -1,6 +1,6 @@
 """environment.yml offers conda users what pyproject.toml offers pip users."""
 
-import re
+import ast
 import sys
 import tomllib
 from pathlib import Path
@@ -11,7 +11,20 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
-PYPI_NAMES = {"pytorch": "torch"}
+PYPI_NAMES = {"pytorch": "torch", "opencv": "opencv-python-headless"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+    # transformers and ipykernel themselves needs these, and they are of no use without it.
+    "tokenizers": "transformers",
+    "IPython": "ipykernel",
+    "jupyter_client": "ipykernel",
+    "matplotlib_inline": "ipykernel",
+    "traitlets": "ipykernel",
+}
 
 
 def pinned(lines):
@@ -33,11 +46,18 @@ def test_only_conda_forge():
     assert CONDA["channels"] == ["conda-forge"]
 
 
+def imported(path):
+    """Names of the modules that a source file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
 def test_every_import_of_the_package_is_a_dependency():
-    modules = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
     named = pinned(PROJECT["dependencies"])
-    pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.M)
     for path in (ROOT / "retailkit").rglob("*.py"):
-        for module in pattern.findall(path.read_text()):
+        for module in imported(path):
             if module not in sys.stdlib_module_names and module != "retailkit":
-                assert modules.get(module, module) in named, f"{path.name} imports {module}"
+                assert DISTRIBUTIONS.get(module, module) in named, f"{path.name} imports {module}"

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from retailkit.config import cache_dir
-from retailkit.data.table import DataError, ProductData, Word, read_image
+from retailkit.data.table import DataError, ProductData, Word, read_image, read_truth
 
 # Packs stand upright, so the classifier of upside-down lines costs time and loses words; pictures smaller than
 # `limit_side_len` are enlarged to it before text is searched.
@@ -141,6 +141,22 @@ def character_error_rate(truth_words: Sequence[Word], read_words: Sequence[Word]
     return edits / length if length else float("nan")
 
 
+def error_rate(data: ProductData) -> tuple[float, int]:
+    """Return the character error rate over all pictures that have true words and were read, and how many words that was.
+
+    Args:
+        data: what `add_text` returned, of a data set with `truth`.
+
+    Returns:
+        Rate (NaN where no word is printed) and number of printed words.
+    """
+    rows = data.table[(data.table["text"] != "") & (data.table["truth"] != "")]
+    printed = [read_truth(path)[1]["words"] for path in rows["truth"]]
+    counts = [character_errors(truth, read) for truth, read in zip(printed, rows["words"], strict=True)]
+    edits, length = np.sum(counts, axis=0) if counts else (0, 0)
+    return float(edits / length) if length else float("nan"), sum(map(len, printed))
+
+
 @contextmanager
 def _engine() -> Iterator[Callable]:
     """Lend an engine, a rested one if there is one."""
@@ -231,7 +247,8 @@ def _read_files(name: str, files, jobs: int | None, progress: bool) -> dict[int,
         missing = {key: row for row, key in keys.items() if key not in known}
         with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
             tasks = {pool.submit(_read_file, name, row, files[row]): key for key, row in missing.items()}
-            bar = tqdm(as_completed(tasks), total=len(tasks), desc="OCR", mininterval=2, disable=not (progress and tasks), leave=False)
+            shown = {"desc": "OCR", "mininterval": 2, "disable": not (progress and tasks), "leave": False}
+            bar = tqdm(as_completed(tasks), total=len(tasks), **shown)
             try:
                 for task in bar:
                     known[tasks[task]] = task.result()

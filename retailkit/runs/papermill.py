@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from traitlets.config import Config
 
 
 def look_again_after_sending() -> None:
@@ -35,22 +41,37 @@ def main(order: dict) -> int:
     look_again_after_sending()
     notebook = Path(order["input"])
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            order["output"],
-            parameters=order["parameters"],
-            kernel_name="python3",
-            cwd=str(notebook.parent),
-            execution_timeout=order["timeout"],
-            start_timeout=120,
-            progress_bar={"mininterval": 0.5, "ascii": True},  # into the log, where the runner reads it
-            log_output=False,
-        )
+        with _channels() as channels:
+            papermill.execute_notebook(
+                str(notebook),
+                order["output"],
+                parameters=order["parameters"],
+                kernel_name="python3",
+                cwd=str(notebook.parent),
+                execution_timeout=order["timeout"],
+                start_timeout=120,
+                config=channels,
+                progress_bar={"mininterval": 0.5, "ascii": True},  # into the log, where the runner reads it
+                log_output=False,
+            )
     except PapermillExecutionError as error:
         return _tell(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
     except Exception as error:
         return _tell(f"{type(error).__name__}: {error}")
     return 0
+
+
+@contextmanager
+def _channels() -> Iterator[Config]:
+    """Yield a configuration by which the kernel is spoken to through files.
+
+    Kernels that start at the same time now and then draw the same TCP port, and one of them then never answers.
+    """
+    if os.name != "posix":
+        yield Config()
+        return
+    with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
+        yield Config({"KernelManager": {"transport": "ipc", "ip": str(Path(folder, "kernel"))}})
 
 
 def _tell(error: str) -> int:

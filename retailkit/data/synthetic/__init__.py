@@ -9,10 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -31,7 +29,6 @@ __all__ = ["REGIMES", "Rendered", "load", "render"]
 REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
 SHOTS = 2  # of one burst
 JPEG_QUALITY = 92
-CHUNK = 8  # pictures a worker takes at a time
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def load(
         lighting: whether the light differs between pictures; without it all are lit evenly and neutrally.
         occlusion: whether now and then something hides a little of a product.
         noise: whether the camera adds blur and noise.
-        workers: processes that render; None takes one for each core.
+        workers: threads that render; None takes one for each core.
 
     Raises:
         UsageError: unknown regime, or a number out of its range.
@@ -212,40 +209,26 @@ def _digest(shots: list[Shot], size: int, effects: Effects) -> str:
 
 
 def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
-    """Render the pictures that are not there yet, in several processes where there is work for them."""
+    """Render the pictures that are not there yet.
+
+    In threads, because they share the packages and shelves drawn so far and OpenCV works outside the interpreter's lock.
+    """
     folder.joinpath("images").mkdir(parents=True, exist_ok=True)
     missing = [shot for shot in shots if not all(path.exists() for path in _files(folder, shot).values())]
-    chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-    workers = min(workers or os.cpu_count() or 1, len(chunks) // 4)
-    with tqdm(total=len(missing), desc="render", unit="image", mininterval=2, disable=not missing) as bar:
-        if workers > 1:
-            try:
-                with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-                    tasks = {pool.submit(write_shots, folder, chunk, size, effects): chunk for chunk in chunks}
-                    for task in as_completed(tasks):
-                        task.result()
-                        chunks.remove(tasks[task])
-                        bar.update(len(tasks[task]))
-            except BrokenProcessPool:
-                # A script without `if __name__ == "__main__"` cannot start processes; this one does the rest.
-                pass
-        for chunk in chunks:
-            write_shots(folder, chunk, size, effects)
-            bar.update(len(chunk))
-
-
-def write_shots(folder: Path, shots: Sequence[Shot], size: int, effects: Effects) -> None:
-    """Render pictures and write each with its mask and truth; the picture comes last, when all else is there."""
-    threads = cv2.getNumThreads()
+    cv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        for shot in shots:
-            _write_shot(folder, shot, size, effects)
+        written = pool.map(lambda shot: _write_shot(folder, shot, size, effects), missing)
+        for _ in tqdm(written, "render", len(missing), unit="image", mininterval=2, disable=not missing):
+            pass
     finally:
-        cv2.setNumThreads(threads)
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(cv_threads)
 
 
 def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
+    """Render a picture and write it with its mask and truth; the picture comes last, when all else is there."""
     product = CATALOGUE[shot.product]
     made = compose(
         product,

@@ -1,0 +1,118 @@
+"""The command as people call it: what it prints, and that bad calls end in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from retailkit import cli
+
+KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # of all randomness'
+BODY = """from retailkit import runs
+run = runs.start("90_tiny", PROFILE=PROFILE, DATASET=DATASET, SEED=SEED)
+run.metric("seed", SEED, better="none")
+run.finish()"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Call the command in a checkout with one tiny notebook; returns exit code, stdout and stderr."""
+    (tmp_path / "notebooks").mkdir()
+    cells = [nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / "90_tiny.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("RETAILKIT_DATA", raising=False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["retailkit", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        return ended.value.code or 0, output.out, output.err
+
+    return run
+
+
+BAD_CALLS = {
+    "no such command": (["rnu"], 2, "rnu"),
+    "no such option": (["run", "--profil", "fast"], 2, "--profile"),
+    "unknown profile": (["run", "--profile", "fsat"], 2, "did you mean 'fast'"),
+    "unknown data set": (["run", "--dataset", "grocery_stor"], 2, "did you mean 'grocery_store'"),
+    "unknown notebook": (["run", "90_tyni"], 2, "did you mean '90_tiny'"),
+    "unknown parameter": (["run", "-p", "SED=1"], 2, "did you mean 'SEED'"),
+    "parameter without a value": (["run", "-p", "SEED"], 2, "NAME=VALUE"),
+    "parameter that is an option": (["run", "-p", "PROFILE=full"], 2, "--profile"),
+    "update of a changed run": (["run", "--update", "-p", "SEED=1"], 2, "--parameter"),
+    "no jobs": (["run", "--jobs", "0"], 2, "--jobs"),
+    "weights without a name": (["fetch", "weights"], 2, "fetch weights NAME"),
+    "unknown weights": (["fetch", "weights", "resnet5O"], 2, "resnet50"),
+    "unknown set to fetch": (["fetch", "grozi12"], 2, "grozi120"),
+    "missing folder": (["check", "--dataset", "folder", "--root", "nowhere"], 1, "nowhere"),
+    "missing checkpoint": (["evaluate", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
+    "unknown benchmark": (["bench", "rendr"], 2, "rendr"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_bad_call_ends_in_one_line(call, tmp_path, case):
+    words, expected, part = BAD_CALLS[case]
+    (tmp_path / "tests" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "tests" / "benchmarks" / "test_render.py").touch()
+    code, _, err = call(*words)
+    assert code == expected, err
+    assert part in err and err.count("\n") == 1 and err.startswith("retailkit: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["check", "list", "run", "fetch", "train", "evaluate", "bench"])
+def test_help_has_an_example(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0 and (f"retailkit {command}" in out.split("Options")[0] or command == "list")
+
+
+def test_list_names_notebooks_and_their_parameters(call):
+    code, out, _ = call("list")
+    assert code == 0 and "90_tiny" in out and "of all randomness" in out and "never" in out
+
+
+def test_check_lists_broken_files_and_fails(call, tmp_path):
+    for label in ("milk", "oat milk"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (40, 40), (50 * i, 90, 10)).save(tmp_path / "photos" / label / f"{i}.jpg")
+    assert call("check", "--dataset", "folder", "--root", "photos")[0] == 0
+    (tmp_path / "photos" / "milk" / "0.jpg").write_text("no picture")
+    code, out, err = call("check", "--dataset", "folder", "--root", "photos")
+    assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
+
+
+def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_path):
+    folder = tmp_path / "tests" / "benchmarks"
+    folder.mkdir(parents=True)
+    mark = "import os, pathlib, pytest\n\n@pytest.mark.benchmark\ndef test_it():\n    "
+    row = "pathlib.Path(os.environ['RETAILKIT_BENCH_CSV']).write_text(os.environ['RETAILKIT_BENCH_QUICK'])\n"
+    (folder / "test_render.py").write_text(mark + row)
+    (folder / "test_ocr.py").write_text(mark + "assert False\n")
+    code, _, err = call("bench", "render", "--csv", tmp_path / "rows.csv", "--quick")
+    assert code == 0 and (tmp_path / "rows.csv").read_text() == "1", err
+    assert call("bench", "ocr")[0] == 1
+
+
+def test_an_interrupt_ends_with_130(monkeypatch, capsys):
+    def interrupt(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_is_installed():
+    done = subprocess.run([Path(sys.executable).parent / "retailkit", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "evaluate" in done.stdout

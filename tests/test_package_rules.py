@@ -1,0 +1,182 @@
+"""Rules of the house that a reader would otherwise have to remember."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "retailkit"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# Data flows down: a room imports only rooms above it. Rooms of one line may import one another.
+ROOMS = [
+    {"config", "imaging"},
+    {"data"},
+    {"models"},
+    {"losses", "metrics"},
+    {"training"},
+    {"inference"},
+    {"backgrounds", "detection"},
+    {"explain"},
+    {"plots"},
+    {"widgets"},
+    {"runs", "workbook"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+# Tools of notebooks, plots and runs: nothing that computes may need them.
+OUTSIDE = {
+    "ipywidgets": {"widgets"},
+    "papermill": {"runs"},
+    "nbformat": {"runs"},
+    "typer": {"cli"},
+    "captum": {"explain"},
+}
+REGISTRY_HOST = re.compile(r"\b(?:pypi\.org|files\.pythonhosted\.org|index-url|find-links|artifactory|nexus)\b")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|opt|tmp)/[\w.-]+")
+
+
+def tracked(*patterns):
+    """Files that git knows or would add."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "--", *patterns]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in done.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(source):
+    """Dotted names that a source imports, `from a import b` as `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def broken_imports(own, source):
+    """What a source of room `own` must not import."""
+    names = [name.split(".") for name in imports(source)]
+    inner = {parts[1] for parts in names if parts[0] == "retailkit" and len(parts) > 1 and parts[1] in LEVEL}
+    above = {name for name in inner if LEVEL[name] > LEVEL[own]}
+    return above | {p[0] for p in names if p[0] in OUTSIDE and own not in OUTSIDE[p[0]]}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_above_it(path):
+    own = room(path)
+    if own == "__init__":
+        assert not list(imports(path.read_text(encoding="utf-8")))
+        return
+    assert own in LEVEL, f"{own}: a new room; give it a place in ROOMS"
+    assert not broken_imports(own, path.read_text(encoding="utf-8"))
+
+
+def test_the_rule_of_imports_can_fail():
+    assert broken_imports("models", "from retailkit import plots, config") == {"plots"}
+    assert broken_imports("data", "def f():\n    import retailkit.training.x") == {"training"}
+    assert broken_imports("training", "import papermill.execute") == {"papermill"}
+    assert not broken_imports("training", "from retailkit.models import build")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_sources_keep_the_habits(path):
+    text = path.read_text(encoding="utf-8")
+    assert path.stem not in {"utils", "util", "common", "helpers", "misc"}
+    assert ".cuda(" not in text, "use config.device()"
+    assert not re.search(r"np\.random\.seed\(|^\s*random\.seed\(", text, re.M), "pass a seed or a generator"
+    assert "plt.show(" not in text
+
+
+def test_importing_the_package_is_instant():
+    script = "import sys; before = set(sys.modules); import retailkit; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"retailkit"}
+
+
+def test_the_command_answers_without_the_heavy_libraries():
+    script = (
+        "import sys; import retailkit.cli; print({'torch', 'pandas', 'transformers', 'papermill'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_no_path_of_one_machine_and_no_registry_in_tracked_files():
+    for path in tracked("*.py", "*.md", "*.yml", "*.yaml", "*.toml", "*.json", "*.ipynb", "Makefile", ".ci/*", "*.j2"):
+        if path == Path(__file__):
+            continue
+        text = re.sub(r'"image/(?:png|jpeg)": "[^"]*"', "", path.read_text(encoding="utf-8"))
+        for pattern in (MACHINE_PATH, REGISTRY_HOST):
+            assert not (found := pattern.search(text)), f"{path.relative_to(ROOT)}: {found[0]}"
+
+
+def test_committed_files_are_small():
+    for path in tracked("papermill_runs/*"):
+        assert path.stat().st_size < (1_000_000 if path.suffix == ".ipynb" else 200_000), path.name
+    for path in tracked("figures/*"):
+        assert path.stat().st_size < 200_000, path.name
+
+
+def test_every_figure_can_be_traced_to_its_run():
+    pictures = {path.name for path in tracked("figures/*") if path.name != "index.json"}
+    index = ROOT / "figures" / "index.json"
+    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    assert pictures == set(known)
+    for name, entry in known.items():
+        record = json.loads((ROOT / "papermill_runs" / entry["run"] / f"{entry['notebook']}.json").read_text())
+        assert any(name.endswith(f["file"]) and not f["photos"] for f in record["figures"]), name
+
+
+def test_committed_records_are_finished_and_hold_no_photos():
+    for path in tracked("papermill_runs/*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert record["status"] == "ok" and "ROOT" not in record["parameters"], path
+    for path in tracked("papermill_runs/*.ipynb"):
+        assert path.parent.name.endswith("-synthetic"), f"{path}: may show photos of others"
+
+
+def test_hooks_and_workflow_are_well_formed():
+    import yaml
+
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff-check", "ruff-format", "nbstripout"]
+    assert "--keep-id" in hooks[2]["entry"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    commands = [step.get("run") for step in workflow["jobs"]["workbook"]["steps"]]
+    assert ".ci/run" in commands and "make run" in commands
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_makefile_leaves_no_stamp_after_a_broken_install(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "pyproject.toml").write_text("")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "uv").write_text('#!/bin/sh\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1\n')
+    (tools / "uv").chmod(0o755)
+    path = f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(["make", "test"], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+    assert done.returncode != 0 and (tmp_path / ".venv").is_dir() and not (tmp_path / ".venv/.ready").exists()
+
+
+def test_the_makefile_says_which_python_it_needs(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "pyproject.toml").write_text("")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        (tools / name).write_text("#!/bin/sh\nexit 1\n")
+        (tools / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", "run"], cwd=tmp_path, env={"PATH": f"{tools}:/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
