@@ -76,8 +76,8 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile("efficientnet_lite0", 224, 60, 2, 128, (16, 4, 8), 240, 3),
-    "full": Profile("efficientnet_lite2", 260, 100, 14, 192, (40, 10, 20), None, 5),
+    "fast": Profile("efficientnet_lite0", 224, 60, 3, 128, (16, 4, 8), 240, 3),
+    "full": Profile("efficientnet_lite2", 260, 100, 16, 224, (40, 10, 20), None, 5),
 }
 
 

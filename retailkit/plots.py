@@ -6,6 +6,7 @@ One style for the whole workbook, readable for colour-blind people: `COLOURS` (O
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def picture(image: Any, title: str = "", ax: Axes | None = None, colour: str | N
     for spine in ax.spines.values():
         spine.set_visible(colour is not None)
         spine.set(color=colour or "none", linewidth=2.5)
-    ax.set_title(title, fontsize=8, fontweight="normal", color=colour or "black", wrap=True)
+    ax.set_title(title, fontsize=8, fontweight="normal", color=colour or "black")
     return ax
 
 
@@ -97,7 +98,9 @@ def contact_sheet(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     cell = width / columns
-    figure, grid = plt.subplots(rows, columns, figsize=(width, rows * (cell + (0.28 if titles else 0))), squeeze=False)
+    titles = ["\n".join(textwrap.fill(line, int(15 * cell)) for line in t.split("\n")) for t in titles or []]
+    lines = max((t.count("\n") + 1 for t in titles), default=0)
+    figure, grid = plt.subplots(rows, columns, figsize=(width, rows * (cell + 0.15 * lines)), squeeze=False)
     for ax in grid.flat[len(images) :]:
         ax.set_visible(False)
     for i, (ax, image) in enumerate(zip(grid.flat, images, strict=False)):
@@ -168,7 +171,7 @@ def class_balance(table: pd.DataFrame, ax: Axes | None = None, top: int = 40) ->
     ax.invert_yaxis()
     ax.set(xlabel="images", ylabel="")
     ax.tick_params(axis="y", labelsize=7)
-    ax.legend(title="", loc="lower right")
+    ax.legend(title="", loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     return ax
 
 

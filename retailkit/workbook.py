@@ -98,7 +98,7 @@ def finetune(
         "epochs": chosen.finetune_epochs,
         "augment": "standard",
         "train_size": chosen.finetune_size,
-        "ema": 0.998 if chosen.finetune_epochs > 5 else 0.0,
+        "ema": 0.99 if chosen.finetune_epochs > 5 else 0.0,
         "seed": seed,
     }
     return TrainSpec(

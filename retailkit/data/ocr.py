@@ -142,7 +142,7 @@ def character_error_rate(truth_words: Sequence[Word], read_words: Sequence[Word]
 
 
 def error_rate(data: ProductData) -> tuple[float, int]:
-    """Return the character error rate over all pictures that have true words and were read, and how many words that was.
+    """Return the character error rate over all pictures with true words that were read, and how many words that was.
 
     Args:
         data: what `add_text` returned, of a data set with `truth`.

@@ -194,7 +194,7 @@ def compress(figure: Any, limit: int = FIGURE_BYTES, dpi: int = 80) -> tuple[byt
         The bytes and the suffix, `png` or `jpg`.
     """
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
+    figure.savefig(stream, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     picture = Image.open(stream).convert("RGB")
     flat = io.BytesIO()
     picture.quantize(128, dither=Image.Dither.NONE).save(flat, "png", optimize=True)

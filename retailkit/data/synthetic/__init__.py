@@ -211,7 +211,7 @@ def _digest(shots: list[Shot], size: int, effects: Effects) -> str:
 def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
     """Render the pictures that are not there yet.
 
-    In threads, because they share the packages and shelves drawn so far and OpenCV works outside the interpreter's lock.
+    In threads: they share the packages and shelves drawn so far, and OpenCV works outside the interpreter's lock.
     """
     folder.joinpath("images").mkdir(parents=True, exist_ok=True)
     missing = [shot for shot in shots if not all(path.exists() for path in _files(folder, shot).values())]
