@@ -58,13 +58,17 @@ class Explorer(W.VBox):
             widget.observe(self.refresh, names="value")
         bar = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
         super().__init__([bar, self.message, self.picture])
-        self.refresh()
+        self.draw()  # an error in the first picture fails the notebook
+
+    def draw(self) -> None:
+        """Draw with the controls' present values."""
+        self.picture.value = png(self.render(**{name: widget.value for name, widget in self.controls.items()}))
+        self.message.value = ""
 
     def refresh(self, change: Any = None) -> None:
-        """Draw again with the controls' present values."""
+        """Draw again and show an error instead of raising it."""
         try:
-            figure = self.render(**{name: widget.value for name, widget in self.controls.items()})
-            self.picture.value, self.message.value = png(figure), ""
+            self.draw()
         except Exception as error:  # a callback's traceback would vanish in the browser's console
             self.message.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
 

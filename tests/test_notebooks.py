@@ -1,0 +1,138 @@
+"""The notebooks: their anatomy, and what they must show when they are run."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from retailkit import runs, workbook
+from retailkit.runs import pages
+from retailkit.runs.expect import check_record, expectations
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SHARED = ["PROFILE", "DATASET", "ROOT", "SEED"]
+EXPECTED = expectations(ROOT / "tests" / "expected.yml")["fast-synthetic"]
+DIRECTIONS = [
+    (notebook, metric, entry)
+    for notebook, metrics in EXPECTED.items()
+    for metric, entry in metrics.items()
+    if entry["kind"] == "direction"
+]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
+def notebook(request):
+    return request.param, nbformat.read(request.param, as_version=4)
+
+
+def sources(content, kind):
+    return [cell.source for cell in content.cells if cell.cell_type == kind]
+
+
+def knobs(content):
+    (cell,) = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
+    return cell.source
+
+
+def test_notebooks_are_stripped_and_formatted(notebook):
+    _, content = notebook
+    ids = [cell.id for cell in content.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+    assert content.metadata.kernelspec.name == "python3"
+
+
+def test_notebooks_have_the_anatomy(notebook):
+    path, content = notebook
+    prose, code = sources(content, "markdown"), sources(content, "code")
+    assert content.cells[0].source.startswith(f"# {path.stem[:2]} · ")
+    assert re.search(r"^\*\*[^*]+\?\*\*$", content.cells[0].source, re.M), "one question in one sentence"
+    for part in ("*Inputs:*", "*Time:*"):
+        assert part in content.cells[0].source
+    assert content.cells[1].source.startswith(("import", "from"))
+    assert code[1] == knobs(content) and code[2].startswith("run = runs.start(")
+    headings = [line for text in prose for line in text.splitlines() if line.startswith("## ")]
+    numbered = [h for h in headings if re.match(r"## \d+\. ", h)]
+    assert [int(h.split()[1][:-1]) for h in numbered] == list(range(1, len(numbered) + 1))
+    tail = [h for h in headings if h not in numbered]
+    order = ["## Explore", "## Checks", "## Exercises", "## References"]
+    assert [h for h in tail if h in order] == order
+    assert code[-1] == "run.finish()"
+
+
+def test_parameters_are_commented_literals_that_reach_the_record(notebook):
+    path, content = notebook
+    tree = ast.parse(knobs(content))
+    names = [node.targets[0].id for node in tree.body]
+    assert names[:4] == SHARED
+    for node in tree.body:
+        ast.literal_eval(node.value)
+    offered = runs.parameters(path)
+    assert list(offered) == names, "papermill cannot parse a line; keep = and : out of its comment"
+    assert all(p["help"] for p in offered.values())
+    (start,) = [c for c in sources(content, "code") if c.startswith("run = runs.start(")]
+    for name in names:
+        assert f"{name}={name}" in start
+
+
+def test_no_measured_number_is_typed_into_prose(notebook):
+    _, content = notebook
+    for text in sources(content, "markdown"):
+        body = re.sub(r"`[^`]*`|^\|.*\||\(.*?\)|95 %", "", text, flags=re.M)
+        assert not re.search(r"\b\d+(\.\d+)? ?%|\b0\.\d{2,}", body.split("## Exercises")[0]), text
+
+
+def test_the_readme_lists_every_notebook_with_its_question():
+    rows = dict(re.findall(r"^\| `(\d\d_\w+)` \| (.+?) \|$", (ROOT / "README.md").read_text(), re.M))
+    assert list(rows) == [path.stem for path in NOTEBOOKS]
+    for path in NOTEBOOKS:
+        assert f"**{rows[path.stem]}**" in nbformat.read(path, as_version=4).cells[0].source
+
+
+def test_every_notebook_has_expectations():
+    assert list(EXPECTED) == [path.stem for path in NOTEBOOKS]
+
+
+@pytest.fixture(scope="module")
+def run_all(tmp_path_factory):
+    """Execute every notebook once, as `make run` does; returns results by name and the folder they lie in."""
+    output = tmp_path_factory.mktemp("run")
+    results = runs.execute(NOTEBOOKS, jobs=1, output=output, prepare=workbook.prepare, say=print)
+    return {result.notebook: result for result in results}, output
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("notebooks")
+class TestExecution:
+    """One worker executes them all, since they share what was rendered, read and trained."""
+
+    @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+    def test_a_notebook_runs_and_shows_what_it_must(self, run_all, name):
+        results, output = run_all
+        assert results[name].status == "ok", results[name].error
+        assert check_record(runs.read_record(output / f"{name}.json"), EXPECTED[name]) == []
+
+    def test_the_pages_are_small_and_complete(self, run_all):
+        _, output = run_all
+        assert runs.publish(output, "fast", "synthetic", seconds=1.0) == []
+        index = (output / "index.html").read_text()
+        for path in NOTEBOOKS:
+            assert f"{path.stem}.html" in index and (output / f"{path.stem}.html").is_file()
+            assert len(pages._kept_text(output / f"{path.stem}.ipynb")) < pages.NOTEBOOK_BYTES
+        figures = list((output / "figures").iterdir())
+        assert len(figures) > 10 and all(p.stat().st_size < 200_000 for p in figures)
+
+    @pytest.mark.parametrize("name, metric, entry", DIRECTIONS, ids=[f"{n[:2]}-{m}" for n, m, _ in DIRECTIONS])
+    def test_a_check_turns_red_when_its_cause_is_off(self, run_all, tmp_path, name, metric, entry):
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        (result,) = runs.execute([path], extra=entry["off"], output=tmp_path, say=print)
+        assert result.status == "ok", result.error
+        broken = check_record(runs.read_record(tmp_path / f"{name}.json"), {metric: entry})
+        assert any(line.startswith(f"{metric} is ") for line in broken), "the check holds without its cause"
