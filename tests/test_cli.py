@@ -1,5 +1,6 @@
 """The command as people call it: what it prints, and that bad calls end in one line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,88 @@ def test_check_lists_broken_files_and_fails(call, tmp_path):
     (tmp_path / "photos" / "milk" / "0.jpg").write_text("no picture")
     code, out, err = call("check", "--dataset", "folder", "--root", "photos")
     assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of three plain pictures."""
+    for label, colour in (("milk", (240, 240, 230)), ("oat milk", (200, 170, 120))):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (64, 64), tuple(c - 9 * i for c in colour)).save(tmp_path / f"photos/{label}/{i}.jpg")
+    return tmp_path / "photos"
+
+
+def spoil(photos, how):
+    """Make one thing of a good data set bad; returns its root and what the error must name."""
+    victim = photos / "milk" / "1.jpg"
+    if how == "text for a picture":
+        victim.write_text("no picture")
+    elif how == "cut in half":
+        victim.write_bytes(victim.read_bytes()[:400])
+    elif how == "empty folder":
+        empty = photos.with_name("empty")
+        empty.mkdir()
+        return empty, "empty"
+    else:
+        table = photos.with_name("table.csv")
+        header, row = ("image,product", "") if how == "no label column" else ("image,label", "photos/none.jpg,milk\n")
+        table.write_text(f"{header}\n{row or 'photos/milk/0.jpg,milk'}\n")
+        return table, "label" if how == "no label column" else "none.jpg"
+    return photos, "1.jpg"
+
+
+@pytest.mark.parametrize(
+    "how", ["text for a picture", "cut in half", "empty folder", "no label column", "missing picture"]
+)
+def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
+    root, named = spoil(photos, how)
+    code, _, err = call("train", "--dataset", "folder", "--root", root, "--frozen", "--epochs", 1)
+    last = err.strip().splitlines()[-1]
+    assert code == 1 and last.startswith("retailkit: ") and named in last and "Traceback" not in err
+    assert not Path("model.safetensors").exists()
+
+
+def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
+    picture = Image.new("RGB", (50, 40), (90, 160, 90))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    (photos / "tea").mkdir()
+    picture.convert("L").save(photos / "milk" / "grey.png")
+    picture.convert("P").save(photos / "milk" / "palette.png")
+    picture.convert("CMYK").save(photos / "milk" / "cmyk.jpg")
+    Image.new("I;16", (50, 40), 30000).save(photos / "oat milk" / "deep.png")
+    picture.save(photos / "oat milk" / "rotated.jpg", exif=rotated)
+    picture.resize((1, 1)).save(photos / "oat milk" / "dot.png")
+    picture.save(photos / "tea" / "only.jpg")
+    told = ["--dataset", "folder", "--root", photos]
+    with pytest.warns(UserWarning, match="tea"):
+        code, _, err = call("train", *told, "--frozen", "--epochs", 2)
+    assert code == 0, err
+    with pytest.warns(UserWarning, match="tea"):
+        code, out, _ = call(
+            "evaluate",
+            *told,
+            "--checkpoint",
+            "model.safetensors",
+            "--split",
+            "train",
+            "--json",
+            "--predictions",
+            "p.csv",
+        )
+    facts = json.loads(out.splitlines()[-1])
+    assert code == 0 and {"top1", "macro_f1", "n", "interval"} <= facts.keys()
+    assert len(Path("p.csv").read_text().splitlines()) == facts["n"] + 1
+    table = photos.with_name("other.csv")
+    table.write_text("image,label,split\nphotos/milk/0.jpg,coffee,test\n")
+    code, _, err = call("evaluate", "--dataset", "folder", "--root", table, "--checkpoint", "model.safetensors")
+    assert code == 1 and "coffee" in err and err.count("\n") == 1
+
+
+def test_an_unknown_backbone_gets_a_hint(call, photos):
+    code, _, err = call("train", "--dataset", "folder", "--root", photos, "--backbone", "efficientnet_lite")
+    assert code == 2 and "did you mean 'efficientnet_lite" in err and "Traceback" not in err
 
 
 def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_path):

@@ -1,0 +1,59 @@
+"""Measure two ways of doing the same thing side by side, in one run."""
+
+import csv
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+COLUMNS = ("name", "case", "baseline", "baseline_seconds", "seconds", "ratio", "agreement")
+
+
+@pytest.fixture
+def quick():
+    """True where the whole suite should stay under five minutes."""
+    return os.environ.get("RETAILKIT_BENCH_QUICK") == "1"
+
+
+@pytest.fixture
+def compare():
+    """Return a function that times two callables in turn, writes a row and returns the ratio of their medians."""
+    return _compare
+
+
+def _compare(name, case, baseline, reference, ours, agreement=None, repeat=3):
+    """Time `reference` and `ours` alternately.
+
+    Args:
+        name: of the benchmark.
+        case: what was measured.
+        baseline: what `reference` is.
+        reference: callable, the other way.
+        ours: callable, the way that the package takes.
+        agreement: function of both results, 0 where they are the same; None where results cannot differ.
+        repeat: how often; the medians count.
+
+    Returns:
+        How many times faster `ours` is.
+    """
+    seconds, results = {"reference": [], "ours": []}, {}
+    for _ in range(repeat):
+        for who, call in (("reference", reference), ("ours", ours)):
+            start = time.perf_counter()
+            results[who] = call()
+            seconds[who].append(time.perf_counter() - start)
+    slow, fast = (sorted(seconds[who])[repeat // 2] for who in ("reference", "ours"))
+    differ = "" if agreement is None else f"{agreement(results['reference'], results['ours']):.3g}"
+    row = (name, case, baseline, f"{slow:.4f}", f"{fast:.4f}", f"{slow / fast:.3f}", differ)
+    print(f"\n{name}: {case}: {fast:.3f} s against {slow:.3f} s ({baseline}): {slow / fast:.2f} times as fast")
+    if path := os.environ.get("RETAILKIT_BENCH_CSV"):
+        _append(Path(path), row)
+    return slow / fast
+
+
+def _append(path, row):
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS, row] if fresh else [row])

@@ -1,0 +1,37 @@
+"""How fast notebooks are executed."""
+
+import nbformat
+import pytest
+
+from retailkit import runs
+
+KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # s'
+BODY = """from retailkit import runs
+import torch
+run = runs.start({name!r}, PROFILE=PROFILE, DATASET=DATASET, SEED=SEED)
+run.finish()"""
+
+
+@pytest.mark.benchmark
+def test_run(tmp_path, compare, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    (tmp_path / "notebooks").mkdir()
+    for name in ("10_one", "11_two", "12_three", "13_four"):
+        cells = [nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]})]
+        cells.append(nbformat.v4.new_code_cell(BODY.format(name=name)))
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        paths.append(tmp_path / "notebooks" / f"{name}.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), paths[-1])
+
+    def execute(**options):
+        results = runs.execute(paths, say=lambda line: None, **options)
+        return [r.status for r in results]
+
+    def failures(a, b):
+        return sum(status not in ("ok", "kept") for status in a + b)
+
+    side_by_side = {"reference": lambda: execute(jobs=1, fresh=True), "ours": lambda: execute(fresh=True)}
+    compare("run", "4 small notebooks", "one at a time", **side_by_side, agreement=failures, repeat=1)
+    rerun = {"reference": lambda: execute(fresh=True), "ours": execute}
+    assert compare("run", "4 notebooks, nothing changed", "afresh", **rerun, agreement=failures, repeat=1) > 5
