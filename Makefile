@@ -35,9 +35,9 @@ clean:
 
 # The stamp is written last: an interrupted install starts again.
 $(READY): pyproject.toml
-	@python=""; for p in python3.13 python3.12 python3.11 python3; do \
-	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$p; break; fi; done; \
-	if [ -z "$$python" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and none was found" >&2; exit 1; fi; \
+	@python=""; for p in python3.13 python3.12 python3.11 python3.14 python3; do \
+	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed and none was found" >&2; exit 1; fi; \
 	if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet -e '.[offline,dev]'; \
 	else \

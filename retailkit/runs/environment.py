@@ -28,10 +28,10 @@ def environment() -> pd.DataFrame:
 
 
 def _machine() -> list[Row]:
-    fits = (3, 11) <= sys.version_info < (3, 14)
+    fits = sys.version_info >= (3, 11)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return [
-        ("Python", platform.python_version(), fits, "install Python 3.11, 3.12 or 3.13"),
+        ("Python", platform.python_version(), fits, "install Python 3.11 or newer"),
         ("device", device(), True, ""),
         ("cores", str(os.cpu_count()), True, ""),
         ("memory", f"{memory:.0f} GB", memory > 4, "close other programs: notebooks take up to 4 GB"),
