@@ -132,7 +132,7 @@ class TestExecution:
     @pytest.mark.parametrize("name, metric, entry", DIRECTIONS, ids=[f"{n[:2]}-{m}" for n, m, _ in DIRECTIONS])
     def test_a_check_turns_red_when_its_cause_is_off(self, run_all, tmp_path, name, metric, entry):
         path = ROOT / "notebooks" / f"{name}.ipynb"
-        (result,) = runs.execute([path], extra=entry["off"], output=tmp_path, say=print)
+        (result,) = runs.execute([path], extra=entry["switched_off"], output=tmp_path, say=print)
         assert result.status == "ok", result.error
         broken = check_record(runs.read_record(tmp_path / f"{name}.json"), {metric: entry})
         assert any(line.startswith(f"{metric} is ") for line in broken), "the check holds without its cause"

@@ -196,7 +196,7 @@ GOOD = {"status": "ok", "metrics": {"m": {"value": 0.5}}}
 KINDS = {
     "bound": {"kind": "bound", "min": 0.4, "reason": "r"},
     "ceiling": {"kind": "bound", "max": 0.6, "reason": "r"},
-    "direction": {"kind": "direction", "min": 0.1, "off": {"X": False}, "reason": "r"},
+    "direction": {"kind": "direction", "min": 0.1, "switched_off": {"X": False}, "reason": "r"},
     "exact": {"kind": "exact", "value": 0.5, "reason": "r"},
     "golden": {"kind": "golden", "value": 0.5, "rel": 0.05, "reason": "r"},
 }
@@ -218,7 +218,7 @@ def test_each_kind_of_expectation_passes_and_fails(kind):
     [
         ("{kind: bond, min: 1, reason: r}", "did you mean 'bound'"),
         ("{kind: bound, reason: r}", "lacks min or max"),
-        ("{kind: direction, min: 0, reason: r}", "lacks off"),
+        ("{kind: direction, min: 0, reason: r}", "lacks switched_off"),
         ("{kind: exact, value: 1}", "lacks reason"),
     ],
 )

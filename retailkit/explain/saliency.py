@@ -38,12 +38,12 @@ def occlusion(score: Callable[[Tensor], Tensor], images: Tensor, window: int = 0
     Args:
         score: images -> (B,).
         images: (B,3,H,W) in [0,1].
-        window: side of the square in pixels; 0 takes an eighth of the picture. Squares overlap by half.
+        window: side of the square in pixels; 0 takes a sixth of the picture. Squares overlap by half.
 
     Returns:
         (B,H,W), the mean fall over the squares that cover a pixel.
     """
-    side = window or images.shape[-1] // 8
+    side = window or images.shape[-1] // 6
     attr = Occlusion(score).attribute(
         images,
         sliding_window_shapes=(3, side, side),

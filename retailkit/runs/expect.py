@@ -3,10 +3,10 @@
     fast-synthetic:
       20_training:
         top1_frozen: {kind: bound, min: 0.4, reason: "chance 0.04; lowest of 5 seeds minus 2 sd"}
-        gain_pretrained: {kind: direction, min: 0.1, off: {PRETRAINED: false}, reason: "..."}
+        gain_pretrained: {kind: direction, min: 0.1, switched_off: {PRETRAINED: false}, reason: "..."}
 
 `exact` needs `value`; `bound` and `direction` need `min` or `max`; `golden` needs `value` and `rel`. A direction
-names the parameter (`off`) that switches its cause off: a test runs the notebook so and sees the check fail.
+names the parameter (`switched_off`) that switches its cause off: a test runs the notebook so and sees the check fail.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 from retailkit.config import UserError, pick
 from retailkit.runs.record import home
 
-KINDS = {"exact": ("value",), "bound": (), "direction": ("off",), "golden": ("value", "rel")}
+KINDS = {"exact": ("value",), "bound": (), "direction": ("switched_off",), "golden": ("value", "rel")}
 
 
 def expectations(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:

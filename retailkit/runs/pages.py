@@ -44,6 +44,7 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False, seco
         page = {"page": path.with_suffix(".html").is_file()}
         entries.append(_entry(record, broken, expected.get(path.stem, {})) | page)
     facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count()}
+    facts["expected"] = bool(expected)
     page = _template().render(entries=entries, failures=failures, **facts)
     with replacing(folder / "index.html") as draft:
         draft.write_text(page, encoding="utf-8")
