@@ -94,6 +94,16 @@ def test_the_readme_lists_every_notebook_with_its_question():
         assert f"**{rows[path.stem]}**" in nbformat.read(path, as_version=4).cells[0].source
 
 
+def test_the_figures_of_the_readme_are_those_of_the_records():
+    row = r"\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\d+) \| `([\w-]+)/(\w+)\.json` `(\w+)` \|$"
+    found = re.findall(row, (ROOT / "README.md").read_text(), re.M)
+    assert len(found) > 5
+    for value, low, high, n, run, notebook, name in found:
+        metric = runs.read_record(ROOT / "papermill_runs" / run / f"{notebook}.json")["metrics"][name]
+        told = (metric["value"], *metric["interval"], metric["n"])
+        assert (value, low, high, int(n)) == (*(f"{x:.3f}" for x in told[:3]), told[3]), f"{run} {name}"
+
+
 def test_every_notebook_has_expectations():
     assert list(EXPECTED) == [path.stem for path in NOTEBOOKS]
 

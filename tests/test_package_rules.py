@@ -136,6 +136,11 @@ def test_every_figure_can_be_traced_to_its_run():
         assert any(name.endswith(f["file"]) and not f["photos"] for f in record["figures"]), name
 
 
+def test_the_readme_shows_pictures_that_are_there():
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown and all((ROOT / path).is_file() for path in shown)
+
+
 def test_committed_records_are_finished_and_hold_no_photos():
     for path in tracked("papermill_runs/*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
