@@ -6,6 +6,7 @@ through `log(p + eps)`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,9 +30,35 @@ def label_smoothing(logits: Tensor, labels: Tensor, eps: float = 0.1, reduction:
     return F.cross_entropy(logits, labels, label_smoothing=eps, reduction=reduction)
 
 
+def max_entropy(logits: Tensor, labels: Tensor, gamma: float = 0.3, reduction: str = "mean") -> Tensor:
+    """Cross entropy minus gamma times the entropy of the prediction (Dubey et al. 2018, equation 3).
+
+    Srivastava 2020 weighs cross entropy and this loss; only the product of that weight and gamma matters. A fitted
+    sample stays at the confidence a with log(a(K-1)/(1-a)) = 1/(gamma a): for 81 classes 1.000 at gamma 0.05, 0.660
+    at 0.3.
+    """
+    return _reduced(F.cross_entropy(logits, labels, reduction="none") - gamma * entropy(logits), reduction)
+
+
+def confidence_penalty(logits: Tensor, labels: Tensor, beta: float = 0.1, reduction: str = "mean") -> Tensor:
+    """Cross entropy plus beta times KL(prediction || uniform) (Pereyra et al. 2017, section 3).
+
+    Equals `max_entropy` with gamma = beta up to the constant beta log K, so that it is never negative.
+    """
+    distance = math.log(logits.shape[-1]) - entropy(logits)
+    return _reduced(F.cross_entropy(logits, labels, reduction="none") + beta * distance, reduction)
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return REDUCTIONS[pick(REDUCTIONS, reduction, "reduction")](losses)
+
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": Tensor.clone, "mean": Tensor.mean, "sum": Tensor.sum}
 CRITERIA: dict[str, Criterion] = {
     "cross_entropy": F.cross_entropy,
     "label_smoothing": label_smoothing,
+    "max_entropy": max_entropy,
+    "confidence_penalty": confidence_penalty,
 }
 
 

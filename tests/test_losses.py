@@ -35,6 +35,40 @@ def test_every_criterion_takes_a_reduction(name, logits):
     assert torch.allclose(each.mean(), criterion(name)(logits, labels))
 
 
+def test_max_entropy_has_the_gradient_of_the_formula(logits):
+    logits, labels, gamma = logits.double().requires_grad_(), torch.arange(5), 0.4
+    criterion("max_entropy", gamma=gamma)(logits, labels, reduction="sum").backward()
+    p = logits.detach().softmax(-1)
+    expected = p - torch.eye(7, dtype=torch.float64)[:5] + gamma * p * (p.log() - (p * p.log()).sum(-1, keepdim=True))
+    assert torch.allclose(logits.grad, expected)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "classes", "confidence"),
+    [(0.2, 81, 0.834), (0.3, 81, 0.660), (0.5, 81, 0.470), (1, 81, 0.288), (0.3, 43, 0.715), (0.3, 120, 0.628)],
+)
+def test_max_entropy_holds_a_fitted_sample_at_its_stationary_confidence(gamma, classes, confidence):
+    logits = torch.zeros(1, classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = criterion("max_entropy", gamma=gamma)(logits, torch.tensor([0]))
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert logits.softmax(-1)[0, 0].item() == pytest.approx(confidence, abs=1e-3)
+
+
+def test_confidence_penalty_is_max_entropy_and_a_constant(logits):
+    labels = torch.arange(5)
+    penalty = criterion("confidence_penalty", beta=0.2)(logits, labels, reduction="none")
+    shifted = criterion("max_entropy", gamma=0.2)(logits, labels, reduction="none") + 0.2 * torch.tensor(7.0).log()
+    assert torch.allclose(penalty, shifted, atol=1e-6)
+    assert (penalty >= 0).all()
+
+
 def test_an_unknown_criterion_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'cross_entropy'"):
         criterion("crossentropy")
