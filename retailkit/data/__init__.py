@@ -27,6 +27,8 @@ DATASETS = {
     "synthetic": "retailkit.data.synthetic:load",
     "grocery_store": "retailkit.data.public:load_grocery_store",
     "grozi120": "retailkit.data.public:load_grozi120",
+    "capg_gp": "retailkit.data.public:load_capg_gp",
+    "dm4vm": "retailkit.data.public:load_dm4vm",
     "folder": "retailkit.data.folder:load",
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from retailkit.config import pick
+from retailkit.data.folder import load as load_folder
 from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData
 
 GROCERY_STORE = {
@@ -27,6 +28,18 @@ GROZI120 = {
     "CVPR Workshops 2007",
     "url": "http://grozi.calit2.net/grozi.html",
     "size": "676 packshots and 11,194 crops of shelf videos",
+}
+CAPG_GP = {
+    "licence": "academic use",
+    "citation": "CAPG-GP: grocery products on shelves, Zhejiang University; used in Srivastava 2020",
+    "url": "http://zju-capg.org/capg-gp.html",
+    "size": "102 packshots and about 4,756 crops of 234 shelf photos",
+}
+DM4VM = {
+    "licence": "unknown",
+    "citation": "DM4VM: products of vending machines; used in Srivastava 2020",
+    "url": "",
+    "size": "10 classes, 60 to 70 training and about 30 test images each",
 }
 SUBSETS = {"fruit": "Fruit", "packages": "Packages", "vegetables": "Vegetables"}
 RUN = 5  # photos a group, in Grocery Store
@@ -113,6 +126,42 @@ def load_grozi120(root: str | Path, *, halves: bool = True) -> ProductData:
     hint = f"{root / 'inSitu'} has no crops (<id>/video/videoN.png), {cure}"
     info = GROZI120 | {"missing_test": hint, "missing_val": hint if halves else "load with halves=True"}
     return ProductData("grozi120", table, sorted(set(table["label"])), info, fit="pad")
+
+
+def load_capg_gp(root: str | Path) -> ProductData:
+    """Read CAPG-GP: a packshot of each of 102 products to learn from, crops of shelf photos to recognise.
+
+    The images were not at hand when this was written, so that the layout is not certain. Read are `train` and `test`
+    folders with a folder per class (crops cut from the shelf photos), or, in any other layout, a `mapping.csv` with
+    the columns image, label and split beside the images.
+
+    Raises:
+        DataError: neither is there, or a row of the CSV is broken.
+    """
+    return _mapped("capg_gp", Path(root), CAPG_GP)
+
+
+def load_dm4vm(root: str | Path) -> ProductData:
+    """Read DM4VM: ten products of vending machines.
+
+    Read are `train` and `test` folders with a folder per class, or a `mapping.csv` as for `load_capg_gp`.
+
+    Raises:
+        DataError: neither is there, or a row of the CSV is broken.
+    """
+    return _mapped("dm4vm", Path(root), DM4VM)
+
+
+def _mapped(name: str, root: Path, info: dict[str, str]) -> ProductData:
+    mapping = root / "mapping.csv"
+    if not mapping.is_file() and not all((root / split).is_dir() for split in ("train", "test")):
+        raise DataError(
+            f"{root}: no {name} data set here; put `train` and `test` with a folder per class there, or a mapping.csv "
+            "with the columns image, label and split"
+        )
+    found = load_folder(mapping if mapping.is_file() else root)
+    missing = {key: value for key, value in found.info.items() if key.startswith("missing_")}
+    return ProductData(name, found.table, found.classes, info | missing)
 
 
 def _table(rows: list[dict[str, str]]) -> pd.DataFrame:

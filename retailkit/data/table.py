@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
+from retailkit.data.conditions import MOVES_PIXELS, apply_condition
 
 COLUMNS = ("image", "label", "coarse", "family", "split", "text", "mask", "truth", "condition", "group")
 SPLITS = ("train", "val", "test")
@@ -331,12 +332,18 @@ class ProductDataset(torch.utils.data.Dataset):
     """One split of a `ProductData` as samples of one size; see `ProductData.split`."""
 
     def __init__(
-        self, data: ProductData, rows: np.ndarray, size: int, fit: str, augment: v2.Transform | None = None
+        self,
+        data: ProductData,
+        rows: np.ndarray,
+        size: int,
+        fit: str,
+        augment: v2.Transform | None = None,
+        condition: tuple[str, int] = ("front", 3),
     ) -> None:
         if size < 8:
             raise UsageError(f"image size {size} is too small; use at least 8 pixels")
         self.data, self.rows, self.size, self.fit = data, np.asarray(rows), int(size), fit
-        self.augment = augment
+        self.augment, self.condition = augment, condition
         self._resize = fit_transform(fit, self.size)
         self._class_index = {name: i for i, name in enumerate(data.classes)}
 
@@ -359,8 +366,8 @@ class ProductDataset(torch.utils.data.Dataset):
         return self.table["label"].map(self._class_index).to_numpy(dtype=np.int64)
 
     def with_options(self, **changes: Any) -> ProductDataset:
-        """Return a copy with another `size`, `fit`, `augment` or `rows`."""
-        now = {"rows": self.rows, "size": self.size, "fit": self.fit, "augment": self.augment}
+        """Return a copy with another `size`, `fit`, `augment`, `condition` (name and severity) or `rows`."""
+        now = {name: getattr(self, name) for name in ("rows", "size", "fit", "augment", "condition")}
         return ProductDataset(self.data, **(now | changes))
 
     def __getitem__(self, position: int) -> Sample:
@@ -372,14 +379,15 @@ class ProductDataset(torch.utils.data.Dataset):
             raise DataError(f"row {index} of {self.data.name!r}: {error}") from None
 
     def _sample(self, row: pd.Series, index: int) -> Sample:
-        pixels = read_image(row["image"])
+        pixels = apply_condition(read_image(row["image"]), *self.condition)
         shape = pixels.shape[:2]
-        words = list(row["words"]) if isinstance(row.get("words"), (list, tuple)) else []
+        fits = self.condition[0] not in MOVES_PIXELS  # else outlines and boxes lie elsewhere
+        words = list(row["words"]) if fits and isinstance(row.get("words"), (list, tuple)) else []
         parts: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))}
-        if row["mask"]:
+        if fits and row["mask"]:
             parts["mask"] = _as_mask(read_mask(row["mask"], shape))
         facts: dict[str, Any] = {}
-        if row["truth"]:
+        if fits and row["truth"]:
             planes, facts = read_truth(row["truth"])
             parts |= {name: _as_mask(plane) for name, plane in planes.items()}
             parts["truth_words"] = _as_boxes(facts["words"], shape)

@@ -189,3 +189,19 @@ def test_the_real_grozi120(real_data):
     counts = data.table["split"].value_counts()
     assert counts["train"] == 675 and len(data.classes) == 120 and counts["val"] + counts["test"] >= 1169
     assert data.split("test")[7].image.shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["capg_gp", "dm4vm"])
+def test_sets_of_uncertain_layout_read_class_folders_or_a_mapping(tmp_path, name):
+    for place in ("train/cola", "train/soda", "test/cola", "test/soda"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "1.jpg")
+    found = load(name, tmp_path)
+    assert found.name == name and found.classes == ["cola", "soda"] and found.splits == ["train", "test"]
+    assert "Srivastava" in found.info["citation"]
+    (tmp_path / "mapping.csv").write_text(
+        "image,label,split\ntrain/cola/1.jpg,tonic,train\ntest/soda/1.jpg,tonic,test\n"
+    )
+    assert load(name, tmp_path).classes == ["tonic"]
+    with pytest.raises(DataError, match=r"mapping\.csv"):
+        load(name, tmp_path / "train")

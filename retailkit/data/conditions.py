@@ -1,0 +1,204 @@
+"""Capture conditions: front, side, dark and blurry, as source 2 tests them, and how severe they are.
+
+Table 3 of *Fine-grained Retail Goods Recognition* photographs each product under four conditions. A condition here
+is a function of a picture that always gives the same result for the same picture, applied to test pictures only.
+
+- `blurry`: 3 % of the original's pixels and at most 80 pixels on the longer side (the paper's own figures): a loss of
+  resolution, not a smear. `defocus` and `motion` are kept beside it.
+- `dark`: linear light times a gain, with the noise that a camera adds in the dark (the paper gives no figures).
+- `side`: the built-in data set renders it. On photos it is approximated by an oblique view: the front is turned away
+  until a quarter of its width is left, and its own edge colours fill the place of the side panel, which no photo shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from retailkit.config import UsageError, pick
+
+# Severity 1 to 5; 3 is the condition of the paper.
+PIXEL_SHARE = (0.25, 0.10, 0.03, 0.01, 0.005)
+LONGEST = (None, None, 80, 48, 32)
+GAIN = (0.5, 0.25, 0.1, 0.05, 0.02)
+YAW = (30, 45, 65, 72, 78)  # degrees
+DEFOCUS = (0.006, 0.012, 0.02, 0.03, 0.045)  # radius, in shares of the longer side
+MOTION = (0.02, 0.04, 0.07, 0.10, 0.15)  # length, in shares of the longer side
+
+
+def front(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the picture as it is."""
+    return image
+
+
+def blurry(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Lose resolution: keep a share of the pixels, at most `LONGEST` on the longer side, and enlarge again."""
+    height, width = image.shape[:2]
+    scale = min(1.0, PIXEL_SHARE[level - 1] ** 0.5, (LONGEST[level - 1] or np.inf) / max(height, width))
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(cv2.resize(image, small, interpolation=cv2.INTER_AREA), (width, height))
+
+
+def dark(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Take light away: a gain on linear light, photon and read noise, and 8 bits again."""
+    linear = _to_linear(image) * GAIN[level - 1]
+    photons = 4000.0  # that saturate a pixel
+    noisy = rng.poisson(linear * photons) / photons + rng.normal(0, 0.0008, image.shape)
+    return _from_linear(noisy)
+
+
+def side(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Turn the front away (an approximation, see above)."""
+    height, width = image.shape[:2]
+    yaw = np.deg2rad(YAW[level - 1])
+    sign = rng.choice([-1, 1])
+    near, far = 1 / (1 - 0.18 * np.sin(yaw)), 1 / (1 + 0.18 * np.sin(yaw))
+    left, right = -np.cos(yaw) * width / 2, np.cos(yaw) * width / 2
+    tall = (near, far) if sign > 0 else (far, near)
+    middle = np.float32([width / 2, height / 2])
+    quad = middle + np.float32(
+        [
+            (left * tall[0], -height / 2 * tall[0]),
+            (right * tall[1], -height / 2 * tall[1]),
+            (right * tall[1], height / 2 * tall[1]),
+            (left * tall[0], height / 2 * tall[0]),
+        ]
+    )
+    corners = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    matrix = cv2.getPerspectiveTransform(corners, quad)
+    return cv2.warpPerspective(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+
+
+def defocus(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Blur by a disc, as a lens out of focus does."""
+    radius = max(1, round(DEFOCUS[level - 1] * max(image.shape[:2])))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.float32)
+    return cv2.filter2D(image, -1, disc / disc.sum())
+
+
+def motion(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """Blur along a line, as a moving hand does."""
+    length = max(3, round(MOTION[level - 1] * max(image.shape[:2])))
+    kernel = np.zeros((length, length), np.float32)
+    kernel[length // 2] = 1
+    turn = cv2.getRotationMatrix2D(((length - 1) / 2,) * 2, float(rng.uniform(0, 180)), 1)
+    kernel = cv2.warpAffine(kernel, turn, (length, length))
+    return cv2.filter2D(image, -1, kernel / kernel.sum())
+
+
+CONDITIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
+    "front": front,
+    "side": side,
+    "dark": dark,
+    "blurry": blurry,
+    "defocus": defocus,
+    "motion": motion,
+}
+
+MOVES_PIXELS = {"side"}
+
+
+def apply_condition(image: np.ndarray, name: str, level: int = 3) -> np.ndarray:
+    """Return a picture as taken under a condition; the same picture always gives the same result.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        name: key of `CONDITIONS`.
+        level: severity from 1 to 5; 3 is the paper's condition.
+
+    Raises:
+        UsageError: unknown condition or severity.
+    """
+    condition = CONDITIONS[pick(CONDITIONS, name, "capture condition")]
+    if level not in range(1, 6):
+        raise UsageError(f"severity {level} of {name}; use 1 (mild) to 5 (severe)")
+    digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
+    return condition(image, level, np.random.default_rng(int.from_bytes(digest, "little")))
+
+
+def _to_linear(image: np.ndarray) -> np.ndarray:
+    """Return linear light in [0,1] of an sRGB picture (IEC 61966-2-1)."""
+    value = image.astype(np.float32) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def _from_linear(linear: np.ndarray) -> np.ndarray:
+    linear = np.clip(linear, 0, 1)
+    value = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(255 * value).astype(np.uint8)
+
+
+# -- From packshots to shelves: what source 1 does to its few clean training pictures.
+
+
+@dataclass(frozen=True)
+class OnShelf:
+    """Put a product with a mask in front of a rendered shelf, `share` of the time."""
+
+    share: float = 0.5
+    side: int = 224
+
+    def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
+        """Return the parts of a sample with another background; unchanged without a mask."""
+        if "mask" not in parts or torch.rand(()) >= self.share:
+            return parts
+        from retailkit.data.synthetic.scene import DEPARTMENTS, SHELVES, shelf
+
+        department = DEPARTMENTS[int(torch.randint(len(DEPARTMENTS), ()))]
+        canvas = shelf(department, int(torch.randint(SHELVES, ())), self.side)[..., :3]
+        image = parts["image"]
+        background = v2.functional.resize(
+            v2.RandomCrop(self.side)(torch.from_numpy(canvas).permute(2, 0, 1)), list(image.shape[-2:]), antialias=True
+        )
+        joined = torch.where(
+            parts["mask"].as_subclass(torch.Tensor).bool(), image.as_subclass(torch.Tensor), background
+        )
+        return parts | {"image": tv_tensors.wrap(joined, like=image)}
+
+
+@dataclass(frozen=True)
+class LoseResolution:
+    """Bring the picture down to between `least` of its side and all of it, and up again, `share` of the time."""
+
+    share: float = 0.3
+    least: float = 0.25
+
+    def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
+        """Return the parts of a sample with a coarser image."""
+        if torch.rand(()) >= self.share:
+            return parts
+        image = parts["image"]
+        scale = self.least + (1 - self.least) * float(torch.rand(()))
+        small = [max(1, round(s * scale)) for s in image.shape[-2:]]
+        coarse = v2.functional.resize(image.as_subclass(torch.Tensor), small, antialias=True)
+        coarse = v2.functional.resize(coarse, list(image.shape[-2:]))
+        return parts | {"image": tv_tensors.wrap(coarse, like=image)}
+
+
+def packshot_policy(size: int) -> v2.Transform:
+    """Return what makes a packshot look like a photo of a shelf (Srivastava 2020, section 4).
+
+    Shelf background (where there is a mask), perspective, low light, blur, loss of resolution and occlusion.
+
+    Args:
+        size: side of the result in pixels.
+    """
+    return v2.Compose(
+        [
+            OnShelf(),
+            v2.RandomPerspective(0.3, p=0.5, fill={tv_tensors.Image: 128, "others": 0}),
+            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.8, 1.25), antialias=True),
+            v2.ColorJitter((0.4, 1.2), 0.3, 0.3, 0.02),
+            v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.8))], 0.3),
+            LoseResolution(),
+            v2.RandomErasing(p=0.3, scale=(0.02, 0.15)),
+        ]
+    )
