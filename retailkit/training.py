@@ -37,12 +37,14 @@ from tqdm import tqdm
 from retailkit import data as datasets
 from retailkit import models
 from retailkit.config import UsageError, UserError, cache_dir, device, pick, replacing
+from retailkit.data.conditions import packshot_policy
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
 from retailkit.losses import Criterion, criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier
 
 MODES = ("frozen", "finetune")
+POOLED_AT_ONCE = 128  # pictures: a map passes through LCA as many windows
 
 
 class TrainingError(UserError):
@@ -157,6 +159,7 @@ AUGMENTATIONS: dict[str, Callable[[int], v2.Transform | None]] = {
     "none": lambda size: None,
     "light": _light,
     "standard": _standard,
+    "packshot": packshot_policy,
 }
 
 
@@ -218,7 +221,7 @@ def encode(model: ProductClassifier, dataset: ProductDataset, bf16: bool = False
         for batch in tqdm(_loader(dataset, 32), desc="encode", mininterval=2, leave=False, disable=len(dataset) < 100):
             batch = batch.to(where)
             if "image" in model.modalities:
-                images.append(_to_cpu(model.encode_image(batch.images)))
+                images.append(_to_cpu(model.encode_frozen(batch.images)))
             if "text" in model.modalities:
                 texts.append(_to_cpu(model.encode_text(batch.texts)))
     return EncodedDataset(_joined(images), _joined(texts), torch.tensor(dataset.labels))
@@ -243,7 +246,7 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
         [
             encoder_fingerprint(model),
             data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
-            [dataset.size, dataset.fit, repr(dataset.augment), views, config.bf16, config.seed],
+            [dataset.size, dataset.fit, repr(dataset.augment), dataset.condition, views, config.bf16, config.seed],
         ]
     )
     path = cache_dir("features") / f"{key}.safetensors"
@@ -296,7 +299,7 @@ class TrainingStep(nn.Module):
         """Return the scalar loss of one batch."""
         with _autocast(batch.labels.device.type, self.bf16):
             if isinstance(batch, EncodedBatch):
-                return self.loss(self.model.classify(batch.image, batch.text).float(), batch.labels)
+                return self.loss(self.model.classify(self.model.pool(batch.image), batch.text).float(), batch.labels)
             return self.model.training_loss(batch, self.loss)
 
 
@@ -525,8 +528,9 @@ def evaluate(
     probs = []
     with _evaluating(model), _autocast(where.type, bf16):
         if isinstance(dataset, EncodedDataset):
-            everything = dataset[list(range(len(dataset)))].to(where)
-            probs.append(model.classify(everything.image, everything.text).float().softmax(-1))
+            for rows in torch.arange(len(dataset)).split(POOLED_AT_ONCE):
+                part = dataset[rows.tolist()].to(where)
+                probs.append(model.classify(model.pool(part.image), part.text).float().softmax(-1))
             labels, indices = dataset.labels.numpy(), np.arange(len(dataset))
         else:
             loader = _loader(dataset, batch_size)

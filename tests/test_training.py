@@ -66,6 +66,28 @@ def test_frozen_training_learns_and_leaves_the_encoder_alone(data):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_lca_learns_on_kept_feature_maps(data):
+    """What is kept of frozen encoders are maps, so that the layer inside the pooling learns as well."""
+    model = models.build("lca", data.classes, backbone="shufflenet_v2_x1_0", weights=None, width=16)
+    before = model.pooling.fc.weight.detach().clone()
+    training.fit(model, data.split("train", 96), data.split("val", 96), replace(FROZEN, epochs=15))
+    encoded = training.encode(model, data.split("val", 96))
+    assert encoded.image.values.shape == (12, 1024, 3, 3)
+    assert not torch.equal(before, model.pooling.fc.weight)
+    kept, anew = training.evaluate(model, encoded), training.evaluate(model, data.split("val", 96))
+    assert np.allclose(kept.probs, anew.probs, atol=1e-5) and anew.top1 > 0.6
+
+
+def test_nts_learns_where_to_look_and_not_on_kept_features(data):
+    model = models.build("nts", data.classes, backbone="shufflenet_v2_x1_0", weights=None, propose=3, parts=1)
+    before = model.pooling.navigator.down1.weight.detach().clone()
+    tuned = replace(TUNED, epochs=1, batch_size=23)  # 24 pictures: the last batch holds one
+    history = training.fit(model, data.split("train", 96), data.split("val", 96), tuned)
+    assert np.isfinite(history.epochs["loss"]).all() and not torch.equal(before, model.pooling.navigator.down1.weight)
+    with pytest.raises(UsageError, match="mode='finetune'"):
+        training.fit(model, data.split("train", 96), None, FROZEN)
+
+
 def test_finetuning_changes_the_encoder_and_lowers_the_loss(data):
     model = small_model(data)
     before = next(model.image_encoder.parameters()).clone()

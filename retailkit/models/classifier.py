@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from retailkit.models.encoders import (
     build_image_encoder,
     build_text_encoder,
 )
+from retailkit.models.lca import LocalConceptsAccumulation
+from retailkit.models.matching import KeypointMatcher
+from retailkit.models.nts import NavigatedParts, Regions
+from retailkit.models.pooling import Features, FeatureScaler, GlobalAveragePool, Pooling
 
 if TYPE_CHECKING:
     from retailkit.data.table import Batch, ProductDataset
@@ -36,66 +40,11 @@ DEFAULT_TEXT_ENCODER = "minilm"
 TEXT_ONLY_SIZE = 32  # a model that looks at no picture still gets batches with pictures: keep them cheap
 
 
-class Features(NamedTuple):
-    """What an encoder says about a batch.
-
-    Attributes:
-        values: (B,D) float; zeros where unavailable.
-        available: (B,) bool; False where there was nothing to encode.
-    """
-
-    values: Tensor
-    available: Tensor
-
-
-class GlobalAveragePool(nn.Module):
-    """Pool the last feature map by its mean.
-
-    A pooling is called with the encoder and the images, not the map: some look at the images again.
-    It is built with the encoder, and `dim` is the length of its vectors.
-    """
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        super().__init__()
-        self.dim = encoder.dim
-
-    def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
-        """Return (B,D) of images (B,3,H,W) in [0,1]."""
-        return encoder(images)
-
-
-POOLINGS: dict[str, Callable[[ImageEncoder], nn.Module]] = {"gap": GlobalAveragePool}
-
-
-class FeatureScaler(nn.Module):
-    """Brings features to mean 0 and standard deviation 1; does nothing until `fit` is called.
-
-    Args:
-        dim: D.
-        shared: one standard deviation for all features. Rare features of a sparse encoder would otherwise
-            be blown up to hundreds.
-    """
-
-    def __init__(self, dim: int, shared: bool = False) -> None:
-        super().__init__()
-        self.shared = shared
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
-
-    @torch.no_grad()
-    def fit(self, features: Features) -> None:
-        """Measure mean and standard deviation over the available rows of (N,D) features."""
-        values = features.values[features.available].float().to(self.mean.device)
-        if len(values) < 2:
-            return
-        variance = values.var(0, correction=0)
-        std = (variance.mean().expand_as(variance) if self.shared else variance).sqrt()
-        self.mean.copy_(values.mean(0))
-        self.std.copy_(torch.where(std > 1e-8, std, 1.0))  # a constant feature is centred, not divided
-
-    def forward(self, features: Features) -> Tensor:
-        """Return scaled values (B,D); an unavailable row becomes zeros, the average of the training rows."""
-        return (features.values - self.mean) / self.std * features.available[:, None]
+POOLINGS: dict[str, type[Pooling]] = {
+    "gap": GlobalAveragePool,
+    "lca": LocalConceptsAccumulation,
+    "nts": NavigatedParts,
+}
 
 
 class Head(nn.Module):
@@ -151,13 +100,20 @@ class ModelSpec:
     Attributes:
         modalities: `image`, `text` or both.
         head: called as `head(scalers, n_classes, **options)`; its further arguments are the model's options.
+        pooling: key of `POOLINGS` unless `build` is told another one.
     """
 
     modalities: tuple[str, ...]
     head: Callable[..., Head]
+    pooling: str = "gap"
 
 
-MODELS: dict[str, ModelSpec] = {"image": ModelSpec(("image",), LinearHead), "text": ModelSpec(("text",), LinearHead)}
+MODELS: dict[str, ModelSpec] = {
+    "image": ModelSpec(("image",), LinearHead),
+    "lca": ModelSpec(("image",), LinearHead, "lca"),
+    "nts": ModelSpec(("image",), LinearHead, "nts"),
+    "text": ModelSpec(("text",), LinearHead),
+}
 
 
 class ProductClassifier(nn.Module):
@@ -180,7 +136,7 @@ class ProductClassifier(nn.Module):
         classes: Sequence[str],
         head: Head,
         image_encoder: ImageEncoder | None = None,
-        pooling: nn.Module | None = None,
+        pooling: Pooling | None = None,
         text_encoder: TextEncoder | None = None,
         build_args: dict[str, Any] | None = None,
     ) -> None:
@@ -211,9 +167,13 @@ class ProductClassifier(nn.Module):
             self.text_encoder.prepare([str(t) for t in train.table["text"]])
 
     def fit_scalers(self, image_features: Features | None = None, text_features: Features | None = None) -> None:
-        """Standardise by these training features from now on; for a head that learns on frozen encoders."""
+        """Standardise from now on by what `encode_frozen` and `encode_text` gave for the training pictures.
+
+        A pooling that learns standardises its own input: what it gives changes while it learns.
+        """
         for modality, features in self._by_modality(image_features, text_features).items():
-            self.head.scalers[modality].fit(features)
+            own = modality == "image" and any(True for _ in self.pooling.parameters())
+            (self.pooling if own else self.head.scalers[modality]).fit(features)
 
     def encode_image(self, images: Tensor) -> Features:
         """Encode images (B,3,H,W) in [0,1]; every one is available."""
@@ -263,9 +223,33 @@ class ProductClassifier(nn.Module):
         text = self.encode_text(texts) if "text" in self.modalities and texts is not None else None
         return self.classify(image, text)
 
+    def regions(self, images: Tensor) -> Regions:
+        """Return the regions of images (B,3,H,W) in [0,1] that an `nts` pooling looks at.
+
+        Raises:
+            UsageError: another pooling chooses no regions.
+        """
+        if not isinstance(self.pooling, NavigatedParts):
+            raise UsageError("this model chooses no regions; build it with pooling='nts'")
+        return self.pooling.regions(self.image_encoder, images)
+
     def training_loss(self, batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return the loss of one batch; models that learn from more than their logits override this."""
-        return criterion(self(batch.images, batch.texts), batch.labels)
+        """Return the loss of one batch: that of the logits, and what the pooling learns from besides."""
+        image, further = None, 0.0
+        if "image" in self.modalities:
+            values, further = self.pooling.learn(self.image_encoder, batch.images, batch.labels, criterion)
+            image = Features(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
+        text = self.encode_text(batch.texts) if "text" in self.modalities else None
+        return criterion(self.classify(image, text).float(), batch.labels) + further
+
+    def encode_frozen(self, images: Tensor) -> Features:
+        """Return what frozen encoders say of images, before anything that learns: vectors, or maps for LCA."""
+        values = self.pooling.look(self.image_encoder, images)
+        return Features(values, torch.ones(len(images), dtype=torch.bool, device=values.device))
+
+    def pool(self, frozen: Features | None) -> Features | None:
+        """Finish what `encode_frozen` began: the pooled features that `classify` takes."""
+        return None if frozen is None else Features(self.pooling.pool(frozen.values), frozen.available)
 
     def _by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:
         given = {"image": image, "text": text}
@@ -276,7 +260,7 @@ def build(
     name: str,
     classes: Sequence[str],
     backbone: str = "auto",
-    pooling: str = "gap",
+    pooling: str = "auto",
     text_encoder: str = "auto",
     *,
     weights: str | None = "auto",
@@ -288,35 +272,40 @@ def build(
     """Build a model by name from what is on this machine; nothing is downloaded.
 
     Args:
-        name: key of `MODELS`.
+        name: key of `MODELS`, or `matching`: keypoints and a gallery instead of encoders and a head.
         classes: class names in the order of the logits.
         backbone: key of `BACKBONES`; `auto` is EfficientNet-Lite0, whose weights come in a package.
-        pooling: key of `POOLINGS`.
+        pooling: key of `POOLINGS`; `auto` is the model's own, else `gap`.
         text_encoder: one of `TEXT_ENCODERS`; `auto` is MiniLM, whose weights come in a package.
         weights: of the backbone: `auto`, a variant, a local file, or None; see `build_image_encoder`.
         text_weights: of the text encoder: `auto`, a local folder, or None; see `build_text_encoder`.
         text_config: architecture of the text encoder where `text_weights` is None.
         freeze: the encoders do not learn and keep their batch statistics.
-        **options: of the model's head, such as `dropout`.
+        **options: of the model's head, such as `dropout`, or of its pooling, such as `parts` of `nts`.
 
     Raises:
         UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
         UserError: weights are not on this machine; the message says which command fetches them.
     """
-    spec = MODELS[pick(MODELS, name, "model")]
+    if pick((*MODELS, "matching"), name, "model") == "matching":
+        return _build_matcher(_checked_classes(classes), options)
+    spec = MODELS[name]
     backbone = pick(BACKBONES, DEFAULT_BACKBONE if backbone == "auto" else backbone, "backbone")
-    pooling = pick(POOLINGS, pooling, "pooling")
+    pooling = pick(POOLINGS, spec.pooling if pooling == "auto" else pooling, "pooling")
     text_encoder = DEFAULT_TEXT_ENCODER if text_encoder == "auto" else text_encoder
     text_encoder = pick(TEXT_ENCODERS, text_encoder, "text encoder")
     classes = _checked_classes(classes)
+    of_head = list(inspect.signature(spec.head).parameters)[2:]
+    of_pooling = list(inspect.signature(POOLINGS[pooling]).parameters)[2:] if "image" in spec.modalities else []
     for option in options:
-        pick(list(inspect.signature(spec.head).parameters)[2:], option, f"option of model {name!r}")
+        pick([*of_head, *of_pooling], option, f"option of model {name!r}")
 
     parts: dict[str, Any] = {}
     scalers: dict[str, FeatureScaler] = {}
     if "image" in spec.modalities:
         parts["image_encoder"] = build_image_encoder(backbone, weights)
-        parts["pooling"] = POOLINGS[pooling](parts["image_encoder"])
+        chosen = {option: value for option, value in options.items() if option in of_pooling}
+        parts["pooling"] = POOLINGS[pooling](parts["image_encoder"], len(classes), **chosen)
         scalers["image"] = FeatureScaler(parts["pooling"].dim)
     if "text" in spec.modalities:
         encoder = parts["text_encoder"] = build_text_encoder(text_encoder, text_weights, text_config)
@@ -334,13 +323,21 @@ def build(
         "freeze": freeze,
         **options,
     }
-    model = ProductClassifier(classes, spec.head(scalers, len(classes), **options), **parts, build_args=build_args)
+    head = spec.head(scalers, len(classes), **{o: value for o, value in options.items() if o in of_head})
+    model = ProductClassifier(classes, head, **parts, build_args=build_args)
     return model.freeze(freeze)
+
+
+def _build_matcher(classes: list[str], options: Mapping[str, Any]) -> KeypointMatcher:
+    for option in options:
+        pick(list(inspect.signature(KeypointMatcher).parameters)[1:], option, "option of model 'matching'")
+    return KeypointMatcher(classes, **options)
 
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:
     """Build the architecture that `build_args` of a model describe; its weights come from a checkpoint."""
-    return build(**{**build_args, "weights": None, "text_weights": None})
+    without = {} if build_args["name"] == "matching" else {"weights": None, "text_weights": None}
+    return build(**{**build_args, **without})
 
 
 def _checked_classes(classes: Sequence[str]) -> list[str]:

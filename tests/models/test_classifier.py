@@ -15,7 +15,7 @@ from torch.nn import functional
 from retailkit import models
 from retailkit.config import UsageError, UserError
 from retailkit.models import Features
-from retailkit.models.classifier import FeatureScaler
+from retailkit.models.pooling import FeatureScaler
 
 CLASSES = ["lean", "extra lean", "oat"]
 

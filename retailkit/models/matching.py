@@ -1,0 +1,260 @@
+"""Keypoint matching as a classifier: no learning, a gallery of reference pictures instead.
+
+The baseline of Srivastava 2020 (section 4): local features of a query are matched against those of every gallery
+picture; the class of the picture with the most geometrically consistent matches wins. Descriptors are compared as
+one matrix product for many gallery pictures at a time, and only the best few pictures pass on to RANSAC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from retailkit.config import UsageError, UserError, pick
+from retailkit.models.pooling import Features
+
+if TYPE_CHECKING:
+    from retailkit.data.table import ProductDataset
+
+
+CHUNK = 64  # gallery pictures compared at a time
+
+
+class Keypoints(NamedTuple):
+    """What a detector found on one picture.
+
+    Attributes:
+        points: (N,2) float32 x, y in pixels.
+        descriptors: (N,D) float32 unit vectors; their dot product is the similarity.
+    """
+
+    points: Tensor
+    descriptors: Tensor
+
+
+def root_sift(descriptors: np.ndarray) -> np.ndarray:
+    """Return RootSIFT (Arandjelovic and Zisserman 2012): unit vectors whose dot product is Hellinger's kernel."""
+    return np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-9))
+
+
+def signs(descriptors: np.ndarray) -> np.ndarray:
+    """Return bits as unit vectors of +-1: their dot product falls linearly with the Hamming distance."""
+    bits = np.unpackbits(descriptors, axis=1).astype(np.float32) * 2 - 1
+    return bits / np.sqrt(bits.shape[1])
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A local feature of OpenCV: how it is made, and what turns its descriptors into unit vectors."""
+
+    create: str
+    unit: Callable[[np.ndarray], np.ndarray]
+    options: dict
+
+
+DETECTORS = {
+    "sift": Detector("SIFT_create", root_sift, {"contrastThreshold": 0.02}),
+    "orb": Detector("ORB_create", signs, {"fastThreshold": 5}),
+    "brisk": Detector("BRISK_create", signs, {"thresh": 15}),
+    "akaze": Detector("AKAZE_create", signs, {"threshold": 5e-4}),
+}
+
+
+def detect(image: np.ndarray, detector: str = "sift", limit: int = 300, side: int = 240) -> Keypoints:
+    """Find local features.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        detector: key of `DETECTORS`.
+        limit: keep at most this many, the strongest.
+        side: smaller pictures are enlarged until their shorter side has this many pixels; points stay in pixels of
+            the original.
+    """
+    spec = DETECTORS[pick(DETECTORS, detector, "keypoint detector")]
+    scale = max(1.0, side / min(image.shape[:2]))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if scale > 1:
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    found, raw = getattr(cv2, spec.create)(**spec.options).detectAndCompute(grey, None)
+    if raw is None or not len(found):
+        return Keypoints(torch.zeros(0, 2), torch.zeros(0, 1))
+    best = np.argsort([-k.response for k in found], kind="stable")[:limit]
+    points = np.float32([found[i].pt for i in best]) / np.float32(scale)
+    return Keypoints(torch.from_numpy(points), torch.from_numpy(spec.unit(raw[best]).astype(np.float32)))
+
+
+def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float) -> Tensor:
+    """Match one picture with many.
+
+    A match is mutual: each is the other's nearest neighbour. With a ratio below 1 it must also be clearly nearer
+    than the second nearest in its picture (Lowe 2004, section 7.1; distances, not similarities).
+
+    Args:
+        query: (Q,D) unit vectors.
+        gallery: (G,N,D) unit vectors.
+        counts: (G,) real points in each picture.
+        ratio: of nearest to second nearest distance; 1 switches the test off.
+
+    Returns:
+        (G,Q) int64: index of the matching point in each picture, -1 for none.
+    """
+    similarity = torch.einsum("qd,gnd->gqn", query, gallery)
+    absent = torch.arange(gallery.shape[1], device=query.device) >= counts[:, None]
+    similarity.masked_fill_(absent[:, None], -2)
+    best, nearest = similarity.max(2)  # (G,Q)
+    back = similarity.argmax(1)  # (G,N): nearest query point of each gallery point
+    mutual = back.gather(1, nearest) == torch.arange(len(query), device=query.device)
+    good = mutual & (best > -2)
+    if ratio < 1 and gallery.shape[1] > 1:
+        second = similarity.scatter(2, nearest[..., None], -2).amax(2)
+        distance = (2 - 2 * torch.stack([best, second])).clamp(min=0).sqrt()
+        good &= distance[0] < ratio * distance[1]
+    return torch.where(good, nearest, -1)
+
+
+def inliers(source: np.ndarray, target: np.ndarray, tolerance: float = 5.0) -> int:
+    """Count matches (N,2) that one plausible homography explains, 0 where there is none."""
+    if len(source) < 4:
+        return 0
+    matrix, kept = cv2.findHomography(source, target, cv2.USAC_MAGSAC, tolerance, maxIters=1000, confidence=0.995)
+    if matrix is None or not _plausible(matrix, source):
+        return 0
+    return int(kept.sum())
+
+
+def _plausible(matrix: np.ndarray, source: np.ndarray) -> bool:
+    """False for a homography that mirrors, squashes or folds the box around the source points."""
+    (x0, y0), (x1, y1) = source.min(0), source.max(0)
+    corners = np.float32([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]])
+    seen = cv2.perspectiveTransform(corners, matrix)[0]
+    area = cv2.contourArea(seen, oriented=True) / max(cv2.contourArea(corners[0], oriented=True), 1e-6)
+    return bool(cv2.isContourConvex(seen)) and 0.02 < area < 50
+
+
+class KeypointMatcher(nn.Module):
+    """Classify by the gallery picture with the most consistent matches; `prepare` fills the gallery.
+
+    It has the interface of `ProductClassifier`: `encode_image` gives the inliers with every gallery picture,
+    `classify` the most of each class. A row of zeros is "unknown".
+
+    Args:
+        classes: names.
+        detector: key of `DETECTORS`.
+        keypoints: at most this many a picture.
+        ratio: Lowe's test; 1 leaves it out.
+        unknown_below: fewer inliers than this count as none.
+        shortlist: gallery pictures, those with the most matches, that RANSAC looks at for each query.
+        tolerance: pixels by which an inlier may miss its place.
+
+    Attributes:
+        points: (G,N,2) of the G gallery pictures, padded.
+        descriptors: (G,N,D); zeros where there is no point.
+        counts: (G,) real points a picture.
+        labels: (G,) their classes.
+    """
+
+    modalities = ("image",)
+    image_encoder = text_encoder = pooling = None
+    input_size, fit = 240, "pad"
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        detector: str = "sift",
+        keypoints: int = 300,
+        ratio: float = 0.9,
+        unknown_below: int = 5,
+        shortlist: int = 20,
+        tolerance: float = 5.0,
+    ) -> None:
+        super().__init__()
+        pick(DETECTORS, detector, "keypoint detector")
+        if not 0 < ratio <= 1:
+            raise UsageError(f"ratio={ratio} is out of range; use a number above 0, at most 1")
+        self.build_args = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self.build_args |= {"name": "matching", "classes": list(classes)}
+        self.classes, self.detector, self.keypoints, self.ratio = list(classes), detector, keypoints, ratio
+        self.unknown_below, self.shortlist, self.tolerance = unknown_below, shortlist, tolerance
+        self._fill(torch.zeros(0, 0, 2), torch.zeros(0, 0, 0), torch.zeros(0), torch.zeros(0))
+
+    def _fill(self, points: Tensor, descriptors: Tensor, counts: Tensor, labels: Tensor) -> None:
+        self.register_buffer("points", points)
+        self.register_buffer("descriptors", descriptors)
+        self.register_buffer("counts", counts.long())
+        self.register_buffer("labels", labels.long())
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        self._fill(*(state_dict[prefix + name] for name in ("points", "descriptors", "counts", "labels")))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
+        """Describe every training picture once.
+
+        Raises:
+            UserError: no picture has a keypoint.
+        """
+        found = [
+            self._describe(train[i].image)
+            for i in tqdm(range(len(train)), "gallery", mininterval=2, leave=False, disable=len(train) < 100)
+        ]
+        length = max(len(k.points) for k in found)
+        if not length:
+            raise UserError(
+                f"no keypoint on any of {len(found)} gallery pictures; try another detector than {self.detector}"
+            )
+        depth = max(k.descriptors.shape[1] for k in found)
+        points, descriptors = torch.zeros(len(found), length, 2), torch.zeros(len(found), length, depth)
+        for row, k in enumerate(found):
+            points[row, : len(k.points)] = k.points
+            descriptors[row, : len(k.points), : k.descriptors.shape[1]] = k.descriptors
+        self._fill(points, descriptors, torch.tensor([len(k.points) for k in found]), torch.tensor(train.labels))
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Features:
+        """Return the inliers with each gallery picture, (B,G); one without keypoints has none with any.
+
+        Raises:
+            UsageError: the gallery is empty.
+        """
+        if not len(self.labels):
+            raise UsageError("the gallery is empty; call prepare(train) or fit first")
+        scores = torch.stack([self._inliers(self._describe(image)) for image in images])
+        return Features(scores, torch.ones(len(images), dtype=torch.bool))
+
+    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
+        """Return logits (B,K): the most inliers with any gallery picture of a class, 0 below `unknown_below`."""
+        if image_features is None:
+            raise UserError("nothing to classify: this model uses image, and got none")
+        scores = image_features.values
+        best = scores.new_zeros(len(scores), len(self.classes))
+        best = best.scatter_reduce(1, self.labels.expand(len(scores), -1), scores, "amax")
+        return torch.where(best >= self.unknown_below, best, 0.0)
+
+    def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
+        """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
+        return self.classify(self.encode_image(images))
+
+    def _describe(self, image: Tensor) -> Keypoints:
+        pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+        return detect(pixels, self.detector, self.keypoints)
+
+    def _inliers(self, query: Keypoints) -> Tensor:
+        """Return (G,) inliers, and a fraction below one that breaks ties by the number of mutual matches."""
+        scores = torch.zeros(len(self.labels))
+        if not len(query.points):
+            return scores
+        chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
+        pairs = torch.cat([mutual_matches(query.descriptors, d, c, self.ratio) for d, c in chunks])
+        matches = (pairs >= 0).sum(1)
+        for g in matches.argsort(descending=True, stable=True)[: self.shortlist].tolist():
+            here = pairs[g] >= 0
+            source, target = query.points[here].numpy(), self.points[g, pairs[g][here]].numpy()
+            scores[g] = inliers(source, target, self.tolerance)
+        return scores + (scores > 0) * matches / (1 + matches.max())

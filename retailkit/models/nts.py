@@ -1,0 +1,271 @@
+"""NTS-Net: a navigator proposes regions, a teacher judges them, a scrutiniser looks at the best ones again.
+
+Yang et al. 2018, *Learning to Navigate for Fine-grained Classification*, with the conventions of the authors' code
+where the paper is silent: anchors without regression, hard non-maximum suppression at an IoU of 0.25, M = 6 regions
+that teach, K = 4 that are looked at, parts cut from the input and encoded by the same backbone.
+
+The IoU between anchors never changes, so that suppression is M steps over the whole batch, and all parts are cut
+by one resampling call: no loop runs over images or boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from retailkit.config import UsageError, pick
+from retailkit.models.encoders import ImageEncoder
+from retailkit.models.pooling import Pooling
+
+RATIOS = (2 / 3, 1.0, 3 / 2)  # width by height
+THIRDS = (2 ** (1 / 3), 2 ** (2 / 3))
+# Stride in cells of the last map, base side as a share of the input, scales: p3, p4, p5 of the authors' code.
+LEVELS = ((1, 48 / 448, THIRDS), (2, 96 / 448, THIRDS), (4, 192 / 448, (1.0, *THIRDS)))
+IOU = 0.25
+
+
+class Regions(NamedTuple):
+    """What the navigator chose, best first.
+
+    Attributes:
+        boxes: (B,M,4) int64 as x0, y0, x1, y1 in pixels of the input; they may overhang it.
+        scores: (B,M) the navigator's, unbounded.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+def anchors(size: tuple[int, int], stride: int) -> Tensor:
+    """Return the fixed boxes, (N,4) float as y0, x0, y1, x1 in pixels.
+
+    The order is that of the navigator's flattened maps: level, scale, ratio, row, column. 1,614 boxes at 448 px and
+    a stride of 32, 426 at 224.
+
+    Args:
+        size: height and width of the input.
+        stride: input pixels per cell of the last map.
+    """
+    boxes = []
+    for cells, share, scales in LEVELS:
+        step = stride * cells
+        side = share * math.sqrt(size[0] * size[1])
+        ys, xs = (step / 2 + step * torch.arange(math.ceil(s / step), dtype=torch.float64) for s in size)
+        centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2)
+        for scale in scales:
+            for ratio in RATIOS:
+                half = torch.tensor([side * scale / math.sqrt(ratio), side * scale * math.sqrt(ratio)]).double() / 2
+                boxes.append(torch.cat([centres - half, centres + half], 1))
+    return torch.cat(boxes).float()
+
+
+@lru_cache(maxsize=8)
+def rivals(size: tuple[int, int], stride: int) -> Tensor:
+    """Return which anchors overlap too much to be both chosen, (N,N) bool: it never changes."""
+    boxes = anchors(size, stride)
+    return box_iou(boxes, boxes) > IOU
+
+
+def select(scores: Tensor, overlapping: Tensor, count: int) -> Tensor:
+    """Greedy hard non-maximum suppression of a whole batch.
+
+    Where fewer than `count` boxes survive, the best suppressed ones follow.
+
+    Args:
+        scores: (B,N).
+        overlapping: (N,N) bool, True where two boxes overlap too much to be both taken.
+        count: M.
+
+    Returns:
+        (B,M) indices, best first.
+
+    Raises:
+        UsageError: there are fewer than M boxes at all.
+    """
+    if count > scores.shape[1]:
+        raise UsageError(f"M={count} regions of {scores.shape[1]} anchors; use larger images or a smaller M")
+    left = scores.detach().float().clone()
+    step_down = left.amax() - left.amin() + 1
+    suppressed = torch.zeros_like(left, dtype=torch.bool)
+    chosen = []
+    for _ in range(count):
+        best = left.argmax(1)
+        chosen.append(best)
+        fresh = overlapping[best] & ~suppressed
+        left = torch.where(fresh, left - step_down, left)
+        suppressed |= fresh
+        left.scatter_(1, best[:, None], -math.inf)
+    return torch.stack(chosen, 1)
+
+
+def cut(images: Tensor, boxes: Tensor, size: int, fill: Tensor) -> Tensor:
+    """Cut boxes out of images and bring each to `size` pixels, in one call.
+
+    Equal to padding with `fill`, slicing and `F.interpolate(..., align_corners=True)` box by box.
+
+    Args:
+        images: (B,3,H,W).
+        boxes: (B,M,4) int64 as x0, y0, x1, y1; they may overhang the image.
+        size: side of a part.
+        fill: (3,1,1) colour of what lies outside.
+
+    Returns:
+        (B,M,3,size,size).
+    """
+    batch, count = boxes.shape[:2]
+    height, width = images.shape[2:]
+    x0, y0, x1, y1 = (edge[..., None].to(images.dtype) for edge in boxes.unbind(-1))
+    steps = torch.linspace(0, 1, size, dtype=images.dtype, device=images.device)
+    xs = 2 * (x0 + steps * (x1 - 1 - x0) + 0.5) / width - 1  # (B,M,size)
+    ys = 2 * (y0 + steps * (y1 - 1 - y0) + 0.5) / height - 1
+    grid = torch.stack([xs[:, :, None].expand(-1, -1, size, -1), ys[..., None].expand(-1, -1, -1, size)], -1).flatten(
+        1, 2
+    )
+    parts = F.grid_sample(images - fill, grid, align_corners=False) + fill
+    return parts.view(batch, 3, count, size, size).transpose(1, 2)
+
+
+class Navigator(nn.Module):
+    """Scores every anchor from the last feature map; layers are named as in the authors' checkpoints."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.down1 = nn.Conv2d(dim, 128, 3, 1, 1)
+        self.down2 = nn.Conv2d(128, 128, 3, 2, 1)
+        self.down3 = nn.Conv2d(128, 128, 3, 2, 1)
+        self.tidy1 = nn.Conv2d(128, len(LEVELS[0][2]) * len(RATIOS), 1)
+        self.tidy2 = nn.Conv2d(128, len(LEVELS[1][2]) * len(RATIOS), 1)
+        self.tidy3 = nn.Conv2d(128, len(LEVELS[2][2]) * len(RATIOS), 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return scores (B,N) of maps (B,D,h,w), in the order of `anchors`."""
+        d1 = self.down1(maps).relu()
+        d2 = self.down2(d1).relu()
+        d3 = self.down3(d2).relu()
+        return torch.cat([self.tidy1(d1).flatten(1), self.tidy2(d2).flatten(1), self.tidy3(d3).flatten(1)], 1)
+
+
+def ranking_loss(scores: Tensor, losses: Tensor) -> Tensor:
+    """Return the pairwise hinge loss of the navigator (equation 2), averaged over the batch.
+
+    A region that the teacher finds easier must score higher by one: the sum over pairs with losses_j > losses_i of
+    relu(1 - scores_i + scores_j).
+
+    Args:
+        scores: (B,M) the navigator's.
+        losses: (B,M) the teacher's cross entropy on each part; no gradient flows through it.
+    """
+    harder = losses[:, None, :] > losses[:, :, None]  # [b,i,j]
+    gap = 1 - scores[:, :, None] + scores[:, None, :]
+    return (gap.relu() * harder).sum() / len(scores)
+
+
+class NavigatedParts(Pooling):
+    """NTS-Net as a pooling: the features of the K best regions, then that of the whole picture.
+
+    Args:
+        encoder: backbone of pictures and of parts.
+        n_classes: K of the auxiliary classifiers.
+        propose: M, regions that the teacher judges.
+        parts: K, regions that the scrutiniser looks at; 0 leaves the whole picture alone.
+        ranking_weight: lambda, of the navigator's loss.
+        part_weight: mu, of the teacher's loss.
+        part_reduction: `mean` over the M parts, as in the authors' code, or `sum`, as in the paper.
+        whole_weight: of the loss of the classifier that sees the whole picture only.
+        dropout: share of pooled features left out in training.
+        navigate: False takes regions at random: what is left of the method without its navigator.
+
+    Raises:
+        UsageError: more parts than proposals.
+    """
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        n_classes: int,
+        propose: int = 6,
+        parts: int = 4,
+        ranking_weight: float = 1.0,
+        part_weight: float = 1.0,
+        part_reduction: str = "mean",
+        whole_weight: float = 1.0,
+        dropout: float = 0.5,
+        navigate: bool = True,
+    ) -> None:
+        super().__init__(encoder, n_classes)
+        if not 0 <= parts <= propose:
+            raise UsageError(f"parts={parts} (K) is out of range; use 0 to propose={propose} (M)")
+        pick(("mean", "sum"), part_reduction, "reduction of the part loss")
+        self.propose, self.parts, self.navigate, self.part_reduction = propose, parts, navigate, part_reduction
+        self.ranking_weight, self.part_weight, self.whole_weight = ranking_weight, part_weight, whole_weight
+        self.navigator = Navigator(encoder.dim)
+        self.dropout = nn.Dropout(dropout)
+        self.whole_head, self.part_head = nn.Linear(encoder.dim, n_classes), nn.Linear(encoder.dim, n_classes)
+        self.dim = encoder.dim * (parts + 1)
+
+    def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Return (B,(K+1)*D): parts from the best on, then the whole picture."""
+        maps = encoder.forward_map(images)
+        boxes = self._navigate(encoder, maps, images)[0].boxes[:, : self.parts] if self.parts else None
+        return self._joined(self._encode(encoder, images, boxes), maps.mean((2, 3)))
+
+    def learn(
+        self, encoder: ImageEncoder, images: Tensor, labels: Tensor, criterion: Callable[..., Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return vectors as `forward` does, and the weighted sum of the whole, part and ranking losses."""
+        maps = encoder.forward_map(images)
+        regions, scores = self._navigate(encoder, maps, images)
+        parts = self.dropout(self._encode(encoder, images, regions.boxes))  # (B,M,D)
+        whole = self.dropout(maps.mean((2, 3)))
+        logits = self.part_head(parts).float()
+        repeated = labels.repeat_interleave(self.propose)
+        judged = F.cross_entropy(logits.flatten(0, 1), repeated, reduction="none").view(len(labels), -1)
+        part_loss = criterion(logits.flatten(0, 1), repeated) * (self.propose if self.part_reduction == "sum" else 1)
+        further = (
+            self.whole_weight * criterion(self.whole_head(whole).float(), labels)
+            + self.part_weight * part_loss
+            + self.ranking_weight * ranking_loss(scores.float(), judged.detach())
+        )
+        return self._joined(parts[:, : self.parts], whole), further
+
+    @torch.no_grad()
+    def regions(self, encoder: ImageEncoder, images: Tensor) -> Regions:
+        """Return the M regions that the navigator proposes on images (B,3,H,W) in [0,1]."""
+        return self._navigate(encoder, encoder.forward_map(images), images)[0]
+
+    def _navigate(self, encoder: ImageEncoder, maps: Tensor, images: Tensor) -> tuple[Regions, Tensor]:
+        """Return the chosen regions, and their scores (B,M) with gradient."""
+        size = (images.shape[2], images.shape[3])
+        boxes = anchors(size, encoder.stride).to(maps.device)
+        scores = self.navigator(maps.detach())  # the ranking loss trains the navigator only
+        if scores.shape[1] != len(boxes):
+            raise UsageError(f"{encoder.name} gives a map of {tuple(maps.shape[2:])} cells, too few for {size} pixels")
+        order = scores if self.navigate else _random_like(scores)
+        chosen = select(order, rivals(size, encoder.stride).to(maps.device), self.propose)
+        picked = boxes[chosen].floor().long()[..., [1, 0, 3, 2]]
+        seen = scores.gather(1, chosen)
+        return Regions(picked, seen.detach()), seen
+
+    def _encode(self, encoder: ImageEncoder, images: Tensor, boxes: Tensor | None) -> Tensor:
+        """Return the features (B,N,D) of boxes (B,N,4), at half the side of the input; no gradient to the pixels."""
+        if boxes is None:
+            return images.new_zeros(len(images), 0, encoder.dim)
+        parts = cut(images.detach(), boxes, images.shape[-1] // 2, encoder.mean)
+        return encoder(parts.flatten(0, 1)).view(len(images), boxes.shape[1], -1)
+
+    @staticmethod
+    def _joined(parts: Tensor, whole: Tensor) -> Tensor:
+        return torch.cat([parts.flatten(1), whole], 1)
+
+
+def _random_like(scores: Tensor) -> Tensor:
+    """Return other scores, the same ones for every call: chance must not make an evaluation waver."""
+    generator = torch.Generator().manual_seed(scores.shape[1])
+    return torch.rand(scores.shape[1], generator=generator).to(scores).expand_as(scores)

@@ -1,0 +1,110 @@
+"""From feature maps to one vector a picture: the interface of a pooling, and the plain mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retailkit.config import UsageError
+from retailkit.models.encoders import ImageEncoder
+
+
+class Features(NamedTuple):
+    """What an encoder says about a batch.
+
+    Attributes:
+        values: (B,D) float; zeros where unavailable.
+        available: (B,) bool; False where there was nothing to encode.
+    """
+
+    values: Tensor
+    available: Tensor
+
+
+class FeatureScaler(nn.Module):
+    """Brings features to mean 0 and standard deviation 1; does nothing until `fit` is called.
+
+    Args:
+        dim: D.
+        shared: one standard deviation for all features. Rare features of a sparse encoder would otherwise
+            be blown up to hundreds.
+    """
+
+    def __init__(self, dim: int, shared: bool = False) -> None:
+        super().__init__()
+        self.shared = shared
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    @torch.no_grad()
+    def fit(self, features: Features) -> None:
+        """Measure mean and standard deviation over the available rows of (N,D) features."""
+        values = features.values[features.available].float().to(self.mean.device)
+        if len(values) < 2:
+            return
+        variance = values.var(0, correction=0)
+        std = (variance.mean().expand_as(variance) if self.shared else variance).sqrt()
+        self.mean.copy_(values.mean(0))
+        self.std.copy_(torch.where(std > 1e-8, std, 1.0))  # a constant feature is centred, not divided
+
+    def forward(self, features: Features) -> Tensor:
+        """Return scaled values (B,D); an unavailable row becomes zeros, the average of the training rows."""
+        return self.scale(features.values) * features.available[:, None]
+
+    def scale(self, values: Tensor) -> Tensor:
+        """Return scaled values (...,D)."""
+        return (values - self.mean) / self.std
+
+
+class Pooling(nn.Module):
+    """Turns what an encoder sees into vectors.
+
+    `look` uses the encoder and nothing that the pooling learns, so that its result may be kept while the encoder is
+    frozen; `pool` does the rest. A pooling that looks at the pictures again after learning where to look has no such
+    division and overrides `forward`.
+
+    Args:
+        encoder: whose maps are pooled.
+        n_classes: K, for poolings that learn from the labels directly.
+
+    Attributes:
+        dim: length of the vectors.
+    """
+
+    dim: int
+
+    def __init__(self, encoder: ImageEncoder, n_classes: int) -> None:
+        super().__init__()
+        self.dim = encoder.dim
+
+    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Return what can be kept of images (B,3,H,W) in [0,1] while the encoder is frozen, (B,...)."""
+        raise UsageError(f"{type(self).__name__} looks at pictures again; train it with mode='finetune'")
+
+    def fit(self, seen: Features) -> None:
+        """Adapt to what `look` returned for the training pictures, before anything is learned."""
+
+    def pool(self, seen: Tensor) -> Tensor:
+        """Return vectors (B,dim) of what `look` returned."""
+        return seen
+
+    def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Return vectors (B,dim) of images (B,3,H,W) in [0,1]."""
+        return self.pool(self.look(encoder, images))
+
+    def learn(
+        self, encoder: ImageEncoder, images: Tensor, labels: Tensor, criterion: Callable[..., Tensor]
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return vectors as `forward` does, and the loss of what the pooling learns besides them."""
+        return self(encoder, images), 0.0
+
+
+class GlobalAveragePool(Pooling):
+    """The mean of the last feature map."""
+
+    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Return (B,D) of images (B,3,H,W) in [0,1]."""
+        return encoder(images)

@@ -1,0 +1,112 @@
+"""NTS-Net against a straightforward version: suppression picture by picture, parts one by one, float32."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from retailkit import models, training
+from retailkit.models import nts
+
+SIDE, STRIDE, PAD = 448, 32, 224
+
+
+def suppress(scores, boxes, count):
+    """Greedy suppression of one picture on the host, as the authors' code does it."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order, chosen = np.argsort(-scores, kind="stable"), []
+    while len(order) and len(chosen) < count:
+        best = order[0]
+        chosen.append(best)
+        low = np.maximum(boxes[order, :2], boxes[best, :2])
+        high = np.minimum(boxes[order, 2:], boxes[best, 2:])
+        shared = np.clip(high - low, 0, None).prod(1)
+        order = order[shared / (areas[order] + areas[best] - shared) <= nts.IOU]
+    return chosen
+
+
+def cut_one_by_one(images, boxes, size, fill):
+    padded = F.pad(images - fill, (PAD,) * 4)
+    rows = []
+    for image, own in zip(padded, boxes, strict=True):
+        crops = [image[None, :, y0:y1, x0:x1] for x0, y0, x1, y1 in (own + PAD).tolist()]
+        rows.append(torch.cat([F.interpolate(c, (size, size), mode="bilinear", align_corners=True) for c in crops]))
+    return torch.stack(rows) + fill
+
+
+@pytest.mark.benchmark
+def test_selection(compare):
+    boxes = nts.anchors((SIDE, SIDE), STRIDE)
+    overlapping = nts.rivals((SIDE, SIDE), STRIDE)
+    scores = torch.randn(32, len(boxes), generator=torch.Generator().manual_seed(0))
+    ratio = compare(
+        "nts",
+        f"selection: 6 of {len(boxes)} anchors, 32 pictures",
+        "suppression picture by picture",
+        lambda: torch.tensor(np.array([suppress(row, boxes.numpy(), 6) for row in scores.numpy()])),
+        lambda: nts.select(scores, overlapping, 6),
+        lambda a, b: (a != b).sum(),
+        repeat=5,
+    )
+    assert torch.equal(torch.tensor(np.array([suppress(r, boxes.numpy(), 6) for r in scores.numpy()])),
+                       nts.select(scores, overlapping, 6))  # fmt: skip
+    assert ratio >= 10
+
+
+@pytest.mark.benchmark
+def test_crops(compare):
+    torch.manual_seed(0)
+    images, fill = torch.rand(8, 3, SIDE, SIDE), torch.full((3, 1, 1), 0.5)
+    every = nts.anchors((SIDE, SIDE), STRIDE)
+    boxes = every[torch.randint(len(every), (8, 6))].floor().long()[..., [1, 0, 3, 2]]
+    ratio = compare(
+        "nts",
+        "crops: 48 parts of 224 px",
+        "one interpolation a part",
+        lambda: cut_one_by_one(images, boxes, 224, fill),
+        lambda: nts.cut(images, boxes, 224, fill),
+        lambda a, b: (a - b).abs().max(),
+        repeat=5,
+    )
+    assert torch.allclose(cut_one_by_one(images, boxes, 224, fill), nts.cut(images, boxes, 224, fill), atol=2e-4)
+    assert ratio >= 0.95
+
+
+@pytest.mark.benchmark
+def test_evaluation(compare, quick):
+    side, count = (160, 8) if quick else (224, 16)
+    torch.manual_seed(0)
+    model = models.build("nts", ["a", "b", "c"], "resnet18", weights=None).eval()
+    encoder, pooling = model.image_encoder, model.pooling
+    images = torch.rand(count, 3, side, side)
+    boxes = nts.anchors((side, side), STRIDE)
+
+    def features(pictures):
+        return encoder.network.forward_features((pictures - encoder.mean) / encoder.std)
+
+    @torch.no_grad()
+    def straightforward():
+        maps = features(images)
+        scores = pooling.navigator(maps)
+        chosen = np.array([suppress(row, boxes.numpy(), pooling.propose) for row in scores.numpy()])
+        regions = boxes[torch.from_numpy(chosen)].floor().long()[..., [1, 0, 3, 2]]
+        parts = cut_one_by_one(images, regions, side // 2, encoder.mean)
+        parts = features(parts.flatten(0, 1)).mean((2, 3)).view(count, pooling.propose, -1)
+        vectors = torch.cat([parts[:, : pooling.parts].flatten(1), maps.mean((2, 3))], 1)
+        return model.head.linear(vectors)
+
+    @torch.no_grad()
+    def ours(bf16=True):
+        with training._autocast("cpu", bf16):
+            return model(images).float()
+
+    assert torch.allclose(straightforward(), ours(bf16=False), atol=1e-4)
+    ratio = compare(
+        "nts",
+        f"evaluation: {count} pictures of {side} px, resnet18",
+        "float32, part by part",
+        straightforward,
+        ours,
+        lambda a, b: (a.softmax(1) - b.softmax(1)).abs().max(),
+    )
+    assert ratio >= 1.5

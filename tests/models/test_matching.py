@@ -1,0 +1,121 @@
+"""Keypoint matching on pictures whose answer is known."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from retailkit import data, models, training
+from retailkit.config import UsageError, UserError
+from retailkit.models import matching
+
+
+def pattern(seed, side=200):
+    """A picture with corners everywhere."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (side // 10, side // 10, 3), np.uint8)
+    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_NEAREST)
+
+
+def seen_askew(image):
+    height, width = image.shape[:2]
+    corners = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    matrix = cv2.getPerspectiveTransform(corners, corners * 0.8 + np.float32([(9, 5), (20, 12), (8, 30), (25, 14)]))
+    return cv2.warpPerspective(image, matrix, (width, height))
+
+
+@pytest.mark.parametrize("detector", sorted(matching.DETECTORS))
+def test_a_product_seen_askew_is_recognised(detector):
+    gallery = [matching.detect(pattern(seed), detector) for seed in range(3)]
+    query = matching.detect(seen_askew(pattern(1)), detector)
+    counts = []
+    for known in gallery:
+        pairs = matching.mutual_matches(
+            query.descriptors, known.descriptors[None], torch.tensor([len(known.points)]), 0.9
+        )
+        here = pairs[0] >= 0
+        counts.append(matching.inliers(query.points[here].numpy(), known.points[pairs[0][here]].numpy()))
+    assert counts[1] >= 15 and counts[1] > 2 * max(counts[0], counts[2])
+
+
+def test_matches_are_opencvs_mutual_ones():
+    one, two = (matching.detect(pattern(seed), "sift").descriptors for seed in (1, 2))
+    matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
+    expected = {(m.queryIdx, m.trainIdx) for m in matcher.match(one.numpy(), two.numpy())}
+    (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
+    assert {(i, j) for i, j in enumerate(pairs.tolist()) if j >= 0} == expected
+
+
+def test_the_ratio_test_is_lowes():
+    one, two = (matching.detect(pattern(seed), "sift").descriptors for seed in (1, 2))
+    (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=0.9)
+    (mutual,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
+    nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.numpy(), two.numpy(), k=2)
+    clear = torch.tensor([a.distance < 0.9 * b.distance for a, b in nearest])
+    assert torch.equal(pairs >= 0, (mutual >= 0) & clear)
+
+
+def test_padding_never_matches():
+    known = torch.nn.functional.normalize(torch.randn(1, 5, 8), dim=2)
+    known[0, 3:] = 0
+    (pairs,) = matching.mutual_matches(known[0, :3], known, torch.tensor([3]), ratio=1)
+    assert pairs.tolist() == [0, 1, 2]
+    assert (matching.mutual_matches(known[0, :3], known, torch.tensor([0]), ratio=1) == -1).all()
+
+
+def test_binary_descriptors_keep_the_hamming_order():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 256, (6, 32), np.uint8)
+    similarity = matching.signs(bits) @ matching.signs(bits).T
+    hamming = np.unpackbits(bits[:, None] ^ bits[None], axis=2).sum(2)
+    assert np.allclose(similarity, 1 - 2 * hamming / 256, atol=1e-6)
+
+
+def test_a_mirrored_match_does_not_count():
+    points = np.random.default_rng(0).uniform(0, 100, (20, 2)).astype(np.float32)
+    assert matching.inliers(points, points * 1.2 + 5) == 20
+    assert matching.inliers(points, points * [-1, 1]) == 0
+    assert matching.inliers(points[:3], points[:3]) == 0
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shop")
+    return data.load("synthetic", root, regime="packshot", per_class=(0, 1, 2), families=2, side=0, correlation=0)
+
+
+def test_it_is_a_classifier_like_the_others(shop, tmp_path):
+    model = models.build("matching", shop.classes)
+    with pytest.raises(UsageError, match="gallery is empty"):
+        model(torch.rand(1, 3, 64, 64))
+    history = training.fit(model, shop.split("train", 240))
+    result = training.evaluate(model, shop.split("test", 240))
+    families = np.array([c.rsplit(" ", 1)[0][:6] for c in shop.classes])
+    same = families[result.labels] == families[result.predicted]
+    assert same.mean() > 0.8, "packages of other families are told apart"
+    path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
+    again, _, _ = training.load_checkpoint(path)
+    image = shop.split("test", 240)[0].image[None]
+    assert torch.equal(again(image), model(image))
+
+
+def test_a_product_without_keypoints_is_unknown(shop):
+    model = models.build("matching", shop.classes)
+    model.prepare(shop.split("train", 240))
+    assert model(torch.full((1, 3, 120, 120), 0.5)).abs().sum() == 0
+
+
+def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
+    model = models.build("matching", shop.classes)
+    monkeypatch.setattr(model, "_describe", lambda image: matching.Keypoints(torch.zeros(0, 2), torch.zeros(0, 1)))
+    with pytest.raises(UserError, match="no keypoint on any"):
+        model.prepare(shop.split("val", 240))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"detector": "sfit"}, "did you mean 'sift'"), ({"ratio": 2}, "ratio=2"), ({"ratoi": 1}, "ratio")],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(UsageError, match=says):
+        models.build("matching", ["a"], **options)

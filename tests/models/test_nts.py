@@ -1,0 +1,144 @@
+"""NTS-Net against straightforward versions of its parts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import box_iou
+
+from retailkit import models
+from retailkit.config import UsageError
+from retailkit.models import nts
+
+CLASSES = ["lean", "extra lean", "medium"]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return models.build("nts", CLASSES, "resnet18", weights=None, propose=4, parts=2).eval()
+
+
+@pytest.mark.parametrize(
+    ("side", "count"), [(448, 1614), (384, 1161), (320, 831), (256, 516), (224, 426), (160, 240), (128, 129), (96, 87)]
+)
+def test_the_number_of_anchors(side, count):
+    assert len(nts.anchors((side, side), 32)) == count
+
+
+def test_anchors_lie_in_the_order_of_the_navigators_maps():
+    """Level, scale, ratio, row, column: one raised score must pick the box around its cell."""
+    boxes = nts.anchors((448, 448), 32)
+    maps = [torch.zeros(6, 14, 14), torch.zeros(6, 7, 7), torch.zeros(9, 4, 4)]
+    maps[1][4, 2, 5] = 1  # second level, second scale, ratio 1, row 2, column 5
+    place = torch.cat([m.flatten() for m in maps]).argmax()
+    y0, x0, y1, x1 = boxes[place].tolist()
+    assert ((y0 + y1) / 2, (x0 + x1) / 2) == pytest.approx((32 + 64 * 2, 32 + 64 * 5))
+    assert (y1 - y0, x1 - x0) == pytest.approx((96 * 2 ** (2 / 3),) * 2)
+    wide = boxes[2 * 14 * 14]  # first level, first scale, third ratio: wider than high
+    assert (wide[3] - wide[1]) / (wide[2] - wide[0]) == pytest.approx(1.5)
+
+
+def greedy(scores, boxes, count):
+    """Hard suppression of one picture, box by box; then the best that were suppressed."""
+    order, kept = scores.argsort(descending=True).tolist(), []
+    iou = box_iou(boxes, boxes)
+    for i in order:
+        if all(iou[i, j] <= nts.IOU for j in kept):
+            kept.append(i)
+    rest = [i for i in order if i not in kept]
+    return (kept + rest)[:count]
+
+
+@pytest.mark.parametrize(("side", "count"), [(224, 6), (96, 6), (96, 40)])
+def test_selection_is_greedy_suppression(side, count):
+    boxes = nts.anchors((side, side), 32)
+    scores = torch.randn(5, len(boxes), generator=torch.Generator().manual_seed(count))
+    chosen = nts.select(scores, nts.rivals((side, side), 32), count)
+    assert chosen.tolist() == [greedy(row, boxes, count) for row in scores]
+
+
+def test_more_regions_than_anchors_raise():
+    with pytest.raises(UsageError, match="M=100 regions of 87 anchors"):
+        nts.select(torch.randn(1, 87), nts.rivals((96, 96), 32), 100)
+
+
+def test_parts_are_cut_as_from_a_padded_picture():
+    images, fill, pad = torch.rand(2, 3, 96, 80), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), 64
+    boxes = torch.tensor([[[-10, 5, 40, 60], [50, 50, 120, 130]], [[0, 0, 80, 96], [3, 4, 9, 10]]])
+    parts = nts.cut(images, boxes, 32, fill)
+    padded = F.pad(images - fill, (pad,) * 4)
+    for b in range(2):
+        for m in range(2):
+            x0, y0, x1, y1 = (boxes[b, m] + pad).tolist()
+            crop = padded[b : b + 1, :, y0:y1, x0:x1]
+            expected = F.interpolate(crop, size=(32, 32), mode="bilinear", align_corners=True)[0] + fill
+            assert torch.allclose(parts[b, m], expected, atol=2e-5)
+
+
+def test_ranking_loss_is_the_double_loop():
+    scores, losses = torch.randn(3, 6), torch.rand(3, 6)
+    expected = 0.0
+    for b in range(3):
+        for i in range(6):
+            for j in range(6):
+                if losses[b, j] > losses[b, i]:
+                    expected += max(0.0, float(1 - scores[b, i] + scores[b, j])) / 3
+    assert nts.ranking_loss(scores, losses).item() == pytest.approx(expected, rel=1e-5)
+    assert nts.ranking_loss(torch.zeros(2, 6), torch.rand(2, 6)).item() == 15  # every ordered pair once
+    assert nts.ranking_loss(scores, torch.ones(3, 6)).item() == 0  # all parts tie
+
+
+@torch.no_grad()
+def test_evaluation_does_not_depend_on_the_batch(model):
+    images = torch.rand(3, 3, 128, 128)
+    together, alone = model(images), torch.cat([model(image[None]) for image in images])
+    assert torch.allclose(together, alone, atol=1e-4) and torch.equal(together, model(images))
+    regions = model.regions(images)
+    assert regions.boxes.shape == (3, 4, 4) and regions.scores.shape == (3, 4)
+    for row, image in enumerate(images):
+        assert torch.equal(model.regions(image[None]).boxes[0], regions.boxes[row])
+
+
+def test_gradients_go_where_the_paper_sends_them(model):
+    model.train()
+    images, labels = torch.rand(2, 3, 128, 128), torch.tensor([0, 2])
+    pooling, encoder = model.pooling, model.image_encoder
+    maps = encoder.forward_map(images)
+    _, scores = pooling._navigate(encoder, maps, images)
+    nts.ranking_loss(scores, torch.rand(2, 4)).backward()
+    assert all(p.grad is None for p in encoder.parameters())
+    assert all(p.grad is not None for p in pooling.navigator.parameters())
+    batch = SimpleNamespace(images=images, texts=None, labels=labels)
+    loss = model.training_loss(batch, F.cross_entropy)
+    loss.backward()
+    assert torch.isfinite(loss) and all(p.grad is not None for p in model.parameters())
+
+
+def test_k_of_zero_classifies_by_the_whole_picture(model):
+    whole = models.build("nts", CLASSES, "resnet18", weights=None, parts=0).eval()
+    images = torch.rand(2, 3, 96, 96)
+    assert whole.encode_image(images).values.shape == (2, 512)
+    assert torch.allclose(whole.encode_image(images).values, whole.image_encoder(images))
+    assert model.encode_image(images).values.shape == (2, 3 * 512)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"parts": 7}, "parts=7"), ({"part_reduction": "sun"}, "did you mean 'sum'"), ({"navgate": 1}, "navigate")],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(UsageError, match=says):
+        models.build("nts", CLASSES, "resnet18", weights=None, **options)
+
+
+def test_random_regions_are_the_same_each_time():
+    model = models.build("nts", CLASSES, "resnet18", weights=None, navigate=False).eval()
+    images = torch.rand(2, 3, 96, 96)
+    assert torch.equal(model.regions(images).boxes, model.regions(images).boxes)
+
+
+def test_other_models_have_no_regions():
+    with pytest.raises(UsageError, match="chooses no regions"):
+        models.build("image", CLASSES, "resnet18", weights=None).regions(torch.rand(1, 3, 64, 64))
