@@ -56,28 +56,24 @@ class Profile:
 
     Attributes:
         backbone: image encoder used unless a notebook compares several.
-        image_size: input side in pixels.
         epochs: passes over the training split for a head on frozen features.
         finetune_epochs: passes over the training split when the whole network learns.
-        finetune_size: input side then; test pictures keep `image_size`.
+        finetune_size: input side then; test pictures keep the encoder's own.
         per_class: images a class that the built-in data set renders (train, val, test).
         ocr_limit: images the OCR engine reads at most; None reads all.
-        seeds: repetitions behind an interval.
     """
 
     backbone: str
-    image_size: int
     epochs: int
     finetune_epochs: int
     finetune_size: int
     per_class: tuple[int, int, int]
     ocr_limit: int | None
-    seeds: int
 
 
 PROFILES = {
-    "fast": Profile("efficientnet_lite0", 224, 60, 3, 128, (16, 4, 8), 240, 3),
-    "full": Profile("efficientnet_lite2", 260, 100, 16, 224, (40, 10, 20), None, 5),
+    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240),
+    "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None),
 }
 
 

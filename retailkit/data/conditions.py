@@ -29,7 +29,7 @@ from retailkit.config import UsageError, pick
 PIXEL_SHARE = (0.25, 0.10, 0.03, 0.01, 0.005)
 LONGEST = (None, None, 80, 48, 32)
 GAIN = (0.5, 0.25, 0.1, 0.05, 0.02)
-YAW = (30, 45, 65, 72, 78)  # degrees
+YAW = (45, 62, 76, 80, 83)  # degrees
 DEFOCUS = (0.006, 0.012, 0.02, 0.03, 0.045)  # radius, in shares of the longer side
 MOTION = (0.02, 0.04, 0.07, 0.10, 0.15)  # length, in shares of the longer side
 

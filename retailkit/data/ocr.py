@@ -132,15 +132,6 @@ def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, 
     return edits, sum(len(word.text.replace(" ", "")) for word in truth)
 
 
-def character_error_rate(truth_words: Sequence[Word], read_words: Sequence[Word]) -> float:
-    """Return wrong characters per printed character of one picture; NaN where nothing is printed.
-
-    For a set of pictures divide the sums of `character_errors`, not the mean of rates.
-    """
-    edits, length = character_errors(truth_words, read_words)
-    return edits / length if length else float("nan")
-
-
 def error_rate(data: ProductData) -> tuple[float, int]:
     """Return the character error rate over all pictures with true words that were read, and how many words that was.
 
@@ -148,8 +139,10 @@ def error_rate(data: ProductData) -> tuple[float, int]:
         data: what `add_text` returned, of a data set with `truth`.
 
     Returns:
-        Rate (NaN where no word is printed) and number of printed words.
+        Rate (NaN where no word is printed, or none was read) and number of printed words.
     """
+    if "words" not in data.table:
+        return float("nan"), 0
     rows = data.table[(data.table["text"] != "") & (data.table["truth"] != "")]
     printed = [read_truth(path)[1]["words"] for path in rows["truth"]]
     counts = [character_errors(truth, read) for truth, read in zip(printed, rows["words"], strict=True)]

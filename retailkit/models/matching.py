@@ -141,8 +141,8 @@ def _plausible(matrix: np.ndarray, source: np.ndarray) -> bool:
 class KeypointMatcher(nn.Module):
     """Classify by the gallery picture with the most consistent matches; `prepare` fills the gallery.
 
-    It has the interface of `ProductClassifier`: `encode_image` gives the inliers with every gallery picture,
-    `classify` the most of each class. A row of zeros is "unknown".
+    It has that part of the interface of `ProductClassifier` that needs neither gradients nor texts: `encode_image`
+    gives the inliers with every gallery picture, `classify` the most of each class. A row of zeros is "unknown".
 
     Args:
         classes: names.

@@ -179,7 +179,7 @@ class NavigatedParts(Pooling):
         part_weight: mu, of the teacher's loss.
         part_reduction: `mean` over the M parts, as in the authors' code, or `sum`, as in the paper.
         whole_weight: of the loss of the classifier that sees the whole picture only.
-        dropout: share of pooled features left out in training.
+        feature_dropout: share of pooled features left out in training.
         navigate: False takes regions at random: what is left of the method without its navigator.
 
     Raises:
@@ -196,7 +196,7 @@ class NavigatedParts(Pooling):
         part_weight: float = 1.0,
         part_reduction: str = "mean",
         whole_weight: float = 1.0,
-        dropout: float = 0.5,
+        feature_dropout: float = 0.5,
         navigate: bool = True,
     ) -> None:
         super().__init__(encoder, n_classes)
@@ -206,7 +206,7 @@ class NavigatedParts(Pooling):
         self.propose, self.parts, self.navigate, self.part_reduction = propose, parts, navigate, part_reduction
         self.ranking_weight, self.part_weight, self.whole_weight = ranking_weight, part_weight, whole_weight
         self.navigator = Navigator(encoder.dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(feature_dropout)
         self.whole_head, self.part_head = nn.Linear(encoder.dim, n_classes), nn.Linear(encoder.dim, n_classes)
         self.dim = encoder.dim * (parts + 1)
 

@@ -20,7 +20,7 @@ def test_render(tmp_path, compare, quick):
         images = len(data.load("synthetic", tmp_path / case, per_class=per_class, size=224, workers=1))
         rate = images / (time.process_time() - start)
         print(f"\nrender: {case} set: {rate:.0f} images a second and core ({images} images)")
-    assert rate >= TARGET
+        assert rate >= TARGET
 
     folders = itertools.count()
 
