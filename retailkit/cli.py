@@ -148,9 +148,8 @@ def fetch(
         from retailkit import models
 
         if not weights:
-            raise UsageError(
-                f"which weights? retailkit fetch weights NAME, one of: {', '.join(sorted(models.BACKBONES))}"
-            )
+            known = ", ".join(sorted([*models.BACKBONES, *models.TRANSFORMERS, *models.KEYPOINT_NETWORKS]))
+            raise UsageError(f"which weights? retailkit fetch weights NAME, one of: {known}")
         print(models.fetch_weights(weights))
     else:
         from retailkit.data import download

@@ -50,9 +50,19 @@ class Evaluation:
         return len(self.labels)
 
     @cached_property
+    def answered(self) -> np.ndarray:
+        """(N,) bool; False where every class is as probable as any other: the classifier does not know."""
+        return np.ptp(self.probs, axis=1) > 0 if len(self.classes) > 1 else np.ones(self.n, bool)
+
+    @property
+    def coverage(self) -> float:
+        """Share of images with an answer."""
+        return float(self.answered.mean())
+
+    @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) predicted class indices."""
-        return self.probs.argmax(1)
+        """(N,) predicted class indices, -1 without an answer: counts as wrong and as no class."""
+        return np.where(self.answered, self.probs.argmax(1), -1)
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -82,7 +92,7 @@ class Evaluation:
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """(K,K) counts; rows are true classes, columns predicted ones."""
+        """(K,K) counts of the answered images; rows are true classes, columns predicted ones."""
         return confusion_matrix(self.labels, self.predicted, labels=np.arange(len(self.classes)))
 
     @property
@@ -90,7 +100,7 @@ class Evaluation:
         """One row a class that occurs: n, accuracy and its Wilson interval, hardest first."""
         rows = []
         for k in np.unique(self.labels):
-            hits, n = int(self.confusion[k, k]), int(self.confusion[k].sum())
+            hits, n = int(self.confusion[k, k]), int((self.labels == k).sum())
             rows.append((self.classes[k], n, hits / n, *wilson(hits, n)))
         frame = pd.DataFrame(rows, columns=["label", "n", "accuracy", "low", "high"])
         return frame.sort_values(["accuracy", "label"], ignore_index=True)
@@ -102,7 +112,7 @@ class Evaluation:
         """
         errors = self.confusion + self.confusion.T
         first, second = np.triu_indices(len(self.classes), k=1)
-        counts, totals = errors[first, second], self.confusion.sum(1)
+        counts, totals = errors[first, second], np.bincount(self.labels, minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")[:top]
         order = order[counts[order] > 0]
         first, second, counts = first[order], second[order], counts[order]
@@ -131,8 +141,8 @@ class Evaluation:
         return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row an image: `row` of the table, `label`, `predicted`, `confidence`, `correct`."""
-        names = np.asarray(self.classes)
+        """Return one row an image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
+        names = np.asarray([*self.classes, ""])
         return pd.DataFrame(
             {
                 "row": self.indices,
@@ -144,11 +154,12 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, float | int | list[float]]:
-        """Return the figures worth a record: top1, macro_f1, n, interval, calibration_error."""
+        """Return the figures worth a record: top1, macro_f1, n, interval, calibration_error, coverage."""
         return {
             "top1": self.top1,
             "macro_f1": self.macro_f1,
             "n": self.n,
             "interval": list(self.interval),
             "calibration_error": self.calibration_error(),
+            "coverage": self.coverage,
         }

@@ -733,10 +733,12 @@ def _stat(path: str) -> list[Any]:
 
 
 def encoder_fingerprint(model: ProductClassifier) -> str:
-    """Return a hash of the weights of a model's encoders and of how it was built."""
-    digest = hashlib.sha256(_digest([type(model).__name__, list(model.modalities)]).encode())
+    """Return a hash of what a model's encoders are: their weights, or all of a model that has none, and their kind."""
+    kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
+    whole = model.image_encoder is None and model.text_encoder is None
+    digest = hashlib.sha256(_digest([*kind, model.build_args if whole else None]).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if "_encoder." in name:
+        if whole or "_encoder." in name:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -72,3 +72,13 @@ def test_bootstrap_covers_the_mean_and_repeats():
     low, high = bootstrap(values, seed=3)
     assert low < 1.0 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.2)
     assert (low, high) == bootstrap(values, seed=3)
+
+
+def test_no_answer_is_no_hit_and_shows_in_the_coverage():
+    """All classes equally probable is "unknown": argmax would silently say the first class."""
+    probs = np.array([[0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    result = Evaluation(probs, np.array([0, 0, 1, 1]), ["a", "b"], np.arange(4))
+    assert result.coverage == 0.5 and result.top1 == 0.5
+    assert result.predicted.tolist() == [-1, 0, -1, 1]
+    assert result.confusion.tolist() == [[1, 0], [0, 1]] and result.per_class["n"].tolist() == [2, 2]
+    assert result.to_frame()["predicted"].tolist() == ["", "a", "", "b"]

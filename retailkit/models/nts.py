@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from retailkit.config import UsageError, pick
+from retailkit.config import UsageError, UserError, pick
 from retailkit.models.encoders import ImageEncoder
 from retailkit.models.pooling import Pooling
 
@@ -263,6 +263,39 @@ class NavigatedParts(Pooling):
     @staticmethod
     def _joined(parts: Tensor, whole: Tensor) -> Tensor:
         return torch.cat([parts.flatten(1), whole], 1)
+
+
+# Our names for those of the authors' checkpoints; what follows the prefix is the same.
+REFERENCE_PREFIXES = {
+    "pretrained_model.fc.": "pooling.whole_head.",
+    "pretrained_model.": "image_encoder.network.",
+    "proposal_net.": "pooling.navigator.",
+    "partcls_net.": "pooling.part_head.",
+    "concat_net.": "head.linear.",
+}
+
+
+def from_reference(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Rename the tensors of a checkpoint of the authors' code to those of our `nts` model.
+
+    The layouts agree: anchors in the same order, parts before the whole picture in the classifier.
+
+    Args:
+        state: their state dict.
+        source: where it comes from, for messages.
+
+    Raises:
+        UserError: a tensor that such a checkpoint does not have, or no classifier at all.
+    """
+    renamed = {}
+    for name, value in state.items():
+        prefix = next((p for p in REFERENCE_PREFIXES if name.startswith(p)), None)
+        if prefix is None:
+            raise UserError(f"{source}: {name!r} is no tensor of the authors' NTS-Net; give their model.ckpt")
+        renamed[REFERENCE_PREFIXES[prefix] + name.removeprefix(prefix)] = value
+    if "head.linear.weight" not in renamed:
+        raise UserError(f"{source}: no tensor 'concat_net.weight', so no checkpoint of NTS-Net; give model.ckpt")
+    return renamed
 
 
 def _random_like(scores: Tensor) -> Tensor:

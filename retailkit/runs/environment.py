@@ -50,7 +50,7 @@ def _weights() -> list[Row]:
     from retailkit.models import encoders
 
     rows = [_try(f"weights {name}", lambda name=name: encoders.find_weights(name)) for name in OFFLINE]
-    return [*rows, _try("weights minilm", lambda: encoders.find_transformer("minilm"))]
+    return [*rows, _try("weights minilm", lambda: encoders.find_folder("minilm"))]
 
 
 def _try(what: str, find: Callable[[], Path]) -> Row:

@@ -7,7 +7,8 @@ import torch
 
 from retailkit import data, models, training
 from retailkit.config import UsageError, UserError
-from retailkit.models import matching
+from retailkit.models import keypoints, matching
+from retailkit.models.keypoints import OPENCV_DETECTORS, build_detector, detect
 
 
 def pattern(seed, side=200):
@@ -24,10 +25,10 @@ def seen_askew(image):
     return cv2.warpPerspective(image, matrix, (width, height))
 
 
-@pytest.mark.parametrize("detector", sorted(matching.DETECTORS))
+@pytest.mark.parametrize("detector", sorted(OPENCV_DETECTORS))
 def test_a_product_seen_askew_is_recognised(detector):
-    gallery = [matching.detect(pattern(seed), detector) for seed in range(3)]
-    query = matching.detect(seen_askew(pattern(1)), detector)
+    gallery = [detect(pattern(seed), OPENCV_DETECTORS[detector]) for seed in range(3)]
+    query = detect(seen_askew(pattern(1)), OPENCV_DETECTORS[detector])
     counts = []
     for known in gallery:
         pairs = matching.mutual_matches(
@@ -39,7 +40,7 @@ def test_a_product_seen_askew_is_recognised(detector):
 
 
 def test_matches_are_opencvs_mutual_ones():
-    one, two = (matching.detect(pattern(seed), "sift").descriptors for seed in (1, 2))
+    one, two = (detect(pattern(seed), OPENCV_DETECTORS["sift"]).descriptors for seed in (1, 2))
     matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
     expected = {(m.queryIdx, m.trainIdx) for m in matcher.match(one.numpy(), two.numpy())}
     (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
@@ -47,7 +48,7 @@ def test_matches_are_opencvs_mutual_ones():
 
 
 def test_the_ratio_test_is_lowes():
-    one, two = (matching.detect(pattern(seed), "sift").descriptors for seed in (1, 2))
+    one, two = (detect(pattern(seed), OPENCV_DETECTORS["sift"]).descriptors for seed in (1, 2))
     (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=0.9)
     (mutual,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
     nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.numpy(), two.numpy(), k=2)
@@ -66,7 +67,7 @@ def test_padding_never_matches():
 def test_binary_descriptors_keep_the_hamming_order():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 256, (6, 32), np.uint8)
-    similarity = matching.signs(bits) @ matching.signs(bits).T
+    similarity = keypoints.signs(bits) @ keypoints.signs(bits).T
     hamming = np.unpackbits(bits[:, None] ^ bits[None], axis=2).sum(2)
     assert np.allclose(similarity, 1 - 2 * hamming / 256, atol=1e-6)
 
@@ -107,7 +108,7 @@ def test_a_product_without_keypoints_is_unknown(shop):
 
 def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
     model = models.build("matching", shop.classes)
-    monkeypatch.setattr(model, "_describe", lambda image: matching.Keypoints(torch.zeros(0, 2), torch.zeros(0, 1)))
+    monkeypatch.setattr(model, "_describe", lambda image: keypoints.Keypoints(torch.zeros(0, 2), torch.zeros(0, 1)))
     with pytest.raises(UserError, match="no keypoint on any"):
         model.prepare(shop.split("val", 240))
 
@@ -119,3 +120,55 @@ def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
 def test_wrong_options_are_named(options, says):
     with pytest.raises(UsageError, match=says):
         models.build("matching", ["a"], **options)
+
+
+@pytest.fixture(scope="module")
+def superpoint_folder(tmp_path_factory):
+    """A SuperPoint of random weights, as the hub lays it out."""
+    from transformers import SuperPointConfig, SuperPointForKeypointDetection
+
+    folder = tmp_path_factory.mktemp("superpoint")
+    torch.manual_seed(0)
+    SuperPointForKeypointDetection(SuperPointConfig()).save_pretrained(folder)
+    return folder
+
+
+def test_superpoint_loads_from_a_folder(superpoint_folder):
+    found = detect(pattern(1), build_detector("superpoint", superpoint_folder), limit=50)
+    assert 10 < len(found.points) <= 50
+    assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(len(found.points)), atol=1e-5)
+    assert found.points.min() >= 0 and found.points.max() < 200, "points stay in pixels of the original"
+
+
+def test_a_matcher_with_superpoint_keeps_its_network_in_the_checkpoint(shop, superpoint_folder, tmp_path):
+    model = models.build("matching", shop.classes, detector="superpoint", weights=superpoint_folder, keypoints=40)
+    history = training.fit(model, shop.split("val", 96))
+    path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
+    again, _, _ = training.load_checkpoint(path)
+    image = shop.split("test", 96)[0].image[None]
+    assert torch.equal(again.encode_image(image).values, model.encode_image(image).values)
+
+
+def test_without_superpoints_weights_the_command_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"superpoint.*non-commercial.*retailkit fetch weights superpoint"):
+        build_detector("superpoint")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        build_detector("superpoint", tmp_path / "other")
+
+
+def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    model = models.build("matching", shop.classes)
+    model.prepare(shop.split("train", 240))
+    test = shop.split("test", 240)
+    direct = training.evaluate(model, test)
+    config = training.TrainConfig()
+    kept = training.evaluate(model, training.encode_cached(model, test, 1, config))
+    assert np.array_equal(direct.probs, kept.probs)
+    monkeypatch.setattr(model, "_describe", None)
+    assert np.array_equal(training.evaluate(model, training.encode_cached(model, test, 1, config)).probs, direct.probs)
+    other = models.build("matching", shop.classes, ratio=1)
+    other.prepare(shop.split("train", 240))
+    assert training.encoder_fingerprint(other) != training.encoder_fingerprint(model), "its settings count too"

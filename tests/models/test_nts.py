@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torchvision.ops import box_iou
 
 from retailkit import models
-from retailkit.config import UsageError
+from retailkit.config import UsageError, UserError
 from retailkit.models import nts
 
 CLASSES = ["lean", "extra lean", "medium"]
@@ -142,3 +142,49 @@ def test_random_regions_are_the_same_each_time():
 def test_other_models_have_no_regions():
     with pytest.raises(UsageError, match="chooses no regions"):
         models.build("image", CLASSES, "resnet18", weights=None).regions(torch.rand(1, 3, 64, 64))
+
+
+def reference_state(n_classes=5, parts=2):
+    """A made-up state dict in the layout of the authors' checkpoints, on a small trunk."""
+    trunk = models.BACKBONES["resnet18"]
+    network = models.build("image", ["a"], "resnet18", weights=None).image_encoder.network
+    state = {f"pretrained_model.{k}": torch.randn_like(v.float()) * 0.05 for k, v in network.state_dict().items()}
+    state |= {f"proposal_net.{k}": v for k, v in nts.Navigator(trunk.dim).state_dict().items()}
+    layers = {"pretrained_model.fc": trunk.dim, "partcls_net": trunk.dim, "concat_net": trunk.dim * (parts + 1)}
+    for name, width in layers.items():
+        state |= {f"{name}.weight": torch.randn(n_classes, width), f"{name}.bias": torch.randn(n_classes)}
+    return {k: v.abs() if k.endswith("running_var") else v for k, v in state.items()}
+
+
+def test_a_checkpoint_of_the_authors_code_is_loaded(tmp_path):
+    state = reference_state()
+    torch.save({"epoch": 3, "net_state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "model.ckpt")
+    model = models.load_nts_checkpoint(tmp_path / "model.ckpt", backbone="resnet18")
+    assert model.pooling.parts == 2 and model.input_size == 448 and len(model.classes) == 5
+    assert torch.equal(model.pooling.navigator.tidy2.weight, state["proposal_net.tidy2.weight"])
+    assert torch.equal(model.pooling.whole_head.bias, state["pretrained_model.fc.bias"])
+    # The classifier sees the best part first and the whole picture last, as theirs does.
+    image = torch.rand(1, 3, 96, 96)
+    encoder = model.image_encoder
+    with torch.no_grad():
+        boxes = model.regions(image).boxes[:, :2]
+        parts = encoder(nts.cut(image, boxes, 48, encoder.mean).flatten(0, 1)).flatten()
+        joined = torch.cat([parts, encoder(image)[0]])
+        expected = state["concat_net.weight"] @ joined + state["concat_net.bias"]
+        assert torch.allclose(model(image)[0], expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"concat_net.weight": None}, "no tensor 'concat_net.weight'"),
+        ({"extra.weight": torch.ones(1)}, "'extra.weight' is no tensor"),
+        ({"proposal_net.down2.bias": None}, "down2.bias should be"),
+        ({"partcls_net.weight": torch.ones(4, 512)}, "part_head.weight should be"),
+    ],
+)
+def test_another_checkpoint_is_refused(tmp_path, change, says):
+    state = {k: v for k, v in (reference_state() | change).items() if v is not None}
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=says):
+        models.load_nts_checkpoint(tmp_path / "model.pth", backbone="resnet18")
