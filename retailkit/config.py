@@ -61,6 +61,11 @@ class Profile:
         finetune_size: input side then; test pictures keep the encoder's own.
         per_class: images a class that the built-in data set renders (train, val, test).
         ocr_limit: images the OCR engine reads at most; None reads all.
+        seeds: repetitions of a comparison.
+        views: augmented views of a training picture, for heads on frozen features.
+        nts_size: side of the pictures that NTS-Net looks at.
+        nts_epochs: passes over the training split for it.
+        nts_frozen: only its navigator and heads learn, not its backbone.
     """
 
     backbone: str
@@ -69,11 +74,16 @@ class Profile:
     finetune_size: int
     per_class: tuple[int, int, int]
     ocr_limit: int | None
+    seeds: int
+    views: int
+    nts_size: int
+    nts_epochs: int
+    nts_frozen: bool
 
 
 PROFILES = {
-    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240),
-    "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None),
+    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240, 1, 3, 128, 3, True),
+    "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None, 3, 8, 160, 6, False),
 }
 
 

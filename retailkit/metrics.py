@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,25 @@ def bootstrap(values: np.ndarray, statistic=np.mean, n: int = 2000, level: float
     rng = np.random.default_rng(seed)
     draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(n)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def crossed_bootstrap(values: np.ndarray, n: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Return the percentile bootstrap interval of the mean over pictures and seeds, both drawn with replacement.
+
+    Args:
+        values: (P,S), a picture a row and a seed a column; NaN where a seed did not see a picture (another fold).
+        n: draws.
+        level: of the interval.
+        seed: of the draws.
+    """
+    values = np.asarray(values, dtype=float)
+    there = ~np.isnan(values)
+    rng = np.random.default_rng(seed)
+    pictures, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=n) for k in values.shape)
+    totals = np.einsum("np,ps,ns->n", pictures, np.where(there, values, 0), seeds, optimize=True)
+    counts = np.einsum("np,ps,ns->n", pictures, there.astype(float), seeds, optimize=True)
+    low, high = np.quantile(totals[counts > 0] / counts[counts > 0], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -163,3 +183,58 @@ class Evaluation:
             "calibration_error": self.calibration_error(),
             "coverage": self.coverage,
         }
+
+
+def hits(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """Return what several seeds got right: a picture (row of the data set) a row, a seed a column, NaN if not seen."""
+    return pd.DataFrame({k: pd.Series(e.correct.astype(float), index=e.indices) for k, e in enumerate(evaluations)})
+
+
+def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = None) -> pd.DataFrame:
+    """Return one row a method, pooled over its seeds.
+
+    Args:
+        rows: name -> one evaluation a seed; with folds each seed has other pictures.
+        baseline: name of the method that the others are compared with, picture by picture and seed by seed.
+
+    Returns:
+        Columns `name`, `accuracy`, `low`, `high`, `macro_f1`, `confidence`, `calibration_error`, `coverage`, `n`
+        (pictures), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`.
+    """
+    table = []
+    for name, runs in rows.items():
+        right = hits(runs)
+        facts = {
+            "name": name,
+            "accuracy": float(np.nanmean(right)),
+            **dict(zip(("low", "high"), crossed_bootstrap(right.to_numpy()), strict=True)),
+            "macro_f1": float(np.mean([e.macro_f1 for e in runs])),
+            "confidence": float(np.mean([e.probs.max(1).mean() for e in runs])),
+            "calibration_error": float(np.mean([e.calibration_error() for e in runs])),
+            "coverage": float(np.mean([e.coverage for e in runs])),
+            "n": len(right),
+            "seeds": len(runs),
+        }
+        if baseline is not None:
+            low, high = gain_interval(runs, rows[baseline])
+            facts |= {"gain": gain(runs, rows[baseline]), "gain_low": low, "gain_high": high}
+        table.append(facts)
+    return pd.DataFrame(table)
+
+
+def gain(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> float:
+    """Return the mean difference in accuracy over the pictures and seeds that both saw."""
+    return float(np.nanmean(_difference(ours, theirs)))
+
+
+def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> Interval:
+    """Return the 95 % interval of `gain`, paired by picture and seed; see `crossed_bootstrap`."""
+    return crossed_bootstrap(_difference(ours, theirs))
+
+
+def _difference(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> np.ndarray:
+    """Return (P,S) differences; a method without randomness has one column, which stands beside every other."""
+    a, b = hits(ours), hits(theirs)
+    if b.shape[1] == 1:
+        return a.sub(b[0], axis=0).to_numpy()
+    return ((a if a.shape[1] > 1 else pd.concat([a[0]] * b.shape[1], axis=1, keys=b.columns)) - b).to_numpy()

@@ -339,3 +339,91 @@ def probabilities(
     ax.set(xlim=(0, 1), xlabel="probability")
     ax.tick_params(axis="y", labelsize=8)
     return ax
+
+
+def boxes(
+    image: Any, boxes: Any, strengths: Any | None = None, ax: Axes | None = None, title: str = "", colour: str = BAD
+) -> Axes:
+    """Draw boxes over a picture: the regions of NTS-Net, the windows of LCA.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        boxes: (N,4) as x0, y0, x1, y1 in pixels; they may overhang.
+        strengths: (N,) of each; the strongest gets the thickest line, None draws all alike with their rank.
+        ax: where to draw.
+        title: above the picture.
+        colour: of the lines.
+    """
+    ax = picture(image, title, ax)
+    height, width = np.asarray(image).shape[1:]
+    share = np.ones(len(boxes)) if strengths is None else np.abs(strengths) / max(np.abs(strengths).max(), 1e-9)
+    for rank, ((x0, y0, x1, y1), s) in enumerate(zip(np.asarray(boxes, dtype=float), share, strict=True), start=1):
+        ax.add_patch(
+            Rectangle(
+                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=0.5 + 1.7 * s, alpha=0.4 + 0.6 * s
+            )
+        )
+        if strengths is None:
+            ax.text(max(x0, 0) + 2, max(y0, 0) + 2, str(rank), fontsize=7, color=colour, va="top", fontweight="bold")
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return ax
+
+
+def window_map(
+    image: Any, boxes: Any, contributions: Any, ax: Axes | None = None, title: str = "", top: int = 3
+) -> Axes:
+    """Lay over a picture what the windows of LCA say for a class, each spread over its area, and frame the `top`.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        boxes: (N,4) as x0, y0, x1, y1 in pixels.
+        contributions: (N,) to the logit of the class.
+        ax: where to draw.
+        title: above the picture.
+        top: windows to frame, those that say most for the class.
+    """
+    boxes, contributions = np.asarray(boxes), np.asarray(contributions, dtype=float)
+    height, width = np.asarray(image).shape[1:]
+    spread = np.zeros((height, width))
+    for (x0, y0, x1, y1), c in zip(boxes, contributions, strict=True):
+        spread[y0:y1, x0:x1] += c / ((x1 - x0) * (y1 - y0))
+    ax = attribution(image, spread - np.median(spread), ax, title=title)
+    for x0, y0, x1, y1 in boxes[np.argsort(-contributions)[:top]]:
+        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=BAD, linewidth=1.4))
+    return ax
+
+
+def matches(query: Any, gallery: Any, source: Any, target: Any, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw lines between matched points of two pictures laid side by side.
+
+    Args:
+        query: (3,H,W) in [0,1].
+        gallery: the same, of the same size.
+        source: (N,2) x, y in the query.
+        target: (N,2) x, y in the gallery picture.
+        ax: where to draw.
+        title: above the pictures.
+    """
+    width = np.asarray(query).shape[2]
+    ax = picture(np.concatenate([np.asarray(query), np.asarray(gallery)], axis=2), title, _axes(ax, (6, 3)))
+    for (x0, y0), (x1, y1) in zip(np.asarray(source), np.asarray(target), strict=True):
+        ax.plot([x0, x1 + width], [y0, y1], color=GOOD, linewidth=0.7, alpha=0.8)
+    return ax
+
+
+def curves(table: pd.DataFrame, x: str, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Draw accuracy with its interval against `x`, one line a name.
+
+    Args:
+        table: columns `name`, `accuracy`, `low`, `high` and `x`.
+        x: its column on the horizontal axis.
+        xlabel: its label.
+        ax: where to draw.
+    """
+    ax = _axes(ax, (5.5, 3.6))
+    for (name, part), colour in zip(table.groupby("name", sort=False), COLOURS, strict=False):
+        ax.plot(part[x], part["accuracy"], "o-", color=colour, label=name, markersize=4)
+        ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
+    ax.set(xlabel=xlabel, ylabel="accuracy (95 % interval)", ylim=(0, 1))
+    ax.legend(fontsize=8)
+    return ax

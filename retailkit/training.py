@@ -187,10 +187,17 @@ def _move(features: Features | None, device: str | torch.device) -> Features | N
 
 
 class EncodedDataset(torch.utils.data.Dataset):
-    """A split as cached features. `index` may be a list: the loader then draws whole batches."""
+    """A split as cached features. `index` may be a list: the loader then draws whole batches.
 
-    def __init__(self, image: Features | None, text: Features | None, labels: Tensor) -> None:
+    Attributes:
+        rows: (N,) rows of the data set's table.
+    """
+
+    def __init__(
+        self, image: Features | None, text: Features | None, labels: Tensor, rows: np.ndarray | None = None
+    ) -> None:
         self.image, self.text, self.labels = image, text, labels
+        self.rows = np.arange(len(labels)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,31 +211,38 @@ def _rows(features: Features | None, rows: Tensor) -> Features | None:
     return None if features is None else Features(features.values[rows], features.available[rows])
 
 
-def encode(model: ProductClassifier, dataset: ProductDataset, bf16: bool = False) -> EncodedDataset:
-    """Run the model's encoders over a split once.
+def encode(
+    model: ProductClassifier,
+    dataset: ProductDataset,
+    bf16: bool = False,
+    see: Callable[[Tensor], Features] | None = None,
+) -> EncodedDataset:
+    """Run the model's encoders over a split once, in evaluation mode.
 
     Args:
-        model: its `encode_image` and `encode_text` are used as they are, in evaluation mode.
+        model: its `encode_text` is used as it is.
         dataset: the split, at the size it was made with.
         bf16: compute in bfloat16 where the device is faster so.
+        see: what encodes images (B,3,H,W); None takes `model.encode_frozen`, whose result further training may use.
+            `model.encode_image` gives finished features.
 
     Returns:
         Float32 features on the CPU, in the order of `dataset`.
     """
     where, images, texts = device(), [], []
-    model = model.to(where)
+    model, see = model.to(where), see or model.encode_frozen
     with _evaluating(model), _autocast(where, bf16):
         for batch in tqdm(_loader(dataset, 32), desc="encode", mininterval=2, leave=False, disable=len(dataset) < 100):
             batch = batch.to(where)
             if "image" in model.modalities:
-                images.append(_to_cpu(model.encode_frozen(batch.images)))
+                images.append(_to_cpu(see(batch.images)))
             if "text" in model.modalities:
                 texts.append(_to_cpu(model.encode_text(batch.texts)))
-    return EncodedDataset(_joined(images), _joined(texts), torch.tensor(dataset.labels))
+    return EncodedDataset(_joined(images), _joined(texts), torch.tensor(dataset.labels), dataset.rows)
 
 
 def _to_cpu(features: Features) -> Features:
-    return Features(features.values.float().cpu(), features.available.cpu())
+    return Features(features.values.float().cpu().contiguous(), features.available.cpu())
 
 
 def _joined(parts: list[Features]) -> Features | None:
@@ -246,13 +260,15 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
         [
             encoder_fingerprint(model),
             data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
-            [dataset.size, dataset.fit, repr(dataset.augment), dataset.condition, views, config.bf16, config.seed],
+            [dataset.size, dataset.fit, repr(dataset.augment), dataset.condition, views, config.bf16],
+            config.seed if dataset.augment else None,
         ]
     )
     path = cache_dir("features") / f"{key}.safetensors"
+    rows = np.tile(dataset.rows, views)
     if path.exists():
         try:
-            return _unpack(safetensors.torch.load_file(path))
+            return _unpack(safetensors.torch.load_file(path), rows)
         except (SafetensorError, KeyError):
             path.unlink()  # cut off by a kill: made again below
     parts = []
@@ -263,9 +279,10 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
         _joined([p.image for p in parts if p.image]),
         _joined([p.text for p in parts if p.text]),
         torch.cat([p.labels for p in parts]),
+        rows,
     )
     with replacing(path) as draft:
-        draft.write_bytes(safetensors.torch.save(_pack(joined)))
+        safetensors.torch.save_file(_pack(joined), draft)
     return joined
 
 
@@ -277,12 +294,12 @@ def _pack(encoded: EncodedDataset) -> dict[str, Tensor]:
     return tensors
 
 
-def _unpack(tensors: dict[str, Tensor]) -> EncodedDataset:
+def _unpack(tensors: dict[str, Tensor], rows: np.ndarray) -> EncodedDataset:
     def features(name: str) -> Features | None:
         values = tensors.get(f"{name}.values")
         return None if values is None else Features(values, tensors[f"{name}.available"])
 
-    return EncodedDataset(features("image"), features("text"), tensors["labels"])
+    return EncodedDataset(features("image"), features("text"), tensors["labels"], rows)
 
 
 # -- The loop.
@@ -531,7 +548,7 @@ def evaluate(
             for rows in torch.arange(len(dataset)).split(POOLED_AT_ONCE):
                 part = dataset[rows.tolist()].to(where)
                 probs.append(model.classify(model.pool(part.image), part.text).float().softmax(-1))
-            labels, indices = dataset.labels.numpy(), np.arange(len(dataset))
+            labels, indices = dataset.labels.numpy(), dataset.rows
         else:
             loader = _loader(dataset, batch_size)
             for batch in tqdm(loader, desc="evaluate", mininterval=2, leave=False, disable=len(dataset) < 100):

@@ -6,14 +6,27 @@ A notebook asks for data and models by profile here, so that fifteen notebooks a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
 from retailkit import data as datasets
-from retailkit import training
+from retailkit import models, training
 from retailkit.config import profile
 from retailkit.data import ocr
-from retailkit.data.table import ProductData
+from retailkit.data.table import ProductData, ProductDataset
+from retailkit.metrics import Evaluation
+from retailkit.models import ProductClassifier
 from retailkit.training import TrainConfig, TrainSpec
 
 
@@ -110,9 +123,224 @@ def finetune(
     )
 
 
+def packshot_head(
+    dataset: str,
+    root: str | Path | None,
+    model: str,
+    backbone: str,
+    seed: int,
+    size: int = 160,
+    criterion: str = "cross_entropy",
+    criterion_options: dict[str, Any] | None = None,
+    epochs: int = 10,
+    **options: Any,
+) -> TrainSpec:
+    """Return a head that learns from augmented packshots on features of a frozen backbone; see `resample`.
+
+    Args:
+        dataset: name in `data.DATASETS`.
+        root: its folder.
+        model: `image` or `lca`.
+        backbone: whose features or maps.
+        seed: of the head, the order of images and augmentation.
+        size: side of training and test pictures.
+        criterion: name in `losses.CRITERIA`.
+        criterion_options: its options.
+        epochs: passes over all views.
+        **options: of the model, such as `width` of `lca`.
+    """
+    return TrainSpec(
+        dataset=dataset,
+        root=str(root) if root else None,
+        model=model,
+        model_options={"backbone": backbone, **options},
+        size=size,
+        config=TrainConfig(
+            epochs=epochs,
+            batch_size=64,
+            lr=1e-3,
+            criterion=criterion,
+            criterion_options=criterion_options or {},
+            augment="packshot",
+            train_size=size,
+            seed=seed,
+        ),
+    )
+
+
+def resample(data: ProductData, times: int, seed: int) -> ProductData:
+    """Return `data` with a bootstrap sample of its training pictures, `times` as many as there are.
+
+    Few packshots under random augmentation: each occurs about `times` times, each time looking different.
+    """
+    train = np.flatnonzero(data.table["split"] == "train")
+    rest = np.flatnonzero(data.table["split"] != "train")
+    drawn = np.random.default_rng(seed).choice(train, times * len(train))
+    return data.select(np.concatenate([np.sort(drawn), rest]))
+
+
+def folds(data: ProductData, count: int = 5, clusters: int = 5, seed: int = 0) -> np.ndarray:
+    """Deal the pictures of `data` into folds so that those that look alike stay together.
+
+    Photos of one shop are near-copies of each other, and a fold that holds the copy of a training photo tests memory.
+    So each class is cut into `clusters` of similar pictures (Ward linkage of frozen EfficientNet-Lite0 features), and
+    whole clusters go to a fold.
+
+    Args:
+        data: all of its pictures are dealt, whatever their split.
+        count: folds.
+        clusters: in each class; fewer are harder.
+        seed: of the dealing.
+
+    Returns:
+        (N,) fold of each row, 0 to count - 1.
+    """
+    model = models.build("image", data.classes)
+    everything = data.split("+".join(data.splits), model.input_size)
+    seen = training.encode_cached(model, everything, 1, TrainConfig()).image.values
+    vectors, labels = torch.nn.functional.normalize(seen, dim=1).numpy(), everything.labels
+    groups = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        size = min(clusters, len(rows))
+        parts = AgglomerativeClustering(size).fit_predict(vectors[rows]) if size > 1 else 0
+        groups[rows] = label * clusters + parts
+    dealt = np.empty(len(data), dtype=int)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for fold, (_, rows) in enumerate(splitter.split(vectors, labels, groups)):
+        dealt[everything.rows[rows]] = fold
+    return dealt
+
+
+def repetition(data: ProductData, seed: int, count: int = 5) -> ProductData:
+    """Return the data of one repetition: as they are where there is a test split, else with a fold as the test split.
+
+    Args:
+        data: the data set.
+        seed: of the repetition; it decides the fold, so that five seeds see every picture once.
+        count: folds; see `folds`.
+    """
+    if "test" in data.splits:
+        return data
+    split = np.where(folds(data, count) == seed % count, "test", "train")
+    return replace(data, table=data.table.assign(split=split))
+
+
+def navigated(
+    dataset: str,
+    root: str | Path | None,
+    profile_name: str,
+    seed: int,
+    model: str = "nts",
+    size: int = 0,
+    epochs: int = 0,
+    **options: Any,
+) -> TrainSpec:
+    """Return NTS-Net, or the plain backbone trained alike (`model="image"`).
+
+    Args:
+        dataset: name in `data.DATASETS`.
+        root: its folder.
+        profile_name: gives size, epochs, and whether the backbone learns.
+        seed: of the weights, the order of images and augmentation.
+        model: `nts` or `image`.
+        size: side of training and test pictures; 0 takes the profile's.
+        epochs: passes over the training split; 0 takes the profile's.
+        **options: of the model, such as `propose`, `parts` and `navigate`.
+    """
+    chosen = profile(profile_name)
+    size = size or chosen.nts_size
+    config = TrainConfig(
+        mode="finetune",
+        epochs=epochs or chosen.nts_epochs,
+        batch_size=16,
+        lr=1e-3,
+        augment="light",
+        train_size=size,
+        criterion="cross_entropy",
+        seed=seed,
+    )
+    return TrainSpec(
+        dataset=dataset,
+        root=str(root) if root else None,
+        model=model,
+        model_options={"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen, **options},
+        size=size,
+        config=config,
+    )
+
+
+def by_parts(
+    model: ProductClassifier, train: ProductDataset, test: ProductDataset, counts: Sequence[int]
+) -> dict[int, Evaluation]:
+    """Judge how many parts of an `nts` model are worth looking at: one logistic regression for each number.
+
+    All of them share the backbone and the navigator, so that only K differs; K = 0 sees the whole picture alone.
+
+    Args:
+        model: with an `nts` pooling, or a plain one, which has no parts.
+        train: pictures to fit on, without augmentation.
+        test: pictures to judge on.
+        counts: values of K, at most the model's own.
+    """
+    seen = [training.encode(model, split, bf16=True, see=model.encode_image) for split in (train, test)]
+    width = model.image_encoder.dim
+    fitted, judged = (s.image.values.unflatten(1, (-1, width)).numpy() for s in seen)  # (N,K+1,D), the whole last
+    results = {}
+    for count in counts:
+        regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+        chosen = [*range(count), -1]
+        regression.fit(fitted[:, chosen].reshape(len(fitted), -1), train.labels)
+        probs = np.zeros((len(judged), len(test.classes)))
+        probs[:, regression.classes_] = regression.predict_proba(judged[:, chosen].reshape(len(judged), -1))
+        results[count] = Evaluation(probs, test.labels, list(test.classes), test.rows)
+    return results
+
+
+def region_facts(model: ProductClassifier, dataset: ProductDataset, seed: int = 0) -> pd.DataFrame:
+    """Say where the regions of an `nts` model lie and what the teacher makes of them, a picture a row.
+
+    Args:
+        model: with an `nts` pooling.
+        dataset: a split; its masks are used where there are any.
+        seed: of the control, which lays a picture's regions over another picture.
+
+    Returns:
+        Columns `part_right` (share of the K regions that the teacher classifies rightly by themselves), `on_product`
+        (share of their area) and `on_other` (the same boxes over another picture's product); the last two are NaN
+        without masks.
+    """
+    rows, boxes, masks = [], [], []
+    for start in range(0, len(dataset), 32):
+        samples = [dataset[i] for i in range(start, min(start + 32, len(dataset)))]
+        found, logits = model.pooling.judge(model.image_encoder, torch.stack([s.image for s in samples]))
+        labels = torch.tensor([s.label for s in samples])
+        rows += (logits.argmax(2) == labels[:, None])[:, : model.pooling.parts].float().mean(1).tolist()
+        boxes.append(found.boxes[:, : model.pooling.parts])
+        masks += [s.mask for s in samples]
+    table = pd.DataFrame({"part_right": rows, "on_product": np.nan, "on_other": np.nan})
+    if all(mask is not None for mask in masks):
+        places, products = torch.cat(boxes), torch.stack(masks)[:, 0]
+        others = np.random.default_rng(seed).permutation(len(table))
+        table["on_product"] = _share_inside(products, places)
+        table["on_other"] = _share_inside(products[others], places)
+    return table
+
+
+def _share_inside(masks: torch.Tensor, boxes: torch.Tensor) -> np.ndarray:
+    """Return (N,) mean share of the visible area of boxes (N,K,4) that is True in masks (N,H,W)."""
+    sums = torch.nn.functional.pad(masks.long().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    x0, y0, x1, y1 = boxes.clamp(0, masks.shape[-1]).unbind(-1)
+    n = torch.arange(len(boxes))[:, None]
+    inside = sums[n, y1, x1] - sums[n, y0, x1] - sums[n, y1, x0] + sums[n, y0, x0]
+    return (inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)).mean(1).numpy()
+
+
 def prepare(profile_name: str = "fast", dataset: str = "synthetic", root: str | Path | None = None) -> None:
     """Do once what every notebook needs: render or find the pictures, read words, encode features, fit the probe."""
     data = load(dataset, root, profile_name)
+    if dataset == "synthetic":
+        load(dataset, root, profile_name, regime="packshot")
     read(data, profile_name)
     model, _ = training.fit_or_load(probe(dataset, root, profile_name), data)
     if "test" in data.splits:

@@ -196,7 +196,7 @@ def packshot_policy(size: int) -> v2.Transform:
             v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.8, 1.25), antialias=True),  # small pictures are fast
             OnShelf(),
             v2.RandomPerspective(0.3, p=0.5, fill={tv_tensors.Image: 128, "others": 0}),
-            v2.ColorJitter((0.4, 1.2), 0.3, 0.3, 0.02),
+            v2.ColorJitter((0.4, 1.2), 0.3, 0.3),
             v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.8))], 0.3),
             LoseResolution(),
             v2.RandomErasing(p=0.3, scale=(0.02, 0.15)),

@@ -236,6 +236,31 @@ class ProductClassifier(nn.Module):
             raise UsageError("this model chooses no regions; build it with pooling='nts'")
         return self.pooling.regions(self.image_encoder, images)
 
+    def speakers(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Say how much each window of an `lca` pooling adds to the logits of `labels (B,)`.
+
+        Args:
+            images: (B,3,H,W) in [0,1].
+            labels: (B,) classes to speak for.
+
+        Returns:
+            Boxes (N,4) as x0, y0, x1, y1 in pixels, and contributions (B,N).
+
+        Raises:
+            UsageError: another pooling has no windows.
+        """
+        if not isinstance(self.pooling, LocalConceptsAccumulation):
+            raise UsageError("this model has no windows; build it with pooling='lca'")
+        with torch.no_grad():
+            maps = self.pooling.look(self.image_encoder, images)
+            pooled = self.pooling.pool(maps)
+        pooled.requires_grad_()
+        logits = self.classify(Features(pooled, torch.ones(len(pooled), dtype=torch.bool, device=pooled.device)))
+        (direction,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), pooled)
+        with torch.no_grad():
+            boxes, contributions = self.pooling.speakers(maps, direction)
+        return boxes * self.image_encoder.stride, contributions
+
     def training_loss(self, batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return the loss of one batch: that of the logits, and what the pooling learns from besides."""
         image, further = None, 0.0

@@ -57,14 +57,13 @@ def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float)
     return torch.where(good, nearest, -1)
 
 
-def inliers(source: np.ndarray, target: np.ndarray, tolerance: float = 5.0) -> int:
-    """Count matches (N,2) that one plausible homography explains, 0 where there is none."""
+def inliers(source: np.ndarray, target: np.ndarray, tolerance: float = 5.0) -> np.ndarray:
+    """Return which matches (N,2) one plausible homography explains, (N,) bool; none where there is no such one."""
+    none = np.zeros(len(source), dtype=bool)
     if len(source) < 4:
-        return 0
+        return none
     matrix, kept = cv2.findHomography(source, target, cv2.USAC_MAGSAC, tolerance, maxIters=1000, confidence=0.995)
-    if matrix is None or not _plausible(matrix, source):
-        return 0
-    return int(kept.sum())
+    return kept[:, 0] > 0 if matrix is not None and _plausible(matrix, source) else none
 
 
 def _plausible(matrix: np.ndarray, source: np.ndarray) -> bool:
@@ -194,16 +193,30 @@ class KeypointMatcher(nn.Module):
         pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         return detect(pixels, self.detector, self.keypoints)
 
+    def matched(self, image: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the gallery picture that an image (3,H,W) matches best, and the points (N,2) of both that agree."""
+        query = self._describe(image)
+        best = int(self._inliers(query).argmax())
+        source, target = self._pair(query, best, self._matches(query)[best])
+        kept = inliers(source, target, self.tolerance)
+        return best, source[kept], target[kept]
+
+    def _matches(self, query: Keypoints) -> Tensor:
+        """Return (G,Q) index of the matching point in each gallery picture, -1 for none."""
+        chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
+        return torch.cat([mutual_matches(query.descriptors, d, c, self.ratio) for d, c in chunks])
+
+    def _pair(self, query: Keypoints, g: int, partners: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        here = partners >= 0
+        return query.points[here].numpy(), self.points[g, partners[here]].numpy()
+
     def _inliers(self, query: Keypoints) -> Tensor:
         """Return (G,) inliers, and a fraction below one that breaks ties by the number of mutual matches."""
         scores = torch.zeros(len(self.labels))
         if not len(query.points):
             return scores
-        chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
-        pairs = torch.cat([mutual_matches(query.descriptors, d, c, self.ratio) for d, c in chunks])
+        pairs = self._matches(query)
         matches = (pairs >= 0).sum(1)
         for g in matches.argsort(descending=True, stable=True)[: self.shortlist].tolist():
-            here = pairs[g] >= 0
-            source, target = query.points[here].numpy(), self.points[g, pairs[g][here]].numpy()
-            scores[g] = inliers(source, target, self.tolerance)
+            scores[g] = int(inliers(*self._pair(query, g, pairs[g]), self.tolerance).sum())
         return scores + (scores > 0) * matches / (1 + matches.max())

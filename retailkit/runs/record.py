@@ -119,7 +119,10 @@ class Run:
         if not unit and better != "none" and abs(value) > 1:
             raise ValueError(f"metric {name!r} is {value:g}; record fractions, never percentages, or name its unit")
         entry = {"value": float(value), "better": better} | ({"unit": unit} if unit else {})
-        entry |= {k: v for k, v in (("n", n), ("chance", chance)) if v is not None}
+        if n is not None:
+            entry["n"] = int(n)
+        if chance is not None:
+            entry["chance"] = float(chance)
         if interval is not None:
             entry["interval"] = [float(interval[0]), float(interval[1])]
         self.record["metrics"][name] = entry

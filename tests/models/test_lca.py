@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from retailkit import models
 from retailkit.config import UsageError
 from retailkit.models.lca import LocalConceptsAccumulation, windows
 
@@ -85,3 +86,16 @@ def test_a_single_cell_has_no_window():
     with pytest.raises(UsageError, match="include_1x1"):
         layer().pool(torch.randn(1, 6, 1, 1))
     assert layer(include_1x1=True).pool(torch.randn(1, 6, 1, 1)).shape == (1, 6)
+
+
+def test_the_windows_that_spoke_for_a_class_add_up_to_its_logit():
+    model = models.build("lca", ["a", "b", "c"], "resnet18", weights=None, width=6).eval()
+    torch.nn.init.normal_(model.head.linear.weight)
+    images, labels = torch.rand(2, 3, 96, 96), torch.tensor([2, 0])
+    boxes, contributions = model.speakers(images, labels)
+    logits = model(images).gather(1, labels[:, None])[:, 0]
+    bias = model.head.linear.bias[labels]
+    assert torch.allclose(contributions.sum(1) + bias, logits, atol=1e-5)
+    assert boxes.max() == 96 and contributions.shape == (2, len(boxes))
+    with pytest.raises(UsageError, match="pooling='lca'"):
+        models.build("image", ["a"], "resnet18", weights=None).speakers(images, labels)

@@ -35,7 +35,7 @@ def test_a_product_seen_askew_is_recognised(detector):
             query.descriptors, known.descriptors[None], torch.tensor([len(known.points)]), 0.9
         )
         here = pairs[0] >= 0
-        counts.append(matching.inliers(query.points[here].numpy(), known.points[pairs[0][here]].numpy()))
+        counts.append(matching.inliers(query.points[here].numpy(), known.points[pairs[0][here]].numpy()).sum())
     assert counts[1] >= 15 and counts[1] > 2 * max(counts[0], counts[2])
 
 
@@ -74,9 +74,9 @@ def test_binary_descriptors_keep_the_hamming_order():
 
 def test_a_mirrored_match_does_not_count():
     points = np.random.default_rng(0).uniform(0, 100, (20, 2)).astype(np.float32)
-    assert matching.inliers(points, points * 1.2 + 5) == 20
-    assert matching.inliers(points, points * [-1, 1]) == 0
-    assert matching.inliers(points[:3], points[:3]) == 0
+    assert matching.inliers(points, points * 1.2 + 5).sum() == 20
+    assert not matching.inliers(points, points * [-1, 1]).any()
+    assert not matching.inliers(points[:3], points[:3]).any()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,15 @@ def test_it_is_a_classifier_like_the_others(shop, tmp_path):
     again, _, _ = training.load_checkpoint(path)
     image = shop.split("test", 240)[0].image[None]
     assert torch.equal(again(image), model(image))
+
+
+def test_the_matched_points_lie_on_the_best_gallery_picture(shop):
+    model = models.build("matching", shop.classes)
+    train = shop.split("train", 240)
+    model.prepare(train)
+    best, source, target = model.matched(train[3].image)
+    assert best == 3 and len(source) > 20
+    assert np.allclose(source, target, atol=1), "a picture matches itself point by point"
 
 
 def test_a_product_without_keypoints_is_unknown(shop):
