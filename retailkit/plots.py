@@ -427,3 +427,22 @@ def curves(table: pd.DataFrame, x: str, xlabel: str, ax: Axes | None = None) -> 
     ax.set(xlabel=xlabel, ylabel="accuracy (95 % interval)", ylim=(0, 1))
     ax.legend(fontsize=8)
     return ax
+
+
+def accuracy_grid(table: pd.DataFrame, rows: str, columns: str, ax: Axes | None = None) -> Axes:
+    """Draw accuracy as a grid of numbers.
+
+    Args:
+        table: columns `accuracy`, `n`, and those named by `rows` and `columns`.
+        rows: its column with the name of a row.
+        columns: its column with the name of a column.
+        ax: where to draw.
+    """
+    grid = table.pivot(index=rows, columns=columns, values="accuracy")
+    grid = grid.reindex(index=table[rows].unique(), columns=table[columns].unique())
+    ax = _axes(ax, (1.6 * grid.shape[1] + 2.5, 0.34 * len(grid) + 1))
+    sns.heatmap(grid, cmap="cividis", vmin=0, vmax=1, annot=True, fmt=".2f", ax=ax, cbar_kws={"label": "accuracy"},
+                annot_kws={"fontsize": 8})  # fmt: skip
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(axis="y", labelsize=8, rotation=0)
+    return ax

@@ -133,9 +133,10 @@ def packshot_head(
     criterion: str = "cross_entropy",
     criterion_options: dict[str, Any] | None = None,
     epochs: int = 10,
+    mode: str = "frozen",
     **options: Any,
 ) -> TrainSpec:
-    """Return a head that learns from augmented packshots on features of a frozen backbone; see `resample`.
+    """Return a head that learns from augmented packshots on features of a backbone; see `resample`.
 
     Args:
         dataset: name in `data.DATASETS`.
@@ -147,6 +148,7 @@ def packshot_head(
         criterion: name in `losses.CRITERIA`.
         criterion_options: its options.
         epochs: passes over all views.
+        mode: `frozen`, or `finetune` where the backbone learns too.
         **options: of the model, such as `width` of `lca`.
     """
     return TrainSpec(
@@ -156,8 +158,9 @@ def packshot_head(
         model_options={"backbone": backbone, **options},
         size=size,
         config=TrainConfig(
+            mode=mode,
             epochs=epochs,
-            batch_size=64,
+            batch_size=64 if mode == "frozen" else 32,
             lr=1e-3,
             criterion=criterion,
             criterion_options=criterion_options or {},
@@ -271,8 +274,8 @@ def navigated(
 
 
 def by_parts(
-    model: ProductClassifier, train: ProductDataset, test: ProductDataset, counts: Sequence[int]
-) -> dict[int, Evaluation]:
+    model: ProductClassifier, train: ProductDataset, tests: Sequence[ProductDataset], counts: Sequence[int]
+) -> dict[int, list[Evaluation]]:
     """Judge how many parts of an `nts` model are worth looking at: one logistic regression for each number.
 
     All of them share the backbone and the navigator, so that only K differs; K = 0 sees the whole picture alone.
@@ -280,20 +283,25 @@ def by_parts(
     Args:
         model: with an `nts` pooling, or a plain one, which has no parts.
         train: pictures to fit on, without augmentation.
-        test: pictures to judge on.
+        tests: sets of pictures to judge on.
         counts: values of K, at most the model's own.
+
+    Returns:
+        K -> one evaluation a test.
     """
-    seen = [training.encode(model, split, bf16=True, see=model.encode_image) for split in (train, test)]
+    seen = [training.encode(model, split, bf16=True, see=model.encode_image) for split in (train, *tests)]
     width = model.image_encoder.dim
-    fitted, judged = (s.image.values.unflatten(1, (-1, width)).numpy() for s in seen)  # (N,K+1,D), the whole last
+    fitted, *judged = (s.image.values.unflatten(1, (-1, width)).numpy() for s in seen)  # (N,K+1,D), the whole last
     results = {}
     for count in counts:
-        regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
         chosen = [*range(count), -1]
+        regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
         regression.fit(fitted[:, chosen].reshape(len(fitted), -1), train.labels)
-        probs = np.zeros((len(judged), len(test.classes)))
-        probs[:, regression.classes_] = regression.predict_proba(judged[:, chosen].reshape(len(judged), -1))
-        results[count] = Evaluation(probs, test.labels, list(test.classes), test.rows)
+        results[count] = []
+        for test, values in zip(tests, judged, strict=True):
+            probs = np.zeros((len(values), len(test.classes)))
+            probs[:, regression.classes_] = regression.predict_proba(values[:, chosen].reshape(len(values), -1))
+            results[count].append(Evaluation(probs, test.labels, list(test.classes), test.rows))
     return results
 
 

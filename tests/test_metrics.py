@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from retailkit.metrics import Evaluation, bootstrap, wilson
+from retailkit.metrics import Evaluation, bootstrap, crossed_bootstrap, gain, hits, summarise, wilson
 
 
 @pytest.fixture
@@ -82,3 +82,37 @@ def test_no_answer_is_no_hit_and_shows_in_the_coverage():
     assert result.predicted.tolist() == [-1, 0, -1, 1]
     assert result.confusion.tolist() == [[1, 0], [0, 1]] and result.per_class["n"].tolist() == [2, 2]
     assert result.to_frame()["predicted"].tolist() == ["", "a", "", "b"]
+
+
+def answers(right, indices, k=2):
+    """An evaluation whose hits are given."""
+    right = np.asarray(right, dtype=bool)
+    return Evaluation(np.eye(k)[np.where(right, 0, 1)], np.zeros(len(right), int), list("ab"), np.asarray(indices))
+
+
+def test_folds_pool_to_the_share_of_all_pictures():
+    rows = {"m": [answers([1, 1, 0], [0, 1, 2]), answers([0], [3])]}
+    table = summarise(rows)
+    assert table["accuracy"][0] == 0.5 and table["n"][0] == 4 and table["seeds"][0] == 2
+    assert hits(rows["m"]).isna().sum().sum() == 4
+
+
+def test_gains_are_paired_by_picture_and_seed():
+    ours, theirs = [answers([1, 0, 1], [5, 6, 7])], [answers([1, 1, 0], [7, 6, 5])]
+    # picture 5: 1 - 0, picture 6: 0 - 1, picture 7: 1 - 1
+    assert gain(ours, theirs) == pytest.approx(0)
+    twice = [*ours, answers([1, 1, 1], [5, 6, 7])]
+    assert gain(twice, theirs) == pytest.approx((0 + 1) / 6 + (1 - 0) / 6 - 1 / 6)
+
+
+def test_the_crossed_bootstrap_covers_what_varies():
+    rng = np.random.default_rng(0)
+    pictures = rng.random((400, 1)) < 0.5
+    same = np.repeat(pictures, 3, axis=1).astype(float)
+    low, high = crossed_bootstrap(same)
+    expected = wilson(int(pictures.sum()), 400)
+    assert (low, high) == pytest.approx(expected, abs=0.012), "equal seeds add nothing"
+    by_seed = np.tile([0.2, 0.5, 0.8], (400, 1))
+    low, high = crossed_bootstrap(by_seed)
+    assert low < 0.31 and high > 0.69, "seeds that differ widen it although pictures do not"
+    assert crossed_bootstrap(np.array([[1.0, np.nan], [np.nan, 1.0]])) == (1.0, 1.0)

@@ -109,3 +109,46 @@ def test_an_explorer_names_an_error_and_recovers():
     assert "no &lt;such&gt; class" in viewer.message.value
     viewer.controls["choice"].value = "good"
     assert viewer.message.value == ""
+
+
+def test_regions_are_numbered_and_windows_weighted():
+    image = np.full((3, 32, 32), 0.5)
+    boxes = [[-4, 0, 12, 16], [8, 8, 24, 24]]
+    ranked = plots.boxes(image, boxes)
+    assert [t.get_text() for t in ranked.texts] == ["1", "2"] and ranked.get_xlim() == (-0.5, 31.5)
+    weighted = plots.boxes(image, boxes, strengths=np.array([0.1, 1.0]))
+    assert weighted.patches[0].get_linewidth() < weighted.patches[1].get_linewidth() and not weighted.texts
+
+
+def test_a_window_map_spreads_each_window_over_its_area_and_frames_the_strongest():
+    image = np.full((3, 8, 8), 0.5)
+    ax = plots.window_map(image, np.array([[0, 0, 8, 8], [4, 4, 8, 8]]), np.array([0.0, 1.6]), top=1)
+    spread = ax.images[1].get_array()
+    assert spread[6, 6] == pytest.approx(0.1) and spread[0, 0] == 0
+    assert [p.get_xy() for p in ax.patches] == [(4, 4)]
+
+
+def test_matches_end_in_the_second_picture():
+    image = np.full((3, 10, 20), 0.5)
+    ax = plots.matches(image, image, np.array([[3.0, 4.0]]), np.array([[5.0, 6.0]]))
+    assert ax.lines[0].get_xdata().tolist() == [3, 25] and ax.lines[0].get_ydata().tolist() == [4, 6]
+
+
+def test_curves_and_grids_show_what_the_table_holds():
+    table = pd.DataFrame(
+        {
+            "name": ["dark", "dark", "blur"],
+            "severity": [0, 1, 0],
+            "accuracy": [0.9, 0.5, 0.9],
+            "low": 0.1,
+            "high": 1.0,
+            "n": 9,
+        }
+    )
+    ax = plots.curves(table, "severity", "severity")
+    assert [line.get_label() for line in ax.lines] == ["dark", "blur"] and ax.lines[0].get_ydata().tolist() == [
+        0.9,
+        0.5,
+    ]
+    grid = plots.accuracy_grid(table.iloc[:2].assign(product="milk"), "product", "severity")
+    assert [t.get_text() for t in grid.texts] == ["0.90", "0.50"]

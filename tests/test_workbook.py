@@ -1,0 +1,90 @@
+"""What the notebooks share: repetitions, folds of look-alikes, heads by number of parts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from retailkit import data, models, workbook
+
+CLASSES = ["lean", "medium"]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Two classes in four scenes each; the photos of one scene are all but equal."""
+    root = tmp_path_factory.mktemp("shelf")
+    rows = []
+    for label in CLASSES:
+        for scene in range(4):
+            rng = np.random.default_rng(100 * scene + len(label))
+            picture = rng.integers(0, 255, (6, 6, 3), np.uint8)
+            for shot in range(3):
+                path = root / f"{label}-{scene}-{shot}.png"
+                Image.fromarray(picture + np.uint8(shot)).resize((64, 64), Image.Resampling.NEAREST).save(path)
+                rows.append({"image": path.name, "label": label, "split": "train", "group": f"{label}-{scene}"})
+    pd.DataFrame(rows).to_csv(root / "photos.csv", index=False)
+    return data.load("folder", root / "photos.csv")
+
+
+def test_folds_keep_look_alikes_together(shelf):
+    dealt = workbook.folds(shelf, count=4, clusters=4)
+    assert sorted(set(dealt)) == [0, 1, 2, 3]
+    by_scene = pd.Series(dealt).groupby(shelf.table["group"]).nunique()
+    assert (by_scene == 1).all(), "photos of one scene lie in one fold"
+
+
+def test_five_seeds_test_every_picture_once(shelf):
+    tested = [workbook.repetition(shelf, seed, count=4).table["split"] == "test" for seed in range(4)]
+    assert (np.sum(tested, axis=0) == 1).all()
+    again = workbook.repetition(shelf, 5, count=4)
+    assert ((again.table["split"] == "test") == tested[1]).all()
+
+
+def test_a_given_test_split_is_kept(shelf):
+    table = shelf.table.assign(split=np.where(np.arange(len(shelf)) % 3 == 0, "test", "train"))
+    given = data.table.ProductData("folder", table, shelf.classes, {})
+    assert workbook.repetition(given, 3) is given
+
+
+def test_a_bootstrap_sample_draws_training_pictures_only(shelf):
+    table = shelf.table.assign(split=np.where(np.arange(len(shelf)) % 3 == 0, "test", "train"))
+    given = data.table.ProductData("folder", table, shelf.classes, {})
+    sample = workbook.resample(given, 5, seed=0)
+    train = sample.table[sample.table["split"] == "train"]
+    assert len(train) == 5 * 16 and train["image"].nunique() <= 16
+    assert (sample.table[sample.table["split"] == "test"]["image"].tolist()) == table[table["split"] == "test"][
+        "image"
+    ].tolist()
+    assert not workbook.resample(given, 5, seed=1).table.equals(sample.table)
+
+
+def test_the_head_without_parts_sees_the_whole_picture_only(shelf):
+    torch.manual_seed(0)
+    whole = models.build("image", shelf.classes, "resnet18", weights=None).eval()
+    parts = models.build("nts", shelf.classes, "resnet18", weights=None, propose=3, parts=2).eval()
+    parts.image_encoder.load_state_dict(whole.image_encoder.state_dict())
+    train = shelf.split("train", 64)
+    test = train.with_options(rows=train.rows[::4])
+    by_k = workbook.by_parts(parts, train, [test, train], [0, 2])
+    (plain, _), (looked, everything) = by_k[0], by_k[2]
+    assert np.allclose(plain.probs, workbook.by_parts(whole, train, [test], [0])[0][0].probs, atol=1e-3)
+    assert not np.allclose(plain.probs, looked.probs, atol=1e-3) and everything.n == len(train)
+    assert looked.indices.tolist() == test.rows.tolist()
+
+
+def test_the_share_of_boxes_inside_a_mask():
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, 2:6, 2:6] = True
+    boxes = torch.tensor([[[2, 2, 6, 6], [0, 0, 4, 4], [-4, -4, 4, 4], [6, 6, 8, 8]]])
+    expected = np.mean([1.0, 4 / 16, 4 / 16, 0.0])
+    assert workbook._share_inside(mask, boxes) == pytest.approx([expected])
+
+
+def test_region_facts_without_masks_say_so(shelf):
+    torch.manual_seed(0)
+    model = models.build("nts", shelf.classes, "resnet18", weights=None, propose=3, parts=2).eval()
+    facts = workbook.region_facts(model, shelf.split("train", 64))
+    assert len(facts) == len(shelf) and facts["part_right"].between(0, 1).all()
+    assert facts["on_product"].isna().all()
