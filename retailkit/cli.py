@@ -16,6 +16,8 @@ import typer
 
 from retailkit.config import PROFILES, UsageError, UserError, pick
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
+
 app = typer.Typer(
     help="Fine-grained retail product recognition: run the workbook, train, evaluate.",
     no_args_is_help=True,

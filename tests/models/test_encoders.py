@@ -24,6 +24,7 @@ from torch import nn
 from retailkit.config import UsageError, UserError
 from retailkit.models import encoders
 from retailkit.models.encoders import BACKBONES, TRANSFORMERS, build_image_encoder, build_text_encoder, fetch_weights
+from retailkit.models.keypoints import build_detector
 
 TORCHVISION = ["resnet18", "resnet50", "efficientnet_b0", "shufflenet_v2_x1_0"]
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
@@ -415,6 +416,19 @@ def test_fetched_distilbert_loads(server, tiny_distilbert, monkeypatch, capsys):
     fetch_weights("distilbert")
     assert "licence Apache-2.0" in capsys.readouterr().out
     assert build_text_encoder("distilbert").dim == 32
+
+
+def test_fetched_superpoint_tells_its_licence_and_warns(server, tmp_path, monkeypatch, capsys):
+    from transformers import SuperPointConfig, SuperPointForKeypointDetection
+
+    folder, address = server
+    SuperPointForKeypointDetection(SuperPointConfig()).save_pretrained(folder)
+    published = encoders.KEYPOINT_NETWORKS["superpoint"]
+    monkeypatch.setitem(encoders.KEYPOINT_NETWORKS, "superpoint", replace(published, url=address))
+    fetch_weights("superpoint")
+    assert "Magic Leap, academic or non-profit, non-commercial" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="superpoint: Magic Leap.*non-commercial use only"):
+        build_detector("superpoint")
 
 
 @torch.no_grad()

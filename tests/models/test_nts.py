@@ -144,6 +144,23 @@ def test_other_models_have_no_regions():
         models.build("image", CLASSES, "resnet18", weights=None).regions(torch.rand(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("side", [32, 40])
+def test_pictures_smaller_than_the_parts_they_were_made_for(model, side):
+    """Anchors shrink with the input, so that the largest one overhangs a tiny picture no more than a large one."""
+    image = torch.rand(1, 3, side, side)
+    found = model.regions(image)
+    assert found.boxes.shape == (1, 4, 4) and torch.isfinite(model(image)).all()
+    assert (found.boxes[..., 2] - found.boxes[..., 0]).max() <= 1.05 * side
+
+
+def test_a_batch_of_one_picture_learns(model):
+    """Batch statistics of one picture and its parts are poor, but they are numbers."""
+    batch = SimpleNamespace(images=torch.rand(1, 3, 96, 96), labels=torch.tensor([1]), texts=[""])
+    loss = model.train().training_loss(batch, F.cross_entropy)
+    loss.backward()
+    assert torch.isfinite(loss) and model.pooling.navigator.tidy1.weight.grad.abs().sum() > 0
+
+
 def reference_state(n_classes=5, parts=2):
     """A made-up state dict in the layout of the authors' checkpoints, on a small trunk."""
     trunk = models.BACKBONES["resnet18"]
