@@ -119,7 +119,6 @@ def run_all(tmp_path_factory):
 @pytest.mark.notebook
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("notebooks")
 class TestExecution:
     """One worker executes them all, since they share what was rendered, read and trained."""
 
