@@ -341,30 +341,20 @@ def probabilities(
     return ax
 
 
-def boxes(
-    image: Any, boxes: Any, strengths: Any | None = None, ax: Axes | None = None, title: str = "", colour: str = BAD
-) -> Axes:
-    """Draw boxes over a picture: the regions of NTS-Net, the windows of LCA.
+def boxes(image: Any, boxes: Any, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw ranked boxes over a picture, such as the regions of NTS-Net.
 
     Args:
         image: (3,H,W) in [0,1].
-        boxes: (N,4) as x0, y0, x1, y1 in pixels; they may overhang.
-        strengths: (N,) of each; the strongest gets the thickest line, None draws all alike with their rank.
+        boxes: (N,4) as x0, y0, x1, y1 in pixels, best first; they may overhang.
         ax: where to draw.
         title: above the picture.
-        colour: of the lines.
     """
     ax = picture(image, title, ax)
     height, width = np.asarray(image).shape[1:]
-    share = np.ones(len(boxes)) if strengths is None else np.abs(strengths) / max(np.abs(strengths).max(), 1e-9)
-    for rank, ((x0, y0, x1, y1), s) in enumerate(zip(np.asarray(boxes, dtype=float), share, strict=True), start=1):
-        ax.add_patch(
-            Rectangle(
-                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=0.5 + 1.7 * s, alpha=0.4 + 0.6 * s
-            )
-        )
-        if strengths is None:
-            ax.text(max(x0, 0) + 2, max(y0, 0) + 2, str(rank), fontsize=7, color=colour, va="top", fontweight="bold")
+    for rank, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, dtype=float), start=1):
+        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=BAD, linewidth=2.2))
+        ax.text(max(x0, 0) + 2, max(y0, 0) + 2, str(rank), fontsize=7, color=BAD, va="top", fontweight="bold")
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     return ax
 

@@ -111,13 +111,11 @@ def test_an_explorer_names_an_error_and_recovers():
     assert viewer.message.value == ""
 
 
-def test_regions_are_numbered_and_windows_weighted():
+def test_regions_are_numbered_and_do_not_widen_the_picture():
     image = np.full((3, 32, 32), 0.5)
     boxes = [[-4, 0, 12, 16], [8, 8, 24, 24]]
     ranked = plots.boxes(image, boxes)
     assert [t.get_text() for t in ranked.texts] == ["1", "2"] and ranked.get_xlim() == (-0.5, 31.5)
-    weighted = plots.boxes(image, boxes, strengths=np.array([0.1, 1.0]))
-    assert weighted.patches[0].get_linewidth() < weighted.patches[1].get_linewidth() and not weighted.texts
 
 
 def test_a_window_map_spreads_each_window_over_its_area_and_frames_the_strongest():
