@@ -141,10 +141,19 @@ def fetch(
     name: Annotated[str, typer.Argument(help="A data set, or the word `weights`.")],
     weights: Annotated[str, typer.Argument(help="Weights to fetch: resnet50, resnext101_32x8d.WSL ...")] = "",
     root: Annotated[Path | None, typer.Option(help="Where to put the data set.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Full set of finegrainocr, a zip or folder, to copy a subset of.")
+    ] = None,
+    per_class: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="With --from: training and validation photos a class, 0 for all; default 100 50."),
+    ] = None,
+    long_edge: Annotated[int | None, typer.Option(help="With --from: shrink photos to so many pixels.")] = None,
 ):
     """Download a data set or weights: shows the licence, checks every file, resumes.
 
-    Examples: `retailkit fetch grocery_store`, `retailkit fetch weights resnet50`
+    Examples: `retailkit fetch grocery_store`, `retailkit fetch weights resnet50`,
+    `retailkit fetch finegrainocr --from FineGrainOCR.zip --per-class 100 50 --long-edge 512`
     """
     if name == "weights":
         from retailkit import models
@@ -156,7 +165,8 @@ def fetch(
     else:
         from retailkit.data import download
 
-        print(download.fetch(name, root))
+        limits = tuple(n or None for n in per_class) if per_class else None
+        print(download.fetch(name, root, source=source, per_class=limits, long_edge=long_edge))
 
 
 @app.command()

@@ -29,6 +29,7 @@ DATASETS = {
     "grozi120": "retailkit.data.public:load_grozi120",
     "capg_gp": "retailkit.data.public:load_capg_gp",
     "dm4vm": "retailkit.data.public:load_dm4vm",
+    "finegrainocr": "retailkit.data.finegrainocr:load_finegrainocr",
     "folder": "retailkit.data.folder:load",
 }
 

@@ -21,6 +21,7 @@ import requests
 from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, data_root, pick, replacing
+from retailkit.data.finegrainocr import FINEGRAINOCR, PER_CLASS, copy_subset
 from retailkit.data.public import GROCERY_STORE, GROZI120
 from retailkit.data.table import DataError
 
@@ -35,7 +36,10 @@ GROCERY_URL = f"https://raw.githubusercontent.com/marcusklasson/GroceryStoreData
 GROCERY_TREE = f"https://api.github.com/repos/marcusklasson/GroceryStoreDataset/git/trees/{GROCERY_COMMIT}?recursive=1"
 GROCERY_MANIFEST = "grocery_store.csv.gz"
 TEST_MANIFEST = ".test-manifest.csv.gz"
-FETCHABLE = ("grocery_store", "grozi120")
+FINEGRAINOCR_COMMIT = "e732ab657ed7003cf131eb6c6799420271591474"
+FINEGRAINOCR_URL = f"https://raw.githubusercontent.com/Tubbias/finegrainocr/{FINEGRAINOCR_COMMIT}/samples"
+FINEGRAINOCR_MANIFEST = "finegrainocr.csv.gz"
+FETCHABLE = ("grocery_store", "grozi120", "finegrainocr")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,10 @@ def fetch(
     name: str,
     root: str | Path | None = None,
     *,
-    base_url: str = GROCERY_URL,
+    source: str | Path | None = None,
+    per_class: tuple[int | None, int | None] | None = None,
+    long_edge: int | None = None,
+    base_url: str | None = None,
     tree_url: str = GROCERY_TREE,
     manifest: Sequence[Entry] | None = None,
     jobs: int = 8,
@@ -92,10 +99,16 @@ def fetch(
     the test photos by length and git blob SHA-1 as GitHub lists them for that commit when they are
     first fetched (the list is kept beside the data). Not verified: that this list is the one of the commit.
 
+    Of FineGrainOCR, the 12 samples in its repository are downloaded, verified by the SHA-256 of the manifest in this
+    package. Its full set (53.7 GB, one zip) is got by hand; `source` then copies the subset that is drawn from it.
+
     Args:
-        name: `grocery_store`; `grozi120` says where to get it by hand.
+        name: `grocery_store` or `finegrainocr`; `grozi120` says where to get it by hand.
         root: where it goes; None takes `$RETAILKIT_DATA/<name>` where that exists, else the cache folder.
-        base_url: what the manifest's paths are relative to.
+        source: FineGrainOCR's zip or its unpacked folder, see `finegrainocr.copy_subset`.
+        per_class: for `source`, see there; None takes 100 and 50.
+        long_edge: for `source`, see there.
+        base_url: what the manifest's paths are relative to; None takes the published place.
         tree_url: GitHub's recursive listing of the commit.
         manifest: files with a known SHA-256; None takes the one in this package.
         jobs: files at a time.
@@ -115,11 +128,20 @@ def fetch(
             f"grozi120 cannot be downloaded by this command: get it from {GROZI120['url']} and lay it out as "
             "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root"
         )
-    root = Path(root) if root else data_root(name)
+    if name != "finegrainocr" and source is not None:
+        raise UsageError(f"{name} is downloaded: --from is for finegrainocr only")
+    if source is None and (per_class is not None or long_edge is not None):
+        raise UsageError("--per-class and --long-edge draw from the full set of finegrainocr: give it by --from")
+    root, options = Path(root) if root else data_root(name), {"jobs": jobs, "retries": retries, "backoff": backoff}
+    if name == "finegrainocr":
+        print(f"FineGrainOCR: {FINEGRAINOCR['size']}, licence {FINEGRAINOCR['licence']}, {FINEGRAINOCR['url']}")
+        if source is not None:
+            return copy_subset(source, root, per_class or PER_CLASS, long_edge)
+        return _fetch_samples(root, base_url or FINEGRAINOCR_URL, manifest, options)
+    base_url = base_url or GROCERY_URL
     print(f"Grocery Store: {GROCERY_STORE['size']}, licence {GROCERY_STORE['licence']}, {GROCERY_STORE['url']}")
     print(f"commit {GROCERY_COMMIT[:12]} -> {root}")
     known = read_manifest(files("retailkit.data") / GROCERY_MANIFEST) if manifest is None else manifest
-    options = {"jobs": jobs, "retries": retries, "backoff": backoff}
     fetch_all(known, base_url, root, **options)
     fetch_all(_test_entries(root, tree_url, retries, backoff), base_url, root, **options)
     return root
@@ -237,6 +259,18 @@ class _PassingError(Exception):
 
 def _quoted(field: str) -> str:
     return '"' + field.replace('"', '""') + '"' if set(field) & set(',"') else field
+
+
+def _fetch_samples(root: Path, base_url: str, manifest: Sequence[Entry] | None, options: dict) -> Path:
+    """Download FineGrainOCR's samples and say how to get at the full set."""
+    print(f"samples, commit {FINEGRAINOCR_COMMIT[:12]} -> {root}")
+    known = read_manifest(files("retailkit.data") / FINEGRAINOCR_MANIFEST) if manifest is None else manifest
+    fetch_all(known, base_url, root, **options)
+    print(
+        f"the full set is a zip linked at {FINEGRAINOCR['url']}; with it or its unpacked folder, "
+        "`retailkit fetch finegrainocr --from PATH --per-class 100 50 --long-edge 512` copies the subset"
+    )
+    return root
 
 
 def _test_entries(root: Path, tree_url: str, retries: int, backoff: float) -> list[Entry]:

@@ -70,7 +70,7 @@ def add_text(
 
     Each picture is read once: results are cached by the file's bytes, the settings and the engine's version.
     Barcodes are redacted from both columns. `text` is the words in reading order, joined by spaces. Rows that come
-    with a text of their own keep it and get no words.
+    with a text of their own keep it, and the words that come with it; the engine does not look at them.
 
     Args:
         data: the data set; it is not changed.
@@ -83,14 +83,14 @@ def add_text(
         DataError: a picture cannot be read; the message names file and row. What was read before is cached.
     """
     table = data.table.copy()
+    words = [redact_words(found) if isinstance(found, list) else [] for found in table.get("words", table["text"])]
     rows = _spread(table, limit)
     read = _read_files(data.name, table["image"].iloc[rows], jobs, progress)
-    words = [[] for _ in range(len(table))]
     for row in rows:
         words[row] = redact_words(read[row])
     table["words"] = words
     texts = [" ".join(word.text for word in found) for found in words]
-    table["text"] = [own or text for own, text in zip(table["text"], texts, strict=True)]
+    table["text"] = [redact_barcodes(own) or text for own, text in zip(table["text"], texts, strict=True)]
     return replace(data, table=table)
 
 
@@ -110,6 +110,25 @@ def redact_words(words: Sequence[Word]) -> list[Word]:
         if left:
             kept.append(replace(word, text=left))
     return kept
+
+
+PAIRS = ("O0", "Il", "S5", "B8", "EF", "Z2", "GC", "UV", "ao", "nh", "rt")  # that readers take for each other
+LOOK_ALIKES = {"1": "l"} | {one: other for a, b in PAIRS for one, other in ((a, b), (b, a))}
+
+
+def misread(text: str, rate: float, seed: int = 0) -> str:
+    """Read a text worse than it was read: each character but spaces fails with chance `rate`.
+
+    A character that fails becomes a look-alike (0 and O, 5 and S, 8 and B, ...) where it has one, else it is lost.
+
+    Args:
+        text: what was read.
+        rate: in [0, 1].
+        seed: the same text and seed always give the same result.
+    """
+    rng = np.random.default_rng([seed, *text.encode()[:64]])
+    fails = rng.random(len(text)) < rate
+    return "".join(c if c == " " or not bad else LOOK_ALIKES.get(c, "") for c, bad in zip(text, fails, strict=True))
 
 
 def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from rapidfuzz.distance import Levenshtein
 
 from retailkit import data
 from retailkit.data import ocr
@@ -204,6 +205,24 @@ def test_a_limit_is_spread_over_classes_and_splits(tmp_path, engine_calls):
 def test_own_texts_are_kept(tmp_path, engine_calls):
     data = make_data(tmp_path, [label((("MILK", 20),))[0]] * 2, text=["mine", ""])
     assert ocr.add_text(data, progress=False).table["text"].tolist() == ["mine", "MILK"]
+
+
+def test_words_that_come_with_a_data_set_are_kept_without_barcodes(tmp_path, engine_calls):
+    """`add_text` used to empty the words of rows with a text of their own."""
+    data = make_data(tmp_path, [label((("MILK", 20),))[0]] * 2, text=["LEAN 4006381333931", ""])
+    data.table["words"] = [[Word("LEAN", (1, 2, 3, 4)), Word("4006381333931", (5, 6, 7, 8))], []]
+    read = ocr.add_text(data, progress=False).table
+    assert read["text"].tolist() == ["LEAN", "MILK"] and len(engine_calls) == 1
+    assert [[w.text for w in words] for words in read["words"]] == [["LEAN"], ["MILK"]]
+
+
+def test_misreading_is_as_bad_as_asked_and_repeatable():
+    text = "EXTRA LEAN GROUND BEEF 500 G " * 20
+    assert ocr.misread(text, 0) == text and ocr.misread("EXTRA LEAN 1 %", 1.0) == "F F l "
+    worse = ocr.misread(text, 0.2, seed=1)
+    assert worse == ocr.misread(text, 0.2, seed=1) != ocr.misread(text, 0.2, seed=2)
+    wrong = Levenshtein.distance(text, worse) / len(text.replace(" ", ""))
+    assert 0.13 < wrong < 0.27 and worse.count(" ") == text.count(" ")
 
 
 def test_barcodes_never_reach_text_or_words(tmp_path):
