@@ -202,6 +202,11 @@ class EncodedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, positions: np.ndarray) -> EncodedDataset:
+        """Return the features of some pictures only, given as positions."""
+        part = self[list(positions)]
+        return EncodedDataset(part.image, part.text, part.labels, self.rows[positions])
+
     def __getitem__(self, index: list[int] | int) -> EncodedBatch:
         rows = torch.as_tensor(index).reshape(-1)
         return EncodedBatch(_rows(self.image, rows), _rows(self.text, rows), self.labels[rows])
@@ -316,14 +321,14 @@ class TrainingStep(nn.Module):
         """Return the scalar loss of one batch."""
         with _autocast(batch.labels.device.type, self.bf16):
             if isinstance(batch, EncodedBatch):
-                return self.loss(self.model.classify(self.model.pool(batch.image), batch.text).float(), batch.labels)
+                return self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.loss)
             return self.model.training_loss(batch, self.loss)
 
 
 def fit(
     model: ProductClassifier,
-    train: ProductDataset,
-    val: ProductDataset | None = None,
+    train: ProductDataset | EncodedDataset,
+    val: ProductDataset | EncodedDataset | None = None,
     config: TrainConfig | None = None,
     resume: str | Path | None = None,
 ) -> History:
@@ -331,7 +336,8 @@ def fit(
 
     Args:
         model: what to train; `model.prepare(train, val)` is called first.
-        train: training split; its `augment` is replaced by the configuration's.
+        train: training split; its `augment` is replaced by the configuration's. What `encode` made of one is taken as
+            it is, and only a head learns from it.
         val: validation split; with it the weights of the epoch with the best top-1 (then the lowest loss) are kept.
         config: how to train.
         resume: file that holds the state after each epoch; an interrupted run goes on from it.
@@ -344,7 +350,8 @@ def fit(
     """
     config = config or TrainConfig()
     started = time.monotonic()
-    model.prepare(train, val)
+    if not isinstance(train, EncodedDataset):
+        model.prepare(train, val)
     if not any(p.requires_grad for p in model.parameters()):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
     accelerator = Accelerator(cpu=device() == "cpu")
@@ -352,23 +359,55 @@ def fit(
         loader, val_data = _training_data(model, train, val, config)
         loop = _Loop(model, loader, val_data, config, accelerator, Path(resume) if resume else None)
         history = loop.run()
+        if val_data is not None and model.head.tunes:
+            _tune(model, val_data)
     return replace(history, seconds=time.monotonic() - started + loop.seconds_before)
 
 
 def _training_data(
-    model: ProductClassifier, train: ProductDataset, val: ProductDataset | None, config: TrainConfig
+    model: ProductClassifier,
+    train: ProductDataset | EncodedDataset,
+    val: ProductDataset | EncodedDataset | None,
+    config: TrainConfig,
 ) -> tuple[DataLoader, ProductDataset | EncodedDataset | None]:
+    if isinstance(train, EncodedDataset):
+        if config.mode != "frozen":
+            raise UsageError(f"mode={config.mode!r} needs pictures, not features; give a split, or use mode='frozen'")
+        return _frozen_loader(model, train, config), val
     size = config.train_size or train.size
     train = train.with_options(size=size, augment=AUGMENTATIONS[config.augment](size))
     if config.mode == "finetune":
         return _loader(train, config.batch_size, shuffle=True, workers=config.workers), val
     model.freeze()
-    encoded = encode_cached(model, train, config.views, config)
+    loader = _frozen_loader(model, encode_cached(model, train, config.views, config), config)
+    return loader, None if val is None else encode_cached(model, val, 1, config)
+
+
+def _frozen_loader(model: ProductClassifier, encoded: EncodedDataset, config: TrainConfig) -> DataLoader:
+    """Standardise the model's features by those of the training pictures, and deal these in random batches."""
     model.fit_scalers(encoded.image, encoded.text)
     order = torch.utils.data.RandomSampler(encoded)
     sampler = torch.utils.data.BatchSampler(order, config.batch_size, drop_last=False)
-    loader = DataLoader(encoded, batch_sampler=sampler, collate_fn=_merge)
-    return loader, None if val is None else encode_cached(model, val, 1, config)
+    return DataLoader(encoded, batch_sampler=sampler, collate_fn=_merge)
+
+
+def _tune(model: ProductClassifier, val: ProductDataset | EncodedDataset) -> None:
+    """Let the head choose on the validation split what it does not learn by gradient."""
+    seen = val if isinstance(val, EncodedDataset) else encode(model, val)
+    with _evaluating(model):
+        batch = seen[list(range(len(seen)))].to(next(model.parameters()).device)
+        model.tune(model.pool(batch.image), batch.text, batch.labels)
+
+
+def encode_ahead(spec: TrainSpec, data: ProductData) -> None:
+    """Fill the cache with what frozen encoders see of each split, so that `fit_or_load` has only heads to train."""
+    with _seeded(spec.config.seed):
+        model = models.build(spec.model, data.classes, **spec.model_options)
+    size = spec.size or model.input_size
+    _training_data(model, data.split("train", size), None, spec.config)
+    for name in data.splits:
+        if name != "train":
+            encode_cached(model, data.split(name, size), 1, spec.config)
 
 
 def _merge(parts: list[EncodedBatch]) -> EncodedBatch:
@@ -559,6 +598,8 @@ def evaluate(
 
 
 def _loader(dataset: ProductDataset, batch_size: int, shuffle: bool = False, workers: int = 0) -> DataLoader:
+    # Models see pictures and words; only augmentation may ask for the outline.
+    dataset = dataset.with_options(reads=("mask",) if dataset.augment else ())
     return DataLoader(
         dataset, batch_size, shuffle, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
     )

@@ -6,8 +6,9 @@ A notebook asks for data and models by profile here, so that fifteen notebooks a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from retailkit.config import profile
 from retailkit.data import ocr
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.metrics import Evaluation
-from retailkit.models import ProductClassifier
-from retailkit.training import TrainConfig, TrainSpec
+from retailkit.models import Features, ProductClassifier
+from retailkit.models.heads import Head
+from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
 
 
 def load(
@@ -229,6 +231,86 @@ def repetition(data: ProductData, seed: int, count: int = 5) -> ProductData:
     return replace(data, table=data.table.assign(split=split))
 
 
+@dataclass(frozen=True)
+class CrossValidation:
+    """One head a fold on features that were encoded once: each picture is judged by the head that has not seen it.
+
+    Attributes:
+        model: with the encoders, and a head that has learned nothing.
+        heads: one a fold.
+        folds: (N,) fold of each picture.
+        seen: what the encoders say of all pictures.
+    """
+
+    model: ProductClassifier
+    heads: list[Head]
+    folds: np.ndarray
+    seen: EncodedDataset
+
+    def evaluate(self, texts: Sequence[str] | None = None, pictures: bool = True) -> Evaluation:
+        """Judge every picture by the head that has not seen it.
+
+        Args:
+            texts: N texts in place of those that were read; None keeps these.
+            pictures: False leaves the pictures out, so that the words speak alone.
+        """
+        image = self.seen.image if pictures else None
+        text = self.seen.text if texts is None else encode_texts(self.model, texts)
+        probs = torch.empty(len(self.seen), len(self.model.classes))
+        for fold, head in enumerate(self.heads):
+            rows = torch.from_numpy(np.flatnonzero(self.folds == fold))
+            given = [f and Features(f.values[rows], f.available[rows]) for f in (image, text)]
+            with torch.inference_mode():
+                probs[rows] = self.with_head(head).classify(*given).softmax(1)
+        return Evaluation(probs.numpy(), self.seen.labels.numpy(), list(self.model.classes), self.seen.rows)
+
+    def with_head(self, head: Head) -> ProductClassifier:
+        """Return the whole model with one of the heads."""
+        whole = self.model
+        parts = (whole.image_encoder, whole.pooling, whole.text_encoder)
+        return ProductClassifier(whole.classes, head, *parts, build_args=whole.build_args).eval()
+
+
+def encode_texts(model: ProductClassifier, texts: Sequence[str]) -> Features:
+    """Return what a model's encoder says of many texts, a few at a time."""
+    with torch.inference_mode():
+        parts = [model.encode_text(texts[i : i + 64]) for i in range(0, len(texts), 64)]
+    return Features(torch.cat([p.values for p in parts]), torch.cat([p.available for p in parts]))
+
+
+def cross_validate(
+    name: str, data: ProductData, dealt: np.ndarray, backbone: str, seed: int = 0, epochs: int = 60, **options: Any
+) -> CrossValidation:
+    """Train a head of a model for each fold on frozen features; see `folds`.
+
+    The fold after the one that is judged chooses epoch and fusion weights, the others are learned from. No encoder
+    learns anything from the data, so that no fold knows of another.
+
+    Args:
+        name: of a model with frozen encoders, such as `image`, `text`, `concat`.
+        data: its pictures, whatever their split, are the N that `dealt` speaks of.
+        dealt: (N,) fold of each row, 0 to the number of folds - 1.
+        backbone: of the pictures.
+        seed: of the head's weights and the order of pictures.
+        epochs: passes over the training folds.
+        **options: of the model.
+    """
+    config = TrainConfig(epochs=epochs, batch_size=128, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = models.build(name, data.classes, backbone, freeze=True, **options).eval()
+    everything = data.split("+".join(data.splits), model.input_size)
+    seen = training.encode_cached(model, everything, 1, config)
+    dealt, heads = dealt[everything.rows], []
+    for fold in range(int(dealt.max()) + 1):
+        choose = (fold + 1) % (int(dealt.max()) + 1)
+        light = ProductClassifier(data.classes, copy.deepcopy(model.head), pooling=model.pooling)
+        parts = (seen.select(np.flatnonzero(rows)) for rows in (~np.isin(dealt, (fold, choose)), dealt == choose))
+        training.fit(light, *parts, config)
+        heads.append(light.head)
+    return CrossValidation(model, heads, dealt, seen)
+
+
 def navigated(
     dataset: str,
     root: str | Path | None,
@@ -273,8 +355,13 @@ def navigated(
     )
 
 
+def look(model: ProductClassifier, *splits: ProductDataset) -> list[EncodedDataset]:
+    """Return what a model sees of pictures: finished features, for `by_parts`."""
+    return [training.encode(model, split, bf16=True, see=model.encode_image) for split in splits]
+
+
 def by_parts(
-    model: ProductClassifier, train: ProductDataset, tests: Sequence[ProductDataset], counts: Sequence[int]
+    model: ProductClassifier, train: EncodedDataset, tests: Sequence[EncodedDataset], counts: Sequence[int]
 ) -> dict[int, list[Evaluation]]:
     """Judge how many parts of an `nts` model are worth looking at: one logistic regression for each number.
 
@@ -282,26 +369,25 @@ def by_parts(
 
     Args:
         model: with an `nts` pooling, or a plain one, which has no parts.
-        train: pictures to fit on, without augmentation.
-        tests: sets of pictures to judge on.
+        train: what `look` saw of the pictures to fit on.
+        tests: what it saw of the pictures to judge on.
         counts: values of K, at most the model's own.
 
     Returns:
         K -> one evaluation a test.
     """
-    seen = [training.encode(model, split, bf16=True, see=model.encode_image) for split in (train, *tests)]
     width = model.image_encoder.dim
-    fitted, *judged = (s.image.values.unflatten(1, (-1, width)).numpy() for s in seen)  # (N,K+1,D), the whole last
+    fitted, *judged = (s.image.values.unflatten(1, (-1, width)).numpy() for s in (train, *tests))
     results = {}
     for count in counts:
-        chosen = [*range(count), -1]
+        chosen = [*range(count), -1]  # (N,K+1,D), the whole picture last
         regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-        regression.fit(fitted[:, chosen].reshape(len(fitted), -1), train.labels)
+        regression.fit(fitted[:, chosen].reshape(len(fitted), -1), train.labels.numpy())
         results[count] = []
         for test, values in zip(tests, judged, strict=True):
-            probs = np.zeros((len(values), len(test.classes)))
+            probs = np.zeros((len(values), len(model.classes)))
             probs[:, regression.classes_] = regression.predict_proba(values[:, chosen].reshape(len(values), -1))
-            results[count].append(Evaluation(probs, test.labels, list(test.classes), test.rows))
+            results[count].append(Evaluation(probs, test.labels.numpy(), list(model.classes), test.rows))
     return results
 
 
@@ -347,9 +433,12 @@ def _share_inside(masks: torch.Tensor, boxes: torch.Tensor) -> np.ndarray:
 def prepare(profile_name: str = "fast", dataset: str = "synthetic", root: str | Path | None = None) -> None:
     """Do once what every notebook needs: render or find the pictures, read words, encode features, fit the probe."""
     data = load(dataset, root, profile_name)
-    if dataset == "synthetic":
-        load(dataset, root, profile_name, regime="packshot")
     read(data, profile_name)
     model, _ = training.fit_or_load(probe(dataset, root, profile_name), data)
     if "test" in data.splits:
         training.encode_cached(model, data.split("test", model.input_size), 1, TrainConfig())
+    if dataset == "synthetic":
+        chosen = profile(profile_name)
+        packshots = resample(load(dataset, root, profile_name, regime="packshot"), chosen.views, seed=0)
+        for pooling in ("image", "lca"):
+            training.encode_ahead(packshot_head(dataset, root, pooling, chosen.backbone, seed=0), packshots)

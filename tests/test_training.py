@@ -78,6 +78,38 @@ def test_lca_learns_on_kept_feature_maps(data):
     assert np.allclose(kept.probs, anew.probs, atol=1e-5) and anew.top1 > 0.6
 
 
+def test_features_encoded_ahead_leave_only_heads_to_train(data, monkeypatch):
+    network = {"backbone": "shufflenet_v2_x1_0", "weights": None}
+    spec = TrainSpec("drawn", model_options=network, size=48, config=replace(FROZEN, epochs=2))
+    training.encode_ahead(spec, data)
+    monkeypatch.setattr(training, "encode", None)
+    model, _ = training.fit_or_load(spec, data)
+    kept = training.encode_cached(model, data.split("val", 48), 1, spec.config)
+    assert training.evaluate(model, kept).n == 12
+    with pytest.raises(TypeError, match="not callable"):
+        training.fit_or_load(replace(spec, size=64), data)
+
+
+def test_a_head_learns_from_kept_features_as_from_pictures(data):
+    config = replace(FROZEN, epochs=5)
+    one, two = small_model(data), small_model(data)
+    two.load_state_dict(one.state_dict())
+    training.fit(one, data.split("train", 48), data.split("val", 48), config)
+    kept = [training.encode_cached(two, data.split(name, 48), 1, config) for name in ("train", "val")]
+    training.fit(two, *kept, config)
+    assert torch.equal(one.head.linear.weight, two.head.linear.weight)
+    assert kept[0].select(np.array([5, 2])).rows.tolist() == [5, 2]
+    with pytest.raises(UsageError, match="needs pictures"):
+        training.fit(two, *kept, TUNED)
+
+
+def test_training_reads_an_outline_only_where_augmentation_may_ask_for_it(data):
+    data.table["mask"] = str(Path(data.table["image"][0]).with_name("nowhere.png"))
+    assert training.evaluate(small_model(data), data.split("val", 48)).n == 12
+    with pytest.raises(UserError, match="nowhere"):
+        training.fit(small_model(data), data.split("train", 48), None, TUNED)
+
+
 def test_nts_learns_where_to_look_and_not_on_kept_features(data):
     model = models.build("nts", data.classes, backbone="shufflenet_v2_x1_0", weights=None, propose=3, parts=1)
     before = model.pooling.navigator.down1.weight.detach().clone()

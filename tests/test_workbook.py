@@ -67,9 +67,10 @@ def test_the_head_without_parts_sees_the_whole_picture_only(shelf):
     parts.image_encoder.load_state_dict(whole.image_encoder.state_dict())
     train = shelf.split("train", 64)
     test = train.with_options(rows=train.rows[::4])
-    by_k = workbook.by_parts(parts, train, [test, train], [0, 2])
+    twice, once = (workbook.look(model, train, test) for model in (parts, whole))
+    by_k = workbook.by_parts(parts, twice[0], [twice[1], twice[0]], [0, 2])
     (plain, _), (looked, everything) = by_k[0], by_k[2]
-    assert np.allclose(plain.probs, workbook.by_parts(whole, train, [test], [0])[0][0].probs, atol=1e-3)
+    assert np.allclose(plain.probs, workbook.by_parts(whole, once[0], [once[1]], [0])[0][0].probs, atol=1e-3)
     assert not np.allclose(plain.probs, looked.probs, atol=1e-3) and everything.n == len(train)
     assert looked.indices.tolist() == test.rows.tolist()
 

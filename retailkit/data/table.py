@@ -339,11 +339,12 @@ class ProductDataset(torch.utils.data.Dataset):
         fit: str,
         augment: v2.Transform | None = None,
         condition: tuple[str, int] = ("front", 3),
+        reads: Sequence[str] = ("mask", "truth"),
     ) -> None:
         if size < 8:
             raise UsageError(f"image size {size} is too small; use at least 8 pixels")
         self.data, self.rows, self.size, self.fit = data, np.asarray(rows), int(size), fit
-        self.augment, self.condition = augment, condition
+        self.augment, self.condition, self.reads = augment, condition, tuple(reads)
         self._resize = fit_transform(fit, self.size)
         self._class_index = {name: i for i, name in enumerate(data.classes)}
 
@@ -366,8 +367,11 @@ class ProductDataset(torch.utils.data.Dataset):
         return self.table["label"].map(self._class_index).to_numpy(dtype=np.int64)
 
     def with_options(self, **changes: Any) -> ProductDataset:
-        """Return a copy with another `size`, `fit`, `augment`, `condition` (name and severity) or `rows`."""
-        now = {name: getattr(self, name) for name in ("rows", "size", "fit", "augment", "condition")}
+        """Return a copy with another `size`, `fit`, `augment`, `condition` (name and severity), `rows` or `reads`.
+
+        `reads` names the files that are read beside the picture: `mask` and `truth`, or neither, which is faster.
+        """
+        now = {name: getattr(self, name) for name in ("rows", "size", "fit", "augment", "condition", "reads")}
         return ProductDataset(self.data, **(now | changes))
 
     def __getitem__(self, position: int) -> Sample:
@@ -384,10 +388,10 @@ class ProductDataset(torch.utils.data.Dataset):
         fits = self.condition[0] not in MOVES_PIXELS  # else outlines and boxes lie elsewhere
         words = list(row["words"]) if fits and isinstance(row.get("words"), (list, tuple)) else []
         parts: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))}
-        if fits and row["mask"]:
+        if fits and row["mask"] and "mask" in self.reads:
             parts["mask"] = _as_mask(read_mask(row["mask"], shape))
         facts: dict[str, Any] = {}
-        if fits and row["truth"]:
+        if fits and row["truth"] and "truth" in self.reads:
             planes, facts = read_truth(row["truth"])
             parts |= {name: _as_mask(plane) for name, plane in planes.items()}
             parts["truth_words"] = _as_boxes(facts["words"], shape)

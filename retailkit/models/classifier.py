@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from retailkit.config import UsageError, UserError, pick
+from retailkit.data.ocr import redact_barcodes
 from retailkit.models.encoders import (
     BACKBONES,
     TEXT_ENCODERS,
@@ -30,6 +31,8 @@ from retailkit.models.encoders import (
     read_state,
     require_same_shapes,
 )
+from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
+from retailkit.models.heads import Criterion, Head, LinearHead
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher
 from retailkit.models.nts import NavigatedParts, Regions, from_reference
@@ -48,52 +51,6 @@ POOLINGS: dict[str, type[Pooling]] = {
     "lca": LocalConceptsAccumulation,
     "nts": NavigatedParts,
 }
-
-
-class Head(nn.Module):
-    """Turns the features of the modalities into logits; subclasses say how.
-
-    Args:
-        scalers: one a modality, in the order of the model's modalities.
-
-    Attributes:
-        answers_without_features: True where a row without any feature gets logits instead of an error.
-    """
-
-    answers_without_features = False
-
-    def __init__(self, scalers: Mapping[str, FeatureScaler]) -> None:
-        super().__init__()
-        self.scalers = nn.ModuleDict(scalers)
-
-    def forward(self, features: Mapping[str, Features]) -> Tensor:
-        """Return logits (B,K) of the features by modality."""
-        raise NotImplementedError
-
-
-class LinearHead(Head):
-    """Scale, drop out, one linear layer: logistic regression on the features of a single modality.
-
-    Args:
-        scalers: of the one modality.
-        n_classes: K.
-        dropout: share of features left out in training.
-        missing: what a row without features gets: `raise` an error, or `prior`, the logits of the average
-            training row.
-    """
-
-    def __init__(
-        self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0, missing: str = "raise"
-    ) -> None:
-        super().__init__(scalers)
-        ((self.modality, scaler),) = scalers.items()
-        self.answers_without_features = pick(("raise", "prior"), missing, "choice for missing features") == "prior"
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(len(scaler.mean), n_classes)
-
-    def forward(self, features: Mapping[str, Features]) -> Tensor:
-        """Return logits (B,K) of the features by modality."""
-        return self.linear(self.dropout(self.scalers[self.modality](features[self.modality])))
 
 
 @dataclass(frozen=True)
@@ -116,6 +73,9 @@ MODELS: dict[str, ModelSpec] = {
     "lca": ModelSpec(("image",), LinearHead, "lca"),
     "nts": ModelSpec(("image",), LinearHead, "nts"),
     "text": ModelSpec(("text",), LinearHead),
+    "score_fusion": ModelSpec(("image", "text"), ScoreFusion),
+    "concat": ModelSpec(("image", "text"), Concatenation),
+    "embracenet": ModelSpec(("image", "text"), EmbraceNet),
 }
 
 
@@ -167,7 +127,7 @@ class ProductClassifier(nn.Module):
     def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
         """Learn from the training split what is not learned by gradient: the text encoder's vocabulary."""
         if self.text_encoder is not None:
-            self.text_encoder.prepare([str(t) for t in train.table["text"]])
+            self.text_encoder.prepare([redact_barcodes(str(t)) for t in train.table["text"]])
 
     def fit_scalers(self, image_features: Features | None = None, text_features: Features | None = None) -> None:
         """Standardise from now on by what `encode_frozen` and `encode_text` gave for the training pictures.
@@ -186,10 +146,14 @@ class ProductClassifier(nn.Module):
         return Features(values, torch.ones(len(images), dtype=torch.bool, device=values.device))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
-        """Encode B texts; one that is None or blank is unavailable and does not reach the encoder."""
+        """Encode B texts; one that is None or blank is unavailable and does not reach the encoder.
+
+        Runs of digits that look like barcodes are taken out first: a printed barcode names the class.
+        """
         if self.text_encoder is None:
             raise UsageError("this model does not read texts; build one of another name")
-        there = [bool(t and t.strip()) for t in texts]
+        texts = [redact_barcodes(t or "") for t in texts]
+        there = [bool(t) for t in texts]
         device = next(self.head.buffers()).device
         available = torch.tensor(there, dtype=torch.bool, device=device)
         if not any(there):
@@ -208,17 +172,17 @@ class ProductClassifier(nn.Module):
         Raises:
             UserError: some row has nothing that this model uses, and its head has no answer to that.
         """
-        features = self._by_modality(image_features, text_features)
-        if not features:
-            raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
-        if not self.head.answers_without_features:
-            some = torch.stack([f.available for f in features.values()]).any(0)
-            if not some.all():
-                raise UserError(
-                    f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
-                    "leave them out (data.select), or build the text model with missing='prior'"
-                )
-        return self.head(features)
+        return self.head(self._answerable(image_features, text_features))
+
+    def loss(
+        self, image_features: Features | None, text_features: Features | None, labels: Tensor, criterion: Criterion
+    ) -> Tensor:
+        """Return what the head learns from, given the same features as `classify`, and `labels (B,)`."""
+        return self.head.loss(self._answerable(image_features, text_features), labels, criterion)
+
+    def tune(self, image_features: Features | None, text_features: Features | None, labels: Tensor) -> None:
+        """Let the head choose on validation features what it does not learn by gradient, such as fusion weights."""
+        self.head.tune(self._by_modality(image_features, text_features), labels)
 
     def forward(self, images: Tensor | None = None, texts: Sequence[str | None] | None = None) -> Tensor:
         """Return logits (B,K) of images (B,3,H,W) in [0,1] and B texts; what the model does not use is ignored."""
@@ -261,14 +225,14 @@ class ProductClassifier(nn.Module):
             boxes, contributions = self.pooling.speakers(maps, direction)
         return boxes * self.image_encoder.stride, contributions
 
-    def training_loss(self, batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return the loss of one batch: that of the logits, and what the pooling learns from besides."""
+    def training_loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss of one batch: that of the head, and what the pooling learns from besides."""
         image, further = None, 0.0
         if "image" in self.modalities:
             values, further = self.pooling.learn(self.image_encoder, batch.images, batch.labels, criterion)
             image = Features(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
         text = self.encode_text(batch.texts) if "text" in self.modalities else None
-        return criterion(self.classify(image, text).float(), batch.labels) + further
+        return self.loss(image, text, batch.labels, criterion) + further
 
     def encode_frozen(self, images: Tensor) -> Features:
         """Return what frozen encoders say of images, before anything that learns: vectors, or maps for LCA."""
@@ -278,6 +242,20 @@ class ProductClassifier(nn.Module):
     def pool(self, frozen: Features | None) -> Features | None:
         """Finish what `encode_frozen` began: the pooled features that `classify` takes."""
         return None if frozen is None else Features(self.pooling.pool(frozen.values), frozen.available)
+
+    def _answerable(self, image_features: Features | None, text_features: Features | None) -> dict[str, Features]:
+        """Return the features by modality; raise where the head has nothing to go by."""
+        features = self._by_modality(image_features, text_features)
+        if not features:
+            raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
+        if not self.head.answers_without_features:
+            some = torch.stack([f.available for f in features.values()]).any(0)
+            if not some.all():
+                raise UserError(
+                    f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
+                    "leave them out (data.select), or build the text model with missing='prior'"
+                )
+        return features
 
     def _by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:
         given = {"image": image, "text": text}

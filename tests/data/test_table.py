@@ -174,7 +174,8 @@ def covered(mask: torch.Tensor) -> tuple[int, ...]:
 @pytest.mark.parametrize("shape", [(40, 80), (80, 40), (64, 64)])
 def test_image_mask_truth_and_words_move_together(tmp_path, fit, shape):
     box = (shape[1] // 2 - 8, shape[0] // 2 - 10, shape[1] // 2 + 9, shape[0] // 2 + 6)
-    sample = marked(tmp_path, *shape, box).split("train", size=64, fit=fit)[0]
+    dataset = marked(tmp_path, *shape, box).split("train", size=64, fit=fit)
+    sample = dataset[0]
     where = covered(sample.mask)
     white = covered(sample.image[:1] > 0.5) if fit != "pad" else covered(sample.image[:1] > 0.75)
     assert np.abs(np.subtract(white, where)).max() <= 1
@@ -183,6 +184,8 @@ def test_image_mask_truth_and_words_move_together(tmp_path, fit, shape):
         assert np.abs(np.subtract(words[0].box, where)).max() <= 1.01
     assert sample.words[0].confidence == 0.9 and sample.truth.words[0].telling
     assert (sample.truth.pose, sample.truth.background, sample.truth.lighting) == ("front", "dairy", "day")
+    picture_only = dataset.with_options(reads=())[0]
+    assert picture_only.mask is None and picture_only.truth is None and picture_only.words == sample.words
 
 
 def test_a_random_transform_moves_them_together_too(tmp_path):

@@ -1,0 +1,223 @@
+"""Fusion heads against loops over rows and units; missing modalities; texts that would name the class."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from retailkit import data, models, training
+from retailkit.config import UsageError, UserError
+from retailkit.models import Features
+from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
+from retailkit.models.pooling import FeatureScaler
+from retailkit.training import TrainConfig, TrainSpec
+
+WIDTHS = {"image": 5, "text": 3}
+CLASSES = ["lean", "extra lean", "medium", "regular"]
+FUSIONS = ("score_fusion", "concat", "embracenet")
+
+
+def head(kind, **options):
+    torch.manual_seed(0)
+    return kind({m: FeatureScaler(d) for m, d in WIDTHS.items()}, len(CLASSES), **options).eval()
+
+
+def features(rows=6, missing_text=()):
+    generator = torch.Generator().manual_seed(1)
+    found = {}
+    for modality, dim in WIDTHS.items():
+        available = torch.ones(rows, dtype=torch.bool)
+        values = torch.randn(rows, dim, generator=generator)
+        if modality == "text":
+            available[list(missing_text)] = False
+            values[list(missing_text)] = 0
+        found[modality] = Features(values, available)
+    return found
+
+
+def test_score_fusion_is_the_weighted_mean_of_two_softmaxes():
+    fusion, seen = head(ScoreFusion), features(missing_text=[2])
+    fusion.shares.copy_(torch.tensor([0.7, 0.3]))
+    probs = fusion(seen).softmax(1)
+    for row in range(6):
+        each = [
+            (fusion.linear[m].weight @ seen[m].values[row] + fusion.linear[m].bias).softmax(0)
+            for m in ("image", "text")
+        ]
+        expected = each[0] if row == 2 else 0.7 * each[0] + 0.3 * each[1]
+        assert torch.allclose(probs[row], expected, atol=1e-6)
+
+
+def test_score_fusion_answers_from_words_alone_even_at_share_zero():
+    fusion, seen = head(ScoreFusion), features()
+    fusion.shares.copy_(torch.tensor([1.0, 0.0]))
+    alone = fusion({"text": seen["text"]})
+    assert torch.allclose(alone.softmax(1), fusion.linear["text"](seen["text"].values).softmax(1), atol=1e-6)
+    both = fusion(seen)
+    assert torch.allclose(both.softmax(1), fusion.linear["image"](seen["image"].values).softmax(1), atol=1e-6)
+
+
+def test_each_classifier_of_score_fusion_learns_from_its_own_rows():
+    fusion, seen = head(ScoreFusion), features(missing_text=[0, 1])
+    labels = torch.arange(6) % 4
+    loss = fusion.loss(seen, labels, functional.cross_entropy)
+    image = functional.cross_entropy(fusion.linear["image"](seen["image"].values), labels)
+    text = functional.cross_entropy(fusion.linear["text"](seen["text"].values[2:]), labels[2:])
+    assert torch.allclose(loss, (image + text) / 2)
+
+
+def test_shares_are_tuned_by_likelihood_on_rows_with_both():
+    fusion, seen = head(ScoreFusion), features(rows=60, missing_text=[0])
+    labels = fusion.linear["text"](seen["text"].values).argmax(1)
+    fusion.linear["text"].weight.data *= 4
+    fusion.tune(seen, labels)
+    assert fusion.shares[1] > 0.8 and fusion.shares.sum() == 1
+    likely = []
+    for share in np.linspace(0, 1, 21):
+        fusion.shares.copy_(torch.tensor([share, 1 - share]))
+        likely.append(-functional.cross_entropy(fusion(seen)[1:], labels[1:]).item())
+    fusion.tune(seen, labels)
+    assert fusion.shares[0].item() == pytest.approx(np.linspace(0, 1, 21)[int(np.argmax(likely))])
+
+
+def test_concatenation_puts_the_average_in_place_of_what_is_missing():
+    fusion, seen = head(Concatenation), features(missing_text=[1])
+    joined = torch.cat([seen["image"].values, seen["text"].values], 1)
+    assert torch.allclose(fusion(seen), fusion.linear(joined))
+    without = torch.cat([seen["image"].values, torch.zeros(6, 3)], 1)
+    assert torch.allclose(fusion({"image": seen["image"]}), fusion.linear(without))
+    fusion.scalers["text"].fit(Features(seen["text"].values + 5, torch.ones(6, dtype=torch.bool)))
+    assert torch.allclose(fusion(seen)[1], fusion.linear(without)[1], atol=1e-6), "zero after scaling, not before"
+
+
+def test_the_expected_embracement_is_the_mean_of_many_draws():
+    sampled, expected = head(EmbraceNet, mode="sampled", shares=(0.8, 0.2)), head(EmbraceNet, shares=(0.8, 0.2))
+    seen = features(missing_text=[3])
+    with torch.no_grad():
+        mean = torch.stack([sampled(seen) for _ in range(3000)]).mean(0)
+        exact = expected(seen)
+    assert torch.allclose(mean, exact, atol=0.03) and torch.equal(exact, expected(seen))
+    docked = {m: functional.relu(expected.docking[m](seen[m].values)) for m in WIDTHS}
+    by_hand = expected.linear(0.8 * docked["image"][0] + 0.2 * docked["text"][0])
+    assert torch.allclose(exact[0], by_hand, atol=1e-6)
+    assert torch.allclose(exact[3], expected.linear(docked["image"][3]), atol=1e-6), "nobody takes from what is missing"
+
+
+def test_an_embracement_unit_is_a_unit_of_one_modality():
+    fusion, seen = head(EmbraceNet, mode="sampled", width=64), features()
+    fusion.linear = torch.nn.Identity()
+    joint = fusion(seen)
+    docked = torch.stack([functional.relu(fusion.docking[m](seen[m].values)) for m in WIDTHS])
+    assert ((joint == docked[0]) | (joint == docked[1])).all()
+    assert (joint != docked[0]).any() and (joint != docked[1]).any()
+
+
+def test_modality_dropout_shows_one_modality_a_row_in_training_only():
+    fusion, seen = head(EmbraceNet, modality_dropout=1.0, width=64), features(rows=40, missing_text=[0])
+    fusion.linear = torch.nn.Identity()
+    docked = {m: functional.relu(fusion.docking[m](seen[m].values)) for m in WIDTHS}
+    joint = fusion.train()(seen)
+    image, text = ((joint == docked[m]).all(1) for m in WIDTHS)
+    assert (image | text).all() and image[0] and image.any() and text.any()
+    assert not torch.equal(fusion.eval()(seen), joint)
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (0.9, 0.9), (1.5, -0.5)])
+def test_shares_that_are_no_probabilities_are_refused(shares):
+    with pytest.raises(UsageError, match="sum 1"):
+        head(EmbraceNet, shares=shares)
+    with pytest.raises(UsageError, match="expected"):
+        head(EmbraceNet, mode="average")
+
+
+# -- On the whole model.
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """Pictures that say the half of it and words that say the other half."""
+    root, rows = tmp_path_factory.mktemp("products"), []
+    rng = np.random.default_rng(0)
+    for k, label in enumerate(CLASSES):
+        for split, count in {"train": 10, "val": 6}.items():
+            for i in range(count):
+                tone = 60 if k < 2 else 200
+                pixels = np.clip(rng.normal(tone, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / f"{k}_{split}_{i}.png")
+                text = "" if i == 0 else ("WHOLE MILK" if k % 2 else "ground beef 4006381333931")
+                rows.append({"image": f"{k}_{split}_{i}.png", "label": label, "split": split, "text": text})
+    pd.DataFrame(rows).to_csv(root / "products.csv", index=False)
+    return data.load("folder", root / "products.csv")
+
+
+def small(name, classes, **options):
+    network = {"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"}
+    torch.manual_seed(0)
+    return models.build(name, classes, **network, **options).eval()
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_fusion_learns_what_neither_modality_knows(name, products, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    spec = TrainSpec(
+        "folder",
+        model=name,
+        model_options={"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"},
+        size=40,
+        config=TrainConfig(epochs=40, batch_size=8, lr=1e-2),
+    )
+    model, _ = training.fit_or_load(spec, products)
+    result = training.evaluate(model, products.split("val", 40))
+    readable = products.split("val", 40).table["text"].ne("").to_numpy()
+    assert result.correct[readable].mean() > 0.7, "either modality alone can reach 0.5"
+    again, _, _ = training.load_checkpoint(training.save_checkpoint(model, tmp_path / "model.safetensors", _))
+    batch = torch.stack([products.split("val", 40)[i].image for i in range(3)])
+    texts = [products.split("val", 40)[i].text for i in range(3)]
+    with torch.no_grad():
+        assert torch.allclose(again(batch, texts), model(batch, texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_one_modality_may_be_missing_at_test_time_and_not_both(name):
+    model, images = small(name, CLASSES), torch.rand(2, 3, 40, 40)
+    with torch.no_grad():
+        for given in ({"images": images}, {"texts": ["MILK", "BEEF"]}, {"images": images, "texts": ["", "BEEF"]}):
+            assert model(**given).isfinite().all()
+        with pytest.raises(UserError, match="image and text"):
+            model()
+        with pytest.raises(UserError, match="1 of 2 rows have no image or text"):
+            model(texts=["MILK", "  "])
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_no_text_300_words_and_another_size_are_classified(name):
+    model = small(name, CLASSES)
+    with torch.no_grad():
+        for images in (torch.rand(2, 3, 33, 47), torch.rand(2, 3, 64, 64)):
+            assert model(images, ["", "word " * 300]).isfinite().all()
+
+
+def test_a_printed_barcode_never_reaches_the_text_encoder(monkeypatch):
+    model, seen = small("concat", CLASSES), []
+    real = model.text_encoder.forward
+    monkeypatch.setattr(model.text_encoder, "forward", lambda texts: seen.extend(texts) or real(texts))
+    found = model.encode_text(["LEAN 060383059330 BEEF", "4006381333931", "EXTRA"])
+    assert seen == ["LEAN BEEF", "EXTRA"] and found.available.tolist() == [True, False, True]
+
+
+def test_nts_composes_with_fusion():
+    model = small("embracenet", CLASSES, pooling="nts", propose=3, parts=2)
+    images = torch.rand(2, 3, 96, 96)
+    batch = data.table.Batch(images, torch.tensor([0, 1]), ["A", ""], [[], []], None, [None, None], torch.arange(2))
+    loss = model.train().training_loss(batch, functional.cross_entropy)
+    loss.backward()
+    assert model.head.docking["image"].weight.grad.abs().sum() > 0
+    assert model.pooling.navigator.down1.weight.grad.abs().sum() > 0
+
+
+def test_a_checkpoint_of_other_classes_is_refused(products):
+    model = small("concat", [*CLASSES[:-1], "tofu"])
+    with pytest.raises(UserError, match="'regular' is unknown to this checkpoint"):
+        training.with_classes(products, model)
