@@ -82,7 +82,7 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240, 1, 3, 128, 3, True),
+    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240, 1, 3, 128, 2, True),
     "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None, 3, 8, 160, 6, False),
 }
 

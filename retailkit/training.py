@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def _move(features: Features | None, device: str | torch.device) -> Features | N
 
 
 class EncodedDataset(torch.utils.data.Dataset):
-    """A split as cached features. `index` may be a list: the loader then draws whole batches.
+    """A split as cached features. `index` may be a list.
 
     Attributes:
         rows: (N,) rows of the data set's table.
@@ -210,6 +211,10 @@ class EncodedDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: list[int] | int) -> EncodedBatch:
         rows = torch.as_tensor(index).reshape(-1)
         return EncodedBatch(_rows(self.image, rows), _rows(self.text, rows), self.labels[rows])
+
+    def __getitems__(self, index: list[int]) -> list[EncodedBatch]:
+        """Let the loader draw a whole batch at once."""
+        return [self[index]]
 
 
 def _rows(features: Features | None, rows: Tensor) -> Features | None:
@@ -236,7 +241,7 @@ def encode(
     """
     where, images, texts = device(), [], []
     model, see = model.to(where), see or model.encode_frozen
-    with _evaluating(model), _autocast(where, bf16):
+    with evaluating(model), _autocast(where, bf16):
         for batch in tqdm(_loader(dataset, 32), desc="encode", mininterval=2, leave=False, disable=len(dataset) < 100):
             batch = batch.to(where)
             if "image" in model.modalities:
@@ -388,13 +393,13 @@ def _frozen_loader(model: ProductClassifier, encoded: EncodedDataset, config: Tr
     model.fit_scalers(encoded.image, encoded.text)
     order = torch.utils.data.RandomSampler(encoded)
     sampler = torch.utils.data.BatchSampler(order, config.batch_size, drop_last=False)
-    return DataLoader(encoded, batch_sampler=sampler, collate_fn=_merge)
+    return DataLoader(encoded, batch_sampler=sampler, collate_fn=itemgetter(0))
 
 
 def _tune(model: ProductClassifier, val: ProductDataset | EncodedDataset) -> None:
     """Let the head choose on the validation split what it does not learn by gradient."""
     seen = val if isinstance(val, EncodedDataset) else encode(model, val)
-    with _evaluating(model):
+    with evaluating(model):
         batch = seen[list(range(len(seen)))].to(next(model.parameters()).device)
         model.tune(model.pool(batch.image), batch.text, batch.labels)
 
@@ -408,14 +413,6 @@ def encode_ahead(spec: TrainSpec, data: ProductData) -> None:
     for name in data.splits:
         if name != "train":
             encode_cached(model, data.split(name, size), 1, spec.config)
-
-
-def _merge(parts: list[EncodedBatch]) -> EncodedBatch:
-    return EncodedBatch(
-        _joined([p.image for p in parts if p.image]),
-        _joined([p.text for p in parts if p.text]),
-        torch.cat([p.labels for p in parts]),
-    )
 
 
 class _Loop:
@@ -582,7 +579,7 @@ def evaluate(
     """
     where = next(model.parameters(), torch.empty(0)).device
     probs = []
-    with _evaluating(model), _autocast(where.type, bf16):
+    with evaluating(model), _autocast(where.type, bf16):
         if isinstance(dataset, EncodedDataset):
             for rows in torch.arange(len(dataset)).split(POOLED_AT_ONCE):
                 part = dataset[rows.tolist()].to(where)
@@ -606,7 +603,8 @@ def _loader(dataset: ProductDataset, batch_size: int, shuffle: bool = False, wor
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for the block, in which no gradients are kept."""
     training = model.training
     model.eval()
     try:

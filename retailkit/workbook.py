@@ -26,6 +26,7 @@ from retailkit import models, training
 from retailkit.config import profile
 from retailkit.data import ocr
 from retailkit.data.table import ProductData, ProductDataset
+from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.models import Features, ProductClassifier
 from retailkit.models.heads import Head
@@ -356,8 +357,9 @@ def navigated(
 
 
 def look(model: ProductClassifier, *splits: ProductDataset) -> list[EncodedDataset]:
-    """Return what a model sees of pictures: finished features, for `by_parts`."""
-    return [training.encode(model, split, bf16=True, see=model.encode_image) for split in splits]
+    """Return what a model sees of pictures of one size: finished features, for `by_parts`."""
+    predictor = Predictor(model, splits[0].size, backend="onnx")  # exact, as features are fitted on; eager on a GPU
+    return [training.encode(model, split, see=predictor.encode_image) for split in splits]
 
 
 def by_parts(
@@ -391,12 +393,15 @@ def by_parts(
     return results
 
 
-def region_facts(model: ProductClassifier, dataset: ProductDataset, seed: int = 0) -> pd.DataFrame:
+def region_facts(
+    model: ProductClassifier, dataset: ProductDataset, seen: EncodedDataset, seed: int = 0
+) -> pd.DataFrame:
     """Say where the regions of an `nts` model lie and what the teacher makes of them, a picture a row.
 
     Args:
         model: with an `nts` pooling.
         dataset: a split; its masks are used where there are any.
+        seen: what `look` saw of it.
         seed: of the control, which lays a picture's regions over another picture.
 
     Returns:
@@ -404,17 +409,16 @@ def region_facts(model: ProductClassifier, dataset: ProductDataset, seed: int = 
         (share of their area) and `on_other` (the same boxes over another picture's product); the last two are NaN
         without masks.
     """
-    rows, boxes, masks = [], [], []
-    for start in range(0, len(dataset), 32):
-        samples = [dataset[i] for i in range(start, min(start + 32, len(dataset)))]
-        found, logits = model.pooling.judge(model.image_encoder, torch.stack([s.image for s in samples]))
-        labels = torch.tensor([s.label for s in samples])
-        rows += (logits.argmax(2) == labels[:, None])[:, : model.pooling.parts].float().mean(1).tolist()
-        boxes.append(found.boxes[:, : model.pooling.parts])
-        masks += [s.mask for s in samples]
-    table = pd.DataFrame({"part_right": rows, "on_product": np.nan, "on_other": np.nan})
-    if all(mask is not None for mask in masks):
-        places, products = torch.cat(boxes), torch.stack(masks)[:, 0]
+    parts = seen.image.values.unflatten(1, (-1, model.image_encoder.dim))[:, :-1]  # (N,K,D)
+    with torch.inference_mode():
+        judged = model.pooling.part_head(parts).argmax(2).cpu()
+    table = pd.DataFrame({"part_right": (judged == seen.labels[:, None]).float().mean(1)})
+    table["on_product"] = table["on_other"] = np.nan
+    samples = [dataset[i] for i in range(len(dataset))]
+    if all(sample.mask is not None for sample in samples):
+        found = [model.regions(torch.stack([s.image for s in samples[i : i + 32]])) for i in range(0, len(samples), 32)]
+        places = torch.cat([regions.boxes for regions in found])[:, : parts.shape[1]]
+        products = torch.stack([sample.mask for sample in samples])[:, 0]
         others = np.random.default_rng(seed).permutation(len(table))
         table["on_product"] = _share_inside(products, places)
         table["on_other"] = _share_inside(products[others], places)

@@ -86,6 +86,12 @@ def test_the_share_of_boxes_inside_a_mask():
 def test_region_facts_without_masks_say_so(shelf):
     torch.manual_seed(0)
     model = models.build("nts", shelf.classes, "resnet18", weights=None, propose=3, parts=2).eval()
-    facts = workbook.region_facts(model, shelf.split("train", 64))
+    split = shelf.split("train", 64)
+    facts = workbook.region_facts(model, split, workbook.look(model, split)[0])
+    images = torch.stack([split[i].image for i in range(len(split))])
+    with torch.no_grad():
+        parts = model.pooling._encode(model.image_encoder, images, model.regions(images).boxes[:, :2])
+        right = (model.pooling.part_head(parts).argmax(2) == torch.tensor(split.labels)[:, None]).float().mean(1)
+    assert np.allclose(facts["part_right"], right) and 0 < right.mean() < 1
     assert len(facts) == len(shelf) and facts["part_right"].between(0, 1).all()
     assert facts["on_product"].isna().all()

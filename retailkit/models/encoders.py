@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -477,13 +477,25 @@ class TransformerEncoder(TextEncoder):
         """Take the vocabulary out of a checkpoint."""
         self._set_vocabulary(bytes(state.tolist()).decode())
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Return one vector a text, (B,D)."""
+    @property
+    def embedding(self) -> nn.Module:
+        """The layer that turns token ids (B,T) into vectors (B,T,E): attribute to it to explain a text."""
+        return self.network.get_input_embeddings()
+
+    def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
+        """Return the tokens of each text: ids, offsets in characters, attention mask, and which of them are special."""
         if self.tokenizer is None:
             raise UserError(f"text encoder {self.name!r} has no vocabulary yet; load a checkpoint or weights")
-        encoded, device = self.tokenizer.encode_batch(list(texts)), self.network.device
+        return self.tokenizer.encode_batch(list(texts))
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Return one vector a text, (B,D)."""
+        encoded, device = self.tokenize(texts), self.network.device
         ids = torch.tensor([e.ids for e in encoded], device=device)
-        mask = torch.tensor([e.attention_mask for e in encoded], device=device)
+        return self.encode_tokens(ids, torch.tensor([e.attention_mask for e in encoded], device=device))
+
+    def encode_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return one vector (B,D) a row of token ids (B,T); mask (B,T) is 0 on padding."""
         states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         if self.pool == "first":
             return states[:, 0]

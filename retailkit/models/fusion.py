@@ -82,7 +82,8 @@ class ScoreFusion(Head):
 class Concatenation(Head):
     """One linear layer over the features of all modalities laid end to end.
 
-    A missing modality is replaced by the average of the training rows, which is zero after scaling.
+    Modalities are scaled to the same total variance, lest the one with the longer vector outvote the other. A missing
+    modality is replaced by the average of the training rows, which is zero after scaling.
 
     Args:
         scalers: one a modality.
@@ -93,13 +94,15 @@ class Concatenation(Head):
     def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0) -> None:
         super().__init__(scalers)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(sum(len(s.mean) for s in scalers.values()), n_classes)
+        widths = {m: len(s.mean) for m, s in scalers.items()}
+        self.linear = nn.Linear(sum(widths.values()), n_classes)
+        self.balance = {m: (sum(widths.values()) / (len(widths) * width)) ** 0.5 for m, width in widths.items()}
 
     def forward(self, features: Mapping[str, Features]) -> Tensor:
         """Return logits (B,K) of the features by modality."""
         rows = len(next(iter(features.values())).values)
         parts = [
-            scaler(features[m]) if m in features else scaler.mean.new_zeros(rows, len(scaler.mean))
+            scaler(features[m]) * self.balance[m] if m in features else scaler.mean.new_zeros(rows, len(scaler.mean))
             for m, scaler in self.scalers.items()
         ]
         return self.linear(self.dropout(torch.cat(parts, 1)))

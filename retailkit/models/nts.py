@@ -240,12 +240,6 @@ class NavigatedParts(Pooling):
         """Return the M regions that the navigator proposes on images (B,3,H,W) in [0,1]."""
         return self._navigate(encoder, encoder.forward_map(images), images)[0]
 
-    @torch.no_grad()
-    def judge(self, encoder: ImageEncoder, images: Tensor) -> tuple[Regions, Tensor]:
-        """Return the M regions of images (B,3,H,W) in [0,1], and the teacher's logits of each, (B,M,K)."""
-        found = self.regions(encoder, images)
-        return found, self.part_head(self._encode(encoder, images, found.boxes)).float()
-
     def _navigate(self, encoder: ImageEncoder, maps: Tensor, images: Tensor) -> tuple[Regions, Tensor]:
         """Return the chosen regions, and their scores (B,M) with gradient."""
         size = (images.shape[2], images.shape[3])

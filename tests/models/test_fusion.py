@@ -82,11 +82,11 @@ def test_shares_are_tuned_by_likelihood_on_rows_with_both():
     assert fusion.shares[0].item() == pytest.approx(np.linspace(0, 1, 21)[int(np.argmax(likely))])
 
 
-def test_concatenation_puts_the_average_in_place_of_what_is_missing():
+def test_concatenation_balances_and_puts_the_average_in_place_of_what_is_missing():
     fusion, seen = head(Concatenation), features(missing_text=[1])
-    joined = torch.cat([seen["image"].values, seen["text"].values], 1)
-    assert torch.allclose(fusion(seen), fusion.linear(joined))
-    without = torch.cat([seen["image"].values, torch.zeros(6, 3)], 1)
+    image, text = seen["image"].values * (8 / 2 / 5) ** 0.5, seen["text"].values * (8 / 2 / 3) ** 0.5
+    assert torch.allclose(fusion(seen), fusion.linear(torch.cat([image, text], 1)), atol=1e-6)
+    without = torch.cat([image, torch.zeros(6, 3)], 1)
     assert torch.allclose(fusion({"image": seen["image"]}), fusion.linear(without))
     fusion.scalers["text"].fit(Features(seen["text"].values + 5, torch.ones(6, dtype=torch.bool)))
     assert torch.allclose(fusion(seen)[1], fusion.linear(without)[1], atol=1e-6), "zero after scaling, not before"
