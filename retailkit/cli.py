@@ -176,6 +176,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Checkpoint to write; an interrupted training goes on.")] = Path(
         "model.safetensors"
     ),
+    model: Annotated[str, typer.Option(help="image, lca, text, score_fusion, concat or embracenet.")] = "image",
     backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
@@ -185,20 +186,29 @@ def train(
     """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
 
     Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
-    `retailkit train --dataset folder --root photos --frozen`
+    `retailkit train --dataset folder --root photos --frozen --model concat`
     """
-    from retailkit import data, training, workbook
+    from dataclasses import replace
+
+    from retailkit import data, models, training, workbook
+    from retailkit.data import ocr
 
     products = data.load(dataset, root)
+    if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
+        products = ocr.add_text(products)
     make = workbook.probe if frozen else workbook.finetune
     changes = {} if epochs is None else {"epochs": epochs}
     profile = "fast" if frozen else "full"
     spec = make(dataset, root, profile, seed, None if backbone == "auto" else backbone, **changes)
+    # A text model answers a picture without words by the prior; the others have the picture.
+    options = {"missing": "prior"} if model == "text" else {}
+    spec = replace(spec, model=model, model_options=spec.model_options | options)
     print(products)
-    model, history = training.fit_or_load(spec, products, output)
+    trained, history = training.fit_or_load(spec, products, output)
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits:
-        facts["val"] = training.evaluate(model, products.split("val", model.input_size), bf16=True).summary()
+        val = products.split("val", trained.input_size)
+        facts["val"] = training.evaluate(trained, val, bf16=True).summary()
     _report(facts, json_line)
 
 
@@ -217,9 +227,12 @@ def evaluate(
     Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
     """
     from retailkit import data, training
+    from retailkit.data import ocr
 
     model, _, facts = training.load_checkpoint(checkpoint)
     products = training.with_classes(data.load(dataset, root), model)
+    if "text" in model.modalities:
+        products = ocr.add_text(products.select((products.table["split"] == split).to_numpy()))
     part = products.split(split, size or facts["size"], facts["fit"])
     result = training.evaluate(model, part, bf16=True)
     if predictions:

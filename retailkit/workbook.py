@@ -248,21 +248,24 @@ class CrossValidation:
     folds: np.ndarray
     seen: EncodedDataset
 
-    def evaluate(self, texts: Sequence[str] | None = None, pictures: bool = True) -> Evaluation:
+    def evaluate(self, words: Features | None = None, pictures: bool = True) -> Evaluation:
         """Judge every picture by the head that has not seen it.
 
         Args:
-            texts: N texts in place of those that were read; None keeps these.
-            pictures: False leaves the pictures out, so that the words speak alone.
+            words: what `encode_texts` made of N other texts; None keeps those that were read.
+            pictures: False leaves the pictures out, so that the words speak alone; a picture without words then has
+                no answer.
         """
-        image = self.seen.image if pictures else None
-        text = self.seen.text if texts is None else encode_texts(self.model, texts)
-        probs = torch.empty(len(self.seen), len(self.model.classes))
+        image, text = self.seen.image if pictures else None, words or self.seen.text
+        probs = torch.zeros(len(self.seen), len(self.model.classes))
+        given = self.model.by_modality(image, text)
+        answered = torch.stack([f.available for f in given.values()]).any(0) | self.model.head.answers_without_features
         for fold, head in enumerate(self.heads):
-            rows = torch.from_numpy(np.flatnonzero(self.folds == fold))
-            given = [f and Features(f.values[rows], f.available[rows]) for f in (image, text)]
-            with torch.inference_mode():
-                probs[rows] = self.with_head(head).classify(*given).softmax(1)
+            rows = torch.from_numpy(self.folds == fold) & answered
+            if rows.any():
+                some = [f and Features(f.values[rows], f.available[rows]) for f in (image, text)]
+                with torch.inference_mode():
+                    probs[rows] = self.with_head(head).classify(*some).softmax(1)
         return Evaluation(probs.numpy(), self.seen.labels.numpy(), list(self.model.classes), self.seen.rows)
 
     def with_head(self, head: Head) -> ProductClassifier:
@@ -310,6 +313,27 @@ def cross_validate(
         training.fit(light, *parts, config)
         heads.append(light.head)
     return CrossValidation(model, heads, dealt, seen)
+
+
+def contradicting(data: ProductData, seed: int = 0) -> np.ndarray:
+    """Return for each picture another one whose words would name the wrong product, (N,) positions.
+
+    A twin where there is one (same family, else same coarse class), else any picture of another class; always one with
+    words.
+
+    Args:
+        data: with texts.
+        seed: of the choice.
+    """
+    rng, table = np.random.default_rng(seed), data.table
+    near = np.where(table["family"] == "", table["coarse"], table["family"])
+    label, readable = table["label"].to_numpy(), table["text"].ne("").to_numpy()
+    chosen = np.empty(len(table), dtype=int)
+    for row in range(len(table)):
+        others = readable & (label != label[row])
+        twins = np.flatnonzero(others & (near == near[row]) & (near[row] != ""))
+        chosen[row] = rng.choice(twins if len(twins) else np.flatnonzero(others))
+    return chosen
 
 
 def navigated(

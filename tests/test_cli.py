@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from retailkit import cli
 
@@ -199,3 +199,19 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys):
 def test_the_command_is_installed():
     done = subprocess.run([Path(sys.executable).parent / "retailkit", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "evaluate" in done.stdout
+
+
+@pytest.mark.parametrize("model", ["text", "concat"])
+def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call, tmp_path, model):
+    """Two products whose pictures differ in a word; the command line has to read it, at evaluation as well."""
+    for label in ("LEAN", "MEDIUM"):
+        (tmp_path / "shop" / label.lower()).mkdir(parents=True)
+        for i in range(6):
+            picture = Image.new("RGB", (200, 200), (240 - 9 * i, 240, 240))
+            ImageDraw.Draw(picture).text((20, 30 + 15 * i), label, font=ImageFont.load_default(40), fill=(20, 20, 20))
+            picture.save(tmp_path / "shop" / label.lower() / f"{i}.png")
+    told = ["--dataset", "folder", "--root", tmp_path / "shop"]
+    code, _, err = call("train", *told, "--frozen", "--epochs", 30, "--model", model)
+    assert code == 0, err
+    code, out, _ = call("evaluate", *told, "--checkpoint", "model.safetensors", "--split", "train", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["top1"] == 1.0

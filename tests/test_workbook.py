@@ -1,5 +1,7 @@
 """What the notebooks share: repetitions, folds of look-alikes, heads by number of parts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,6 +75,48 @@ def test_the_head_without_parts_sees_the_whole_picture_only(shelf):
     assert np.allclose(plain.probs, workbook.by_parts(whole, once[0], [once[1]], [0])[0][0].probs, atol=1e-3)
     assert not np.allclose(plain.probs, looked.probs, atol=1e-3) and everything.n == len(train)
     assert looked.indices.tolist() == test.rows.tolist()
+
+
+def test_contradicting_words_come_from_a_twin_that_has_some(shelf):
+    table = shelf.table.iloc[[0] * 5 + [-1]].reset_index(drop=True)
+    table = table.assign(label=list("aabbcd"), family=["x", "x", "x", "x", "y", ""], text=["A", "A", "", "B", "C", "D"])
+    given = data.table.ProductData("folder", table, list("abcd"), {})
+    chosen = workbook.contradicting(given)
+    assert chosen[:2].tolist() == [3, 3] and set(chosen[2:4]) <= {0, 1}, "the twin with words"
+    assert chosen[4] in (0, 1, 3, 5) and chosen[5] in (0, 1, 3, 4), "no twin: any other class with words"
+
+
+@pytest.fixture(scope="module")
+def readable(shelf):
+    """The same photos; one scene of each class has no words, the others name the class."""
+    words = ["" if "-3-" in row.image else f"{row.label} beef" for row in shelf.table.itertuples()]
+    return replace(shelf, table=shelf.table.assign(text=words))
+
+
+def test_cross_validation_judges_each_picture_by_a_head_that_has_not_seen_it(readable):
+    network = {"text_encoder": "char_ngrams"}
+    dealt = workbook.folds(readable, count=4, clusters=4)
+    judged = workbook.cross_validate("concat", readable, dealt, "efficientnet_lite0", epochs=20, **network)
+    assert len(judged.heads) == 4 and judged.evaluate().n == len(readable)
+    heads = [judged.with_head(head) for head in judged.heads]
+    row = int(np.flatnonzero(judged.folds == 2)[0])
+    sample = readable.split("train", 224)[row]
+    with torch.no_grad():
+        alone = heads[2](sample.image[None], [sample.text]).softmax(1)[0].numpy()
+    assert np.allclose(judged.evaluate().probs[row], alone, atol=0.02)
+    said = readable.table["text"].iloc[workbook.contradicting(readable)].tolist()
+    lied, silent, words_only, nothing = (
+        judged.evaluate(workbook.encode_texts(judged.model, texts), pictures)
+        for texts, pictures in (
+            (said, True),
+            ([""] * len(readable), True),
+            (["lean"] * len(readable), False),
+            (["lean", *[""] * (len(readable) - 1)], False),
+        )
+    )
+    assert lied.top1 < judged.evaluate().top1 and not np.allclose(silent.probs, lied.probs)
+    assert len(np.unique(words_only.probs.round(5), axis=0)) == 4, "the same words, the same answer of each head"
+    assert nothing.answered.tolist() == [True] + [False] * (len(readable) - 1)
 
 
 def test_the_share_of_boxes_inside_a_mask():

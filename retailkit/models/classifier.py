@@ -134,7 +134,7 @@ class ProductClassifier(nn.Module):
 
         A pooling that learns standardises its own input: what it gives changes while it learns.
         """
-        for modality, features in self._by_modality(image_features, text_features).items():
+        for modality, features in self.by_modality(image_features, text_features).items():
             own = modality == "image" and any(True for _ in self.pooling.parameters())
             (self.pooling if own else self.head.scalers[modality]).fit(features)
 
@@ -182,7 +182,7 @@ class ProductClassifier(nn.Module):
 
     def tune(self, image_features: Features | None, text_features: Features | None, labels: Tensor) -> None:
         """Let the head choose on validation features what it does not learn by gradient, such as fusion weights."""
-        self.head.tune(self._by_modality(image_features, text_features), labels)
+        self.head.tune(self.by_modality(image_features, text_features), labels)
 
     def forward(self, images: Tensor | None = None, texts: Sequence[str | None] | None = None) -> Tensor:
         """Return logits (B,K) of images (B,3,H,W) in [0,1] and B texts; what the model does not use is ignored."""
@@ -245,7 +245,7 @@ class ProductClassifier(nn.Module):
 
     def _answerable(self, image_features: Features | None, text_features: Features | None) -> dict[str, Features]:
         """Return the features by modality; raise where the head has nothing to go by."""
-        features = self._by_modality(image_features, text_features)
+        features = self.by_modality(image_features, text_features)
         if not features:
             raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
         if not self.head.answers_without_features:
@@ -257,7 +257,8 @@ class ProductClassifier(nn.Module):
                 )
         return features
 
-    def _by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:
+    def by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:
+        """Return the given features that this model uses."""
         given = {"image": image, "text": text}
         return {m: given[m] for m in self.modalities if given[m] is not None}
 
