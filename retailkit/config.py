@@ -66,6 +66,7 @@ class Profile:
         nts_size: side of the pictures that NTS-Net looks at.
         nts_epochs: passes over the training split for it.
         nts_frozen: only its navigator and heads learn, not its backbone.
+        explain_size: side of the pictures that are explained.
     """
 
     backbone: str
@@ -79,11 +80,12 @@ class Profile:
     nts_size: int
     nts_epochs: int
     nts_frozen: bool
+    explain_size: int
 
 
 PROFILES = {
-    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240, 1, 3, 128, 2, True),
-    "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None, 3, 8, 160, 6, False),
+    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240, 1, 3, 128, 2, True, 160),
+    "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None, 3, 8, 160, 6, False, 260),
 }
 
 

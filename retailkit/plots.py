@@ -6,6 +6,7 @@ One style for the whole workbook, readable for colour-blind people: `COLOURS` (O
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from scipy.ndimage import gaussian_filter
 from skimage.segmentation import find_boundaries
 
 from retailkit.data.table import ProductDataset, Sample, Word
@@ -294,30 +296,89 @@ def _confused(evaluation: Evaluation, dataset: ProductDataset, true: int, other:
     picture(dataset[int(best)].image, f"{wrong}\na typical photo", axes[1], GOOD)
 
 
-def attribution(image: Any, attr: Any, ax: Axes | None = None, limit: float | None = None, title: str = "") -> Axes:
+def attribution(
+    image: Any,
+    attr: Any,
+    ax: Axes | None = None,
+    limit: float | None = None,
+    title: str = "",
+    blur: float = 0.0,
+) -> Axes:
     """Lay a signed attribution over a picture: orange speaks for the class, blue against it.
 
     Args:
         image: (3,H,W) in [0,1].
         attr: (H,W) signed.
         ax: where to draw.
-        limit: value of the full colour on both sides; None takes the map's own largest. Share it across a grid.
+        limit: value of the full colour on both sides; None takes the strength that one pixel in 200 exceeds, so that a
+            few extreme pixels do not pale all others. Share it across a grid of one unit.
         title: above the picture.
+        blur: standard deviation in pixels by which the map is blurred first: gradients of single pixels are too fine
+            to see. A blur keeps signs, so that neighbours of opposite signs cancel.
     """
     ax = _axes(ax, (3, 3))
-    attr = np.asarray(attr, dtype=float)
-    limit = limit or float(np.abs(attr).max())
-    grey = np.asarray(image).transpose(1, 2, 0).mean(-1)
-    ax.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
+    attr = gaussian_filter(_numbers(attr), blur)
+    strength = np.abs(attr)
+    limit = limit or float(np.quantile(strength, 0.995)) or float(strength.max())
+    ax.imshow(_paled(image), cmap="gray", vmin=0, vmax=1)
     if limit > 0:
-        strength = np.clip(np.abs(attr) / limit, 0, 1)
-        ax.imshow(attr, cmap=SIGNED, vmin=-limit, vmax=limit, alpha=0.85 * strength)
+        alpha = 0.85 * np.clip(strength / limit, 0, 1)
+        ax.imshow(attr, cmap=SIGNED, vmin=-limit, vmax=limit, alpha=alpha)
     else:
         title = f"{title} (no effect anywhere)"
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(title, fontsize=8, fontweight="normal")
     return ax
+
+
+def word_attributions(
+    image: Any,
+    words: Sequence[Word],
+    values: Any,
+    ax: Axes | None = None,
+    limit: float | None = None,
+    title: str = "",
+) -> Axes:
+    """Tint the words on a picture by their signed attribution: orange speaks for the class, blue against it.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        words: N words with boxes in its pixels.
+        values: (N,) signed.
+        ax: where to draw.
+        limit: value of the full colour on both sides; None takes the largest. Share it across a grid.
+        title: above the picture.
+
+    Raises:
+        ValueError: not one value a word.
+    """
+    ax = _axes(ax, (4, 4))
+    values = _numbers(values)
+    limit = limit or float(np.abs(values).max(initial=0.0))
+    ax.imshow(_paled(image), cmap="gray", vmin=0, vmax=1)
+    for word, value in zip(words, values, strict=True):
+        x0, y0, x1, y1 = word.box
+        if x1 <= x0 or y1 <= y0:
+            continue
+        strength = min(1.0, abs(value) / limit) if limit else 0.0
+        shade = SIGNED(0.5 + 0.5 * math.copysign(strength, value))
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=(*shade[:3], 0.85 * strength), edgecolor=QUIET)
+        ax.add_patch(box)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(title if limit else f"{title} (no effect anywhere)", fontsize=8, fontweight="normal")
+    return ax
+
+
+def _paled(image: Any) -> np.ndarray:
+    """Return a picture (3,H,W) in light grey, for colours to lie on."""
+    return 0.35 + 0.65 * _numbers(image).mean(0)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Return a tensor or an array as float64."""
+    return np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values, dtype=float)
 
 
 def probabilities(

@@ -364,7 +364,7 @@ def navigated(
         mode="finetune",
         epochs=epochs or chosen.nts_epochs,
         batch_size=16,
-        lr=1e-3,
+        lr=3e-3 if chosen.nts_frozen else 1e-3,  # two passes are few, and there is no backbone to spoil
         augment="light",
         train_size=size,
         criterion="cross_entropy",
@@ -465,8 +465,9 @@ def prepare(profile_name: str = "fast", dataset: str = "synthetic", root: str | 
     model, _ = training.fit_or_load(probe(dataset, root, profile_name), data)
     if "test" in data.splits:
         training.encode_cached(model, data.split("test", model.input_size), 1, TrainConfig())
+    chosen = profile(profile_name)
+    training.encode_ahead(replace(probe(dataset, root, profile_name), size=chosen.explain_size), data)
     if dataset == "synthetic":
-        chosen = profile(profile_name)
         packshots = resample(load(dataset, root, profile_name, regime="packshot"), chosen.views, seed=0)
         for pooling in ("image", "lca"):
             training.encode_ahead(packshot_head(dataset, root, pooling, chosen.backbone, seed=0), packshots)

@@ -65,8 +65,41 @@ def test_a_map_without_effect_says_so():
 
 def test_attributions_share_one_symmetric_scale():
     attr = np.linspace(-1, 3, 64).reshape(8, 8)
-    assert plots.attribution(np.zeros((3, 8, 8)), attr).images[-1].get_clim() == (-3.0, 3.0)
+    low, high = plots.attribution(np.zeros((3, 8, 8)), attr).images[-1].get_clim()
+    assert -low == high == pytest.approx(3, abs=0.03)
     assert plots.attribution(np.zeros((3, 8, 8)), attr, limit=5).images[-1].get_clim() == (-5, 5)
+
+
+def test_a_single_extreme_pixel_does_not_pale_the_others_and_is_shown_where_it_is_alone():
+    attr = torch.ones(20, 20)
+    attr[3, 3] = 100
+    assert plots.attribution(torch.zeros(3, 20, 20), attr).images[-1].get_clim() == (-1, 1)
+    assert plots.attribution(torch.zeros(3, 20, 20), attr - 1).images[-1].get_clim() == (-99, 99)
+
+
+def test_a_blurred_map_keeps_its_sum_and_spreads_its_specks():
+    attr = np.zeros((21, 21))
+    attr[10, 10] = 4.0
+    drawn = plots.attribution(np.zeros((3, 21, 21)), attr, blur=2).images[-1].get_array()
+    assert drawn.sum() == pytest.approx(4) and 0 < drawn[10, 14] < drawn[10, 12] < 1
+
+
+def test_words_are_tinted_by_what_they_say_on_a_shared_scale():
+    image = torch.zeros(3, 16, 16)
+    found = [
+        Word("FOR", (0, 0, 4, 4)),
+        Word("AGAINST", (4, 4, 8, 8)),
+        Word("GONE", (0, 0, 0, 0)),
+        Word("NO", (8, 8, 9, 9)),
+    ]
+    ax = plots.word_attributions(image, found, np.array([2.0, -1.0, 5.0, 0.0]), limit=2)
+    assert [p.get_xy() for p in ax.patches] == [(0, 0), (4, 4), (8, 8)]
+    for_it, against, nothing = (p.get_facecolor() for p in ax.patches)
+    assert for_it[0] > for_it[2] and against[2] > against[0]
+    assert for_it[3] == 2 * against[3] > nothing[3] == 0
+    assert "no effect" in plots.word_attributions(image, found[:1], [0.0]).get_title()
+    with pytest.raises(ValueError):
+        plots.word_attributions(image, found, [1.0])
 
 
 def test_ground_truth_draws_words_patch_and_outline():

@@ -100,16 +100,19 @@ def redact_barcodes(text: str) -> str:
 
 
 def redact_words(words: Sequence[Word]) -> list[Word]:
-    """Remove barcodes from a list of words: also those that spread over several words."""
+    """Remove barcodes from a list of words: also those that spread over several words. What is empty then, goes."""
+    return [replace(word, text=left) for word, left in zip(words, without_barcodes(words), strict=True) if left]
+
+
+def without_barcodes(words: Sequence[Word]) -> list[str]:
+    """Return the text of each word without barcodes, "" where nothing is left."""
     text = " ".join(word.text for word in words)
     clean = BARCODE.sub(lambda run: "\0" * len(run.group()), text)
-    kept, start = [], 0
+    left, start = [], 0
     for word in words:
-        left = clean[start : start + len(word.text)].replace("\0", "")
+        left.append(clean[start : start + len(word.text)].replace("\0", ""))
         start += len(word.text) + 1
-        if left:
-            kept.append(replace(word, text=left))
-    return kept
+    return left
 
 
 PAIRS = ("O0", "Il", "S5", "B8", "EF", "Z2", "GC", "UV", "ao", "nh", "rt")  # that readers take for each other

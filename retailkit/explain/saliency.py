@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from retailkit.config import UsageError, pick
+from retailkit.data.ocr import without_barcodes
 from retailkit.data.table import Word
 from retailkit.models.classifier import Features
 from retailkit.models.lca import LocalConceptsAccumulation
@@ -493,8 +495,8 @@ def attribute_words(
 ) -> list[np.ndarray]:
     """Attribute the margin between a class and its runner-up to the words on each picture.
 
-    The model reads a picture's words with a space between. Words that it does not read get 0: those behind the longest
-    text of its tokenizer, and those of which the tokenizer leaves nothing.
+    The model reads a picture's words with a space between. Words that it does not read get 0: barcodes, those behind
+    the longest text of its tokenizer, and those of which the tokenizer leaves nothing.
 
     Args:
         model: a product classifier that reads; in evaluation mode for the call, and as it was afterwards.
@@ -554,7 +556,8 @@ def _by_picture(
         _check_images(images, len(words))
     found = []
     with evaluating(model):
-        for i, some in enumerate(words):
+        for i, read in enumerate(words):
+            some = [replace(word, text=left) for word, left in zip(read, without_barcodes(read), strict=True)]
             text = joined(some)[0]
             if not text.strip():
                 found.append(nothing(len(some)))

@@ -560,6 +560,13 @@ def test_words_of_which_nothing_is_read_get_nothing(reader, method):
     assert (values[2] == 0).all()
 
 
+@pytest.mark.parametrize("method", saliency.WORD_METHODS)
+def test_a_barcode_says_nothing_and_leaves_the_others_as_they_are(reader, method):
+    printed = [words("lean", "4006381", "333931", "beef"), words("lean", "beef")]
+    values, without = saliency.attribute_words(reader, printed, torch.tensor([1, 1]), method=method)
+    assert values[1] == values[2] == 0 and np.allclose(values[[0, 3]], without, atol=1e-6)
+
+
 def test_a_word_alone_is_compared_with_the_average_text(reader):
     reader.fit_scalers(None, reader.encode_text(["oat milk", "lean beef", "extra"]))
     (values,) = saliency.attribute_words(reader, [words("lean")], torch.tensor([1]), method="leave_one_out")
