@@ -682,7 +682,13 @@ def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[
     except (SafetensorError, KeyError, TypeError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a retailkit checkpoint ({error}); train again or give another file") from None
     model = models.rebuild(header["build"])
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()[:120]
+        raise UserError(
+            f"{path}: its weights are those of another model than its header describes ({reason}); train again"
+        ) from None
     return model.eval(), History.from_dict(header["history"]), header["facts"]
 
 

@@ -235,6 +235,15 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
         training.load_checkpoint(path)
 
 
+def test_a_checkpoint_with_the_weights_of_another_model_is_named(data, tmp_path):
+    model = small_model(data)
+    history = training.fit(model, data.split("train", 48), None, replace(FROZEN, epochs=1))
+    model.build_args = model.build_args | {"backbone": "resnet18"}
+    path = training.save_checkpoint(model, tmp_path / "model.safetensors", history)
+    with pytest.raises(UserError, match=r"model\.safetensors: its weights are those of another model"):
+        training.load_checkpoint(path)
+
+
 def test_a_label_the_checkpoint_never_saw_is_named(data):
     table = data.table.copy()
     table.loc[3, "label"] = "violet"

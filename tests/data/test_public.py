@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from retailkit.config import UsageError
-from retailkit.data import load
-from retailkit.data.table import DataError
+from retailkit.data import load, ocr
+from retailkit.data.table import DataError, Word
 
 CLASSES = [("Kiwi", "Kiwi", "Fruit"), ("Apple-Juice", "Juice", "Packages"), ("Orange-Juice", "Juice", "Packages")]
 
@@ -111,6 +111,19 @@ def test_a_broken_table_of_classes(store):
     (store / "classes.csv").write_text("name;id\nKiwi;0\n")
     with pytest.raises(DataError, match=r"classes\.csv: not the published"):
         load("grocery_store", store)
+
+
+def test_descriptions_iconic_texts_and_file_names_never_become_text(store, monkeypatch):
+    """What names the class may not come in as text: only what the engine reads on the photo itself."""
+    (store / "d.txt").write_text("A juice of oranges without pulp")
+    draw(store / "i.jpg")
+    monkeypatch.setattr(ocr, "read_words", lambda image: [Word("PULP", (1, 1, 9, 9))])
+    raw = load("grocery_store", store)
+    assert (raw.table["text"] == "").all()
+    read = ocr.add_text(raw, progress=False)
+    assert (read.table["text"] == "PULP").all() and not read.table["image"].str.endswith("i.jpg").any()
+    folders = load("folder", Path(raw.table["image"][0]).parent.parent)
+    assert (folders.table["text"] == "").all(), "nor does the name of a folder or file"
 
 
 @pytest.fixture
