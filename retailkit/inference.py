@@ -309,7 +309,7 @@ class Predictor:
             found = self.model.encode_text(distinct)
         place = {text: row for row, text in enumerate(distinct)}
         rows = torch.tensor([place[text] for text in texts], dtype=torch.long, device=found.values.device)
-        return Features(found.values[rows], found.available[rows])
+        return found.rows(rows)
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
         """Return probs (B,K) of features, row by row as `model.classify` pairs them."""
@@ -336,7 +336,7 @@ class Predictor:
             for start in starts:
                 batch = images(slice(start, start + self.batch_size)).to(self.device)
                 parts.append(self.fast.encode_image(batch))
-        return _joined(parts)
+        return Features.joined(parts)
 
     # -- Which backend.
 
@@ -387,7 +387,7 @@ class Predictor:
         """Return probs (B,K) of images without texts, on the CPU; `model` is ours or a twin of it."""
         with evaluating(self.model):
             parts = [model.encode_image(part.to(self.device)) for part in images.split(self.batch_size)]
-            return model.classify(_joined(parts), None).float().softmax(-1).cpu()
+            return model.classify(Features.joined(parts), None).float().softmax(-1).cpu()
 
     def _with(self, forward_map: ForwardMap) -> ProductClassifier:
         """Return a twin of the model, all weights shared, whose image encoder computes its map by `forward_map`."""
@@ -427,10 +427,6 @@ def composite(image: Tensor, masks: Tensor, baseline: Tensor) -> Tensor:
     if masks.dtype == torch.bool:
         return torch.where(masks, image, baseline)
     return baseline + masks * (image - baseline)
-
-
-def _joined(parts: list[Features]) -> Features:
-    return Features(torch.cat([p.values for p in parts]), torch.cat([p.available for p in parts]))
 
 
 def _in_range(values: Tensor, what: str) -> Tensor:

@@ -210,15 +210,12 @@ class EncodedDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: list[int] | int) -> EncodedBatch:
         rows = torch.as_tensor(index).reshape(-1)
-        return EncodedBatch(_rows(self.image, rows), _rows(self.text, rows), self.labels[rows])
+        some = [features and features.rows(rows) for features in (self.image, self.text)]
+        return EncodedBatch(*some, self.labels[rows])
 
     def __getitems__(self, index: list[int]) -> list[EncodedBatch]:
         """Let the loader draw a whole batch at once."""
         return [self[index]]
-
-
-def _rows(features: Features | None, rows: Tensor) -> Features | None:
-    return None if features is None else Features(features.values[rows], features.available[rows])
 
 
 def encode(
@@ -248,17 +245,12 @@ def encode(
                 images.append(_to_cpu(see(batch.images)))
             if "text" in model.modalities:
                 texts.append(_to_cpu(model.encode_text(batch.texts)))
-    return EncodedDataset(_joined(images), _joined(texts), torch.tensor(dataset.labels), dataset.rows)
+    image, text = (Features.joined(parts) if parts else None for parts in (images, texts))
+    return EncodedDataset(image, text, torch.tensor(dataset.labels), dataset.rows)
 
 
 def _to_cpu(features: Features) -> Features:
     return Features(features.values.float().cpu().contiguous(), features.available.cpu())
-
-
-def _joined(parts: list[Features]) -> Features | None:
-    if not parts:
-        return None
-    return Features(torch.cat([p.values for p in parts]), torch.cat([p.available for p in parts]))
 
 
 def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int, config: TrainConfig) -> EncodedDataset:
@@ -286,8 +278,8 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
         with _seeded(config.seed + view):
             parts.append(encode(model, dataset, config.bf16))
     joined = EncodedDataset(
-        _joined([p.image for p in parts if p.image]),
-        _joined([p.text for p in parts if p.text]),
+        Features.joined([p.image for p in parts]) if parts[0].image else None,
+        Features.joined([p.text for p in parts]) if parts[0].text else None,
         torch.cat([p.labels for p in parts]),
         rows,
     )

@@ -263,7 +263,7 @@ class CrossValidation:
         for fold, head in enumerate(self.heads):
             rows = torch.from_numpy(self.folds == fold) & answered
             if rows.any():
-                some = [f and Features(f.values[rows], f.available[rows]) for f in (image, text)]
+                some = [features and features.rows(rows) for features in (image, text)]
                 with torch.inference_mode():
                     probs[rows] = self.with_head(head).classify(*some).softmax(1)
         return Evaluation(probs.numpy(), self.seen.labels.numpy(), list(self.model.classes), self.seen.rows)
@@ -279,7 +279,7 @@ def encode_texts(model: ProductClassifier, texts: Sequence[str]) -> Features:
     """Return what a model's encoder says of many texts, a few at a time."""
     with torch.inference_mode():
         parts = [model.encode_text(texts[i : i + 64]) for i in range(0, len(texts), 64)]
-    return Features(torch.cat([p.values for p in parts]), torch.cat([p.available for p in parts]))
+    return Features.joined(parts)
 
 
 def cross_validate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,15 @@ class Features(NamedTuple):
 
     values: Tensor
     available: Tensor
+
+    def rows(self, index: Tensor | slice) -> Features:
+        """Return the features of some rows."""
+        return Features(self.values[index], self.available[index])
+
+    @staticmethod
+    def joined(parts: Sequence[Features]) -> Features:
+        """Return the features of several batches as those of one."""
+        return Features(torch.cat([p.values for p in parts]), torch.cat([p.available for p in parts]))
 
 
 class FeatureScaler(nn.Module):
