@@ -390,10 +390,11 @@ def _frozen_loader(model: ProductClassifier, encoded: EncodedDataset, config: Tr
 
 def _tune(model: ProductClassifier, val: ProductDataset | EncodedDataset) -> None:
     """Let the head choose on the validation split what it does not learn by gradient."""
-    seen = val if isinstance(val, EncodedDataset) else encode(model, val)
+    kept = isinstance(val, EncodedDataset)
+    seen = val if kept else encode(model, val, see=model.encode_image)
     with evaluating(model):
         batch = seen[list(range(len(seen)))].to(next(model.parameters()).device)
-        model.tune(model.pool(batch.image), batch.text, batch.labels)
+        model.tune(model.pool(batch.image) if kept else batch.image, batch.text, batch.labels)
 
 
 def encode_ahead(spec: TrainSpec, data: ProductData) -> None:
