@@ -32,9 +32,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, pick
-from retailkit.models.classifier import Features, ProductClassifier
+from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.encoders import ImageEncoder
-from retailkit.training import evaluating
 
 EXAMPLES = 4  # pictures that backends are judged by, and as many masked variants
 ROUNDS = 2  # timed passes a backend; the quickest counts

@@ -40,9 +40,10 @@ from retailkit import models
 from retailkit.config import UsageError, UserError, cache_dir, device, pick, replacing
 from retailkit.data.conditions import packshot_policy
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
+from retailkit.inference import Predictor
 from retailkit.losses import Criterion, criterion
 from retailkit.metrics import Evaluation
-from retailkit.models.classifier import Features, ProductClassifier
+from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
 MODES = ("frozen", "finetune")
 POOLED_AT_ONCE = 128  # pictures: a map passes through LCA as many windows
@@ -354,11 +355,20 @@ def fit(
     accelerator = Accelerator(cpu=device() == "cpu")
     with _seeded(config.seed):
         loader, val_data = _training_data(model, train, val, config)
-        loop = _Loop(model, loader, val_data, config, accelerator, Path(resume) if resume else None)
+        learner = _with_fast_encoder(model, config) if config.mode == "finetune" else model
+        loop = _Loop(learner, loader, val_data, config, accelerator, Path(resume) if resume else None)
         history = loop.run()
+        model.eval()
         if val_data is not None and model.head.tunes:
             _tune(model, val_data)
     return replace(history, seconds=time.monotonic() - started + loop.seconds_before)
+
+
+def _with_fast_encoder(model: ProductClassifier, config: TrainConfig) -> ProductClassifier:
+    """Return the model, or a twin that shares its weights, whose image encoder is fast if it does not learn."""
+    if model.image_encoder is None or not model.image_encoder.frozen:
+        return model
+    return Predictor(model, config.train_size, backend="onnx").fast  # exact; PyTorch itself on a GPU
 
 
 def _training_data(
@@ -593,18 +603,6 @@ def _loader(dataset: ProductDataset, batch_size: int, shuffle: bool = False, wor
     return DataLoader(
         dataset, batch_size, shuffle, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for the block, in which no gradients are kept."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ on frozen features encode once and classify often.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -381,3 +382,15 @@ def _checked_classes(classes: Sequence[str]) -> list[str]:
     if twice := {c for c in names if names.count(c) > 1}:
         raise UsageError(f"class {min(twice)!r} is named twice; give each class once")
     return names
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for the block, in which no gradients are kept."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
