@@ -14,7 +14,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import itemgetter
@@ -789,11 +789,20 @@ def encoder_fingerprint(model: ProductClassifier) -> str:
     """Return a hash of what a model's encoders are: their weights, or all of a model that has none, and their kind."""
     kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
     whole = model.image_encoder is None and model.text_encoder is None
-    digest = hashlib.sha256(_digest([*kind, model.build_args if whole else None]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if whole or "_encoder." in name:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    kind += [model.build_args if whole else None]
+    return _hash(kind, {n: t for n, t in model.state_dict().items() if whole or "_encoder." in n})
+
+
+def fingerprint(model: ProductClassifier) -> str:
+    """Return a hash of a model: how it was built, its classes, and all its weights."""
+    return _hash([type(model).__name__, model.build_args, model.classes], model.state_dict())
+
+
+def _hash(kind: Any, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(_digest(kind).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

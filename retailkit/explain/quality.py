@@ -1,25 +1,36 @@
-"""How far to trust a saliency map: does it point at what is known to matter, and does it depend on the model?
+"""How far to trust an explanation: does it point at what is known to matter, is it stable, does it need the model?
 
-Every game comes with its chance: what a map scores that knows nothing. Truth is a mask of the pixels that matter, such
-as the product or the patch that tells twins apart.
+Every score comes with its chance: what an explanation scores that knows nothing. Truth is a mask of the pixels that
+matter, such as the product or the patch that tells twins apart, and the boxes of the words that do. Whether the model
+changes its mind when the explained parts are hidden is asked in `faithfulness`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.ndimage import distance_transform_edt
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from torch import nn
 
 from retailkit.config import UsageError
+from retailkit.data.table import DataError, ProductData
 from retailkit.models.pooling import FeatureScaler
 
+if TYPE_CHECKING:
+    from retailkit.explain.local import LocalExplanation
+    from retailkit.explain.perturb import Unit
+
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+OVERLAP = 0.5  # of the smaller box: from here on a word that was read is the word that is printed there
 
 
 # -- Pointing games
@@ -117,7 +128,192 @@ def _maps(attr: Any) -> np.ndarray:
     return attr
 
 
-# -- Does the map depend on what the model has learned?
+# -- Pointing with superpixels and words
+
+
+def telling_units(units: Sequence[Unit], telling_boxes: Any) -> np.ndarray:
+    """Return which units show a word that tells twins apart, (T,) bool.
+
+    One of the unit's words and one of the boxes share at least half of the smaller of both. Empty boxes, of words
+    without a place or cropped away, share nothing.
+
+    Args:
+        units: T of them, with boxes.
+        telling_boxes: (M,4) x0, y0, x1, y1 in the same pixels; M may be 0.
+
+    Raises:
+        UsageError: boxes of another shape.
+    """
+    boxes = _array(telling_boxes, float)
+    if boxes.size and boxes.shape[1:] != (4,):
+        raise UsageError(f"boxes are {boxes.shape}; give (M,4)")
+    words = [(number, word.box) for number, unit in enumerate(units) for word in unit.words]
+    read = np.array([box for _, box in words], dtype=float).reshape(-1, 1, 4)
+    boxes = boxes.reshape(1, -1, 4)
+    sides = np.minimum(read[..., 2:], boxes[..., 2:]) - np.maximum(read[..., :2], boxes[..., :2])
+    areas = [(b[..., 2:] - b[..., :2]).clip(0).prod(-1) for b in (read, boxes)]
+    shared = sides.clip(0).prod(-1)
+    hits = ((shared > 0) & (shared >= OVERLAP * np.minimum(*areas))).any(1)
+    return np.isin(np.arange(len(units)), [number for (number, _), hit in zip(words, hits, strict=True) if hit])
+
+
+def energy_on(explanation: LocalExplanation, mask: Any, telling_boxes: Any = (), row: int = 0) -> pd.DataFrame:
+    """Return the share of the positive weights that lies on what tells twins apart; higher is better.
+
+    `energy_pointing` for players instead of pixels: a superpixel's weight is spread evenly over its pixels; a unit of
+    text has its weight on the truth or not, see `telling_units`. Negative weights count nowhere. For the highest
+    superpixel give `explanation.heat(row)` to `pointing_game`.
+
+    Args:
+        explanation: S superpixels, T units.
+        mask: (H,W) bool, the telling pixels, as the explanation's image; ignored where there is none.
+        telling_boxes: (M,4) of the telling words, in pixels of the image.
+        row: which of the explained classes.
+
+    Returns:
+        Rows `image`, `text` and `joint`. `share` in [0,1]; `chance`: the share of equal weights for all players of one
+        size; `ratio` of both, 1 for chance. NaN where no player shows truth, or no weight is positive.
+
+    Raises:
+        UsageError: the mask has another shape, or there is no such row.
+    """
+    weights = [w.clip(min=0) for w in _weights(explanation, row)]
+    truths = [np.zeros(0), telling_units(explanation.units, telling_boxes).astype(float)]
+    size = np.zeros(0)
+    if explanation.segments is not None:
+        truths[0], size = _covered(explanation.segments, _array(mask, bool), len(weights[0]))
+    sizes = [size, np.ones(len(weights[1]))]
+    parts = {"image": [0], "text": [1], "joint": [0, 1]}
+    return pd.DataFrame(
+        [_energy(*(np.concatenate([x[i] for i in part]) for x in (weights, truths, sizes))) for part in parts.values()],
+        columns=["share", "chance", "ratio"],
+        index=pd.Index(parts, name="modality"),
+    )
+
+
+def _weights(explanation: LocalExplanation, row: int) -> tuple[np.ndarray, np.ndarray]:
+    if not 0 <= row < len(explanation.explained):
+        raise UsageError(f"row={row} is out of range; this explanation has {len(explanation.explained)} classes")
+    return explanation.image_weights[row], explanation.text_weights[row]
+
+
+def _covered(segments: np.ndarray, mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of each of `count` superpixels that is truth, and their sizes, which are 1 on average."""
+    if mask.shape != segments.shape:
+        raise UsageError(f"the mask is {mask.shape} and the picture {segments.shape}; give (H,W) as in the explanation")
+    pixels = np.bincount(segments.ravel(), minlength=count)[:count]
+    inside = np.bincount(segments.ravel(), weights=mask.ravel(), minlength=count)[:count]
+    return inside / pixels, pixels / pixels.mean()
+
+
+def _energy(weights: np.ndarray, truth: np.ndarray, size: np.ndarray) -> tuple[float, float, float]:
+    if not truth.any() or not weights.any():
+        return math.nan, math.nan, math.nan
+    share, chance = float(weights @ truth / weights.sum()), float(size @ truth / size.sum())
+    return share, chance, share / chance
+
+
+def rank_of_telling_word(explanation: LocalExplanation, telling_boxes: Any, row: int = 0) -> float:
+    """Return the rank by signed weight of the best unit of text that tells twins apart: 1 is first, and best.
+
+    Units of equal weight share the mean of their ranks, so that weights of 0 throughout are not first. Chance: with
+    one telling unit of T it is first in 1/T of the cases; with m of them the mean rank is about (T+1) / (m+1).
+
+    Args:
+        explanation: T units.
+        telling_boxes: (M,4) of the telling words, in pixels of the image; see `telling_units`.
+        row: which of the explained classes.
+
+    Returns:
+        1 to T; NaN where no unit tells twins apart: it was not read.
+
+    Raises:
+        UsageError: boxes of another shape, or no such row.
+    """
+    ranks = rankdata(-_weights(explanation, row)[1])
+    telling = telling_units(explanation.units, telling_boxes)
+    return float(ranks[telling].min()) if telling.any() else math.nan
+
+
+# -- Does it come out the same again?
+
+
+class Stability(NamedTuple):
+    """How alike explanations of one input are; see `stability`. Read all of it: each figure alone can be had cheaply.
+
+    Attributes:
+        spearman: rank correlation of all signed weights, in [-1,1]; higher is better, chance 0.
+        jaccard: of the players with the k strongest weights, in [0,1]; higher is better, chance about k / (2P - k).
+        vsi: variables stability index, percent of the k strongest that are shared (Visani et al. 2022); higher is
+            better, chance 100 k / P.
+        csi: coefficients stability index, percent of the intervals that overlap (Visani et al. 2022); higher is
+            better, but wide intervals always overlap.
+        interval_width: mean width of the intervals, in units of the weights; lower is better.
+        sign_flips: share of the weights with opposite signs, in [0,1]; lower is better, chance 0.5.
+    """
+
+    spearman: float
+    jaccard: float
+    vsi: float
+    csi: float
+    interval_width: float
+    sign_flips: float
+
+
+def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
+    """Compare explanations of one input under several seeds, as means over all pairs of them.
+
+    Pairs in which a figure does not exist are left out: the rank correlation of a vector of one value, the strongest
+    of two vectors of zeros. A weight of 0 is never among the strongest.
+
+    Args:
+        weights: (R,P) signed, R explanations of the same P players.
+        k: how many players are the strongest, by size of their weight; all where there are fewer.
+        intervals: (R,P,2) low and high of each weight; without them `csi` and `interval_width` are NaN.
+
+    Returns:
+        Six figures, NaN where no pair has one.
+
+    Raises:
+        UsageError: fewer than two explanations, no players, values that are not finite, or other intervals.
+    """
+    weights = _array(weights, float)
+    if weights.ndim != 2 or len(weights) < 2 or not weights.size or not np.isfinite(weights).all():
+        raise UsageError(f"weights are {weights.shape}; give (R,P), finite, with R of 2 or more and P of 1 or more")
+    if k < 1:
+        raise UsageError(f"k={k} is too small; use 1 or more")
+    tops = [set(np.argsort(-np.abs(w), kind="stable")[: min(k, np.count_nonzero(w))]) for w in weights]
+    pairs = list(combinations(range(len(weights)), 2))
+    common = np.array([len(tops[a] & tops[b]) for a, b in pairs])
+    either = [len(tops[a] | tops[b]) for a, b in pairs]
+    larger = [max(len(tops[a]), len(tops[b])) for a, b in pairs]
+    return Stability(
+        _mean_known([_spearman(weights[a], weights[b]) for a, b in pairs]),
+        _mean_known(common / np.where(either, either, np.nan)),
+        100 * _mean_known(common / np.where(larger, larger, np.nan)),
+        *_intervals(intervals, weights.shape, pairs),
+        float(np.mean([weights[a] * weights[b] < 0 for a, b in pairs])),
+    )
+
+
+def _intervals(intervals: Any, shape: tuple[int, ...], pairs: list[tuple[int, int]]) -> tuple[float, float]:
+    """Return the percent of intervals that overlap, and their mean width."""
+    if intervals is None:
+        return math.nan, math.nan
+    intervals = _array(intervals, float)
+    if intervals.shape != (*shape, 2) or not (intervals[..., 0] <= intervals[..., 1]).all():
+        raise UsageError(f"intervals are {intervals.shape}; give {(*shape, 2)}, low before high")
+    low, high = intervals[..., 0], intervals[..., 1]
+    overlap = [np.maximum(low[a], low[b]) <= np.minimum(high[a], high[b]) for a, b in pairs]
+    return 100 * float(np.mean(overlap)), float((high - low).mean())
+
+
+def _mean_known(values: Any) -> float:
+    values = np.asarray(values, dtype=float)
+    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else math.nan
+
+
+# -- Does the explanation depend on what the model has learned?
 
 
 def stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -194,6 +390,28 @@ def _draw(name: str, weight: nn.Parameter, generator: torch.Generator) -> None:
         return
     inputs = weight[0].numel() if weight.ndim > 1 else 1
     weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2 / inputs))
+
+
+def shuffled_labels(data: ProductData, seed: int) -> ProductData:
+    """Return a data set whose training labels are noise; the original stays as it is.
+
+    A model can only learn it by heart: an explanation that stays the same shows the picture, not what the model has
+    learned (Adebayo et al. 2018, the data randomization test). Labels change places within the training split with what
+    belongs to them, `coarse` and `family`: each class keeps its size, validation and test keep their labels.
+
+    Args:
+        data: with a training split.
+        seed: of the permutation.
+
+    Raises:
+        DataError: there is no training split.
+    """
+    rows = np.flatnonzero(data.table["split"] == "train")
+    if not len(rows):
+        raise DataError(f"data set {data.name!r} has no training split; shuffle one that has")
+    table, named = data.table.copy(), ["label", "coarse", "family"]
+    table.loc[rows, named] = table.loc[np.random.default_rng(seed).permutation(rows), named].to_numpy()
+    return replace(data, table=table)
 
 
 def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:

@@ -1,8 +1,12 @@
-"""Pointing games and randomised models against plain versions, and against chance."""
+"""Pointing games, stability and randomised models against plain versions, and against chance."""
 
 import copy
+import math
+from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import rankdata
@@ -10,6 +14,7 @@ from torch import nn
 
 from retailkit import models
 from retailkit.config import UsageError
+from retailkit.data.table import COLUMNS, DataError, ProductData, Word
 from retailkit.explain import quality, saliency
 from retailkit.models import Features
 
@@ -90,6 +95,17 @@ def test_scattering_moves_values_within_their_picture():
         (lambda: quality.energy_pointing(np.full((1, 2, 2), np.nan), np.ones((1, 2, 2))), "1 of 1 maps hold NaN"),
         (lambda: quality.pointing_game(np.ones((1, 4, 4)), np.ones((1, 4, 4)), -1), "tolerance=-1 is negative"),
         (lambda: quality.rank_correlation(np.ones((1, 4, 4)), np.ones((1, 2, 2))), "at one size"),
+        (lambda: quality.telling_units((), np.ones((2, 3))), r"boxes are \(2, 3\); give \(M,4\)"),
+        (lambda: quality.energy_on(explanation(), np.ones((3, 4))), r"mask is \(3, 4\) and the picture \(2, 4\)"),
+        (lambda: quality.energy_on(explanation(), np.ones((2, 4)), row=2), "row=2 is out of range"),
+        (lambda: quality.rank_of_telling_word(explanation(), [], row=-1), "row=-1 is out of range"),
+        (lambda: quality.stability(np.ones((1, 4))), r"weights are \(1, 4\); give \(R,P\)"),
+        (lambda: quality.stability(np.ones((2, 0))), r"weights are \(2, 0\)"),
+        (lambda: quality.stability([[1, np.nan], [1, 2]]), "finite, with R of 2"),
+        (lambda: quality.stability(np.ones((2, 4)), k=0), "k=0 is too small"),
+        (lambda: quality.stability(np.ones((2, 4)), intervals=np.ones((2, 4))), r"give \(2, 4, 2\), low before high"),
+        (lambda: quality.stability(np.ones((2, 1)), intervals=[[[0, 1]], [[2, 1]]]), "low before high"),
+        (lambda: quality.stability(np.ones((2, 1)), intervals=[[[0, 1]], [[0, np.nan]]]), "low before high"),
         (lambda: quality.randomised(nn.Identity(), 0), "no weights to randomise"),
         (lambda: quality.randomised(network(), 0, top=99), "top=99 is out of range; this model has"),
     ],
@@ -97,6 +113,198 @@ def test_scattering_moves_values_within_their_picture():
 def test_a_wrong_call_says_what_to_change(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+# -- Superpixels and words
+
+SEGMENTS = np.array([[0, 0, 0, 1], [2, 2, 1, 1]])
+MASK = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=bool)  # two thirds of 0, nothing of 1, half of 2
+
+
+def unit(*boxes):
+    return SimpleNamespace(words=tuple(Word("a", box) for box in boxes))
+
+
+def explanation(
+    image=((3.0, 1.0, 2.0), (-1.0, 0.0, 0.0)), text=((0.5, -1.0, 1.5, 1.5), (0.0, 0.0, 0.0, 0.0)), **changes
+):
+    units = (unit((0, 0, 2, 1)), unit((4, 4, 8, 8)), unit((9, 9, 12, 12), (1, 0, 3, 1)), unit((0, 0, 0, 0)))
+    content = {"segments": SEGMENTS, "units": units, "image_weights": np.array(image), "text_weights": np.array(text)}
+    return SimpleNamespace(**{"explained": (0, 1)} | content | changes)
+
+
+def test_a_unit_is_telling_where_half_of_the_smaller_box_is_shared():
+    units = explanation().units
+    found = {
+        (0, 0, 2, 1): [1, 0, 1, 0],  # the third unit's second word shares half of both
+        (0, 0, 1.9, 1): [1, 0, 0, 0],  # 0.9 of 1.9
+        (5, 5, 6, 6): [0, 1, 0, 0],  # a small box within a large one
+        (6.1, 4, 10.1, 8): [0, 0, 0, 0],
+        (0, 0, 0, 0): [0, 0, 0, 0],  # cropped away: as is the last unit
+        (-5, -5, 50, 50): [1, 1, 1, 0],
+    }
+    for box, expected in found.items():
+        assert quality.telling_units(units, [box]).tolist() == [bool(e) for e in expected], box
+    both = quality.telling_units(units, torch.tensor([[0, 0, 1.9, 1], [5, 5, 6, 6]]))
+    assert both.tolist() == [True, True, False, False]
+    assert quality.telling_units(units, []).tolist() == [False] * 4
+    assert quality.telling_units((), [(0, 0, 1, 1)]).shape == (0,)
+
+
+def test_energy_of_superpixels_and_words_by_hand():
+    found = quality.energy_on(explanation(), MASK, [(0, 0, 1.9, 1)])
+    inside, truth = 3 * 2 / 3 + 2 / 2, 3 / 8  # of the picture
+    assert found.loc["image"].tolist() == pytest.approx([inside / 6, truth, inside / 6 / truth])
+    assert found.loc["text"].tolist() == pytest.approx([0.5 / 3.5, 1 / 4, 4 * 0.5 / 3.5])
+    assert found.loc["joint", "share"] == pytest.approx((inside + 0.5) / 9.5)
+    assert found.loc["joint", "chance"] == pytest.approx((3 * truth + 1) / 7)
+    density = np.array([3 / 3, 1 / 3, 2 / 2])[SEGMENTS]  # a weight, spread over its pixels
+    assert quality.energy_pointing(density[None], MASK[None]) == pytest.approx(found.loc["image", "share"])
+
+
+def test_equal_weights_score_chance():
+    rng = np.random.default_rng(0)
+    segments = np.arange(12).reshape(3, 4).repeat(2, 0).repeat(2, 1)
+    mask, units = rng.random((6, 8)) < 0.3, tuple(unit((9 * n, 0, 9 * n + 5, 5)) for n in range(5))
+    flat = explanation(np.ones((1, 12)), np.ones((1, 5)), segments=segments, units=units)
+    assert quality.energy_on(flat, mask, [(9, 0, 14, 5)])["ratio"].tolist() == pytest.approx([1, 1, 1])
+    ratios = [
+        quality.energy_on(
+            explanation(rng.normal(size=(1, 12)), rng.normal(size=(1, 5)), segments=segments, units=units),
+            mask,
+            [(9, 0, 14, 5)],
+        )["ratio"]
+        for _ in range(3000)
+    ]
+    assert np.nanmean(ratios, axis=0) == pytest.approx([1, 1, 1], abs=0.08)
+
+
+def test_energy_without_truth_or_weights_is_unknown():
+    nowhere = quality.energy_on(explanation(), np.zeros((2, 4)), [(0, 0, 2, 1)])
+    assert nowhere.loc["image"].isna().all() and nowhere.loc["text", "share"] == pytest.approx(2 / 3.5)
+    assert nowhere.loc["joint", "share"] == pytest.approx(2 / 9.5)
+    assert quality.energy_on(explanation(), np.zeros((2, 4)))["share"].isna().all()
+    assert quality.energy_on(explanation(), MASK, [(0, 0, 2, 1)], row=1)["share"].isna().all()
+    reader = explanation(np.ones((1, 0)), segments=None)
+    found = quality.energy_on(reader, None, [(0, 0, 1.9, 1)])
+    assert found.loc["image"].isna().all() and found.loc["text"].tolist() == found.loc["joint"].tolist()
+    looker = explanation(text=np.ones((1, 0)), units=())
+    found = quality.energy_on(looker, torch.from_numpy(MASK))
+    assert found.loc["text"].isna().all() and found.loc["image"].tolist() == found.loc["joint"].tolist()
+
+
+def test_boxes_of_words_within_the_picture_are_no_superpixels():
+    cut = explanation(np.array([[3.0, 1.0]]))  # label 2 belongs to a word
+    found = quality.energy_on(cut, MASK)
+    assert found.loc["image", ["share", "chance"]].tolist() == pytest.approx([2 / 4, 2 / 6])
+
+
+def test_the_rank_of_the_best_telling_word():
+    # weights 0.5, -1, 1.5, 1.5: the last two share the first two ranks
+    for box, rank in {(0, 0, 1.9, 1): 3, (5, 5, 6, 6): 4, (0, 0, 2, 1): 1.5}.items():
+        assert quality.rank_of_telling_word(explanation(), [box]) == rank
+    assert quality.rank_of_telling_word(explanation(), [(0, 0, 1.9, 1), (5, 5, 6, 6)]) == 3
+    assert quality.rank_of_telling_word(explanation(), [(0, 0, 1.9, 1)], row=1) == 2.5
+    assert np.isnan(quality.rank_of_telling_word(explanation(), [(20, 20, 30, 30)]))
+
+
+def test_random_weights_rank_a_telling_word_by_chance():
+    rng, boxes = np.random.default_rng(0), [(0, 0, 1.9, 1), (5, 5, 6, 6)]
+    for telling in (1, 2):
+        ranks = [
+            quality.rank_of_telling_word(explanation(text=rng.normal(size=(1, 4))), boxes[:telling])
+            for _ in range(2000)
+        ]
+        assert np.mean(ranks) == pytest.approx((4 + 1) / (telling + 1), abs=0.1)
+        assert np.mean(np.array(ranks) == 1) == pytest.approx(telling / 4, abs=0.05)
+
+
+# -- Stability
+
+
+def test_the_same_explanation_is_stable_and_its_reverse_is_not():
+    weights = np.array([3.0, -2.0, 1.0, 0.5, -0.2, 0.1])
+    bounds = np.stack([weights - 0.1, weights + 0.1], axis=-1)
+    same = quality.stability([weights] * 4, 3, [bounds] * 4)
+    assert same == pytest.approx((1, 1, 100, 100, 0.2, 0))
+    turned = quality.stability([weights, -weights], 3, [bounds, -bounds[:, ::-1]])
+    assert turned == pytest.approx((-1, 1, 100, 100 / 6, 0.2, 1))  # only the last one's intervals touch
+
+
+def test_stability_by_hand():
+    weights = np.array([[4.0, 3, 2, 1], [4, 1, 2, 3], [-1, 2, 3, 4]])
+    low = np.array([[3.0, 2, 1, 0], [3.5, 0, 1, 2], [-2, 1, 2.5, 3.5]])
+    found = quality.stability(torch.from_numpy(weights), 2, np.stack([low, low + 1], axis=-1))
+    # tops {0,1}, {0,3}, {3,2}
+    assert found.jaccard == pytest.approx((1 / 3 + 0 + 1 / 3) / 3)
+    assert found.vsi == pytest.approx(100 * (1 / 2 + 0 + 1 / 2) / 3)
+    # players whose intervals of length 1 overlap: 0 and 2 of the first pair, 1 of the second, 1 of the third
+    assert found.csi == pytest.approx(100 * (2 + 1 + 1) / 12)
+    assert found.interval_width == pytest.approx(1) and found.sign_flips == pytest.approx(2 / 12)
+    plain = [np.corrcoef(rankdata(a), rankdata(b))[0, 1] for a, b in combinations(weights, 2)]
+    assert found.spearman == pytest.approx(np.mean(plain))
+
+
+def test_unknown_pairs_are_left_out():
+    rising, flat = np.arange(1.0, 5), np.ones(4)
+    found = quality.stability([rising, rising, flat], k=2)
+    assert found.spearman == pytest.approx(1) and np.isnan([found.csi, found.interval_width]).all()
+    assert np.isnan(quality.stability([flat, flat]).spearman)
+    empty = quality.stability(np.zeros((3, 4)))
+    assert np.isnan(empty[:5]).all() and empty.sign_flips == 0
+    assert quality.stability([[0, 0, 0], [1, 2, 0]]).jaccard == 0
+
+
+def test_zeros_share_no_top():
+    """Two sparse explanations of different players would share the zeros that come first otherwise."""
+    found = quality.stability([[0, 0, 0, 1, 0], [0, 0, 0, 0, 1.0]], k=3)
+    assert (found.jaccard, found.vsi) == (0, 0)
+    assert quality.stability([[0, 0, 0, 1, 0]] * 2, k=3)[1:3] == (1, 100)
+    assert quality.stability([[0, 1, 0, 1, 0], [0, 1, 0, 0, 0]], k=3)[1:3] == (0.5, 50)
+
+
+def test_more_than_all_players_are_all_of_them():
+    rng = np.random.default_rng(0)
+    assert quality.stability(rng.normal(size=(4, 3)), k=9)[1:3] == (1, 100)
+
+
+def test_random_explanations_are_stable_by_chance():
+    found = quality.stability(np.random.default_rng(0).normal(size=(120, 20)), k=5)
+    assert found.spearman == pytest.approx(0, abs=0.02) and found.sign_flips == pytest.approx(0.5, abs=0.02)
+    assert found.vsi == pytest.approx(100 * 5 / 20, abs=1)
+    expected = sum(math.comb(5, i) * math.comb(15, 5 - i) / math.comb(20, 5) * i / (10 - i) for i in range(6))
+    assert found.jaccard == pytest.approx(expected, abs=0.02) and expected == pytest.approx(5 / 35, abs=0.02)
+
+
+# -- Labels that are noise
+
+
+def noisy_table(splits):
+    rows = [{"image": f"{n}.png", "label": f"class {n % 6}", "split": split} for n, split in enumerate(splits)]
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")
+    table["family"], table["coarse"] = table["label"].str[-1] + "f", table["label"].str[-1] + "c"
+    return ProductData("noise", table, sorted(set(table["label"])), {})
+
+
+def test_training_labels_change_places_and_nothing_else_does():
+    data = noisy_table(["train", "test", "val", "train", "train", "train", "test"] * 20)
+    before, moved, named = data.table.copy(), quality.shuffled_labels(data, 0), ["label", "coarse", "family"]
+    train = (data.table["split"] == "train").to_numpy()
+    pd.testing.assert_frame_equal(data.table, before)
+    pd.testing.assert_frame_equal(moved.table[~train], before[~train])
+    pd.testing.assert_frame_equal(moved.table.drop(columns=named), before.drop(columns=named))
+    assert (moved.table["label"].str[-1] + "f" == moved.table["family"]).all()
+    assert (moved.table["label"].str[-1] + "c" == moved.table["coarse"]).all()
+    assert sorted(moved.table[train]["label"]) == sorted(before[train]["label"])
+    kept = (moved.table["label"] == before["label"])[train].mean()
+    assert kept < 0.5 and moved.classes == data.classes
+    again, other = (quality.shuffled_labels(data, seed).table["label"] for seed in (0, 1))
+    assert again.equals(moved.table["label"]) and not other.equals(again)
+
+
+def test_without_a_training_split_there_are_no_labels_to_shuffle():
+    with pytest.raises(DataError, match="'noise' has no training split"):
+        quality.shuffled_labels(noisy_table(["test", "val"]), 0)
 
 
 # -- Randomised models

@@ -1,0 +1,763 @@
+"""Local explanations: which superpixels and which words made a model say this product and not its twin.
+
+A linear surrogate is fitted to what the model says of masked inputs, as in LIME (Ribeiro et al. 2016), with image and
+words in one regression, so that their weights share one scale. Three things make it cheap: `Game` encodes each
+distinct mask once, all classes come from one set of evaluations, and masks come in pairs of complements. One
+evaluation serves every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from retailkit.config import UsageError, UserError, cache_dir, pick, replacing
+from retailkit.data.table import ProductDataset, Word
+from retailkit.explain.perturb import DESIGNS, Game, Segmenter, Unit, as_predictor, cut_out, masks, segment, units_of
+from retailkit.inference import Predictor
+from retailkit.models.classifier import ProductClassifier
+from retailkit.training import fingerprint
+
+TARGETS = ("margin", "logit", "prob")
+KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
+PAIRS = 8  # texts that each masked picture is paired with
+TEXT_SHARE = 4  # masked pictures for one masked text: texts have fewer parts
+FOLDS = 5  # of the held-out R²
+RESAMPLES = 100  # of the bootstrap of the words' share
+SHOWN = 5  # interactions kept a class
+SAME = 1e-6  # logits that differ by less are one value
+ENDS = 1e6  # weight of the untouched and the empty input in KernelSHAP: their values are met exactly
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an explanation is made; see `explain`."""
+
+    baseline: str | tuple[float, float, float] = "mean"
+    link_ocr: bool = False
+    feather: float = 2.0
+    classes: str | tuple[str | int, ...] = "top3"
+    contrast: str | int | None = "runner_up"
+    design: str = "paired"
+    kernel: str = "lime"
+    ridge: float = 0.0
+    target: str = "margin"
+    tolerance: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What has been evaluated.
+
+    Attributes:
+        image_masks: (U,S) bool, none twice, True = kept.
+        text_masks: (V,T) bool, none twice.
+        pairs: (N,2) int, rows of the two that were fused.
+        logits: (N,K) float32 of each pair.
+    """
+
+    image_masks: np.ndarray
+    text_masks: np.ndarray
+    pairs: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Return (N,S+T) bool: which players each evaluation kept, superpixels first."""
+        return np.concatenate([self.image_masks[self.pairs[:, 0]], self.text_masks[self.pairs[:, 1]]], 1)
+
+
+@dataclass(eq=False)
+class LocalExplanation:
+    """Why a model says what it says of one photo.
+
+    Weights say by how much the target grows when a part is kept rather than hidden. C classes are explained, by S
+    superpixels and T units of text.
+
+    Attributes:
+        classes: all K names of the model.
+        explained: C indices of classes, the most probable one first.
+        rivals: C indices of the class that each is contrasted with; -1 without contrast.
+        image: (3,H,W) in [0,1], or None for a model that only reads.
+        segments: (H,W) superpixels 0..S-1; labels from S on are boxes of words that are hidden with their text.
+        units: T units of text.
+        links: (T,) label of each unit's boxes in `segments`, or -1.
+        logits: (K,) of the untouched input.
+        image_weights: (C,S) signed.
+        text_weights: (C,T) signed.
+        image_intervals: (C,S,2) 95 %, clustered by image mask and by text mask.
+        text_intervals: (C,T,2).
+        r2: (C,) R² of the surrogate on masks that it was not fitted to; NaN where that cannot be said.
+        share: (C,) share of the words in all absolute weight, corrected for what noise adds; NaN where nothing weighs.
+        share_intervals: (C,2) 95 %, bootstrapped over image masks and text masks.
+        interactions: pairs of a superpixel and a unit whose joint effect is more than their sum: columns `label`,
+            `segment`, `unit`, `weight`, and `z`, the weight by its standard error; the strongest of each class.
+        samples: the evaluations.
+        options: how they were made.
+        nothing: "" or why there is nothing to explain.
+        game: for refining and for judging the explanation; None after loading it from a file.
+    """
+
+    classes: list[str]
+    explained: tuple[int, ...]
+    rivals: tuple[int, ...]
+    image: Tensor | None
+    segments: np.ndarray | None
+    units: tuple[Unit, ...]
+    links: np.ndarray
+    logits: np.ndarray
+    image_weights: np.ndarray
+    text_weights: np.ndarray
+    image_intervals: np.ndarray
+    text_intervals: np.ndarray
+    r2: np.ndarray
+    share: np.ndarray
+    share_intervals: np.ndarray
+    interactions: pd.DataFrame
+    samples: Samples
+    options: Options
+    nothing: str = ""
+    game: Game | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """Return how many masked pictures and texts were encoded, and how many pairs of them were judged."""
+        counts = {"images": self.samples.image_masks, "texts": self.samples.text_masks}
+        return {name: len(masks) * (masks.shape[1] > 0) for name, masks in counts.items()} | {
+            "pairs": len(self.samples.pairs)
+        }
+
+    @property
+    def probs(self) -> np.ndarray:
+        """Return (K,) probabilities of the untouched input."""
+        return np.exp(self.logits - np.logaddexp.reduce(self.logits))
+
+    @property
+    def question(self) -> str:
+        """Return what the first row of weights answers."""
+        rival = f" and not {self.classes[self.rivals[0]]}" if self.rivals[0] >= 0 else ""
+        return f"why {self.classes[self.explained[0]]}{rival}"
+
+    def row(self, label: int | str) -> int:
+        """Return the row of weights that explains a class.
+
+        Raises:
+            UsageError: that class was not explained.
+        """
+        index = _class(label, self.classes)
+        if index not in self.explained:
+            there = ", ".join(self.classes[i] for i in self.explained)
+            raise UsageError(f"{self.classes[index]!r} was not explained, only {there}; pass classes=[...]")
+        return self.explained.index(index)
+
+    def heat(self, row: int = 0) -> np.ndarray:
+        """Return (H,W) signed: at each pixel the weight of what hides it. Zeros for a model that only reads."""
+        if self.segments is None:
+            return np.zeros((1, 1))
+        weights = np.zeros(int(self.segments.max()) + 1)
+        linked = self.links >= 0
+        weights[np.setdiff1d(np.arange(len(weights)), self.links[linked])] = self.image_weights[row]
+        weights[self.links[linked]] = self.text_weights[row][linked]
+        return weights[self.segments]
+
+    def words(self, row: int = 0) -> pd.DataFrame:
+        """Return the units of text by weight: `text`, `weight`, `low`, `high`."""
+        low, high = self.text_intervals[row].T if self.units else ([], [])
+        table = {"text": [u.text for u in self.units], "weight": self.text_weights[row], "low": low, "high": high}
+        return pd.DataFrame(table).sort_values("weight", ascending=False, kind="stable", ignore_index=True)
+
+    def with_kernel(self, kernel: str, target: str | None = None) -> LocalExplanation:
+        """Return what another kernel (or target) makes of the same evaluations; see `explain`."""
+        options = replace(self.options, kernel=kernel, target=target or self.options.target)
+        return _explained(self._frame(), self.samples, _checked(options))
+
+    def refine(self, budget: int, model: ProductClassifier | Predictor | None = None) -> LocalExplanation:
+        """Return an explanation from `budget` further masks besides those that were evaluated already.
+
+        Args:
+            budget: as of `explain`.
+            model: needed only where the explanation was loaded from a file.
+
+        Raises:
+            UsageError: a loaded explanation without its model.
+        """
+        game = self._playable(model)
+        *_, last = _grow(game, self.samples, self.options, _spent(self.samples) + budget)
+        return last
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the model to one file (.safetensors); the same explanation gives the same bytes."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {f"samples.{name}": getattr(self.samples, name) for name in _SAMPLES}
+        if self.image is not None:
+            arrays |= {"image": (self.image * 255).round().byte().numpy(), "segments": self.segments}
+        facts = {
+            "classes": self.classes,
+            "explained": self.explained,
+            "rivals": self.rivals,
+            "units": [[asdict(word) for word in unit.words] for unit in self.units],
+            "interactions": self.interactions.to_dict("list"),
+            "options": asdict(self.options),
+            "nothing": self.nothing,
+        }
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        with replacing(path) as draft:
+            safetensors.torch.save_file(tensors, draft, metadata={"explanation": json.dumps(facts, sort_keys=True)})
+
+    @staticmethod
+    def load(path: str | Path) -> LocalExplanation:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, or not such a file.
+        """
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                facts = json.loads((file.metadata() or {})["explanation"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            return _unpacked(facts, arrays)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; save an explanation there first") from None
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: no explanation, or a damaged file ({error}); make it again") from None
+
+    def _frame(self) -> dict[str, Any]:
+        """Return what does not depend on the samples, under the names of this class."""
+        names = ("classes", "explained", "rivals", "image", "segments", "units", "links", "logits", "game")
+        return {name: getattr(self, name) for name in names}
+
+    def _playable(self, model: ProductClassifier | Predictor | None) -> Game:
+        if model is None and self.game is None:
+            raise UsageError("this explanation was loaded from a file; give its model: refine(budget, model)")
+        if self.game is not None:
+            return self.game
+        # Boxes of linked units are cut out anew: superpixels are what was there before.
+        options = self.options
+        game = Game(as_predictor(model, self.image), self.image, self.segments, self.units, options.baseline,
+                    feather=options.feather)  # fmt: skip
+        game.links, game.n_segments = self.links, self.image_weights.shape[1]
+        if list(game.classes) != self.classes:
+            raise UsageError("this model has other classes than the explained one; give that one")
+        return game
+
+
+_WEIGHTS = ("image_weights", "text_weights", "image_intervals", "text_intervals", "r2", "share", "share_intervals")
+_ARRAYS = (*_WEIGHTS, "logits", "links")
+_SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
+
+
+def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExplanation:
+    words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in unit) for unit in facts["units"]]
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["options"].items()}
+    image = torch.from_numpy(arrays["image"]).float() / 255 if "image" in arrays else None
+    return LocalExplanation(
+        classes=facts["classes"],
+        explained=tuple(facts["explained"]),
+        rivals=tuple(facts["rivals"]),
+        image=image,
+        segments=arrays.get("segments"),
+        units=tuple(Unit(" ".join(word.text for word in unit), unit) for unit in words),
+        interactions=pd.DataFrame(facts["interactions"]),
+        samples=Samples(*(arrays[f"samples.{name}"] for name in _SAMPLES)),
+        options=Options(**options),
+        nothing=facts["nothing"],
+        **{name: arrays[name] for name in _ARRAYS},
+    )
+
+
+# -- Making one.
+
+
+def explain(
+    model: ProductClassifier | Predictor,
+    image: Tensor | None,
+    words: Sequence[Word] | str | None = None,
+    *,
+    segments: str | np.ndarray | Segmenter = "slic",
+    n_segments: int = 50,
+    word_segments: bool = False,
+    baseline: str | tuple[float, float, float] = "mean",
+    feather: float = 2.0,
+    unit: str = "word",
+    link_ocr: bool = False,
+    classes: str | int | Sequence[str | int] = "top3",
+    contrast: str | int | None = "runner_up",
+    design: str = "paired",
+    kernel: str = "lime",
+    ridge: float = 0.0,
+    budget: int = 512,
+    target: str = "margin",
+    tolerance: float = 0.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> LocalExplanation:
+    """Explain what a model says of one photo and its words.
+
+    Args:
+        model: of any kind; or a predictor of it, which saves choosing the fastest way again for every photo.
+        image: (3,size,size) in [0,1]; None for a model that only reads.
+        words: what was read on the photo; what the model does not read is left out.
+        segments: key of `perturb.SEGMENTERS`, a function (image (H,W,3), count) -> labels, or labels (H,W).
+        n_segments: superpixels wished for.
+        word_segments: OCR boxes become superpixels of their own.
+        baseline: what hidden superpixels show: key of `perturb.BASELINES`, or a colour (r, g, b).
+        feather: pixels by which the edges of what is hidden are softened.
+        unit: `word` or `line`: what of the text is hidden as a whole.
+        link_ocr: hide a word's box with its text, as one part; otherwise a hidden word is still seen.
+        classes: `top1`, `top3`, ...: as many of the most probable ones; or names or indices.
+        contrast: `runner_up` (the most probable other class), a class, or None. It matters to the target `margin`.
+        design: key of `perturb.DESIGNS`: how masks are drawn.
+        kernel: key of `KERNELS`: how evaluations are weighted.
+        ridge: penalty on squared weights; lime has 1. 0 is least squares.
+        budget: distinct masks of the picture (of the text, for a model that only reads) to encode at most.
+        target: `margin` (logit of the class less that of its rival), `logit`, or `prob`.
+        tolerance: stop before the budget is spent once no standard error exceeds this share of the range of weights.
+        seed: the same gives the same explanation.
+        progress: show a bar if it takes longer than two seconds.
+
+    Raises:
+        UsageError: an unknown option or class, or labels of another size.
+        UserError: an image that is no such, or nothing that the model uses.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("model", "progress")}
+    bar = tqdm(total=budget, desc="explain", delay=2, mininterval=2, leave=False, disable=not progress)
+    with bar:
+        for explanation in steps(model, **given):
+            bar.update(_spent(explanation.samples) - bar.n)
+    return explanation
+
+
+def steps(
+    model: ProductClassifier | Predictor,
+    image: Tensor | None,
+    words: Sequence[Word] | str | None = None,
+    *,
+    segments: str | np.ndarray | Segmenter = "slic",
+    n_segments: int = 50,
+    word_segments: bool = False,
+    unit: str = "word",
+    budget: int = 512,
+    **options: Any,
+) -> Iterator[LocalExplanation]:
+    """Yield better and better explanations of one photo, by the arguments of `explain`, which returns the last."""
+    classes = options.get("classes", "top3")
+    if not isinstance(classes, str):
+        options["classes"] = (classes,) if isinstance(classes, int) else tuple(classes)
+    if not isinstance(options.get("baseline", ""), str):
+        options["baseline"] = tuple(float(value) for value in options["baseline"])
+    chosen = _checked(Options(**options))
+    if budget < 2:
+        raise UsageError(f"budget={budget} is too small; use at least 2, better ten for each part")
+    predictor, units = as_predictor(model, image), units_of(words, unit)
+    uses_image = image is not None and "image" in predictor.model.modalities
+    labels = segment(image, segments, n_segments) if uses_image else None
+    if word_segments and uses_image and not chosen.link_ocr:
+        labels, _ = cut_out(labels, units)
+    game = Game(predictor, image, labels, units, chosen.baseline, chosen.link_ocr, chosen.feather)
+    yield from _grow(game, _nothing_yet(game), chosen, budget)
+
+
+def _checked(options: Options) -> Options:
+    pick(DESIGNS, options.design, "design")
+    pick(KERNELS, options.kernel, "kernel")
+    pick(TARGETS, options.target, "target")
+    if options.ridge < 0 or options.tolerance < 0:
+        raise UsageError(f"ridge={options.ridge} and tolerance={options.tolerance}: neither may be negative; use 0")
+    return options
+
+
+def _nothing_yet(game: Game) -> Samples:
+    shapes = (0, game.n_segments), (0, game.n_units)
+    pairs, logits = np.zeros((0, 2), int), np.zeros((0, len(game.classes)), np.float32)
+    return Samples(*(np.zeros(shape, bool) for shape in shapes), pairs, logits)
+
+
+def _grow(game: Game, samples: Samples, options: Options, budget: int) -> Iterator[LocalExplanation]:
+    """Yield explanations while evaluating further masks, until there are `budget` or no more of them."""
+    whole = np.ones((1, game.n_segments), bool), np.ones((1, game.n_units), bool)
+    frame = _framed(game, game.logits(*whole)[0], options)
+    if game.n_segments + game.n_units < 2:
+        yield _empty(frame, samples, options, "there is only one part to hide")
+        return
+    spent = _spent(samples)
+    chunk = max(32, 2 * (game.n_segments + game.n_units), (budget - spent) // 8)
+    for goal in [*range(spent + chunk, budget, chunk), budget]:
+        count = len(samples.pairs)
+        samples = _evaluated(game, samples, options, goal)
+        explanation = _explained(frame, samples, options)
+        yield explanation
+        if explanation.nothing or len(samples.pairs) == count or _converged(explanation):
+            return
+
+
+def _spent(samples: Samples) -> int:
+    """Return how much of a budget has been spent."""
+    apart = samples.image_masks.shape[1] and samples.text_masks.shape[1] and not _together(samples)
+    return max(len(samples.image_masks), len(samples.text_masks) * (TEXT_SHARE if apart else 1))
+
+
+def _together(samples: Samples) -> bool:
+    return np.array_equal(samples.pairs[:, 0], samples.pairs[:, 1])
+
+
+def _evaluated(game: Game, old: Samples, options: Options, goal: int) -> Samples:
+    """Return samples grown to `goal` masks of the picture, or of the text where there is no picture."""
+    if game.n_segments and game.n_units and not (game.links >= 0).any():
+        image_masks = _masks(game.n_segments, options, options.seed, goal)
+        text_masks = _masks(game.n_units, options, options.seed + 1, max(2, goal // TEXT_SHARE))
+        pairs = _paired(len(old.image_masks), len(image_masks), len(old.text_masks), len(text_masks), options.seed)
+    else:  # one kind of part, or parts of both kinds that hang together
+        both = _masks(game.n_segments + game.n_units, options, options.seed, goal)
+        image_masks, text_masks = both[:, : game.n_segments], both[:, game.n_segments :]
+        pairs = np.repeat(np.arange(len(old.pairs), len(both))[:, None], 2, 1)
+    logits = game.logits(image_masks[pairs[:, 0]], text_masks[pairs[:, 1]]) if len(pairs) else old.logits[:0]
+    return Samples(image_masks, text_masks, np.concatenate([old.pairs, pairs]), np.concatenate([old.logits, logits]))
+
+
+def _masks(players: int, options: Options, seed: int, count: int) -> np.ndarray:
+    return np.array(list(islice(masks(players, options.design, seed), count)), dtype=bool).reshape(-1, players)
+
+
+def _paired(images_before: int, images: int, texts_before: int, texts: int, seed: int) -> np.ndarray:
+    """Pair each new image mask with some texts, each new text mask with some images, (N,2), no pair twice."""
+    rng = np.random.default_rng([seed, images_before, texts_before])
+    pairs = {(0, 0), (1, 1)} if images_before == 0 else set()  # all kept, none kept
+    for image in range(images_before, images):
+        pairs.update((image, int(text)) for text in rng.choice(texts, min(PAIRS, texts), replace=False))
+    for text in range(texts_before, texts):
+        pairs.update((int(image), text) for image in rng.choice(images, min(PAIRS, images), replace=False))
+    return np.array(sorted(pairs), dtype=int).reshape(-1, 2)
+
+
+# -- What the evaluations say.
+
+
+def _lime(kept: np.ndarray) -> np.ndarray:
+    """Weight by an exponential kernel of width 0.25 on the cosine distance from the untouched input, as lime does."""
+    distance = 1 - np.sqrt(kept.mean(1))
+    return np.sqrt(np.exp(-((distance / KERNEL_WIDTH) ** 2)))
+
+
+def _shapley(kept: np.ndarray) -> np.ndarray:
+    """Weight so that least squares gives Shapley values: each size has mass (P-1)/(k(P-k)), spread over its masks."""
+    players, sizes = kept.shape[1], kept.sum(1)
+    counts = np.bincount(sizes, minlength=players + 1)
+    inner = (sizes > 0) & (sizes < players)
+    weights = np.full(len(kept), ENDS)
+    weights[inner] = ((players - 1) / (sizes * (players - sizes).clip(1)).clip(1) / counts[sizes])[inner]
+    return weights
+
+
+def _uniform(kept: np.ndarray) -> np.ndarray:
+    """Weight all alike: with random masks, Banzhaf values."""
+    return np.ones(len(kept))
+
+
+# Called as kernel(kept (N,P) bool) -> (N,) weights.
+KERNELS = {"lime": _lime, "shap": _shapley, "uniform": _uniform}
+
+
+def _framed(game: Game, logits: np.ndarray, options: Options) -> dict[str, Any]:
+    """Return the parts of an explanation that masks do not change."""
+    explained = _which(options.classes, logits, game.classes)
+    return {
+        "classes": list(game.classes),
+        "explained": explained,
+        "rivals": tuple(_rival(options, index, logits, game.classes) for index in explained),
+        "image": game.image,
+        "segments": game.segments,
+        "units": game.units,
+        "links": game.links,
+        "logits": logits,
+        "game": game,
+    }
+
+
+def _which(classes: str | Sequence[str | int], logits: np.ndarray, names: Sequence[str]) -> tuple[int, ...]:
+    if isinstance(classes, str) and classes not in names and classes.removeprefix("top").isdigit():
+        count = int(classes.removeprefix("top"))
+        return tuple(int(i) for i in np.argsort(-logits, kind="stable")[: max(1, count)])
+    return tuple(_class(label, names) for label in ([classes] if isinstance(classes, str) else classes))
+
+
+def _class(label: str | int, names: Sequence[str]) -> int:
+    if isinstance(label, str):
+        return list(names).index(pick(names, label, "class"))
+    if not 0 <= label < len(names):
+        raise UsageError(f"class {label} is out of range; the model has {len(names)}: 0 to {len(names) - 1}")
+    return int(label)
+
+
+def _rival(options: Options, index: int, logits: np.ndarray, names: Sequence[str]) -> int:
+    if options.contrast is None or len(names) < 2:
+        return -1
+    others = [int(i) for i in np.argsort(-logits, kind="stable") if i != index]
+    if options.contrast == "runner_up":
+        return others[0]
+    chosen = _class(options.contrast, names)
+    return others[0] if chosen == index else chosen
+
+
+def _targets(logits: np.ndarray, frame: dict[str, Any], target: str) -> np.ndarray:
+    """Return (N,C) the values that are explained."""
+    logits = logits.astype(float)
+    explained, rivals = list(frame["explained"]), np.array(frame["rivals"])
+    if target == "prob":
+        return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
+    own = logits[:, explained]
+    return own - np.where(rivals >= 0, logits[:, rivals], 0) if target == "margin" else own
+
+
+def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> LocalExplanation:
+    """Fit the surrogate to what has been evaluated."""
+    values = _targets(samples.logits, frame, options.target)
+    if np.ptp(values, axis=0).max() < SAME:
+        return _empty(frame, samples, options, "the model says the same whatever is hidden")
+    kept = samples.kept
+    weights = KERNELS[options.kernel](kept)
+    surrogate = _Surrogate(kept, values, weights, samples.pairs, options.ridge)
+    split = samples.image_masks.shape[1]
+    intervals = surrogate.coefficients[:, 1:, None] + 1.96 * surrogate.errors[:, 1:, None] * np.array([-1.0, 1.0])
+    share, share_intervals = _share(surrogate, split)
+    return LocalExplanation(
+        **frame,
+        image_weights=surrogate.coefficients[:, 1 : split + 1],
+        text_weights=surrogate.coefficients[:, split + 1 :],
+        image_intervals=intervals[:, :split],
+        text_intervals=intervals[:, split:],
+        r2=surrogate.held_out(),
+        share=share,
+        share_intervals=share_intervals,
+        interactions=_interactions(surrogate, split, frame),
+        samples=samples,
+        options=options,
+    )
+
+
+def _empty(frame: dict[str, Any], samples: Samples, options: Options, why: str) -> LocalExplanation:
+    count, parts = len(frame["explained"]), (samples.image_masks.shape[1], samples.text_masks.shape[1])
+    image, text = (np.zeros((count, part)) for part in parts)
+    unknown = np.full(count, math.nan)
+    columns = {name: [] for name in ("label", "segment", "unit", "weight", "z")}
+    return LocalExplanation(
+        **frame,
+        image_weights=image,
+        text_weights=text,
+        image_intervals=np.zeros((*image.shape, 2)),
+        text_intervals=np.zeros((*text.shape, 2)),
+        r2=unknown,
+        share=unknown.copy(),
+        share_intervals=np.full((count, 2), math.nan),
+        interactions=pd.DataFrame(columns),
+        samples=samples,
+        options=options,
+        nothing=why,
+    )
+
+
+def _converged(explanation: LocalExplanation) -> bool:
+    """Say whether no standard error of the first class exceeds the tolerated share of the range of its weights."""
+    weights = np.concatenate([explanation.image_weights[0], explanation.text_weights[0]])
+    spans = np.concatenate([explanation.image_intervals[0], explanation.text_intervals[0]])
+    errors = np.ptp(spans, axis=1) / (2 * 1.96)
+    return bool(errors.max() < explanation.options.tolerance * np.ptp(weights))
+
+
+class _Surrogate:
+    """Weighted least squares with an intercept, all classes at once.
+
+    Attributes:
+        coefficients: (C,1+P), the intercept first.
+        errors: (C,1+P) standard errors, clustered two ways, by image mask and by text mask (Cameron, Gelbach and
+            Miller 2011): evaluations that share a mask are not independent.
+    """
+
+    def __init__(
+        self, kept: np.ndarray, values: np.ndarray, weights: np.ndarray, pairs: np.ndarray, ridge: float
+    ) -> None:
+        self.design = np.concatenate([np.ones((len(kept), 1)), kept], 1)
+        self.values, self.weights, self.pairs, self.ridge = values, weights, pairs, ridge
+        self.coefficients = self.fit(weights)
+        self.residuals = values - self.design @ self.coefficients.T
+        self.errors = self._errors()
+
+    def fit(self, weights: np.ndarray) -> np.ndarray:
+        """Return coefficients (C,1+P) for other weights (N,); the shortest where many fit equally well."""
+        weighted = self.design * weights[:, None]
+        return np.linalg.lstsq(weighted.T @ self.design + self._penalty(), weighted.T @ self.values, rcond=1e-12)[0].T
+
+    def held_out(self) -> np.ndarray:
+        """Return (C,) weighted R² over folds of masks that the fit has not seen; complements stay together.
+
+        With two kinds of masks both are left out at once, unless there are too few texts for that.
+        """
+        image, text = (self.pairs[:, side] // 2 % FOLDS for side in (0, 1))
+        text = image if len(np.unique(self.pairs[:, 1])) < 4 * FOLDS else text
+        predicted = np.full_like(self.values, math.nan)
+        for fold in range(FOLDS):
+            seen, judged = (image != fold) & (text != fold), (image == fold) & (text == fold)
+            if seen.sum() > self.design.shape[1] and judged.any():
+                predicted[judged] = self.design[judged] @ self.fit(self.weights * seen).T
+        there = ~np.isnan(predicted[:, 0])
+        if there.sum() < 2:
+            return np.full(self.values.shape[1], math.nan)
+        weights, values = self.weights[there, None], self.values[there]
+        left = (weights * (values - predicted[there]) ** 2).sum(0)
+        around = (weights * (values - np.average(values, 0, weights[:, 0])) ** 2).sum(0)
+        return 1 - left / np.where(around > 0, around, math.nan)
+
+    def resampled(self, seed: int) -> np.ndarray:
+        """Return (RESAMPLES,C,1+P) coefficients, image masks and text masks drawn anew with replacement (Owen 2007)."""
+        rng, drawn = np.random.default_rng(seed), []
+        together = np.array_equal(*self.pairs.T)
+        sides = [np.unique(side, return_inverse=True)[1] for side in self.pairs.T[: 1 if together else 2]]
+        for _ in range(RESAMPLES):
+            times = [rng.multinomial(n, np.full(n, 1 / n)) for n in (side.max() + 1 for side in sides)]
+            drawn.append(self.fit(self.weights * np.prod([t[side] for t, side in zip(times, sides, strict=True)], 0)))
+        return np.array(drawn)
+
+    def _penalty(self) -> np.ndarray:
+        return np.diag([0.0, *[self.ridge] * (self.design.shape[1] - 1)])
+
+    def _errors(self) -> np.ndarray:
+        weighted = self.design * self.weights[:, None]
+        inverse = np.linalg.pinv(weighted.T @ self.design + self._penalty(), rcond=1e-12, hermitian=True)
+        images, texts = self.pairs.T
+        both = images * (texts.max() + 1) + texts
+        errors = []
+        for residuals in self.residuals.T:
+            scores = weighted * residuals[:, None]
+            variance = _clustered(inverse, scores, images)
+            if not np.array_equal(images, texts):
+                variance = variance + _clustered(inverse, scores, texts) - _clustered(inverse, scores, both)
+            errors.append(np.sqrt(variance.clip(0)))
+        return np.array(errors)
+
+
+def _clustered(inverse: np.ndarray, scores: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Return (P,) the sandwich variance of coefficients whose errors are correlated within clusters."""
+    groups = np.unique(clusters, return_inverse=True)[1]
+    sums = np.zeros((groups.max() + 1, scores.shape[1]))
+    np.add.at(sums, groups, scores)
+    count, parameters = len(sums), scores.shape[1]
+    correction = count / max(1, count - 1) * len(scores) / max(1, len(scores) - parameters)
+    return correction * ((sums @ inverse) ** 2).sum(0)
+
+
+def _share(surrogate: _Surrogate, split: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words' share (C,) of all absolute weight and its interval (C,2).
+
+    Noise adds to absolute weights, and most where weights are many and small. So each squared weight is lowered by
+    its squared standard error before the root is taken; what is negative then counts as negative.
+    """
+    coefficients, errors = surrogate.coefficients[:, 1:], surrogate.errors[:, 1:]
+    count, players = coefficients.shape
+    if split in (0, players):
+        alone = np.full(count, float(split == 0))
+        return alone, np.stack([alone, alone], 1)
+    drawn = surrogate.resampled(seed=0)[..., 1:]
+    spread = np.sqrt(errors**2 + drawn.var(0))  # a resampled weight carries the noise twice
+    shares = _part(drawn, spread, split)
+    low, high = np.nanquantile(shares, [0.025, 0.975], axis=0)
+    return _part(coefficients, errors, split).clip(0, 1), np.stack([low, high], 1).clip(0, 1)
+
+
+def _part(weights: np.ndarray, errors: np.ndarray, split: int) -> np.ndarray:
+    squares = weights**2 - errors**2
+    strength = np.sign(squares) * np.sqrt(np.abs(squares))
+    text, total = strength[..., split:].sum(-1), strength.sum(-1)
+    return text / np.where(total > 0, total, math.nan)
+
+
+def _interactions(surrogate: _Surrogate, split: int, frame: dict[str, Any]) -> pd.DataFrame:
+    """Return the strongest effects of a superpixel and a unit together that their weights do not explain."""
+    kept, weights = surrogate.design[:, 1:], surrogate.weights
+    image, text = kept[:, :split], kept[:, split:]
+    rows = []
+    if image.shape[1] and text.shape[1]:
+        image, text = (part - np.average(part, 0, weights) for part in (image, text))
+        power = (weights[:, None] * image**2).T @ text**2
+        for row, label in enumerate(frame["explained"]):
+            residuals = weights * surrogate.residuals[:, row]
+            effect = (residuals[:, None] * image).T @ text / power
+            error = np.sqrt((residuals[:, None] ** 2 * image**2).T @ text**2) / power
+            z = np.divide(effect, error, out=np.zeros_like(effect), where=error > 1e-12)
+            for place in np.argsort(-np.abs(z), axis=None, kind="stable")[:SHOWN]:
+                segment_, unit = np.unravel_index(place, z.shape)
+                rows.append(
+                    (frame["classes"][label], int(segment_), int(unit), effect[segment_, unit], z[segment_, unit])
+                )
+    return pd.DataFrame(rows, columns=["label", "segment", "unit", "weight", "z"])
+
+
+# -- Many photos.
+
+
+def explain_dataset(
+    model: ProductClassifier | Predictor,
+    data: ProductDataset,
+    cache: str | Path | None = None,
+    **options: Any,
+) -> list[LocalExplanation]:
+    """Explain every photo of a split; each is kept on disk once it is done, so that an interrupted run goes on.
+
+    Args:
+        model: or a predictor of it.
+        data: pictures and words, at the size the model takes.
+        cache: folder of the explanations; None takes the cache folder.
+        **options: of `explain`.
+
+    Returns:
+        One explanation a photo, in order; those from the cache have no `game`.
+    """
+    predictor = as_predictor(model, data[0].image if len(data) else None)
+    folder = Path(cache) if cache else cache_dir("explanations")
+    start = hashlib.sha256(fingerprint(predictor.model).encode())
+    start.update(json.dumps({k: _plain(v) for k, v in options.items()}, sort_keys=True).encode())
+    found = []
+    for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2):
+        sample = data[position]
+        key = start.copy()
+        key.update((sample.image * 255).round().byte().numpy().tobytes())
+        key.update(json.dumps([asdict(word) for word in sample.words] or sample.text, sort_keys=True).encode())
+        path = folder / f"{key.hexdigest()[:24]}.safetensors"
+        found.append(_kept(path) or _made(path, predictor, sample, options))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+
+
+def _kept(path: Path) -> LocalExplanation | None:
+    if not path.exists():
+        return None
+    try:
+        return LocalExplanation.load(path)
+    except UserError as error:
+        warnings.warn(f"{error}; it is made again now", stacklevel=3)
+        return None
+
+
+def _made(path: Path, predictor: Predictor, sample: Any, options: dict[str, Any]) -> LocalExplanation:
+    explanation = explain(predictor, sample.image, sample.words or sample.text, progress=False, **options)
+    explanation.save(path)
+    return explanation

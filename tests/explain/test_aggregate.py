@@ -1,0 +1,519 @@
+"""Class explanations of made-up photos: the encoder sees colours, the model is linear, so the answer is known."""
+
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import avg_pool2d
+
+from retailkit.config import UsageError, UserError
+from retailkit.explain import aggregate
+from retailkit.explain.aggregate import assign, compare, deletion_check, explain_class, pick
+
+CLASSES = ["lean", "extra lean", "medium"]
+COLOURS = {"r": (1.0, 0.0, 0.0), "g": (0.0, 1.0, 0.0), "b": (0.0, 0.0, 1.0), "w": (1.0, 1.0, 1.0), "k": (0.0,) * 3}
+SIDE = 16  # of a superpixel in pixels
+
+
+class Colours(nn.Module):
+    """An encoder whose features are colours."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+        self.eval()
+
+    def forward_map(self, images):
+        self.passes += len(images)
+        return avg_pool2d(images, 4)
+
+
+class Linear:
+    """A game: the class's logit is the sum of the weights of what is kept."""
+
+    def __init__(self, picture, texts, image_weights, text_weights, label=0, classes=CLASSES, rival=1.0):
+        self.image, self.segments = picture
+        self.units, self.classes = texts, classes
+        self.n_segments, self.n_units = len(image_weights), len(text_weights)
+        self.weights, self.label, self.rival = (np.array(image_weights), np.array(text_weights)), label, rival
+        self.calls = 0
+
+    def logits(self, image_keep, text_keep):
+        self.calls += 1
+        assert image_keep.shape[1] == self.n_segments and text_keep.shape[1] == self.n_units
+        logits = np.full((len(image_keep), len(self.classes)), self.rival, np.float32)
+        logits[:, self.label] = image_keep @ self.weights[0] + text_keep @ self.weights[1]
+        return logits
+
+
+def painted(letters, width=4):
+    """A picture of square superpixels of these colours, row by row, and their labels."""
+    segments = np.arange(len(letters)).reshape(-1, width).repeat(SIDE, 0).repeat(SIDE, 1)
+    colours = torch.tensor([COLOURS[letter] for letter in letters])
+    return colours[torch.from_numpy(segments)].permute(2, 0, 1), segments
+
+
+def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="", picture=None, **more):
+    """An explanation; `sure` are the half widths of its intervals."""
+    picture = picture or painted(letters)
+    units = tuple(SimpleNamespace(text=text, words=()) for text in texts)
+    image, text = (np.array([weights], float).reshape(1, -1) for weights in (image_weights, text_weights))
+    error = more.pop("error", 0.01)
+    total = np.abs(image).sum() + np.abs(text).sum()
+    found = SimpleNamespace(
+        classes=CLASSES,
+        explained=(label,),
+        image=picture[0],
+        segments=picture[1],
+        units=units,
+        image_weights=image,
+        text_weights=text,
+        image_intervals=np.stack([image - error, image + error], -1),
+        text_intervals=np.stack([text - error, text + error], -1),
+        share=np.array([np.abs(text).sum() / total if total else np.nan]),
+        nothing=nothing,
+        game=Linear(picture, units, image_weights, text_weights, label),
+    )
+    found.heat = lambda row=0: found.image_weights[row][found.segments]
+    found.__dict__.update(more)
+    return found
+
+
+def photos():
+    """Red speaks for the class in all, blue against it in one, green and white do little; words of known weights."""
+    return [
+        made("rggggggg", [4, 0, 0, 0, 0, 0, 0, 0.5], ["LEAN", "BEEF"], [2, 0.1]),
+        made("ggggrrgg", [0, 0, 0.5, 0, 2, 2, 0, 0], ["LE4N", "BEEF", "lean"], [1.5, -0.1, 0.5]),
+        made("gggggggg", [1] * 8, nothing="there is only one part to hide"),
+        made("gbgggggr", [0, -3, 0, 0, 0, 0, 0, 3], ["BEEF"], [0.2]),
+    ]
+
+
+def everything():
+    encoder = Colours()
+    return explain_class(photos(), encoder=encoder), encoder
+
+
+# -- What a class is recognised by
+
+
+def test_clusters_are_the_colours_and_their_weights_are_normlime():
+    found, encoder = everything()
+    assert (found.label, found.name, found.photos, found.skipped) == (0, "lean", (0, 1, 3), 1)
+    assert encoder.passes == 3 and found.image_note == ""
+    table = found.image_features
+    assert list(table.columns) == list(aggregate.IMAGE_COLUMNS) and list(table["cluster"]) == [0, 1, 2]
+    totals = np.array([6.6, 6.6, 6.2])
+    sums = {"r": [4, 4, 3], "b": [0, 0, -3], "g": [0.5, 0.5, 0]}
+    weights = {c: np.sign(sum(w)) * np.mean(np.square(w) / totals) for c, w in sums.items()}
+    assert table["weight"].tolist() == pytest.approx([weights["r"], weights["b"], weights["g"]])
+    assert table["share"].tolist() == pytest.approx([11 / 15, 3 / 15, 1 / 15])
+    assert table["support"].tolist() == [3, 1, 3]
+    assert table["area"].tolist() == pytest.approx([4 / 24, 1 / 8, 19 / 24])
+    assert sorted(table["medoids"][0]) == [(0, 0), (1, 4), (1, 5), (3, 7)] and table["medoids"][1] == [(3, 1)]
+    assert len(table["medoids"][2]) == aggregate.MEDOIDS
+
+
+def test_phrases_join_their_spellings():
+    found, _ = everything()
+    table = found.text_features
+    assert list(table.columns) == list(aggregate.TEXT_COLUMNS)
+    assert table["canonical"].tolist() == ["LEAN", "BEEF"]
+    assert table["weight"].tolist() == pytest.approx(
+        [(2**2 / 6.6 + 2**2 / 6.6) / 3, (0.01 / 6.6 + 0.01 / 6.6 + 0.04 / 6.2) / 3]
+    )
+    assert table["share"].tolist() == pytest.approx([4 / 4.4, 0.4 / 4.4])
+    assert table["samples"].tolist() == [2, 3]
+    assert table["variants"].tolist() == [{"LEAN": 2, "LE4N": 1}, {"BEEF": 3}]
+    assert found.text_share == pytest.approx(np.mean([2.1 / 6.6, 2.1 / 6.6, 0.2 / 6.2]))
+
+
+def test_a_spelling_counts_once_a_photo():
+    found = explain_class([made("", [], ["BEEF", "Beef", "BEEF"], [1, 1, 1], picture=(None, None))])
+    assert found.text_features["variants"][0] == {"BEEF": 1} and found.text_features["samples"][0] == 1
+    assert found.text_features["weight"][0] == pytest.approx(3)
+
+
+def test_what_all_superpixels_have_in_common_makes_them_no_more_alike():
+    class Offset(Colours):
+        def forward_map(self, images):
+            return super().forward_map(images) + 20
+
+    found = explain_class(photos(), encoder=Offset())
+    assert found.image_features.equals(everything()[0].image_features)
+
+
+def test_every_part_has_its_feature():
+    found, encoder = everything()
+    letters = ["rggggggg", "ggggrrgg", "gbgggggr"]
+    for members, colours in zip(found.members, letters, strict=True):
+        assert members.segments.tolist() == [{"r": 0, "b": 1, "g": 2}[c] for c in colours]
+    assert [m.units.tolist() for m in found.members] == [[0, 1], [0, 1, 0], [1]]
+    for own, members in zip(found.explanations, found.members, strict=True):
+        again = assign(found, SimpleNamespace(**own.__dict__))  # not known by identity: described anew
+        assert np.array_equal(again.segments, members.segments) and np.array_equal(again.units, members.units)
+        assert assign(found, own) is members
+    assert encoder.passes == 6
+
+
+def test_a_feature_loses_nothing_by_being_cut_into_several_superpixels():
+    whole = explain_class([made("rg", [4, 1], picture=painted("rg", 2))], encoder=Colours())
+    cut = explain_class([made("rrg", [2, 2, 1], picture=painted("rrg", 3))], encoder=Colours())
+    assert whole.image_features["weight"].tolist() == pytest.approx(cut.image_features["weight"].tolist())
+    assert whole.image_features["weight"].tolist() == pytest.approx([16 / 5, 1 / 5])
+
+
+def test_superpixels_are_averaged_by_the_area_they_have_in_each_cell():
+    rng = np.random.default_rng(0)
+    segments = rng.integers(0, 5, (24, 16))
+    image = torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0))
+    item = SimpleNamespace(image=image, segments=segments)
+    found = aggregate._describe(item, 5, Colours())
+    cells = avg_pool2d(image[None], 4)[0].repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
+    for segment in range(5):
+        assert found[segment] == pytest.approx(cells[:, segments == segment].mean(1), abs=1e-6)
+    assert np.array_equal(aggregate._describe(item, 3, Colours()), found[:3])  # the others are boxes of linked words
+
+
+def test_boxes_of_linked_words_are_no_superpixels():
+    picture = painted("rgbggg", 3)
+    linked = made("", [3.0, 0, 0, 0, 0], ["LEAN"], [2.0], picture=picture)  # label 5 is the word's box
+    found = explain_class([linked], encoder=Colours())
+    assert len(found.members[0].segments) == 5 and found.image_features["weight"][0] == pytest.approx(9 / 5)
+    assert found.image_features["area"].sum() == pytest.approx(5 / 6)
+
+
+def test_without_an_encoder_there_are_no_image_features_and_it_says_so():
+    found = explain_class(photos())
+    assert found.image_features.empty and list(found.image_features.columns) == list(aggregate.IMAGE_COLUMNS)
+    assert found.image_note == aggregate.NO_ENCODER == found.facts()["image_note"]
+    assert found.text_features.equals(everything()[0].text_features)
+    assert all((members.segments == -1).all() for members in found.members)
+    assert pick(photos(), found, 5) == [0]  # it shows both words
+
+
+def test_a_model_that_only_reads_has_only_phrases():
+    blind = [made("", [], ["LEAN"], [2.0], picture=(None, None)), made("", [], ["BEEF"], [-4.0], picture=(None, None))]
+    found = explain_class(blind, encoder=Colours())
+    assert found.image_note == aggregate.NO_PICTURES and found.image_features.empty
+    assert found.text_features["weight"].tolist() == [-2, 1] and found.text_share == 1
+    checked = deletion_check(found, [photo.game for photo in blind])
+    assert checked["n"].tolist() == [0, 0], "nothing else could be hidden"
+
+
+def test_a_model_that_only_looks_has_only_clusters():
+    found = explain_class([made("rggg", [1, 0, 0, 0])], encoder=Colours())
+    assert found.text_features.empty and len(found.image_features) == 2 and found.text_share == 0
+
+
+def test_photos_without_any_weight_count_as_zero():
+    flat = [made("rg", [0, 0], picture=painted("rg", 2)), made("rg", [2, 0], picture=painted("rg", 2))]
+    found = explain_class(flat, encoder=Colours())
+    assert found.image_features["weight"].tolist() == pytest.approx([1, 0])
+    empty = explain_class(flat[:1], encoder=Colours())
+    assert empty.image_features["share"].tolist() == [0, 0] and math.isnan(empty.text_share)
+    assert empty.facts()["text_share"] is None
+
+
+def test_the_heaviest_superpixels_found_the_clusters_where_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(aggregate, "MOST", 6)
+    found, _ = everything()
+    assert [m.segments[at] for m, at in zip(found.members, (0, 4, 7), strict=True)] == [0, 0, 0]
+    assert found.image_features["support"][0] == 3 and found.members[2].segments[1] == 1
+    assert found.image_features.equals(everything()[0].image_features)
+
+
+def test_superpixels_that_are_all_alike_are_one_cluster():
+    found = explain_class([made("gggggggg", [1, 0, 0, 0, 0, 0, 0, 0])] * 2, encoder=Colours())
+    assert len(found.image_features) == 1 and found.image_features["area"][0] == pytest.approx(1)
+    alone = explain_class([made("g", [1], ["LEAN"], [1], picture=painted("g", 1))], encoder=Colours())
+    assert alone.image_features["medoids"][0] == [(0, 0)]
+
+
+def test_the_class_is_the_one_that_is_asked_for():
+    both = made("rggg", [1, 0, 0, 0])
+    both.explained, both.image_weights = (1, 2), np.array([[1.0, 0, 0, 0], [0, 0, 0, 5.0]])
+    both.text_weights, both.share = np.zeros((2, 0)), np.zeros(2)
+    assert explain_class([both], encoder=Colours()).name == "extra lean"
+    for label in ("medium", 2):
+        found = explain_class([both], label, encoder=Colours())
+        assert found.label == 2 and found.image_features["weight"].tolist() == pytest.approx([5, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: explain_class([]), UserError, "none of 0 photos .*give at least one"),
+        (lambda: explain_class(photos()[2:3]), UserError, "none of 1 photos has anything .* only one part"),
+        (lambda: explain_class([*photos(), made("r", [1], label=1, picture=painted("r", 1))]), UsageError,
+         "photo 0 explains 'lean' first and photo 4 'extra lean'; say which by label"),
+        (lambda: explain_class(photos(), "medium"), UsageError, r"photo 0 has no explanation of 'medium'; .*classes="),
+        (lambda: explain_class(photos(), "leen"), UsageError, "unknown class 'leen'; did you mean 'lean'"),
+        (lambda: explain_class(photos(), 3), UsageError, "label=3 is out of range; there are 3 classes"),
+        (lambda: explain_class(photos(), top=0), UsageError, "top=0 .*out of range"),
+        (lambda: explain_class(photos(), threshold=2), UsageError, "threshold=2 is out of range"),
+        (lambda: explain_class(photos(), encoder=Colours().train()), UsageError, r"call encoder.eval\(\)"),
+        (lambda: explain_class([*photos(), made("rggg", [1, 0, 0, 0], classes=["a"])]), UsageError, "photo 4 .*other"),
+        (lambda: everything()[0].crops(9), UsageError, "cluster=9 is out of range; there are 3 clusters"),
+        (lambda: pick(photos(), everything()[0], 0), UsageError, "count=0 is too small"),
+        (lambda: deletion_check(everything()[0], []), UsageError, "0 games"),
+        (lambda: deletion_check(everything()[0], [None]), UsageError, "photo 0 has no game; explain it again"),
+        (lambda: compare({}), UsageError, "at least one"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_says_what_to_change(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+# -- Showing and keeping
+
+
+def test_the_top_features_are_shown_and_exported():
+    found = explain_class(photos(), encoder=Colours(), top=2)
+    frame = found.to_frame()
+    assert frame["kind"].tolist() == ["image", "image", "text", "text"]
+    assert frame["feature"].tolist() == [0, 1, "LEAN", "BEEF"] and frame["samples"].tolist() == [3, 1, 2, 3]
+    facts = found.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert [row["weight"] for row in facts["image"] + facts["text"]] == frame["weight"].tolist()
+    assert facts["photos"] == 3 and facts["skipped"] == 1 and facts["text"][0]["variants"] == {"LEAN": 2, "LE4N": 1}
+    assert len(found.image_features) == 3, "all are kept"
+
+
+def test_crops_show_the_superpixel_and_pale_the_rest():
+    found, _ = everything()
+    crops = found.crops(0, 4)
+    assert [photo for photo, _ in found.image_features["medoids"][0]].count(1) == 2
+    assert len(crops) == 4 and len(found.crops(0, 9)) == 4 and len(found.crops(1)) == 1
+    margin = round(aggregate.MARGIN * SIDE)
+    corner = crops[0]  # photo 0, segment 0: no margin above and to the left
+    assert corner.shape == (3, SIDE + margin, SIDE + margin)
+    assert torch.equal(corner[:, :SIDE, :SIDE], painted("r", 1)[0])
+    pale = 1 - aggregate.PALE * (1 - torch.tensor(COLOURS["g"]))
+    assert torch.allclose(corner[:, SIDE:, 0], pale[:, None])
+    # One a photo first: the second superpixel of photo 1 comes last.
+    assert [c.shape[2] for c in crops] == [SIDE + margin, SIDE + margin, SIDE + margin, SIDE + 2 * margin]
+
+
+def test_all_is_the_same_a_second_time():
+    one, other = everything()[0], everything()[0]
+    assert one.facts() == other.facts() and np.array_equal(one.centres, other.centres)
+
+
+# -- New photos
+
+
+def test_parts_of_a_new_photo_find_their_feature_or_none():
+    found, _ = everything()
+    new = made("grbw", [0] * 4, ["LEAN.", "EXTRA LEAN", "BEEF", " "], [0] * 4)
+    own = assign(found, new)
+    assert own.segments.tolist()[:3] == [2, 0, 1] and own.units.tolist() == [0, -1, 1, -1]
+    game = assign(found, new.game)
+    assert np.array_equal(game.segments, own.segments) and np.array_equal(game.units, own.units)
+    strict = explain_class(photos(), encoder=Colours(), threshold=0.05)
+    assert assign(strict, new).segments.tolist() == [2, 0, 1, -1]
+
+
+# -- Submodular pick
+
+
+def random_photos(seed, count=7):
+    rng = np.random.default_rng(seed)
+    words = ["ALPHA", "BRAVO", "CHARLIE", "DELTA", "ECHO", "FOXTROT", "GOLF", "HOTEL"]
+    found = []
+    for _ in range(count):
+        own = rng.choice(words, rng.integers(1, 5), replace=False)
+        found.append(made("", [], own, rng.normal(size=len(own)), picture=(None, None), error=0.3))
+    return found, words
+
+
+def coverage(explanations, chosen):
+    """Plain version: the importance of the words that the chosen photos show."""
+    sure = [
+        {u.text: abs(w) for u, w in zip(e.units, e.text_weights[0], strict=True) if abs(w) > 0.3} for e in explanations
+    ]
+    shown = {text for at in chosen for text in sure[at]}
+    return sum(math.sqrt(sum(own.get(text, 0) for own in sure)) for text in shown)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_the_greedy_pick_is_near_the_best_one(seed):
+    explanations, _ = random_photos(seed)
+    features = explain_class(explanations)
+    for count in (1, 2, 3):
+        chosen = pick(explanations, features, count)
+        best = max(coverage(explanations, some) for some in itertools.combinations(range(7), count))
+        got = coverage(explanations, chosen)
+        assert len(set(chosen)) == len(chosen) <= count
+        assert got >= (1 - 1 / math.e) * best - 1e-9
+        if count == 1:
+            assert got == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_further_photo_gains_less_and_the_last_one_completes(seed):
+    explanations, _ = random_photos(seed)
+    chosen = pick(explanations, explain_class(explanations), 99)
+    gains = np.diff([coverage(explanations, chosen[:n]) for n in range(len(chosen) + 1)])
+    assert (gains > 0).all() and (np.diff(gains) <= 1e-9).all()
+    assert coverage(explanations, chosen) == pytest.approx(coverage(explanations, range(7)))
+
+
+def test_the_pick_counts_clusters_too_and_leaves_out_what_is_skipped_or_unsure():
+    found, _ = everything()
+    # Photo 3 shows red, blue and the word BEEF (0.2), the others red, green, LEAN and BEEF.
+    assert pick(photos(), found, 9) == [0, 3] and pick(photos(), found, 1) == [0]
+    unsure = photos()
+    unsure[0].image_intervals[:] = unsure[0].text_intervals[:] = [-9, 9]
+    assert pick(unsure, found, 9) == [1, 3]
+
+
+# -- Deletion
+
+
+def held_out(rival):
+    """Photos of 15 superpixels of equal size and 4 words; red weighs 3 in all, LEAN 2, all else nothing."""
+    found = []
+    for n in range(8):
+        letters = ["g"] * 16
+        letters[n], letters[n + 8] = "r", "b"
+        weights = [{"r": 3.0, "b": 0.0, "g": 0.0}[c] for c in letters]
+        texts = ["LEAN" if n % 2 else "LE4N", "BEEF", "FRESH", "CUT"]
+        found.append(made("".join(letters), weights, texts, [2.0, 0, 0, 0]))
+        found[-1].game.rival = rival
+    return found
+
+
+def test_hiding_what_matters_costs_what_it_weighs_and_chance_costs_nothing():
+    explanations = held_out(2.5)
+    found = explain_class(explanations[:4], encoder=Colours(), top=2)
+    games = [e.game for e in explanations[4:]]
+    table = deletion_check(found, games, repeats=5)
+    assert [game.calls for game in games] == [1, 1, 1, 1]
+    assert table["kind"].tolist() == ["image", "image", "text", "text"] and table["n"].tolist() == [4, 4, 4, 4]
+    red, lean = table.iloc[0], table.iloc[2]
+    assert (red["feature"], lean["feature"]) == (0, "LEAN")
+    assert red["hidden"] == red["random_hidden"] == pytest.approx(1 / 16)
+    assert lean["hidden"] == lean["random_hidden"] == 1
+    # Kept, the class has 5 and its rival 2.5: without red it loses, without LEAN it wins by less.
+    expected = {"margin_drop": 3, "margin_random_drop": 0, "margin_difference": 3, "margin_low": 3, "margin_high": 3}
+    expected |= {"accuracy_drop": 1, "accuracy_random_drop": 0, "accuracy_difference": 1, "accuracy_low": 1}
+    for name, value in expected.items():
+        assert red[name] == pytest.approx(value), name
+    assert lean["margin_drop"] == 2 and lean["accuracy_drop"] == 0 and lean["margin_random_drop"] == 0
+    others = table.iloc[[1, 3]]
+    assert (others["margin_drop"] == 0).all()
+
+
+def test_random_sets_leave_the_feature_alone_and_have_its_size():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = rng.random(20)
+        feature = rng.random(20) < 0.2
+        if not feature.any():
+            continue
+        found = aggregate._random_like(feature, sizes, rng)
+        assert found.any() and not (found & feature).any()
+        target = sizes[feature].sum()
+        assert abs(sizes[found].sum() - target) <= max(sizes[~feature].max() / 2, target)
+    many = [aggregate._random_like(np.arange(20) < 3, np.ones(20), rng) for _ in range(200)]
+    assert {int(found.sum()) for found in many} == {3} and np.mean(many, 0)[3:].min() > 0.05
+    assert len({found.tobytes() for found in many}) > 100
+
+
+def test_the_random_drop_is_the_mean_of_what_random_sets_cost():
+    explanations = held_out(0.0)
+    for e in explanations:
+        e.game.weights = (np.ones(16), np.ones(4))  # every superpixel matters as much
+    found = explain_class(explanations[:4], encoder=Colours(), top=1)
+    table = deletion_check(found, [e.game for e in explanations[4:]], repeats=3)
+    assert table["margin_drop"].tolist() == pytest.approx([1, 1])
+    assert table["margin_random_drop"].tolist() == pytest.approx([1, 1])
+    assert table["margin_difference"].tolist() == pytest.approx([0, 0])
+
+
+def test_the_random_drop_is_the_mean_over_repeats():
+    explanations = held_out(2.5)
+    for e in explanations:
+        e.game.weights = (np.zeros(16), np.array([2.0, 1, 3, 8]))  # one of the other three is hidden: 4 in the mean
+    found = explain_class(explanations[:4], encoder=Colours(), top=1)
+    (lean,) = deletion_check(found, [explanations[5].game], repeats=300).query("kind == 'text'").to_dict("records")
+    assert lean["margin_drop"] == 2 and lean["margin_random_drop"] == pytest.approx(4, abs=0.6)
+
+
+def test_photos_without_the_feature_and_single_photos_are_told():
+    explanations = held_out(2.5)
+    found = explain_class(explanations[:4], encoder=Colours(), top=1)
+    bare = made("ggggbbgg", [0] * 8, ["BEEF", "FRESH"], [0, 0])
+    none = deletion_check(found, [bare.game])
+    assert none["n"].tolist() == [0, 0] and none["margin_drop"].isna().all() and none["margin_low"].isna().all()
+    one = deletion_check(found, [bare.game, explanations[5].game])
+    assert one["n"].tolist() == [1, 1] and one["margin_drop"].tolist() == [3, 2] and one["margin_low"].isna().all()
+
+
+def test_the_same_seed_draws_the_same_sets():
+    explanations = held_out(2.5)
+    rng = np.random.default_rng(0)
+    for e in explanations:
+        e.game.weights = (rng.normal(size=16), rng.normal(size=4))
+    found, games = explain_class(explanations, encoder=Colours()), [e.game for e in explanations]
+    one, again, other = (deletion_check(found, games, seed=seed) for seed in (3, 3, 4))
+    pd.testing.assert_frame_equal(one, again)
+    assert not one["margin_random_drop"].equals(other["margin_random_drop"])
+    assert (one["margin_low"] <= one["margin_difference"]).all()
+    assert (one["margin_difference"] <= one["margin_high"]).all()
+
+
+def test_the_class_is_found_by_name():
+    explanations = held_out(2.5)
+    found = explain_class(explanations, encoder=Colours(), top=1)
+    game = explanations[0].game
+    game.classes, game.label = ["medium", "lean"], 1
+    assert deletion_check(found, [game])["margin_drop"].tolist() == [3, 2]
+    game.classes = ["medium", "pork"]
+    with pytest.raises(UsageError, match="unknown class 'lean'"):
+        deletion_check(found, [game])
+
+
+# -- Models
+
+
+def test_models_are_compared_on_common_axes():
+    reader = [made("rggg", [1, 0, 0, 0], ["LEAN", "BEEF"], [6, -3]), made("gggr", [0, 0, 0, 0], ["LE4N"], [10])]
+    looker = [made("rggg", [8, 0, 0, -2], ["LEAN", "EXTRA"], [0, 0]), made("gggr", [0, 0, 1, 9], ["LE4N"], [0])]
+    a, b = (explain_class(some, encoder=Colours(), top=2) for some in (reader, looker))
+    table = compare({"reader": a, "looker": b})
+    assert list(table.columns) == ["reader", "looker"]
+    assert table.loc[("share", "text")].tolist() == pytest.approx([(0.9 + 1) / 2, 0])
+    assert table.loc[("text", "LEAN")].tolist() == pytest.approx([16 / 20, 0])
+    assert table.loc[("text", "BEEF")].tolist() == pytest.approx([-3 / 20, 0])
+    assert table.loc["text"].index[0] == "LEAN"
+    assert table.loc[("image", 0)].tolist() == pytest.approx([1 / 20, 17 / 20])
+    assert table.loc["heat"].to_numpy().diagonal() == pytest.approx([1, 1])
+    heats = [[1, 0, 0, 0], [8, 0, 0, -2]]  # the second photo's heat of the reader is flat: no correlation
+    rank = pd.DataFrame(np.array(heats).T).corr("spearman").iloc[0, 1]
+    assert table.loc[("heat", "reader"), "looker"] == table.loc[("heat", "looker"), "reader"] == pytest.approx(rank)
+
+
+def test_heat_maps_are_compared_only_on_the_same_photos_and_superpixels():
+    one = explain_class([made("rggg", [1, 2, 3, 4])])
+    same = explain_class([made("rggg", [4, 3, 2, 1])])
+    painted_otherwise = explain_class([made("rggb", [1, 2, 3, 4])])
+    cut_otherwise = explain_class([made("rggg", [1, 2, 3, 4], picture=(one.explanations[0].image,
+                                   one.explanations[0].segments[:, ::-1].copy()))])  # fmt: skip
+    table = compare({"one": one, "same": same, "painted": painted_otherwise, "cut": cut_otherwise})
+    assert table.loc[("heat", "one")].tolist() == pytest.approx([1, -1, math.nan, math.nan], nan_ok=True)
+    assert "image" not in table.index.get_level_values("kind"), "without an encoder"
+
+
+def test_models_of_different_classes_are_not_compared():
+    other = explain_class([made("rggg", [1, 0, 0, 0], label=1)])
+    with pytest.raises(UsageError, match="explanations are of extra lean and lean; compare models on one class"):
+        compare({"a": explain_class(photos()), "b": other})

@@ -1,0 +1,351 @@
+"""Readings of one phrase join, twins never do."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from retailkit.config import UsageError
+from retailkit.data.ocr import misread
+from retailkit.data.synthetic.catalogue import FAMILIES
+from retailkit.explain import spellings
+from retailkit.explain.spellings import group, match
+
+STEAK = "STRIPLOIN GRILLING STEAK CLUB PACK"
+SIX = [
+    "STRIPLOIN GRILLING SIEAK CLUB PIO",
+    "STRIPLOIN GCRILLING STEAK CLUB PACK",
+    "STRIPLOIN GRILLING STEAK CLU",
+    STEAK,
+    "STRIPLOIN GRRLING STRAK CLUB PACK",
+    "STRIPLOIN GRILLING STEAK CLIB PACK",
+]
+OFTEN = 50
+COUNTS = [(1, 1), (1, OFTEN), (OFTEN, 1), (OFTEN, OFTEN), (3, 12)]
+
+
+def together(a, b, *others, counts=(1, 1)):
+    """Whether two texts are in one group, among others that were seen once each."""
+    groups = group([a, b, *others], [*counts, *[1] * len(others)])
+    return any({spellings.normalise(a), spellings.normalise(b)} <= found.variants.keys() for found in groups)
+
+
+# -- One phrase
+
+
+@pytest.mark.parametrize("counts", [None, [7] * 6, [1, 2, 4, 20, 3, 2], [2, 1, 1, 25, 1, 2]])
+def test_the_six_spellings_of_one_phrase_are_one_group(counts):
+    (found,) = group(SIX, counts)
+    assert found.canonical == STEAK and set(found.variants) == set(SIX)
+    assert found.variants == dict(zip(SIX, counts or [1] * 6, strict=True)) and found.count == sum(counts or [1] * 6)
+    assert list(found.variants.values()) == sorted(found.variants.values(), reverse=True)
+    assert next(iter(found.variants)) == STEAK
+
+
+def test_the_six_spellings_stay_one_group_among_the_readings_of_a_twin():
+    sirloin = [text.replace("STRIPLOIN", "SIRLOIN") for text in SIX]
+    groups = group(SIX + sirloin)
+    assert sorted(found.canonical for found in groups) == [STEAK.replace("STRIPLOIN", "SIRLOIN"), STEAK]
+    assert {frozenset(found.variants) for found in groups} == {frozenset(SIX), frozenset(sirloin)}
+
+
+@pytest.mark.parametrize(
+    ("right", "read"),
+    [
+        ("YOGURT", "Y0GURT"),  # digits for letters
+        ("YOGURT", "YOGUR7"),
+        ("BEEF", "8EEF"),
+        ("STEAK", "SIEAK"),  # letters that look alike
+        ("SHAMPOO", "SHARNPOO"),  # rn for m
+        ("CHEDDAR CHEESE", "OHEDDAR OHEESE"),
+        ("PURÉE DE CRÈME", "PUREE DE CREME"),
+        ("MUSHROOMS", "MUSHROMS"),
+        ("EXTRA LEAN", "EXTRALEAN"),  # spaces
+        ("MILK 3 %", "MILK 3%"),
+        ("MILK 1.5 %", "MILK 1,5%"),
+        ("NO PULP", " no  pulp "),
+        ("CO-OP MILK", "CO OP MILK."),
+    ],
+)
+def test_readings_of_one_phrase_join_even_if_seen_once_each(right, read):
+    assert together(right, read) and together(read, right)
+
+
+def test_three_spellings_of_a_word_join():
+    (found,) = group(["YOGUR7", "YOGURT", "Y0GURT"])
+    assert found.canonical == "YOGURT" and found.count == 3
+
+
+@pytest.mark.parametrize(("right", "read"), [("STEAK", "STRAK"), ("GRILLING", "GRRLING"), ("YOGURT", "YOGUT")])
+def test_more_may_differ_where_one_is_seen_much_more_often(right, read):
+    assert not together(right, read)
+    assert not together(right, read, counts=(3, 1))
+    assert together(right, read, counts=(4, 1))
+    assert not together(right, read, counts=(40, 5)), "established"
+    assert together(right, read, counts=(51, 5))
+
+
+def test_a_short_word_needs_words_around_it_that_agree():
+    assert not together("CLUB", "CLIB", counts=(OFTEN, 1))
+    assert not together("STEAK CLUB PACK", "STEAK CLIB PACK", counts=(OFTEN, 1))
+    assert together("GRILLING STEAK CLUB PACK", "GRILLING STEAK CLIB PACK", counts=(OFTEN, 1))
+    assert not together("GRILLING STEAK TOP PACK", "GRILLING STEAK TIP PACK", counts=(OFTEN, 1)), "three letters"
+
+
+def test_most_words_of_a_phrase_must_agree():
+    assert together("GRILLING STEAK", "GRRLING STEAK", counts=(OFTEN, 1))
+    assert not together("GRILLING STEAK", "GRRLING STRAK", counts=(OFTEN, 1))
+
+
+def test_a_phrase_may_be_cut_off_at_its_end_only():
+    line = "NATURALLY SMOKED BLACK FOREST HAM"
+    for cut in (line[:-2], line[:-4], line[:-7]):
+        assert together(line, cut, counts=(4, 1)), cut
+        assert not together(line, cut, counts=(1, 1)), cut
+    assert not together(line, "NATURALLY SMOKED BLA", counts=(OFTEN, 1)), "two words agree"
+    assert not together(line, "SMOKED BLACK FOREST HAM", counts=(OFTEN, 1))
+    assert not together(line, "ATURALLY SMOKED BLACK FOREST HAM", counts=(OFTEN, 1))
+    assert not together(line + " 500 G", line, counts=(OFTEN, 1)), "a number is lost"
+    assert not together("TWO WORDS AGREE COMPLETELYDIFFERENT", "TWO WORDS AGREE", counts=(OFTEN, 1)), "too short"
+
+
+def test_what_was_cut_off_two_phrases_belongs_to_neither():
+    start, ends = "NATURALLY SMOKED BLACK FOREST", ("HAM", "BACON")
+    groups = group([start, *(f"{start} {end}" for end in ends)], [1, 20, 20])
+    assert sorted(map(len, (found.variants for found in groups))) == [1, 1, 1]
+
+
+def test_the_last_of_many_words_may_be_rubbish():
+    assert together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", counts=(4, 1))
+    assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", counts=(3, 1))
+    assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB SIZE", counts=(OFTEN, 1)), "begins otherwise"
+    assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB P10", counts=(OFTEN, 1)), "a number"
+    assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", "PIO", counts=(OFTEN, 1)), "a word elsewhere"
+    assert not together("STEAK CLUB PACK", "STEAK CLUB PIO", counts=(OFTEN, 1)), "few words agree"
+
+
+def test_the_canonical_reading_is_what_explains_most():
+    (found,) = group(["Y0GURT", "YOGURT"], [3, 3])
+    assert found.canonical == "YOGURT"
+    (found,) = group(["Y0GURT", "YOGURT"], [4, 3])
+    assert found.canonical == "Y0GURT"
+
+
+# -- Twins
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("LEAN", "EXTRA LEAN"),
+        ("LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF"),
+        ("LEAN GROUND BEEF", "MEDIUM GROUND BEEF"),
+        ("EXTRA LEAN GROUND BEEF", "MEDIUM GROUND BEEF"),
+        ("MILK 3 %", "MILK 1.5 %"),
+        ("MILK 1.5 %", "MILK 15 %"),
+        ("MILK 1.5 %", "MILK 0.5 %"),
+        ("WHOLE MUSHROOMS 227 G", "WHOLE MUSHROOMS 454 G"),
+        ("PACK OF 1", "PACK OF 12"),
+        ("2 5 KG", "25 KG"),
+        ("2.5KG", "25KG"),
+        ("OMEGA3", "OMEGA6"),
+        ("OMEGA3", "OMEGA"),
+        ("VITAMIN B6", "VITAMIN B8"),
+        ("SIRLOIN", "STRIPLOIN"),
+        ("SIRLOIN GRILLING STEAK CLUB PACK", STEAK),
+        ("BEEF", "BEER"),
+        ("MILD", "MILK"),
+        ("GOLD", "COLD"),
+        ("SALTED BUTTER", "UNSALTED BUTTER"),
+        ("SALTED", "UNSALTED"),
+        ("MAIGRE", "MI-MAIGRE"),
+        ("WHOLE MUSHROOMS", "WHITE MUSHROOMS"),
+        ("CHICKEN BREAST", "CHICKEN BREAST SMOKED"),
+        ("STRAWBERRY", "RASPBERRY"),
+        ("GRILLING", "BRILLING"),
+    ],
+)
+def test_twins_stay_apart_however_often_they_are_seen(one, other, counts):
+    assert not together(one, other, counts=counts)
+
+
+def test_words_that_are_both_seen_often_stay_apart():
+    texts = "SMOKED", "SMOKEY", "GROUND BEEF IN CLUB PACK", "GROUND BEER IN CLUB PACK"
+    assert together(*texts[:2], counts=(OFTEN, 4)) and not together(*texts[:2], counts=(OFTEN, 5))
+    assert together(*texts[2:], counts=(OFTEN, 1)) and not together(*texts[2:], counts=(OFTEN, OFTEN))
+    others = ["BEER", "GROUND BEER", "COLD BEER", "ALE AND BEER"]
+    assert not together(*texts[2:], *others, counts=(45, 1)), "a word of other texts"
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twins_of_the_built_in_data_stay_apart(family, counts):
+    for a, b in itertools.combinations(FAMILIES[family], 2):
+        one, other = " ".join(a.variant), " ".join(b.variant)
+        title = " ".join(a.title)
+        phrases = ["{}", f"{{}} {title}", f"{title} {{}}", f"{a.brand} {{}} {title}", f"{a.brand} {title} {{}}"]
+        for phrase in phrases:
+            assert not together(phrase.format(one), phrase.format(other), counts=counts), phrase
+        shared = [a.brand, title, *a.title]
+        assert not together(one, other, *shared, counts=counts)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_all_printed_words_of_the_built_in_data_stay_apart(counts):
+    products = [product for twins in FAMILIES.values() for product in twins]
+    words = sorted({word for p in products for word in (*p.brand.split(), *p.title, *p.variant)})
+    assert len(words) > 50
+    for one, other in itertools.combinations(words, 2):
+        assert not together(one, other, counts=counts), (one, other)
+
+
+def test_misread_twins_never_share_a_group():
+    twins = (
+        "SIRLOIN GRILLING STEAK CLUB PACK",
+        STEAK,
+        "LEAN GROUND BEEF",
+        "EXTRA LEAN GROUND BEEF",
+        "MILK 3%",
+        "MILK 1.5%",
+    )
+    for seed in range(5):
+        origin = {misread(twin, 0.05, seed=1000 * seed + n): twin for twin in twins for n in range(30)}
+        for found in group(list(origin)):
+            assert len({origin[text] for text in found.variants if text in origin}) <= 1, found
+
+
+# -- Properties
+
+
+def readings(seed, lines=60):
+    """Misread lines of words, and how often each was seen."""
+    rng = np.random.default_rng(seed)
+    words = ["STRIPLOIN", "SIRLOIN", "GRILLING", "STEAK", "CLUB", "PACK", "LEAN", "EXTRA", "BEEF", "MILK", "3%", "1.5%"]
+    texts = [" ".join(rng.choice(words, rng.integers(1, 6))) for _ in range(lines // 4)]
+    texts = [misread(texts[rng.integers(len(texts))], 0.08, seed=n) for n in range(lines)]
+    return [text for text in texts if text.strip()], rng
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_text_is_in_one_group_and_counts_add_up(seed):
+    texts, rng = readings(seed)
+    counts = rng.integers(1, 20, len(texts)).tolist()
+    groups = group(texts, counts)
+    total = Counter()
+    for text, count in zip(texts, counts, strict=True):
+        total[spellings.normalise(text)] += count
+    held = [item for found in groups for item in found.variants.items()]
+    assert len(held) == len(dict(held)) and dict(held) == total
+    for found in groups:
+        assert found.count == sum(found.variants.values()) and found.canonical in found.variants
+        assert list(found.variants.values()) == sorted(found.variants.values(), reverse=True)
+    assert [found.count for found in groups] == sorted((found.count for found in groups), reverse=True)
+    assert len(groups) < len(total), "nothing joined: the loop tests nothing"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_order_of_the_texts_does_not_matter(seed):
+    texts, rng = readings(seed)
+    counts = rng.integers(1, 4, len(texts))
+    mixed = rng.permutation(len(texts))
+    one, other = group(texts, counts), group([texts[i] for i in mixed], counts[mixed])
+    assert one == other and [list(a.variants) for a in one] == [list(b.variants) for b in other]
+    repeated = [text for text, count in zip(texts, counts, strict=True) for _ in range(count)]
+    assert group(repeated) == one
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_groups_do_not_chain(seed):
+    texts, _ = readings(seed, 100)
+    counts = Counter(map(spellings.normalise, texts))
+    corpus = spellings._Corpus(dict(sorted(counts.items())))
+    for found in group(texts):
+        assert all(found.canonical in corpus.link(text) for text in found.variants if text != found.canonical)
+
+
+def test_the_cost_of_a_misreading_is_the_plain_recursion():
+    def plain(a, b):
+        if not a or not b:
+            return sum(spellings._loss(c) for c in a + b)
+        ways = [plain(a[1:], b) + spellings._loss(a[0]), plain(a, b[1:]) + spellings._loss(b[0])]
+        ways.append(plain(a[1:], b[1:]) + spellings._swap(a[0], b[0]))
+        for m, n in ((2, 1), (1, 2)):
+            if (a[:m], b[:n]) in spellings.MELTED:
+                ways.append(plain(a[m:], b[n:]) + spellings.COST_ALIKE)
+        return min(ways)
+
+    rng = np.random.default_rng(0)
+    near = 0
+    for _ in range(1000):
+        a, b = ("S" + "".join(rng.choice(list("ERNMI1O0W"), rng.integers(3, 6))) for _ in range(2))
+        cost = spellings._cost(a, b)
+        assert cost == spellings._cost(b, a)
+        if cost < spellings.NEVER:
+            assert cost == plain(a, b), (a, b)
+            near += 0 < cost <= spellings.LOOSE_MOST
+        elif "RN" not in a + b and not spellings._is_number(a) and not spellings._is_number(b):
+            assert plain(a, b) > spellings.LOOSE_MOST, (a, b)
+    assert near > 10
+
+
+def test_letters_that_look_alike_are_of_one_family():
+    for pair in spellings.EVIDENT | spellings.ALIKE:
+        assert any(pair <= set(family) for family in spellings.FAMILIES), pair
+    assert len("".join(spellings.FAMILIES)) == len(set("".join(spellings.FAMILIES)))
+
+
+def test_blank_texts_are_left_out_and_marks_are_texts():
+    assert group(["", "  ", "\n"]) == [] and group([]) == []
+    assert sorted(found.canonical for found in group(["***", "|", "", "牛肉", "🥩"])) == ["***", "|", "牛肉", "🥩"]
+
+
+def test_thousands_of_texts_are_looked_at_in_parts(monkeypatch):
+    calls = []
+    read = spellings._Corpus._read
+    monkeypatch.setattr(spellings._Corpus, "_read", lambda *args: calls.append(1) or read(*args))
+    rng = np.random.default_rng(0)
+    letters = np.array(list("ABCDEFGHIKLMNOPRSTU"))
+    words = ["".join(rng.choice(letters, rng.integers(3, 10))) for _ in range(800)]
+    texts = {f"HALVORS GROUND BEEF {' '.join(rng.choice(words, rng.integers(1, 4)))}" for _ in range(3000)}
+    assert len(texts) > 2000 and len(group(sorted(texts))) > 1500
+    assert len(calls) < 50 * len(texts)
+
+
+# -- Later texts
+
+
+def test_a_later_text_finds_its_group():
+    groups = group([*SIX, "LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF", "MILK 3%"])
+    names = [found.canonical for found in groups]
+    steak, lean, extra, milk = (
+        names.index(name) for name in (STEAK, "LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF", "MILK 3%")
+    )
+    texts = [SIX[2], "striploin grilling steak  clu8 pack", "LEAN GR0UND BEEF", "EXTRA LEAN GROUND BEEF", "milk 3 %"]
+    assert match(texts, groups) == [steak, steak, lean, extra, milk]
+    later = ["MILK 1.5%", "SIRLOIN GRILLING STEAK CLUB PACK", "GROUND BEEF", "COFFEE", "", "MEDIUM GROUND BEEF"]
+    assert match(later, groups) == [-1] * 6
+    assert match([], groups) == [] and match(["MILK"], []) == [-1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_matching_does_not_depend_on_the_other_texts(seed):
+    texts, _ = readings(seed, 80)
+    groups = group(texts[:40])
+    assert match(texts[40:], groups) == [match([text], groups)[0] for text in texts[40:]]
+    places = {text: n for n, found in enumerate(groups) for text in found.variants}
+    assert match(list(places), groups) == list(places.values())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: group(["A", "B"], [1]), "1 counts for 2 texts"),
+        (lambda: group(["A", "B"], [1, 0]), "'B' has count 0; leave out"),
+        (lambda: group("MILK"), "texts='MILK' is one text; give a list"),
+    ],
+)
+def test_a_wrong_call_says_what_to_change(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()
