@@ -56,6 +56,7 @@ class Options:
     design: str = "paired"
     kernel: str = "lime"
     ridge: float = 0.0
+    smooth: float = 0.0
     target: str = "margin"
     tolerance: float = 0.0
     seed: int = 0
@@ -301,6 +302,7 @@ def explain(
     design: str = "paired",
     kernel: str = "lime",
     ridge: float = 0.0,
+    smooth: float = 0.0,
     budget: int = 512,
     target: str = "margin",
     tolerance: float = 0.0,
@@ -325,6 +327,8 @@ def explain(
         design: key of `perturb.DESIGNS`: how masks are drawn.
         kernel: key of `KERNELS`: how evaluations are weighted.
         ridge: penalty on squared weights; lime has 1. 0 is least squares.
+        smooth: penalty on squared differences of adjoining superpixels, by the length of their border: neighbours
+            share strength. Weights from few masks get steadier (0.5 is much), and small parts less distinct.
         budget: distinct masks of the picture (of the text, for a model that only reads) to encode at most.
         target: `margin` (logit of the class less that of its rival), `logit`, or `prob`.
         tolerance: stop before the budget is spent once no standard error exceeds this share of the range of weights.
@@ -377,8 +381,9 @@ def _checked(options: Options) -> Options:
     pick(DESIGNS, options.design, "design")
     pick(KERNELS, options.kernel, "kernel")
     pick(TARGETS, options.target, "target")
-    if options.ridge < 0 or options.tolerance < 0:
-        raise UsageError(f"ridge={options.ridge} and tolerance={options.tolerance}: neither may be negative; use 0")
+    for name in ("ridge", "smooth", "tolerance", "feather"):
+        if getattr(options, name) < 0:
+            raise UsageError(f"{name}={getattr(options, name)} is negative; use 0 or more")
     return options
 
 
@@ -531,8 +536,10 @@ def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> Loc
         return _empty(frame, samples, options, "the model says the same whatever is hidden")
     kept = samples.kept
     weights = KERNELS[options.kernel](kept)
-    surrogate = _Surrogate(kept, values, weights, samples.pairs, options.ridge)
     split = samples.image_masks.shape[1]
+    penalty = options.ridge * np.eye(kept.shape[1])
+    penalty[:split, :split] += options.smooth * weights.sum() * _roughness(frame["segments"], split)
+    surrogate = _Surrogate(kept, values, weights, samples.pairs, penalty)
     intervals = surrogate.coefficients[:, 1:, None] + 1.96 * surrogate.errors[:, 1:, None] * np.array([-1.0, 1.0])
     share, share_intervals = _share(surrogate, split)
     return LocalExplanation(
@@ -548,6 +555,18 @@ def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> Loc
         samples=samples,
         options=options,
     )
+
+
+def _roughness(segments: np.ndarray | None, count: int) -> np.ndarray:
+    """Return the Laplacian (S,S) of the superpixels' neighbourhood, borders by length, on average 1 for each."""
+    borders = np.zeros((count, count))
+    if segments is not None:
+        for one, other in ((segments[:, :-1], segments[:, 1:]), (segments[:-1], segments[1:])):
+            meet = (one != other) & (one < count) & (other < count)
+            np.add.at(borders, (one[meet], other[meet]), 1)
+    borders += borders.T
+    total = borders.sum()
+    return (np.diag(borders.sum(1)) - borders) * (count / total if total else 0)
 
 
 def _empty(frame: dict[str, Any], samples: Samples, options: Options, why: str) -> LocalExplanation:
@@ -589,10 +608,10 @@ class _Surrogate:
     """
 
     def __init__(
-        self, kept: np.ndarray, values: np.ndarray, weights: np.ndarray, pairs: np.ndarray, ridge: float
+        self, kept: np.ndarray, values: np.ndarray, weights: np.ndarray, pairs: np.ndarray, penalty: np.ndarray
     ) -> None:
         self.design = np.concatenate([np.ones((len(kept), 1)), kept], 1)
-        self.values, self.weights, self.pairs, self.ridge = values, weights, pairs, ridge
+        self.values, self.weights, self.pairs, self.penalty = values, weights, pairs, np.pad(penalty, ((1, 0), (1, 0)))
         self.coefficients = self.fit(weights)
         self.residuals = values - self.design @ self.coefficients.T
         self.errors = self._errors()
@@ -600,7 +619,7 @@ class _Surrogate:
     def fit(self, weights: np.ndarray) -> np.ndarray:
         """Return coefficients (C,1+P) for other weights (N,); the shortest where many fit equally well."""
         weighted = self.design * weights[:, None]
-        return np.linalg.lstsq(weighted.T @ self.design + self._penalty(), weighted.T @ self.values, rcond=1e-12)[0].T
+        return np.linalg.lstsq(weighted.T @ self.design + self.penalty, weighted.T @ self.values, rcond=1e-12)[0].T
 
     def held_out(self) -> np.ndarray:
         """Return (C,) weighted R² over folds of masks that the fit has not seen; complements stay together.
@@ -632,12 +651,9 @@ class _Surrogate:
             drawn.append(self.fit(self.weights * np.prod([t[side] for t, side in zip(times, sides, strict=True)], 0)))
         return np.array(drawn)
 
-    def _penalty(self) -> np.ndarray:
-        return np.diag([0.0, *[self.ridge] * (self.design.shape[1] - 1)])
-
     def _errors(self) -> np.ndarray:
         weighted = self.design * self.weights[:, None]
-        inverse = np.linalg.pinv(weighted.T @ self.design + self._penalty(), rcond=1e-12, hermitian=True)
+        inverse = np.linalg.pinv(weighted.T @ self.design + self.penalty, rcond=1e-12, hermitian=True)
         images, texts = self.pairs.T
         both = images * (texts.max() + 1) + texts
         errors = []
