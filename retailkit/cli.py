@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from retailkit.config import PROFILES, UsageError, UserError, pick
+from retailkit.config import PROFILES, UsageError, UserError, pick, replacing
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
@@ -238,6 +238,61 @@ def evaluate(
     if predictions:
         result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(predictions, index=False)
     _report(result.summary() | {"split": split, "dataset": dataset}, json_line)
+
+
+@app.command()
+def explain(
+    photo: Annotated[Path, typer.Argument(help="Image file.")],
+    checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote.")],
+    output: Annotated[Path, typer.Option(help="Page to write: .html, or .safetensors to load again.")] = Path(
+        "explanation.html"
+    ),
+    classes: Annotated[str, typer.Option(help="top1, top3, ..., or the name of a class.")] = "top3",
+    contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
+    unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
+    link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the picture together with it.")] = False,
+    budget: Annotated[int, typer.Option(help="Masked pictures to look at; more are steadier.")] = 512,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same explanation.")] = 0,
+    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+):
+    """Explain what a model says of one photo: which parts of the picture and which words, and how far to trust it.
+
+    Example: `retailkit explain shelf.jpg --checkpoint model.safetensors --output why.html`
+    """
+    from retailkit import plots, training
+    from retailkit.data import folder, ocr
+    from retailkit.explain import local
+
+    if output.suffix not in (".html", ".safetensors"):
+        raise UsageError(f"output={output} has an unknown suffix; use .html or .safetensors")
+    model, _, facts = training.load_checkpoint(checkpoint)
+    photos = folder.photos([photo], model.classes)
+    if "text" in model.modalities:
+        photos = ocr.add_text(photos)
+    sample = photos.split("test", facts["size"], facts["fit"])[0]
+    chosen = {"classes": classes, "contrast": contrast, "unit": unit, "link_ocr": link_ocr, "seed": seed}
+    found = local.explain(model, sample.image, sample.words, budget=budget, **chosen)
+    if output.suffix == ".html":
+        with replacing(output) as draft:
+            draft.write_text(plots.explanation_page(found), encoding="utf-8")
+    else:
+        found.save(output)
+    _report(_said(found) | {"output": str(output)}, json_line)
+
+
+def _said(found) -> dict:
+    """Return the gist of a local explanation."""
+    words = found.words()
+    return {
+        "label": found.classes[found.explained[0]],
+        "probability": round(float(found.probs[found.explained[0]]), 4),
+        "question": found.question,
+        "speaks_for": words["text"][words["low"] > 0].head(3).tolist(),
+        "speaks_against": words["text"][words["high"] < 0].tail(3).tolist()[::-1],
+        "r2": None if found.nothing else round(float(found.r2[0]), 3),
+        "nothing": found.nothing,
+        **found.evaluations,
+    }
 
 
 def _report(facts: dict, json_line: bool) -> None:

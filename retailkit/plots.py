@@ -6,10 +6,14 @@ One style for the whole workbook, readable for colour-blind people: `COLOURS` (O
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,9 +29,13 @@ from skimage.segmentation import find_boundaries
 from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.metrics import Evaluation
 
+if TYPE_CHECKING:  # pictures of explanations do not need what makes them
+    from retailkit.explain.local import LocalExplanation
+
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444"]
 GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#0072B2", "#F7F7F7", "#D55E00"])
+WEAK = 0.3  # held-out R² below which a surrogate is a hint at best
 LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
 
 
@@ -369,6 +377,89 @@ def word_attributions(
     ax.set_yticks([])
     ax.set_title(title if limit else f"{title} (no effect anywhere)", fontsize=8, fontweight="normal")
     return ax
+
+
+def local_explanation(explanation: LocalExplanation, row: int = 0, axes: Sequence[Axes] | None = None) -> Figure:
+    """Show why a model says a class and not its rival: superpixels and words on one scale, and how far to trust it.
+
+    Args:
+        explanation: of one photo.
+        row: which of the explained classes.
+        axes: two, for the picture and the words; None makes a figure.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=(1, 1.1))[1]
+    parts = [explanation.image_weights[row], explanation.text_weights[row]]
+    limit = max((float(np.abs(part).max(initial=0)) for part in parts), default=0) or None
+    name, rival = (
+        explanation.classes[i] if i >= 0 else "" for i in (explanation.explained[row], explanation.rivals[row])
+    )
+    title = f"{name}\nand not {rival}" if rival else name
+    if explanation.image is None:
+        axes[0].set_axis_off()
+        axes[0].set_title(title, fontsize=8, fontweight="normal")
+    else:
+        attribution(explanation.image, explanation.heat(row), axes[0], limit, title)
+        for unit, weight in zip(explanation.units, explanation.text_weights[row], strict=True):
+            words(unit.words, axes[0], SIGNED(0.5 + 0.5 * weight / limit) if limit else QUIET, label=False)
+    word_bars(explanation, row, axes[1], limit)
+    return axes[0].figure
+
+
+def word_bars(
+    explanation: LocalExplanation, row: int = 0, ax: Axes | None = None, limit: float | None = None, top: int = 12
+) -> Axes:
+    """Draw the weights of the words with their 95 % intervals, and below them what the explanation rests on.
+
+    Args:
+        explanation: of one photo.
+        row: which of the explained classes.
+        ax: where to draw.
+        limit: weight of the full colour; None takes the largest.
+        top: words shown, the heaviest of either sign.
+    """
+    ax = _axes(ax, (4.6, 4))
+    table = explanation.words(row)
+    table = table.loc[table["weight"].abs().nlargest(top).index].sort_values("weight")
+    limit = limit or float(table["weight"].abs().max()) if len(table) else 1.0
+    shades = [SIGNED(0.5 + 0.5 * float(np.clip(w / limit, -1, 1))) if limit else QUIET for w in table["weight"]]
+    spread = np.abs(table[["low", "high"]].to_numpy().T - table["weight"].to_numpy())
+    ax.barh(range(len(table)), table["weight"], xerr=spread if len(table) else None, color=shades, ecolor=QUIET,
+            edgecolor=QUIET, linewidth=0.5, error_kw={"linewidth": 1})  # fmt: skip
+    ax.set_yticks(range(len(table)), [text[:24] for text in table["text"]], fontsize=8)
+    ax.axvline(0, color=QUIET, linewidth=0.8)
+    ax.set_xlabel(f"weight in the {explanation.options.target}\n{_trust(explanation, row)}", fontsize=8)
+    return ax
+
+
+def _trust(explanation: LocalExplanation, row: int) -> str:
+    """Return one line on how far to trust an explanation."""
+    if explanation.nothing:
+        return f"nothing to explain: {explanation.nothing}"
+    count, (low, high) = explanation.evaluations, explanation.share_intervals[row]
+    weak = ": weak, read it as a hint" if not explanation.r2[row] >= WEAK else ""
+    line = f"held-out R² {explanation.r2[row]:.2f}{weak}"
+    if count["images"] and count["texts"]:
+        line = f"words' share {explanation.share[row]:.2f} ({low:.2f} to {high:.2f}) · {line}"
+    return f"{line}\n{count['images']} masked pictures, {count['texts']} masked texts, {count['pairs']} pairs"
+
+
+def explanation_page(explanation: LocalExplanation) -> str:
+    """Return one page of HTML that needs nothing else: a figure for each explained class, and what it was made with."""
+    parts = [f"<h1>{html.escape(explanation.question.capitalize())}</h1>"]
+    for row, label in enumerate(explanation.explained):
+        figure, drawn = local_explanation(explanation, row), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
+        plt.close(figure)
+        code, name = base64.b64encode(drawn.getvalue()).decode(), html.escape(explanation.classes[label])
+        parts += [f"<h2>{name}: probability {explanation.probs[label]:.3f}</h2>"]
+        parts += [f'<img src="data:image/png;base64,{code}" alt="Superpixels and words that speak for {name}">']
+        parts += [explanation.words(row).round(3).to_html(index=False)] if explanation.units else []
+    options = pd.Series(asdict(explanation.options)).astype(str).rename("value").to_frame().to_html()
+    style = "body{font:15px system-ui;max-width:60rem;margin:2rem auto}img{max-width:100%}td,th{padding:.1rem .6rem}"
+    head = f'<meta charset="utf-8"><title>{html.escape(explanation.question)}</title><style>{style}</style>'
+    body = "".join([*parts, "<h2>Made with</h2>", options])
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
 
 def _paled(image: Any) -> np.ndarray:

@@ -283,7 +283,14 @@ def encode_texts(model: ProductClassifier, texts: Sequence[str]) -> Features:
 
 
 def cross_validate(
-    name: str, data: ProductData, dealt: np.ndarray, backbone: str, seed: int = 0, epochs: int = 60, **options: Any
+    name: str,
+    data: ProductData,
+    dealt: np.ndarray,
+    backbone: str,
+    seed: int = 0,
+    epochs: int = 60,
+    size: int | None = None,
+    **options: Any,
 ) -> CrossValidation:
     """Train a head of a model for each fold on frozen features; see `folds`.
 
@@ -297,13 +304,14 @@ def cross_validate(
         backbone: of the pictures.
         seed: of the head's weights and the order of pictures.
         epochs: passes over the training folds.
+        size: side of the pictures; None takes the encoder's.
         **options: of the model.
     """
     config = TrainConfig(epochs=epochs, batch_size=128, seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = models.build(name, data.classes, backbone, freeze=True, **options).eval()
-    everything = data.split("+".join(data.splits), model.input_size)
+    everything = data.split("+".join(data.splits), size or model.input_size)
     seen = training.encode_cached(model, everything, 1, config)
     dealt, heads = dealt[everything.rows], []
     for fold in range(int(dealt.max()) + 1):

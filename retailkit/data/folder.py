@@ -6,6 +6,7 @@ import difflib
 import os
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,24 @@ def _deal(units: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict[
             unit = units.pop(0)
             place[unit], have = split, have + sizes[unit]
     return place | dict.fromkeys(units, "train")
+
+
+def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
+    """Return photos of unknown products as a data set, to ask a model about them; all are in `test`.
+
+    Args:
+        paths: image files.
+        classes: of the model; every photo gets the first as its label, which means nothing.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    for path in paths:
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such photo; check the path")
+    table = pd.DataFrame("", index=range(len(paths)), columns=list(COLUMNS))
+    table = table.assign(image=[str(p) for p in paths], label=classes[0], split="test", condition="front")
+    return ProductData("photos", table, list(classes), {"licence": "your own", "citation": "", "url": "", "size": ""})
 
 
 def _read_folder(root: Path) -> pd.DataFrame:

@@ -36,7 +36,6 @@ from retailkit.training import fingerprint
 TARGETS = ("margin", "logit", "prob")
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
 PAIRS = 8  # texts that each masked picture is paired with
-TEXT_SHARE = 4  # masked pictures for one masked text: texts have fewer parts
 FOLDS = 5  # of the held-out R²
 RESAMPLES = 100  # of the bootstrap of the words' share
 SHOWN = 5  # interactions kept a class
@@ -414,7 +413,8 @@ def _grow(game: Game, samples: Samples, options: Options, budget: int) -> Iterat
 def _spent(samples: Samples) -> int:
     """Return how much of a budget has been spent."""
     apart = samples.image_masks.shape[1] and samples.text_masks.shape[1] and not _together(samples)
-    return max(len(samples.image_masks), len(samples.text_masks) * (TEXT_SHARE if apart else 1))
+    ratio = max(1.0, samples.image_masks.shape[1] / samples.text_masks.shape[1]) if apart else 1.0
+    return max(len(samples.image_masks), round(len(samples.text_masks) * ratio))
 
 
 def _together(samples: Samples) -> bool:
@@ -425,7 +425,8 @@ def _evaluated(game: Game, old: Samples, options: Options, goal: int) -> Samples
     """Return samples grown to `goal` masks of the picture, or of the text where there is no picture."""
     if game.n_segments and game.n_units and not (game.links >= 0).any():
         image_masks = _masks(game.n_segments, options, options.seed, goal)
-        text_masks = _masks(game.n_units, options, options.seed + 1, max(2, goal // TEXT_SHARE))
+        texts = max(2, min(goal, goal * game.n_units // game.n_segments))  # as many masks a part as of the picture
+        text_masks = _masks(game.n_units, options, options.seed + 1, texts)
         pairs = _paired(len(old.image_masks), len(image_masks), len(old.text_masks), len(text_masks), options.seed)
     else:  # one kind of part, or parts of both kinds that hang together
         both = _masks(game.n_segments + game.n_units, options, options.seed, goal)

@@ -1,0 +1,254 @@
+"""Explaining a photo, against lime 0.2.0.1 on the same photos, model, superpixels and machine.
+
+lime draws 1,000 random masks. Ours has to be as good with fewer of them: of `BUDGETS`, the smallest counts that is as
+stable (Spearman correlation of weights between seeds) and as faithful (area under the deletion curve of the class's
+probability, lower is better), each on average over photos. How good both are, is measured once for every photo and
+kept in the cache folder, so that a second run goes on where the first one stopped. Times are taken anew in each run.
+
+Photos are real ones, from the validation split of Grocery Store. The predictor is made once for a model and all its
+photos, so that it is not part of the times; what it costs is printed.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import itertools
+import json
+import os
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.integrate import trapezoid
+from scipy.special import softmax
+from scipy.stats import spearmanr
+
+from retailkit import data, inference, metrics, training, workbook
+from retailkit.config import cache_dir, data_root, replacing
+from retailkit.explain import local, perturb
+from retailkit.inference import Predictor
+
+BUDGETS = (128, 256, 512)
+SEEDS = 5
+SEGMENTS = 100
+SIZE = 224
+FILLINGS = ("mean", "blur")  # what shows where superpixels are deleted
+OURS = {"design": "orthogonal", "target": "prob", "feather": 0.0, "smooth": 0.5, "progress": False}
+TARGETS = {"as_used": 15, "same_predictor": 3}  # times as fast
+CACHE = os.environ.get("RETAILKIT_CACHE")  # of the user: the session has another one, which goes with it
+
+
+@pytest.fixture
+def kept_cache(monkeypatch):
+    """The user's cache: the record, the features and the classifier outlive the run."""
+    if CACHE is None:
+        monkeypatch.delenv("RETAILKIT_CACHE")
+    else:
+        monkeypatch.setenv("RETAILKIT_CACHE", CACHE)
+
+
+@pytest.fixture
+def all_cores():
+    """The threads that a user has; tests have one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count())
+    yield
+    torch.set_num_threads(before)
+
+
+# -- Both ways.
+
+
+def by_lime(probs, photo, seed=0):
+    """Weights (S,) by lime's defaults; `probs` takes its batches (B,H,W,3)."""
+    from lime.lime_image import LimeImageExplainer
+
+    pixels = photo["image"].permute(1, 2, 0).double().numpy()
+    with contextlib.redirect_stderr(io.StringIO()):  # the bar cannot be switched off
+        explainer = LimeImageExplainer(random_state=seed)
+        found = explainer.explain_instance(pixels, probs, segmentation_fn=lambda pixels: photo["segments"])
+    weights = dict(found.local_exp[photo["label"]])
+    return np.array([weights[part] for part in range(len(weights))])
+
+
+def by_us(predictor, photo, budget, seed=0):
+    options = {"segments": photo["segments"], "classes": (photo["label"],), "budget": budget, "seed": seed}
+    return local.explain(predictor, photo["image"], **options, **OURS)
+
+
+def as_tensor(batch):
+    return torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+
+
+def as_used(model):
+    """The classifier as one writes it for lime: PyTorch, float32, its own layout."""
+    encoder, scaler, linear = model.image_encoder, model.head.scalers["image"], model.head.linear
+    plain = copy.deepcopy(encoder.network).to(memory_format=torch.contiguous_format)  # training changed the layout
+
+    @torch.inference_mode()
+    def probs(batch):
+        maps = plain.forward_features((as_tensor(batch) - encoder.mean) / encoder.std)
+        return linear((maps.mean((2, 3)) - scaler.mean) / scaler.std).softmax(-1).numpy()
+
+    return probs
+
+
+def same_predictor(predictor):
+    return lambda batch: predictor(as_tensor(batch).clamp(0, 1)).numpy()
+
+
+# -- How good they are.
+
+
+def first(explanation, count):
+    """What the first masks of a longer run say: the same as a run that ends there."""
+    samples = explanation.samples
+    parts = (getattr(samples, name)[:count] for name in ("image_masks", "text_masks", "pairs", "logits"))
+    return replace(explanation, samples=local.Samples(*parts)).with_kernel("lime")
+
+
+def stability(weights):
+    """Mean Spearman correlation between seeds of weights (R,S)."""
+    return float(np.mean([spearmanr(one, other).statistic for one, other in itertools.combinations(weights, 2)]))
+
+
+def deletion(game, weights, label):
+    """Area under the probability while superpixels go by decreasing weight, one at a time."""
+    order = np.argsort(-weights, kind="stable")
+    keep = np.ones((len(order) + 1, len(order)), dtype=bool)
+    keep[:, order] = np.triu(keep)
+    return trapezoid(softmax(game.logits(keep), 1)[:, label], np.append(0, game.areas[order].cumsum()))
+
+
+def measured(predictor, photo):
+    """What is kept of one photo."""
+    probs, seconds = same_predictor(predictor), [time.perf_counter()]
+    weights = {"lime": np.array([by_lime(probs, photo, seed) for seed in range(SEEDS)])}
+    seconds.append(time.perf_counter())
+    found = [by_us(predictor, photo, BUDGETS[-1], seed) for seed in range(SEEDS)]
+    seconds.append(time.perf_counter())
+    weights |= {str(n): np.array([first(one, n).image_weights[0] for one in found]) for n in BUDGETS}
+    hard = perturb.Game(predictor, photo["image"], photo["segments"], feather=0.0)
+    row = {"photo": photo["name"], "superpixels": hard.n_segments}
+    for who, rows in weights.items():
+        row[f"stability_{who}"] = stability(rows)
+        row[f"agreement_{who}"] = float(spearmanr(weights["lime"].mean(0), rows.mean(0)).statistic)
+        row[f"deletion_{who}"] = 0.0
+    for filling in FILLINGS:
+        game = hard.with_baseline(filling)
+        for who, rows in weights.items():
+            area = float(np.mean([deletion(game, one, photo["label"]) for one in rows]))
+            row[f"deletion_{filling}_{who}"] = area
+            row[f"deletion_{who}"] += area / len(FILLINGS)
+    row["seconds_lime"], row[f"seconds_{BUDGETS[-1]}"] = np.diff(seconds) / SEEDS
+    return row
+
+
+# -- Which photos, and what is known of them.
+
+
+def chosen(predictor, split, count):
+    """The first photos, in random order, whose class the model gets right."""
+    found = []
+    for place in np.random.default_rng(0).permutation(len(split)):
+        sample = split[place]
+        if predictor(sample.image[None]).argmax() == sample.label:
+            name = Path(split.table["image"].iloc[place]).relative_to(data_root("grocery_store")).as_posix()
+            segments = perturb.segment(sample.image, "slic", SEGMENTS)
+            found.append({"name": name, "image": sample.image, "label": sample.label, "segments": segments})
+        if len(found) == count:
+            return found
+    raise AssertionError(f"the model gets only {len(found)} photos right")
+
+
+def folder_for(model):
+    """Where the record is: another model, source or version has another one."""
+    digest = hashlib.sha256(training.fingerprint(model).encode())
+    for path in (local.__file__, perturb.__file__, inference.__file__, __file__):
+        digest.update(Path(path).read_bytes())
+    for name in ("lime", "numpy", "onnxruntime", "scikit-image", "scikit-learn", "torch"):
+        digest.update(version(name).encode())
+    return cache_dir("bench", "lime", digest.hexdigest()[:16])
+
+
+def recorded(folder, predictor, photo):
+    """One row of the record, measured unless it is there."""
+    path = folder / f"{photo['name'].replace('/', '_')}.json"
+    if not path.exists():
+        row = measured(predictor, photo)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(row, indent=1))
+        print(f"{photo['name']}: measured")
+    return json.loads(path.read_text())
+
+
+def with_means(table):
+    """The table with rows `mean`, `low` and `high`: of 95 % of bootstrap samples of photos."""
+    numbers = table.set_index("photo")
+    span = numbers.apply(lambda column: pd.Series(metrics.bootstrap(column.to_numpy()), ["low", "high"]))
+    return pd.concat([numbers, numbers.mean().to_frame("mean").T, span]).rename_axis("photo")
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.usefixtures("kept_cache", "all_cores")
+def test_lime(compare, quick):
+    pytest.importorskip("lime", reason="lime is not installed; run: pip install lime==0.2.0.1")
+    if version("lime") != "0.2.0.1":
+        pytest.skip(f"lime is {version('lime')}; what is claimed is about 0.2.0.1")
+    try:
+        shop = data.load("grocery_store")
+    except data.DataError as error:
+        pytest.skip(f"needs real photos: {error}; or set RETAILKIT_DATA to the folder above it")
+    model, _ = training.fit_or_load(workbook.probe("grocery_store"), shop)
+    val = shop.split("val", SIZE)
+    start = time.perf_counter()
+    predictor = Predictor(model, SIZE, examples=torch.stack([val[i].image for i in range(0, len(val), len(val) // 4)]))
+    making = time.perf_counter() - start
+    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s ({predictor.backend})")
+
+    photos = chosen(predictor, val, 2 if quick else 8)
+    folder = folder_for(model)
+    table = pd.DataFrame([recorded(folder, predictor, photo) for photo in photos])
+    whole = with_means(table)
+    print(whole.rename(index=lambda name: Path(name).stem).T.round(4).to_string())
+    if path := os.environ.get("RETAILKIT_BENCH_CSV"):
+        whole.to_csv(Path(path).with_name(f"{Path(path).stem}_lime_photos.csv"))
+
+    mean, good = table.mean(numeric_only=True), []
+    for n in BUDGETS:
+        steadier = mean[f"stability_{n}"] - mean["stability_lime"]
+        worse = mean[f"deletion_{n}"] - mean["deletion_lime"]
+        print(f"{n} masks, ours less lime's: stability {steadier:+.4f} (wanted: >= 0), deletion {worse:+.4f} (<= 0)")
+        good += [n] * (steadier >= 0 and worse <= 0)
+    budget = (good or BUDGETS[-1:])[0]
+
+    plain, fast = as_used(model), same_predictor(predictor)
+    batch = np.stack([photo["image"].permute(1, 2, 0).double().numpy() for photo in photos])
+    difference = np.abs(plain(batch) - fast(batch)).max()
+    print(f"both classifiers of lime differ by {difference:.1g} at most, so that one stability serves both")
+    assert difference <= 1e-4
+
+    ratios = {}
+    for case, probs in (("as_used", plain), ("same_predictor", fast)):
+        turns = [itertools.cycle(photos) for _ in range(2)]  # each repetition takes the next photo
+        ratios[case] = compare(
+            "lime",
+            f"{case}: {budget} masks, {len(photos)} photos: stability {mean[f'stability_{budget}']:.3f} against "
+            f"{mean['stability_lime']:.3f}, deletion {mean[f'deletion_{budget}']:.4f} against "
+            f"{mean['deletion_lime']:.4f}",
+            f"lime 0.2.0.1, 1000 samples, {'float32' if case == 'as_used' else 'our predictor'}, batches of 10; "
+            f"agreement: 1 - Spearman correlation of weights averaged over {SEEDS} seeds",
+            lambda probs=probs, rest=turns[0]: by_lime(probs, next(rest)),
+            lambda rest=turns[1]: by_us(predictor, next(rest), budget),
+            lambda a, b: 1 - mean[f"agreement_{budget}"],
+            repeat=1 if quick else 3,
+        )
+    assert good, "no number of masks is as stable and as faithful as lime"
+    assert all(ratio >= TARGETS[case] for case, ratio in ratios.items()), f"{ratios}, wanted {TARGETS}"
