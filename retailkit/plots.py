@@ -30,6 +30,7 @@ from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.metrics import Evaluation
 
 if TYPE_CHECKING:  # pictures of explanations do not need what makes them
+    from retailkit.explain.aggregate import ClassExplanation
     from retailkit.explain.local import LocalExplanation
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444"]
@@ -587,4 +588,102 @@ def accuracy_grid(table: pd.DataFrame, rows: str, columns: str, ax: Axes | None 
                 annot_kws={"fontsize": 8})  # fmt: skip
     ax.set(xlabel="", ylabel="")
     ax.tick_params(axis="y", labelsize=8, rotation=0)
+    return ax
+
+
+def class_explanation(explained: ClassExplanation, images: int = 3, texts: int = 6) -> Figure:
+    """Show what a class is recognised by: a typical photo of each image feature, and bars of its text features.
+
+    Args:
+        explained: the class.
+        images: image features, the heaviest; none are drawn where there are none.
+        texts: text features, the heaviest.
+    """
+    images = min(images, len(explained.image_features))
+    widths = [1.0] * images + [1.6] if len(explained.text_features) else [1.0] * max(images, 1)
+    figure, axes = plt.subplots(1, len(widths), figsize=(2.5 * sum(widths), 3.1), width_ratios=widths, squeeze=False)
+    for ax, number in zip(axes[0][:images], explained.image_features.index, strict=False):
+        _typical(explained, int(number), ax)
+    if len(explained.text_features):
+        table = explained.text_features.head(texts)
+        signed = np.sign(table["weight"]) * table["share"]
+        _phrase_bars([_spelled(row) for row in table.itertuples()], signed, axes[0][-1])
+    figure.suptitle(f"{explained.name} ({len(explained.photos)} photos)", fontsize=11, fontweight="bold")
+    return figure
+
+
+def class_comparison(
+    explained: Mapping[str, ClassExplanation], table: pd.DataFrame, images: int = 2, texts: int = 8
+) -> Figure:
+    """Show side by side what models recognise one class by: typical photos above, the same phrases below.
+
+    Args:
+        explained: name of each model, and what it recognises the class by.
+        table: what `aggregate.compare` makes of them.
+        images: image features of each model.
+        texts: phrases, those that any model uses most.
+    """
+    figure = plt.figure(figsize=(4.2 * len(explained), 5.6))
+    parts = table.loc["text"].head(texts) if "text" in table.index.get_level_values(0) else pd.DataFrame()
+    limit = 1.1 * float(parts.abs().to_numpy().max(initial=0)) or 1.0
+    columns = figure.subfigures(1, len(explained), squeeze=False)[0]
+    for part, (name, found) in zip(columns, explained.items(), strict=True):
+        grid = part.add_gridspec(2, images, height_ratios=(1, 1.25))
+        for place in range(images):
+            ax = part.add_subplot(grid[0, place])
+            ax.set_axis_off()
+            if place < len(found.image_features):
+                _typical(found, place, ax)
+            elif not place:
+                ax.text(0, 0.5, "sees no picture", fontsize=9, color=QUIET)
+        share = "" if np.isnan(found.text_share) else f", words' share {found.text_share:.2f}"
+        part.suptitle(f"{name}{share}", fontsize=10, fontweight="bold")
+        ax = part.add_subplot(grid[1, :])
+        if not found.text_share:
+            ax.set_axis_off()
+            ax.text(0, 0.5, "reads no words", fontsize=9, color=QUIET)
+        elif len(parts):
+            _phrase_bars(list(parts.index), parts[name], ax, limit)
+            ax.set_xlabel("share of all weight, signed", fontsize=8)
+    return figure
+
+
+def _spelled(row: Any) -> str:
+    """Return a phrase with the photos that hold it and its spellings, if there are several."""
+    spellings = f", {len(row.variants)} spellings" if len(row.variants) > 1 else ""
+    photos = "photo" if row.samples == 1 else "photos"
+    return f"{textwrap.shorten(row.canonical, 26, placeholder='…')}\n{row.samples} {photos}{spellings}"
+
+
+def _phrase_bars(names: Sequence[str], values: Any, ax: Axes, limit: float | None = None) -> Axes:
+    """Draw signed bars, the first on top: orange speaks for the class, blue against it."""
+    values = _numbers(values)
+    limit = limit or 1.1 * float(np.abs(values).max(initial=0)) or 1.0
+    ax.barh(range(len(values)), values, color=[BAD if value > 0 else COLOURS[0] for value in values], height=0.65)
+    ax.set_yticks(range(len(values)), [textwrap.shorten(n, 26) if "\n" not in n else n for n in names], fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color=QUIET, linewidth=0.8)
+    ax.set(xlim=(-limit, limit))
+    ax.set_xlabel("share of the words' weight, signed", fontsize=8)
+    return ax
+
+
+def _typical(explained: ClassExplanation, number: int, ax: Axes) -> Axes:
+    """Show the most typical superpixel of an image feature on its photo, whose rest is paled."""
+    row = explained.image_features.loc[number]
+    photo, segment = row["medoids"][0]
+    own = explained.explanations[explained.photos.index(photo)]
+    inside = own.segments == segment
+    image = _numbers(own.image)
+    picture(np.where(inside, image, 0.75 + 0.25 * image), "", ax)
+    shade = BAD if row["weight"] > 0 else COLOURS[0]
+    outline(inside, shade, ax)
+    side = "for" if row["weight"] > 0 else "against"
+    photos = "photo" if row["support"] == 1 else "photos"
+    ax.set_title(
+        f"speaks {side} it: {row['share']:.0%} of the picture's\nweight, {row['support']} {photos}",
+        fontsize=8,
+        color=shade,
+    )
+    ax.title.set_fontweight("normal")
     return ax

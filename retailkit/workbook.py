@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,10 @@ from retailkit.metrics import Evaluation
 from retailkit.models import Features, ProductClassifier
 from retailkit.models.heads import Head
 from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
+
+if TYPE_CHECKING:
+    from retailkit.explain.local import LocalExplanation
+    from retailkit.explain.perturb import Game
 
 
 def load(
@@ -321,6 +325,99 @@ def cross_validate(
         training.fit(light, *parts, config)
         heads.append(light.head)
     return CrossValidation(model, heads, dealt, seen)
+
+
+def one_shot(
+    name: str,
+    data: ProductData,
+    backbone: str,
+    views: int,
+    seed: int = 0,
+    epochs: int = 60,
+    size: int | None = None,
+    **options: Any,
+) -> CrossValidation:
+    """Train one head on augmented views of every picture, for data with one picture a class.
+
+    Words of each view but the first are misread a little. No picture is unseen: nothing can be said about accuracy.
+
+    Args:
+        name: of a model with frozen encoders.
+        data: all of its pictures are learned from.
+        backbone: of the pictures.
+        views: of each picture.
+        seed: of the views, the head's weights and the order of pictures.
+        epochs: passes over all views.
+        size: side of the pictures; None takes the encoder's.
+        **options: of the model.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = models.build(name, data.classes, backbone, freeze=True, **options).eval()
+    size = size or model.input_size
+    several = data.select(np.repeat(np.arange(len(data)), views))
+    texts = [ocr.misread(text, 0.1 * (k % views > 0), seed + k) for k, text in enumerate(several.table["text"])]
+    several = replace(several, table=several.table.assign(split="train", text=texts))
+    training.fit(
+        model,
+        several.split("train", size),
+        config=TrainConfig(epochs=epochs, batch_size=128, seed=seed, augment="light", train_size=size),
+    )
+    seen = training.encode_cached(model, data.split("+".join(data.splits), size), 1, TrainConfig())
+    return CrossValidation(model, [model.head], np.zeros(len(data), dtype=int), seen)
+
+
+class SharedPredictor(Predictor):
+    """A predictor for many heads on one frozen image encoder: a masked picture is encoded once, whoever asks."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._known: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def with_model(self, model: ProductClassifier) -> SharedPredictor:
+        """Return the same predictor for another model; its image encoder, if any, has the same weights."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def encode_perturbed(self, image: torch.Tensor, masks: torch.Tensor, baseline: torch.Tensor) -> Features:
+        """Return features of N variants of one picture, see `Predictor`."""
+        picture = tuple(hash(part.numpy().tobytes()) for part in (image, baseline))
+        keys = [(*picture, hash(mask.numpy().tobytes())) for mask in masks]
+        if fresh := [row for row, key in enumerate(keys) if key not in self._known]:
+            found = super().encode_perturbed(image, masks[fresh], baseline).values
+            self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
+        return Features(torch.stack([self._known[key] for key in keys]), torch.ones(len(keys), dtype=torch.bool))
+
+
+def explain_unseen(
+    judge: CrossValidation, pictures: ProductDataset, rows: np.ndarray, shared: SharedPredictor, **options: Any
+) -> tuple[dict[int, LocalExplanation], dict[int, Game]]:
+    """Explain pictures, each by the head that has not seen it; finished ones come from the cache.
+
+    Args:
+        judge: the heads.
+        pictures: all N that `judge` speaks of, in their order.
+        rows: positions of those to explain.
+        shared: does the work.
+        **options: of `local.explain`.
+
+    Returns:
+        Explanation by position; those from the cache have no `game`. Game by position, for all.
+    """
+    from retailkit.explain import local, perturb  # few notebooks need them
+
+    found, games = {}, {}
+    for fold in np.unique(judge.folds[rows]):
+        own = rows[judge.folds[rows] == fold]
+        part = pictures.with_options(rows=pictures.rows[own])
+        predictor = shared.with_model(judge.with_head(judge.heads[fold]))
+        for row, e in zip(own.tolist(), local.explain_dataset(predictor, part, **options), strict=True):
+            found[row] = e
+            games[row] = e.game or perturb.Game(
+                predictor, e.image, e.segments, e.units, e.options.baseline, feather=e.options.feather
+            )
+    return found, games
 
 
 def contradicting(data: ProductData, seed: int = 0) -> np.ndarray:

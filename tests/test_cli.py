@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from retailkit import cli
+from retailkit.explain.local import LocalExplanation
 
 KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # of all randomness'
 BODY = """from retailkit import runs
@@ -56,6 +57,12 @@ BAD_CALLS = {
     "unknown set to fetch": (["fetch", "grozi12"], 2, "grozi120"),
     "missing folder": (["check", "--dataset", "folder", "--root", "nowhere"], 1, "nowhere"),
     "missing checkpoint": (["evaluate", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
+    "missing photo": (["explain", "none.jpg", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
+    "page of an unknown kind": (
+        ["explain", "none.jpg", "--checkpoint", "m.safetensors", "--output", "a.pdf"],
+        2,
+        ".html",
+    ),
     "unknown benchmark": (["bench", "rendr"], 2, "rendr"),
 }
 
@@ -70,7 +77,7 @@ def test_a_bad_call_ends_in_one_line(call, tmp_path, case):
     assert part in err and err.count("\n") == 1 and err.startswith("retailkit: ") and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["check", "list", "run", "fetch", "train", "evaluate", "bench"])
+@pytest.mark.parametrize("command", ["check", "list", "run", "fetch", "train", "evaluate", "explain", "bench"])
 def test_help_has_an_example(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0 and (f"retailkit {command}" in out.split("Options")[0] or command == "list")
@@ -215,3 +222,13 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
     assert code == 0, err
     code, out, _ = call("evaluate", *told, "--checkpoint", "model.safetensors", "--split", "train", "--json")
     assert code == 0 and json.loads(out.splitlines()[-1])["top1"] == 1.0
+    photo, asked = tmp_path / "shop" / "lean" / "0.png", ["--checkpoint", "model.safetensors", "--budget", 48, "--json"]
+    code, out, err = call("explain", photo, *asked, "--output", "why.html")
+    assert code == 0, err
+    told = json.loads(out.splitlines()[-1])
+    assert told["label"] == "lean" and told["question"] == "why lean and not medium"
+    assert (tmp_path / "why.html").read_text().count("data:image/png;base64,") == 2, "a figure for each of two classes"
+    code, out, err = call("explain", photo, *asked, "--output", "why.safetensors")
+    assert code == 0 and LocalExplanation.load(tmp_path / "why.safetensors").question == told["question"]
+    code, _, err = call("explain", tmp_path / "none.png", *asked)
+    assert code == 1 and "none.png" in err

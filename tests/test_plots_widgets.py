@@ -14,6 +14,8 @@ from PIL import Image
 
 from retailkit import plots, widgets
 from retailkit.data.table import Sample, Truth, Word
+from retailkit.explain.local import LocalExplanation, Options, Samples
+from retailkit.explain.perturb import Unit
 from retailkit.metrics import Evaluation
 
 
@@ -183,3 +185,54 @@ def test_curves_and_grids_show_what_the_table_holds():
     ]
     grid = plots.accuracy_grid(table.iloc[:2].assign(product="milk"), "product", "severity")
     assert [t.get_text() for t in grid.texts] == ["0.90", "0.50"]
+
+
+def made_up_explanation(nothing=""):
+    """Two superpixels and two words of a picture: the right half and EXTRA speak for the class."""
+    words = [Word("EXTRA", (1, 1, 6, 3)), Word("LEAN", (1, 4, 6, 6))]
+    segments = np.repeat([[0] * 8 + [1] * 8], 16, 0)
+    weights = {"image": np.array([[-0.5, 1.0]]), "text": np.array([[2.0, 0.0]])}
+    spans = {kind: np.stack([w - 0.25, w + 0.25], 2) for kind, w in weights.items()}
+    masks = np.ones((1, 2), bool)
+    return LocalExplanation(
+        classes=["extra lean", "lean <3 %>"],
+        explained=(0,),
+        rivals=(1,),
+        image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        segments=segments,
+        units=tuple(Unit(word.text, (word,)) for word in words),
+        links=np.array([-1, -1]),
+        logits=np.array([1.0, 0.0]),
+        image_weights=weights["image"],
+        text_weights=weights["text"],
+        image_intervals=spans["image"],
+        text_intervals=spans["text"],
+        r2=np.array([0.2]),
+        share=np.array([0.6]),
+        share_intervals=np.array([[0.5, 0.7]]),
+        interactions=pd.DataFrame(),
+        samples=Samples(masks, masks, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
+        options=Options(),
+        nothing=nothing,
+    )
+
+
+def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to_trust_it():
+    figure = plots.local_explanation(made_up_explanation())
+    picture, bars = figure.axes
+    assert picture.images[-1].get_clim() == (-2, 2), "the strongest weight is a word's"
+    assert "extra lean\nand not lean" in picture.get_title()
+    assert [p.get_xy() for p in picture.patches] == [(1, 1), (1, 4)]
+    assert [t.get_text() for t in bars.get_yticklabels()] == ["LEAN", "EXTRA"] and bars.patches[1].get_width() == 2.0
+    said = bars.get_xlabel()
+    assert "0.60 (0.50 to 0.70)" in said and "R² 0.20: weak" in said and "1 masked pictures" in said
+    assert (
+        "nothing to explain: one part" in plots.local_explanation(made_up_explanation("one part")).axes[1].get_xlabel()
+    )
+
+
+def test_a_page_of_an_explanation_needs_nothing_else_and_escapes_names():
+    page = plots.explanation_page(made_up_explanation())
+    assert page.count("data:image/png;base64,") == 1 and "http" not in page.replace("http-equiv", "")
+    assert "lean &lt;3 %&gt;" in page and "<3 %>" not in page
+    assert "EXTRA" in page and "orthogonal" not in page and "paired" in page

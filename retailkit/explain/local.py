@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,21 +24,34 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+from scipy.stats import hypergeom
 from torch import Tensor
 from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, cache_dir, pick, replacing
 from retailkit.data.table import ProductDataset, Word
-from retailkit.explain.perturb import DESIGNS, Game, Segmenter, Unit, as_predictor, cut_out, masks, segment, units_of
+from retailkit.explain.perturb import (
+    BASELINES,
+    DESIGNS,
+    ENUMERATED,
+    Game,
+    Segmenter,
+    Unit,
+    as_predictor,
+    cut_out,
+    masks,
+    segment,
+    units_of,
+)
 from retailkit.inference import Predictor
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training import fingerprint
 
 TARGETS = ("margin", "logit", "prob")
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
-PAIRS = 8  # texts that each masked picture is paired with
+PAIRS = 8  # texts that each masked picture is paired with, unless players are few
 FOLDS = 5  # of the held-out R²
-RESAMPLES = 100  # of the bootstrap of the words' share
+DRAWS = 1000  # of weights within their errors, for the words' share
 SHOWN = 5  # interactions kept a class
 SAME = 1e-6  # logits that differ by less are one value
 ENDS = 1e6  # weight of the untouched and the empty input in KernelSHAP: their values are met exactly
@@ -66,9 +80,9 @@ class Samples:
     """What has been evaluated.
 
     Attributes:
-        image_masks: (U,S) bool, none twice, True = kept.
-        text_masks: (V,T) bool, none twice.
-        pairs: (N,2) int, rows of the two that were fused.
+        image_masks: (U,S) bool, True = kept; complements are neighbours, from row 0 on, unless the design has none.
+        text_masks: (V,T) bool, likewise. Where words hide their boxes, too, row n of both is one mask.
+        pairs: (N,2) int, rows of the two that were fused; none twice.
         logits: (N,K) float32 of each pair.
     """
 
@@ -92,7 +106,7 @@ class LocalExplanation:
 
     Attributes:
         classes: all K names of the model.
-        explained: C indices of classes, the most probable one first.
+        explained: C indices of classes, in the order asked for; `top3` has the most probable one first.
         rivals: C indices of the class that each is contrasted with; -1 without contrast.
         image: (3,H,W) in [0,1], or None for a model that only reads.
         segments: (H,W) superpixels 0..S-1; labels from S on are boxes of words that are hidden with their text.
@@ -101,11 +115,13 @@ class LocalExplanation:
         logits: (K,) of the untouched input.
         image_weights: (C,S) signed.
         text_weights: (C,T) signed.
-        image_intervals: (C,S,2) 95 %, clustered by image mask and by text mask.
+        image_intervals: (C,S,2) 95 %: where the weight would be with other masks. Empty where all masks were
+            evaluated, NaN where they were too few to say.
         text_intervals: (C,T,2).
         r2: (C,) R² of the surrogate on masks that it was not fitted to; NaN where that cannot be said.
-        share: (C,) share of the words in all absolute weight, corrected for what noise adds; NaN where nothing weighs.
-        share_intervals: (C,2) 95 %, bootstrapped over image masks and text masks.
+        share: (C,) share of the words in all absolute weight, corrected for what noise adds; NaN where nothing weighs
+            more than noise.
+        share_intervals: (C,2) 95 %, of weights drawn within their errors.
         interactions: pairs of a superpixel and a unit whose joint effect is more than their sum: columns `label`,
             `segment`, `unit`, `weight`, and `z`, the weight by its standard error; the strongest of each class.
         samples: the evaluations.
@@ -137,7 +153,7 @@ class LocalExplanation:
 
     @property
     def evaluations(self) -> dict[str, int]:
-        """Return how many masked pictures and texts were encoded, and how many pairs of them were judged."""
+        """Return how many masks of the picture and of the text there were, and how many pairs of them."""
         counts = {"images": self.samples.image_masks, "texts": self.samples.text_masks}
         return {name: len(masks) * (masks.shape[1] > 0) for name, masks in counts.items()} | {
             "pairs": len(self.samples.pairs)
@@ -195,14 +211,19 @@ class LocalExplanation:
             model: needed only where the explanation was loaded from a file.
 
         Raises:
-            UsageError: a loaded explanation without its model.
+            UsageError: a loaded explanation without its model, or with one of other classes; a negative budget.
         """
-        game = self._playable(model)
-        *_, last = _grow(game, self.samples, self.options, _spent(self.samples) + budget)
+        if budget < 0:
+            raise UsageError(f"budget={budget} is negative; give the number of further masks")
+        frame = {**self._frame(), "game": self._playable(model)}
+        *_, last = _grow(frame, self.samples, self.options, _spent(self.samples) + budget)
         return last
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the model to one file (.safetensors); the same explanation gives the same bytes."""
+        """Write everything but the model to one file (.safetensors), the picture in 8 bits a channel.
+
+        The same explanation gives the same bytes.
+        """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"samples.{name}": getattr(self.samples, name) for name in _SAMPLES}
         if self.image is not None:
@@ -247,13 +268,14 @@ class LocalExplanation:
             raise UsageError("this explanation was loaded from a file; give its model: refine(budget, model)")
         if self.game is not None:
             return self.game
-        # Boxes of linked units are cut out anew: superpixels are what was there before.
-        options = self.options
-        game = Game(as_predictor(model, self.image), self.image, self.segments, self.units, options.baseline,
-                    feather=options.feather)  # fmt: skip
-        game.links, game.n_segments = self.links, self.image_weights.shape[1]
-        if list(game.classes) != self.classes:
+        predictor = as_predictor(model, self.image)
+        if list(predictor.model.classes) != self.classes:
             raise UsageError("this model has other classes than the explained one; give that one")
+        options = self.options
+        game = Game(predictor, self.image, self.segments, self.units, options.baseline, feather=options.feather)
+        # The boxes of linked units are labels already.
+        game.units, game.links = self.units, self.links
+        game.n_segments, game.n_units = self.image_weights.shape[1], len(self.units)
         return game
 
 
@@ -322,7 +344,8 @@ def explain(
         unit: `word` or `line`: what of the text is hidden as a whole.
         link_ocr: hide a word's box with its text, as one part; otherwise a hidden word is still seen.
         classes: `top1`, `top3`, ...: as many of the most probable ones; or names or indices.
-        contrast: `runner_up` (the most probable other class), a class, or None. It matters to the target `margin`.
+        contrast: `runner_up` (the most probable other class), a class (that class itself has its runner-up), or
+            None. It matters to the target `margin`.
         design: key of `perturb.DESIGNS`: how masks are drawn.
         kernel: key of `KERNELS`: how evaluations are weighted.
         ridge: penalty on squared weights; lime has 1. 0 is least squares.
@@ -359,12 +382,7 @@ def steps(
     **options: Any,
 ) -> Iterator[LocalExplanation]:
     """Yield better and better explanations of one photo, by the arguments of `explain`, which returns the last."""
-    classes = options.get("classes", "top3")
-    if not isinstance(classes, str):
-        options["classes"] = (classes,) if isinstance(classes, int) else tuple(classes)
-    if not isinstance(options.get("baseline", ""), str):
-        options["baseline"] = tuple(float(value) for value in options["baseline"])
-    chosen = _checked(Options(**options))
+    chosen = _checked(Options(**{name: _plain(value) for name, value in options.items()}))
     if budget < 2:
         raise UsageError(f"budget={budget} is too small; use at least 2, better ten for each part")
     predictor, units = as_predictor(model, image), units_of(words, unit)
@@ -373,10 +391,19 @@ def steps(
     if word_segments and uses_image and not chosen.link_ocr:
         labels, _ = cut_out(labels, units)
     game = Game(predictor, image, labels, units, chosen.baseline, chosen.link_ocr, chosen.feather)
-    yield from _grow(game, _nothing_yet(game), chosen, budget)
+    yield from _grow(_framed(game, chosen), _nothing_yet(game), chosen, budget)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers and tuples instead of arrays."""
+    if isinstance(value, str) or not np.iterable(value):
+        return value.item() if hasattr(value, "item") else value
+    return tuple(_plain(one) for one in value)
 
 
 def _checked(options: Options) -> Options:
+    if isinstance(options.baseline, str):
+        pick(BASELINES, options.baseline, "baseline")
     pick(DESIGNS, options.design, "design")
     pick(KERNELS, options.kernel, "kernel")
     pick(TARGETS, options.target, "target")
@@ -392,12 +419,11 @@ def _nothing_yet(game: Game) -> Samples:
     return Samples(*(np.zeros(shape, bool) for shape in shapes), pairs, logits)
 
 
-def _grow(game: Game, samples: Samples, options: Options, budget: int) -> Iterator[LocalExplanation]:
+def _grow(frame: dict[str, Any], samples: Samples, options: Options, budget: int) -> Iterator[LocalExplanation]:
     """Yield explanations while evaluating further masks, until there are `budget` or no more of them."""
-    whole = np.ones((1, game.n_segments), bool), np.ones((1, game.n_units), bool)
-    frame = _framed(game, game.logits(*whole)[0], options)
+    game = frame["game"]
     if game.n_segments + game.n_units < 2:
-        yield _empty(frame, samples, options, "there is only one part to hide")
+        yield _explained(frame, samples, options)
         return
     spent = _spent(samples)
     chunk = max(32, 2 * (game.n_segments + game.n_units), (budget - spent) // 8)
@@ -423,11 +449,15 @@ def _together(samples: Samples) -> bool:
 
 def _evaluated(game: Game, old: Samples, options: Options, goal: int) -> Samples:
     """Return samples grown to `goal` masks of the picture, or of the text where there is no picture."""
+    goal = max(goal, len(old.image_masks))
     if game.n_segments and game.n_units and not (game.links >= 0).any():
         image_masks = _masks(game.n_segments, options, options.seed, goal)
         texts = max(2, min(goal, goal * game.n_units // game.n_segments))  # as many masks a part as of the picture
         text_masks = _masks(game.n_units, options, options.seed + 1, texts)
-        pairs = _paired(len(old.image_masks), len(image_masks), len(old.text_masks), len(text_masks), options.seed)
+        text_masks = text_masks if len(text_masks) > len(old.text_masks) else old.text_masks
+        each = PAIRS if game.n_segments + game.n_units > ENUMERATED else 2**ENUMERATED
+        counts = len(old.image_masks), len(image_masks), len(old.text_masks), len(text_masks)
+        pairs = _paired(*counts, each, options.seed)
     else:  # one kind of part, or parts of both kinds that hang together
         both = _masks(game.n_segments + game.n_units, options, options.seed, goal)
         image_masks, text_masks = both[:, : game.n_segments], both[:, game.n_segments :]
@@ -440,47 +470,58 @@ def _masks(players: int, options: Options, seed: int, count: int) -> np.ndarray:
     return np.array(list(islice(masks(players, options.design, seed), count)), dtype=bool).reshape(-1, players)
 
 
-def _paired(images_before: int, images: int, texts_before: int, texts: int, seed: int) -> np.ndarray:
-    """Pair each new image mask with some texts, each new text mask with some images, (N,2), no pair twice."""
+def _paired(images_before: int, images: int, texts_before: int, texts: int, each: int, seed: int) -> np.ndarray:
+    """Pair each new image mask with `each` texts, each new text mask with `each` images, (N,2), no pair twice."""
     rng = np.random.default_rng([seed, images_before, texts_before])
     pairs = {(0, 0), (1, 1)} if images_before == 0 else set()  # all kept, none kept
     for image in range(images_before, images):
-        pairs.update((image, int(text)) for text in rng.choice(texts, min(PAIRS, texts), replace=False))
+        pairs.update((image, int(text)) for text in rng.choice(texts, min(each, texts), replace=False))
     for text in range(texts_before, texts):
-        pairs.update((int(image), text) for image in rng.choice(images, min(PAIRS, images), replace=False))
+        pairs.update((int(image), text) for image in rng.choice(images, min(each, images), replace=False))
     return np.array(sorted(pairs), dtype=int).reshape(-1, 2)
 
 
 # -- What the evaluations say.
 
 
-def _lime(kept: np.ndarray) -> np.ndarray:
+def _lime(kept: np.ndarray, split: int) -> np.ndarray:
     """Weight by an exponential kernel of width 0.25 on the cosine distance from the untouched input, as lime does."""
     distance = 1 - np.sqrt(kept.mean(1))
     return np.sqrt(np.exp(-((distance / KERNEL_WIDTH) ** 2)))
 
 
-def _shapley(kept: np.ndarray) -> np.ndarray:
-    """Weight so that least squares gives Shapley values: each size has mass (P-1)/(k(P-k)), spread over its masks."""
-    players, sizes = kept.shape[1], kept.sum(1)
-    counts = np.bincount(sizes, minlength=players + 1)
-    inner = (sizes > 0) & (sizes < players)
-    weights = np.full(len(kept), ENDS)
-    weights[inner] = ((players - 1) / (sizes * (players - sizes).clip(1)).clip(1) / counts[sizes])[inner]
+def _shapley(kept: np.ndarray, split: int) -> np.ndarray:
+    """Weight so that least squares gives Shapley values.
+
+    Masks of size k have the mass (P-1)/(k(P-k)), whatever their number. Superpixels and words are drawn apart, so
+    that masks of one size are equally likely only where they keep as many superpixels: each such group has its part.
+    """
+    players, sizes, seen = kept.shape[1], kept.sum(1), kept[:, :split].sum(1)
+    _, group, counts = np.unique(sizes * (players + 1) + seen, return_inverse=True, return_counts=True)
+    part = hypergeom.pmf(seen, players, split, sizes)
+    weights, inner = np.full(len(kept), ENDS), _inner(kept)
+    mass = (players - 1) / (sizes * (players - sizes)).clip(1)
+    weights[inner] = (mass * part / counts[group])[inner]
     return weights
 
 
-def _uniform(kept: np.ndarray) -> np.ndarray:
+def _uniform(kept: np.ndarray, split: int) -> np.ndarray:
     """Weight all alike: with random masks, Banzhaf values."""
     return np.ones(len(kept))
 
 
-# Called as kernel(kept (N,P) bool) -> (N,) weights.
+# Called as kernel(kept (N,P) bool, number of superpixels S, which come first) -> (N,) weights.
 KERNELS = {"lime": _lime, "shap": _shapley, "uniform": _uniform}
 
 
-def _framed(game: Game, logits: np.ndarray, options: Options) -> dict[str, Any]:
+def _inner(kept: np.ndarray) -> np.ndarray:
+    """Say which masks (N,P) keep some and hide some: all others are no matter of chance."""
+    return kept.any(1) & ~kept.all(1)
+
+
+def _framed(game: Game, options: Options) -> dict[str, Any]:
     """Return the parts of an explanation that masks do not change."""
+    logits = game.logits(np.ones((1, game.n_segments), bool), np.ones((1, game.n_units), bool))[0]
     explained = _which(options.classes, logits, game.classes)
     return {
         "classes": list(game.classes),
@@ -495,11 +536,13 @@ def _framed(game: Game, logits: np.ndarray, options: Options) -> dict[str, Any]:
     }
 
 
-def _which(classes: str | Sequence[str | int], logits: np.ndarray, names: Sequence[str]) -> tuple[int, ...]:
-    if isinstance(classes, str) and classes not in names and classes.removeprefix("top").isdigit():
-        count = int(classes.removeprefix("top"))
-        return tuple(int(i) for i in np.argsort(-logits, kind="stable")[: max(1, count)])
-    return tuple(_class(label, names) for label in ([classes] if isinstance(classes, str) else classes))
+def _which(classes: str | int | Sequence[str | int], logits: np.ndarray, names: Sequence[str]) -> tuple[int, ...]:
+    if isinstance(classes, str) and classes not in names and (top := re.fullmatch(r"top([1-9]\d*)", classes)):
+        return tuple(int(i) for i in np.argsort(-logits, kind="stable")[: int(top[1])])
+    chosen = tuple(_class(label, names) for label in ([classes] if isinstance(classes, str | int) else classes))
+    if not chosen:
+        raise UsageError("classes is empty; name at least one, or use 'top3'")
+    return chosen
 
 
 def _class(label: str | int, names: Sequence[str]) -> int:
@@ -532,15 +575,17 @@ def _targets(logits: np.ndarray, frame: dict[str, Any], target: str) -> np.ndarr
 
 def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> LocalExplanation:
     """Fit the surrogate to what has been evaluated."""
+    if not len(samples.pairs):
+        return _empty(frame, samples, options, "there is only one part to hide")
     values = _targets(samples.logits, frame, options.target)
     if np.ptp(values, axis=0).max() < SAME:
         return _empty(frame, samples, options, "the model says the same whatever is hidden")
     kept = samples.kept
-    weights = KERNELS[options.kernel](kept)
     split = samples.image_masks.shape[1]
+    weights = KERNELS[options.kernel](kept, split)
     penalty = options.ridge * np.eye(kept.shape[1])
-    penalty[:split, :split] += options.smooth * weights.sum() * _roughness(frame["segments"], split)
-    surrogate = _Surrogate(kept, values, weights, samples.pairs, penalty)
+    penalty[:split, :split] += options.smooth * weights[_inner(kept)].sum() * _roughness(frame["segments"], split)
+    surrogate = _Surrogate(kept, values, weights, samples.pairs, penalty, split)
     intervals = surrogate.coefficients[:, 1:, None] + 1.96 * surrogate.errors[:, 1:, None] * np.array([-1.0, 1.0])
     share, share_intervals = _share(surrogate, split)
     return LocalExplanation(
@@ -602,17 +647,31 @@ def _converged(explanation: LocalExplanation) -> bool:
 class _Surrogate:
     """Weighted least squares with an intercept, all classes at once.
 
+    Args:
+        kept: (N,P) bool, S superpixels first.
+        values: (N,C) what is explained.
+        weights: (N,) of the evaluations.
+        pairs: (N,2) which image mask and which text mask it was; masks 2n and 2n+1 are complements.
+        penalty: (P,P) on products of weights.
+        split: S.
+
     Attributes:
         coefficients: (C,1+P), the intercept first.
-        errors: (C,1+P) standard errors, clustered two ways, by image mask and by text mask (Cameron, Gelbach and
-            Miller 2011): evaluations that share a mask are not independent.
+        errors: (C,1+P) standard errors; see `_errors`.
     """
 
     def __init__(
-        self, kept: np.ndarray, values: np.ndarray, weights: np.ndarray, pairs: np.ndarray, penalty: np.ndarray
+        self,
+        kept: np.ndarray,
+        values: np.ndarray,
+        weights: np.ndarray,
+        pairs: np.ndarray,
+        penalty: np.ndarray,
+        split: int,
     ) -> None:
         self.design = np.concatenate([np.ones((len(kept), 1)), kept], 1)
         self.values, self.weights, self.pairs, self.penalty = values, weights, pairs, np.pad(penalty, ((1, 0), (1, 0)))
+        self.split, self.inner = split, _inner(kept)
         self.coefficients = self.fit(weights)
         self.residuals = values - self.design @ self.coefficients.T
         self.errors = self._errors()
@@ -625,13 +684,15 @@ class _Surrogate:
     def held_out(self) -> np.ndarray:
         """Return (C,) weighted R² over folds of masks that the fit has not seen; complements stay together.
 
-        With two kinds of masks both are left out at once, unless there are too few texts for that.
+        With two kinds of masks both are left out at once, unless there are too few texts for that. The untouched and
+        the empty input are in every fit and judged in none.
         """
         image, text = (self.pairs[:, side] // 2 % FOLDS for side in (0, 1))
         text = image if len(np.unique(self.pairs[:, 1])) < 4 * FOLDS else text
         predicted = np.full_like(self.values, math.nan)
         for fold in range(FOLDS):
-            seen, judged = (image != fold) & (text != fold), (image == fold) & (text == fold)
+            seen = ((image != fold) & (text != fold)) | ~self.inner
+            judged = (image == fold) & (text == fold) & self.inner
             if seen.sum() > self.design.shape[1] and judged.any():
                 predicted[judged] = self.design[judged] @ self.fit(self.weights * seen).T
         there = ~np.isnan(predicted[:, 0])
@@ -642,39 +703,56 @@ class _Surrogate:
         around = (weights * (values - np.average(values, 0, weights[:, 0])) ** 2).sum(0)
         return 1 - left / np.where(around > 0, around, math.nan)
 
-    def resampled(self, seed: int) -> np.ndarray:
-        """Return (RESAMPLES,C,1+P) coefficients, image masks and text masks drawn anew with replacement (Owen 2007)."""
-        rng, drawn = np.random.default_rng(seed), []
-        together = np.array_equal(*self.pairs.T)
-        sides = [np.unique(side, return_inverse=True)[1] for side in self.pairs.T[: 1 if together else 2]]
-        for _ in range(RESAMPLES):
-            times = [rng.multinomial(n, np.full(n, 1 / n)) for n in (side.max() + 1 for side in sides)]
-            drawn.append(self.fit(self.weights * np.prod([t[side] for t, side in zip(times, sides, strict=True)], 0)))
-        return np.array(drawn)
-
     def _errors(self) -> np.ndarray:
+        """Return (C,1+P) how far coefficients would be with other masks; NaN where masks are too few to say.
+
+        By leaving out clusters (CR3 of Bell and McCaffrey 2002), two ways, by image masks and by text masks (Cameron,
+        Gelbach and Miller 2011): evaluations that share a mask are not independent, nor are complements, so that a
+        mask and its complement are one cluster. The more of all possible masks were evaluated, the less is left to
+        chance (finite population correction).
+        """
         weighted = self.design * self.weights[:, None]
-        inverse = np.linalg.pinv(weighted.T @ self.design + self.penalty, rcond=1e-12, hermitian=True)
-        images, texts = self.pairs.T
-        both = images * (texts.max() + 1) + texts
-        errors = []
-        for residuals in self.residuals.T:
-            scores = weighted * residuals[:, None]
-            variance = _clustered(inverse, scores, images)
-            if not np.array_equal(images, texts):
-                variance = variance + _clustered(inverse, scores, texts) - _clustered(inverse, scores, both)
-            errors.append(np.sqrt(variance.clip(0)))
-        return np.array(errors)
+        scales, axes = np.linalg.eigh(weighted.T @ self.design + self.penalty)
+        unknown = np.full_like(self.coefficients, math.nan)
+        if scales[0] <= 1e-12 * scales[-1]:
+            return unknown
+        root = np.sqrt(self.weights[self.inner, None])
+        rows, residuals = self.design[self.inner] @ (axes / np.sqrt(scales)) * root, self.residuals[self.inner] * root
+        players, together = self.design.shape[1] - 1, np.array_equal(*self.pairs.T)
+        sides = [(0, players)] if together else [(0, self.split), (1, players - self.split)]
+        single = _left_out(rows, residuals, np.arange(len(rows)), axes / np.sqrt(scales))
+        variance = single * _unseen(len(self.pairs), players)
+        for side, count in sides:
+            masks_, clusters = self.pairs[:, side], self.pairs[self.inner, side] // 2
+            if unseen := _unseen(len(np.unique(masks_)), count):
+                if len(np.unique(clusters)) <= count + 1:
+                    return unknown
+                variance += unseen * (_left_out(rows, residuals, clusters, axes / np.sqrt(scales)) - single)
+        return np.sqrt(variance.clip(0))
 
 
-def _clustered(inverse: np.ndarray, scores: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Return (P,) the sandwich variance of coefficients whose errors are correlated within clusters."""
-    groups = np.unique(clusters, return_inverse=True)[1]
-    sums = np.zeros((groups.max() + 1, scores.shape[1]))
-    np.add.at(sums, groups, scores)
-    count, parameters = len(sums), scores.shape[1]
-    correction = count / max(1, count - 1) * len(scores) / max(1, len(scores) - parameters)
-    return correction * ((sums @ inverse) ** 2).sum(0)
+def _left_out(rows: np.ndarray, residuals: np.ndarray, clusters: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Return (C,1+P) the sum of squared changes of coefficients when each cluster in turn is left out.
+
+    Args:
+        rows: (N,1+P) the weighted design, rotated so that its products are the unit matrix.
+        residuals: (N,C) weighted.
+        clusters: (N,) numbers.
+        back: (1+P,1+P) from rotated coefficients to those asked for.
+    """
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    total = np.zeros((residuals.shape[1], rows.shape[1]))
+    for members in np.split(order, starts[1:]):
+        own = rows[members]
+        left = (1 + 1e-9) * np.eye(len(own)) - own @ own.T  # never singular
+        total += (back @ own.T @ np.linalg.solve(left, residuals[members])).T ** 2
+    return total * (len(starts) - 1) / len(starts)
+
+
+def _unseen(count: int, players: int) -> float:
+    """Return the share of all masks that were not evaluated."""
+    return 1 - count * 0.5**players
 
 
 def _share(surrogate: _Surrogate, split: int) -> tuple[np.ndarray, np.ndarray]:
@@ -688,10 +766,10 @@ def _share(surrogate: _Surrogate, split: int) -> tuple[np.ndarray, np.ndarray]:
     if split in (0, players):
         alone = np.full(count, float(split == 0))
         return alone, np.stack([alone, alone], 1)
-    drawn = surrogate.resampled(seed=0)[..., 1:]
-    spread = np.sqrt(errors**2 + drawn.var(0))  # a resampled weight carries the noise twice
-    shares = _part(drawn, spread, split)
-    low, high = np.nanquantile(shares, [0.025, 0.975], axis=0)
+    drawn = coefficients + errors * np.random.default_rng(0).standard_normal((DRAWS, count, players))
+    shares = _part(drawn, math.sqrt(2) * errors, split)  # a weight that is drawn carries the noise twice
+    low = np.quantile(np.nan_to_num(shares, nan=0), 0.025, axis=0)
+    high = np.quantile(np.nan_to_num(shares, nan=1), 0.975, axis=0)
     return _part(coefficients, errors, split).clip(0, 1), np.stack([low, high], 1).clip(0, 1)
 
 
