@@ -591,29 +591,34 @@ def accuracy_grid(table: pd.DataFrame, rows: str, columns: str, ax: Axes | None 
     return ax
 
 
-def class_explanation(explained: ClassExplanation, images: int = 3, texts: int = 6) -> Figure:
+def class_explanation(explained: ClassExplanation, images: int = 3, texts: int = 6, least: int = 2) -> Figure:
     """Show what a class is recognised by: a typical photo of each image feature, and bars of its text features.
 
     Args:
         explained: the class.
         images: image features, the heaviest; none are drawn where there are none.
-        texts: text features, the heaviest.
+        texts: text features, the heaviest; 0 draws none.
+        least: photos that must show a feature; fewer will do where there are fewer.
     """
-    images = min(images, len(explained.image_features))
-    widths = [1.0] * images + [1.6] if len(explained.text_features) else [1.0] * max(images, 1)
-    figure, axes = plt.subplots(1, len(widths), figsize=(2.5 * sum(widths), 3.1), width_ratios=widths, squeeze=False)
-    for ax, number in zip(axes[0][:images], explained.image_features.index, strict=False):
+    least = min(least, len(explained.photos))
+    seen = explained.image_features[explained.image_features["support"] >= least].head(images)
+    read = explained.text_features[explained.text_features["samples"] >= least].head(texts)
+    widths = [1.0] * len(seen) + [1.7] * bool(len(read)) or [1.0]
+    height = max(3.2 if len(seen) else 1, 0.34 * len(read) + 1.1)
+    figure, axes = plt.subplots(1, len(widths), figsize=(2.6 * sum(widths), height), width_ratios=widths, squeeze=False)
+    for ax, number in zip(axes[0], seen.index, strict=False):
         _typical(explained, int(number), ax)
-    if len(explained.text_features):
-        table = explained.text_features.head(texts)
-        signed = np.sign(table["weight"]) * table["share"]
-        _phrase_bars([_spelled(row) for row in table.itertuples()], signed, axes[0][-1])
+    if len(read):
+        _phrase_bars([_spelled(row) for row in read.itertuples()], np.sign(read["weight"]) * read["share"], axes[0][-1])
+        axes[0][-1].set_xlabel("share of the words' weight", fontsize=8)
+    elif not len(seen):
+        axes[0][0].set_axis_off()
     figure.suptitle(f"{explained.name} ({len(explained.photos)} photos)", fontsize=11, fontweight="bold")
     return figure
 
 
 def class_comparison(
-    explained: Mapping[str, ClassExplanation], table: pd.DataFrame, images: int = 2, texts: int = 8
+    explained: Mapping[str, ClassExplanation], table: pd.DataFrame, images: int = 2, texts: int = 8, least: int = 2
 ) -> Figure:
     """Show side by side what models recognise one class by: typical photos above, the same phrases below.
 
@@ -622,29 +627,33 @@ def class_comparison(
         table: what `aggregate.compare` makes of them.
         images: image features of each model.
         texts: phrases, those that any model uses most.
+        least: as of `class_explanation`.
     """
-    figure = plt.figure(figsize=(4.2 * len(explained), 5.6))
-    parts = table.loc["text"].head(texts) if "text" in table.index.get_level_values(0) else pd.DataFrame()
+    parts = table[table.index.get_level_values("kind") == "text"].droplevel("kind").head(texts)
     limit = 1.1 * float(parts.abs().to_numpy().max(initial=0)) or 1.0
+    figure = plt.figure(figsize=(4.4 * len(explained), 2.8 + 0.3 * len(parts)))
     columns = figure.subfigures(1, len(explained), squeeze=False)[0]
     for part, (name, found) in zip(columns, explained.items(), strict=True):
-        grid = part.add_gridspec(2, images, height_ratios=(1, 1.25))
+        share = "" if np.isnan(found.text_share) else f": words have {found.text_share:.0%} of its weight"
+        part.suptitle(f"{name}{share}", fontsize=10, fontweight="bold")
+        enough = found.image_features["support"] >= min(least, len(found.photos))
+        seen = found.image_features[enough].head(images)
+        grid = part.add_gridspec(2, images, height_ratios=(2.1, 0.3 * len(parts) + 0.5))
         for place in range(images):
             ax = part.add_subplot(grid[0, place])
-            ax.set_axis_off()
-            if place < len(found.image_features):
-                _typical(found, place, ax)
-            elif not place:
-                ax.text(0, 0.5, "sees no picture", fontsize=9, color=QUIET)
-        share = "" if np.isnan(found.text_share) else f", words' share {found.text_share:.2f}"
-        part.suptitle(f"{name}{share}", fontsize=10, fontweight="bold")
+            if place < len(seen):
+                _typical(found, int(seen.index[place]), ax)
+            else:
+                ax.set_axis_off()
+        if not len(seen):
+            ax.text(0, 0.5, "no picture", fontsize=9, color=QUIET, ha="center", transform=ax.transAxes)
         ax = part.add_subplot(grid[1, :])
-        if not found.text_share:
-            ax.set_axis_off()
-            ax.text(0, 0.5, "reads no words", fontsize=9, color=QUIET)
-        elif len(parts):
+        if len(found.text_features) and len(parts):
             _phrase_bars(list(parts.index), parts[name], ax, limit)
-            ax.set_xlabel("share of all weight, signed", fontsize=8)
+            ax.set_xlabel("share of all weight", fontsize=8)
+        else:
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, "no words", fontsize=9, color=QUIET, ha="center", transform=ax.transAxes)
     return figure
 
 
@@ -652,7 +661,7 @@ def _spelled(row: Any) -> str:
     """Return a phrase with the photos that hold it and its spellings, if there are several."""
     spellings = f", {len(row.variants)} spellings" if len(row.variants) > 1 else ""
     photos = "photo" if row.samples == 1 else "photos"
-    return f"{textwrap.shorten(row.canonical, 26, placeholder='…')}\n{row.samples} {photos}{spellings}"
+    return f"{textwrap.shorten(row.canonical, 26, placeholder='…')}  ({row.samples} {photos}{spellings})"
 
 
 def _phrase_bars(names: Sequence[str], values: Any, ax: Axes, limit: float | None = None) -> Axes:
@@ -660,11 +669,11 @@ def _phrase_bars(names: Sequence[str], values: Any, ax: Axes, limit: float | Non
     values = _numbers(values)
     limit = limit or 1.1 * float(np.abs(values).max(initial=0)) or 1.0
     ax.barh(range(len(values)), values, color=[BAD if value > 0 else COLOURS[0] for value in values], height=0.65)
-    ax.set_yticks(range(len(values)), [textwrap.shorten(n, 26) if "\n" not in n else n for n in names], fontsize=8)
-    ax.invert_yaxis()
+    ax.set_yticks(range(len(values)), names, fontsize=8)
+    ax.set_ylim(len(values) - 0.4, -0.6)
     ax.axvline(0, color=QUIET, linewidth=0.8)
     ax.set(xlim=(-limit, limit))
-    ax.set_xlabel("share of the words' weight, signed", fontsize=8)
+    ax.locator_params(axis="x", nbins=5)
     return ax
 
 
@@ -673,17 +682,31 @@ def _typical(explained: ClassExplanation, number: int, ax: Axes) -> Axes:
     row = explained.image_features.loc[number]
     photo, segment = row["medoids"][0]
     own = explained.explanations[explained.photos.index(photo)]
-    inside = own.segments == segment
-    image = _numbers(own.image)
-    picture(np.where(inside, image, 0.75 + 0.25 * image), "", ax)
+    inside, image = own.segments == segment, _numbers(own.image)
     shade = BAD if row["weight"] > 0 else COLOURS[0]
-    outline(inside, shade, ax)
-    side = "for" if row["weight"] > 0 else "against"
-    photos = "photo" if row["support"] == 1 else "photos"
-    ax.set_title(
-        f"speaks {side} it: {row['share']:.0%} of the picture's\nweight, {row['support']} {photos}",
-        fontsize=8,
-        color=shade,
-    )
-    ax.title.set_fontweight("normal")
+    side, photos = "for" if row["weight"] > 0 else "against", "photo" if row["support"] == 1 else "photos"
+    title = f"{side}: {row['share']:.0%} of weight\n{row['support']} {photos}"
+    picture(np.where(inside, image, 0.7 + 0.3 * image), title, ax)
+    ax.title.set_color(shade)
+    return outline(inside, shade, ax)
+
+
+def differences(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Draw one difference a row with its interval, green where that lies above zero, and the number behind it.
+
+    Args:
+        table: columns `name`, `difference`, `low`, `high` (NaN for no interval) and `n`.
+        xlabel: below the axis.
+        ax: where to draw.
+    """
+    ax = _axes(ax, (9, 0.32 * len(table) + 1.2))
+    for y, row in enumerate(table.itertuples()):
+        shade = GOOD if row.low > 0 else QUIET
+        ax.plot([row.low, row.high], [y, y], color=shade, linewidth=2)
+        ax.plot(row.difference, y, "o", color=shade)
+        ax.text(1.01, y, f"n = {row.n}", transform=ax.get_yaxis_transform(), fontsize=8, va="center")
+    ax.set_yticks(range(len(table)), table["name"], fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color=QUIET, linestyle=":")
+    ax.set_xlabel(xlabel)
     return ax

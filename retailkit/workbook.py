@@ -7,7 +7,7 @@ A notebook asks for data and models by profile here, so that fifteen notebooks a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
 if TYPE_CHECKING:
     from retailkit.explain.local import LocalExplanation
     from retailkit.explain.perturb import Game
+    from retailkit.models.encoders import ImageEncoder
 
 
 def load(
@@ -368,14 +369,15 @@ def one_shot(
 
 
 class SharedPredictor(Predictor):
-    """A predictor for many heads on one frozen image encoder: a masked picture is encoded once, whoever asks."""
+    """A predictor for many heads on the same frozen encoders: what is encoded once is encoded for all of them."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._known: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._read: dict[str | None, Features] = {}
 
     def with_model(self, model: ProductClassifier) -> SharedPredictor:
-        """Return the same predictor for another model; its image encoder, if any, has the same weights."""
+        """Return the same predictor for another model; its encoders must have the same weights."""
         other = copy.copy(self)
         other.model = model
         return other
@@ -388,6 +390,13 @@ class SharedPredictor(Predictor):
             found = super().encode_perturbed(image, masks[fresh], baseline).values
             self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
         return Features(torch.stack([self._known[key] for key in keys]), torch.ones(len(keys), dtype=torch.bool))
+
+    def encode_text(self, texts: Sequence[str | None]) -> Features:
+        """Return features of texts, see `Predictor`."""
+        if fresh := [text for text in dict.fromkeys(texts) if text not in self._read]:
+            found = super().encode_text(fresh)
+            self._read.update((text, found.rows(slice(row, row + 1))) for row, text in enumerate(fresh))
+        return Features.joined([self._read[text] for text in texts])
 
 
 def explain_unseen(
@@ -418,6 +427,49 @@ def explain_unseen(
                 predictor, e.image, e.segments, e.units, e.options.baseline, feather=e.options.feather
             )
     return found, games
+
+
+def hide_top_features(
+    found: Mapping[int, LocalExplanation],
+    games: Mapping[int, Game],
+    label: int,
+    halves: np.ndarray,
+    encoder: ImageEncoder | None = None,
+    at_random: np.random.Generator | None = None,
+) -> pd.DataFrame:
+    """Find the top features of a class in one half of its photos and hide them in the other half; then change places.
+
+    Top is, of each kind, the heaviest feature that speaks for the class and that two photos show at least.
+
+    Args:
+        found: explanations of the class's photos by position.
+        games: of the same photos.
+        label: index of the class.
+        halves: half of each position of the data set, 0 or 1.
+        encoder: as of `aggregate.explain_class`.
+        at_random: draws any feature in place of the top one, to see what the check says then.
+
+    Returns:
+        A row a photo and kind, as of `aggregate.deletion_check`, and `photo`, its position.
+    """
+    from retailkit.explain import aggregate  # few notebooks need it
+
+    rows = []
+    for half in (0, 1):
+        learned, held = ([p for p in found if (halves[p] == half) == same] for same in (False, True))
+        if not any(not found[p].nothing for p in learned):
+            continue
+        features = aggregate.explain_class([found[p] for p in learned], label, encoder, top=1)
+        image, text = features.image_features, features.text_features
+        if at_random is None:
+            image = image[(image["weight"] > 0) & (image["support"] > 1)].head(1)
+            text = text[(text["weight"] > 0) & (text["samples"] > 1)].head(1)
+        else:
+            image, text = (t.sample(min(len(t), 1), random_state=at_random) for t in (image, text))
+        top = replace(features, image_features=image, text_features=text)
+        rows += [aggregate.deletion_check(top, [games[p]], repeats=5, seed=p).assign(photo=p, half=half) for p in held]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"n": []})
+    return table[table["n"] > 0]  # photos that show the feature
 
 
 def contradicting(data: ProductData, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Plots draw what they are given; explorers redraw when a control moves and name their errors."""
 
 import io
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -236,3 +237,61 @@ def test_a_page_of_an_explanation_needs_nothing_else_and_escapes_names():
     assert page.count("data:image/png;base64,") == 1 and "http" not in page.replace("http-equiv", "")
     assert "lean &lt;3 %&gt;" in page and "<3 %>" not in page
     assert "EXTRA" in page and "orthogonal" not in page and "paired" in page
+
+
+def made_up_class(name="milk"):
+    """Two image features and two phrases of a class; the second ones speak against it, and one photo holds them."""
+    own = made_up_explanation()
+    image = [
+        {"weight": 2.0, "share": 0.75, "support": 3, "medoids": [(7, 1)]},
+        {"weight": -1.0, "share": 0.25, "support": 1, "medoids": [(7, 0)]},
+    ]
+    text = [
+        {"canonical": "EXTRA LEAN", "weight": 1.0, "share": 0.75, "samples": 3, "variants": {"LEAN": 2, "3": 1}},
+        {"canonical": "BASIL", "weight": -0.5, "share": 0.25, "samples": 1, "variants": {"BASIL": 1}},
+    ]  # fmt: skip
+    return SimpleNamespace(
+        name=name,
+        photos=(7, 8, 9),
+        explanations=(own, own, own),
+        text_share=0.25,
+        image_features=pd.DataFrame(image),
+        text_features=pd.DataFrame(text),
+    )
+
+
+def test_a_class_is_shown_by_typical_superpixels_and_by_phrases_with_their_spellings():
+    seen, bars = plots.class_explanation(made_up_class()).axes
+    assert seen.get_title() == "for: 75% of weight\n3 photos"
+    shown, own = seen.images[0].get_array(), made_up_explanation()
+    assert np.allclose(shown[:, 8:], own.image.numpy().transpose(1, 2, 0)[:, 8:]), "the superpixel is as it was"
+    assert (shown[:, :8] >= 0.7).all(), "the rest is paled"
+    assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA LEAN  (3 photos, 2 spellings)"]
+    both = plots.class_explanation(made_up_class(), least=1).axes
+    assert [ax.get_title().split(":")[0] for ax in both[:2]] == ["for", "against"]
+    assert [bar.get_width() for bar in both[2].patches] == [0.75, -0.25]
+    assert both[2].patches[0].get_facecolor() != both[2].patches[1].get_facecolor()
+
+
+def test_models_side_by_side_share_phrases_and_scale_and_say_what_is_missing():
+    index = pd.MultiIndex.from_tuples([("share", "text"), ("text", "EXTRA LEAN")], names=["kind", "feature"])
+    table = pd.DataFrame({"sees": [0.0, 0.0], "both": [0.25, 0.5]}, index=index)
+    blind = made_up_class()
+    blind.text_features, blind.text_share = blind.text_features.head(0), 0.0
+    figure = plots.class_comparison({"sees": blind, "both": made_up_class()}, table, images=1)
+    assert [part.get_suptitle() for part in figure.subfigs] == [
+        "sees: words have 0% of its weight",
+        "both: words have 25% of its weight",
+    ]
+    assert figure.subfigs[0].axes[1].texts[0].get_text() == "no words"
+    bars = figure.subfigs[1].axes[1]
+    assert [bar.get_width() for bar in bars.patches] == [0.5] and bars.get_xlim() == pytest.approx((-0.55, 0.55))
+
+
+def test_a_difference_is_green_only_if_its_interval_lies_above_zero():
+    table = pd.DataFrame(
+        {"name": ["a", "b", "c"], "difference": [1, 1, 1], "low": [0.5, -0.5, np.nan], "high": 2, "n": 4}
+    )
+    ax = plots.differences(table, "drop")
+    assert [ax.lines[2 * k].get_color() for k in range(3)] == [plots.GOOD, plots.QUIET, plots.QUIET]
+    assert [t.get_text() for t in ax.texts] == ["n = 4"] * 3

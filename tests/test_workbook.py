@@ -1,6 +1,8 @@
 """What the notebooks share: repetitions, folds of look-alikes, heads by number of parts."""
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from retailkit import data, models, workbook
+from retailkit.inference import Predictor
 
 CLASSES = ["lean", "medium"]
 
@@ -139,3 +142,100 @@ def test_region_facts_without_masks_say_so(shelf):
     assert np.allclose(facts["part_right"], right) and 0 < right.mean() < 1
     assert len(facts) == len(shelf) and facts["part_right"].between(0, 1).all()
     assert facts["on_product"].isna().all()
+
+
+def both(names=CLASSES):
+    """A model that sees and reads, with frozen encoders that know nothing."""
+    torch.manual_seed(0)
+    options = {"weights": None, "text_encoder": "char_ngrams", "freeze": True}
+    return models.build("concat", names, "efficientnet_lite0", **options).eval()
+
+
+def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
+    model, other = both(), both()
+    other.head.linear.weight.data.neg_()
+    shared, seen = workbook.SharedPredictor(model, 32, "eager"), []
+    encode = Predictor.encode_perturbed
+    monkeypatch.setattr(
+        Predictor,
+        "encode_perturbed",
+        lambda self, image, masks, fill: seen.append(len(masks)) or encode(self, image, masks, fill),
+    )
+    rng = torch.Generator().manual_seed(0)
+    image, fill = torch.rand(2, 3, 32, 32, generator=rng)
+    masks = torch.rand(3, 1, 32, 32, generator=rng).round()
+    expected = encode(Predictor(model, 32, "eager"), image, masks, fill).values
+    assert torch.allclose(shared.encode_perturbed(image, masks[:2], fill).values, expected[:2], atol=1e-5)
+    theirs = shared.with_model(other)
+    assert torch.allclose(theirs.encode_perturbed(image, masks.flip(0), fill).values, expected.flip(0), atol=1e-5)
+    assert seen == [2, 1], "only the mask that was new"
+    theirs.encode_perturbed(fill, masks[:1], image)
+    assert seen == [2, 1, 1], "another picture is another one"
+    texts = ["LEAN", "", "LEAN"]
+    read, known = theirs.encode_text(texts), model.encode_text(texts)
+    assert torch.equal(read.available, known.available) and torch.allclose(read.values, known.values)
+    assert theirs.model is other and shared.model is model
+
+
+def test_each_picture_is_explained_by_the_head_that_has_not_seen_it(shelf, tmp_path):
+    table = shelf.table.assign(text="LEAN BEEF")
+    given = data.table.ProductData("folder", table, shelf.classes, {})
+    model, pictures = both(), given.split("train", 32)
+    heads = [copy.deepcopy(model.head) for _ in range(2)]
+    heads[1].linear.weight.data.neg_()
+    judge = workbook.CrossValidation(model, heads, np.arange(len(given)) % 2, None)
+    shared, rows = workbook.SharedPredictor(model, 32, "eager"), np.array([4, 1])
+    options = {"cache": tmp_path, "classes": (0,), "budget": 8, "n_segments": 4}
+    found, games = workbook.explain_unseen(judge, pictures, rows, shared, **options)
+    assert set(found) == set(games) == {1, 4}
+    for row, fold in ((4, 0), (1, 1)):
+        with torch.no_grad():
+            sample = pictures[row]
+            own = judge.with_head(heads[fold])(sample.image[None], [sample.text])[0]
+        assert np.allclose(found[row].logits, own, atol=1e-3)
+    again, same = workbook.explain_unseen(judge, pictures, rows, shared, **options)
+    keep = np.ones((1, games[1].n_segments), bool), np.ones((1, games[1].n_units), bool)
+    assert again[1].game is None and np.allclose(same[1].logits(*keep), games[1].logits(*keep), atol=1e-2)
+
+
+class Reader:
+    """A game of words: the first class's logit is the sum of the weights of the words that are kept."""
+
+    classes, n_segments, segments, image = CLASSES, 0, None, None
+
+    def __init__(self, **weights):
+        self.units = tuple(SimpleNamespace(text=text, words=()) for text in weights)
+        self.weights, self.n_units = np.array(list(weights.values())), len(weights)
+
+    def logits(self, image_keep, text_keep):
+        return np.stack([text_keep @ self.weights, np.zeros(len(text_keep))], 1).astype(np.float32)
+
+
+def read_photo(game):
+    """What is known of a game, exactly."""
+    weights = game.weights[None]
+    facts = {"classes": CLASSES, "explained": (0,), "units": game.units, "text_weights": weights, "share": np.ones(1)}
+    return SimpleNamespace(**facts, image_weights=np.zeros((1, 0)), segments=None, image=None, nothing="")
+
+
+def test_the_top_feature_is_found_in_one_half_and_hidden_in_the_other():
+    games = {row: Reader(LEAN=2.0, BEEF=0.0, PULP=-9.0, NET=0.0) for row in range(6)}
+    games[4] = Reader(BEEF=0.5, NET=0.0)  # no LEAN: it cannot say anything
+    games[5] = Reader(LEAN=1.0, SODA=9.0, NET=0.0)  # one photo's word is no feature of a class
+    found = {row: read_photo(game) for row, game in games.items()}
+    halves = np.array([0, 1, 0, 1, 0, 1])
+    table = workbook.hide_top_features(found, games, 0, halves)
+    drops = table.set_index("photo")
+    assert set(drops["feature"]) == {"LEAN"} and set(drops.index) == {0, 1, 2, 3, 5}
+    assert drops.loc[[0, 1], "margin_drop"].tolist() == [2.0, 2.0] and drops.loc[5, "margin_drop"] == 1.0
+    assert (drops["half"] == halves[drops.index]).all()
+    drawn = [workbook.hide_top_features(found, games, 0, halves, at_random=np.random.default_rng(s)) for s in range(8)]
+    assert len(set(pd.concat(drawn)["feature"])) > 1, "any feature may be drawn"
+
+
+def test_one_picture_a_class_is_learned_by_heart(shelf):
+    table = shelf.table.iloc[[0, -1]].assign(text=["LEAN BEEF", "MEDIUM BEEF"])
+    given = data.table.ProductData("folder", table, shelf.classes, {})
+    options = {"weights": None, "text_encoder": "char_ngrams", "size": 32}
+    judge = workbook.one_shot("concat", given, "efficientnet_lite0", views=8, epochs=20, **options)
+    assert judge.evaluate().top1 == 1.0 and judge.folds.tolist() == [0, 0] and len(judge.heads) == 1

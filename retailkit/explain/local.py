@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, cache_dir, pick, replacing
-from retailkit.data.table import ProductDataset, Word
+from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.explain.perturb import (
     BASELINES,
     DESIGNS,
@@ -54,6 +54,7 @@ FOLDS = 5  # of the held-out R²
 DRAWS = 1000  # of weights within their errors, for the words' share
 SHOWN = 5  # interactions kept a class
 SAME = 1e-6  # logits that differ by less are one value
+SLACK = 1e-9  # what a mask that settles a coefficient alone leaves to others
 ENDS = 1e6  # weight of the untouched and the empty input in KernelSHAP: their values are met exactly
 
 
@@ -238,8 +239,9 @@ class LocalExplanation:
             "nothing": self.nothing,
         }
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        text = json.dumps(facts, sort_keys=True, default=_plain)
         with replacing(path) as draft:
-            safetensors.torch.save_file(tensors, draft, metadata={"explanation": json.dumps(facts, sort_keys=True)})
+            safetensors.torch.save_file(tensors, draft, metadata={"explanation": text})
 
     @staticmethod
     def load(path: str | Path) -> LocalExplanation:
@@ -255,7 +257,7 @@ class LocalExplanation:
             return _unpacked(facts, arrays)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; save an explanation there first") from None
-        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no explanation, or a damaged file ({error}); make it again") from None
 
     def _frame(self) -> dict[str, Any]:
@@ -281,6 +283,7 @@ class LocalExplanation:
 
 _WEIGHTS = ("image_weights", "text_weights", "image_intervals", "text_intervals", "r2", "share", "share_intervals")
 _ARRAYS = (*_WEIGHTS, "logits", "links")
+_INTERACTION = {"label": object, "segment": int, "unit": int, "weight": float, "z": float}
 _SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
 
 
@@ -295,7 +298,7 @@ def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExpl
         image=image,
         segments=arrays.get("segments"),
         units=tuple(Unit(" ".join(word.text for word in unit), unit) for unit in words),
-        interactions=pd.DataFrame(facts["interactions"]),
+        interactions=pd.DataFrame(facts["interactions"], columns=list(_INTERACTION)).astype(_INTERACTION),
         samples=Samples(*(arrays[f"samples.{name}"] for name in _SAMPLES)),
         options=Options(**options),
         nothing=facts["nothing"],
@@ -396,9 +399,8 @@ def steps(
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it: numbers and tuples instead of arrays."""
-    if isinstance(value, str) or not np.iterable(value):
-        return value.item() if hasattr(value, "item") else value
-    return tuple(_plain(one) for one in value)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return value if isinstance(value, str) or not np.iterable(value) else tuple(_plain(one) for one in value)
 
 
 def _checked(options: Options) -> Options:
@@ -438,9 +440,11 @@ def _grow(frame: dict[str, Any], samples: Samples, options: Options, budget: int
 
 def _spent(samples: Samples) -> int:
     """Return how much of a budget has been spent."""
-    apart = samples.image_masks.shape[1] and samples.text_masks.shape[1] and not _together(samples)
-    ratio = max(1.0, samples.image_masks.shape[1] / samples.text_masks.shape[1]) if apart else 1.0
-    return max(len(samples.image_masks), round(len(samples.text_masks) * ratio))
+    images, (texts, units) = len(samples.image_masks), samples.text_masks.shape
+    segments = samples.image_masks.shape[1]
+    if _together(samples) or images < 2**segments:
+        return images
+    return max(images, math.ceil(texts * max(1, segments / units)))
 
 
 def _together(samples: Samples) -> bool:
@@ -619,7 +623,6 @@ def _empty(frame: dict[str, Any], samples: Samples, options: Options, why: str) 
     count, parts = len(frame["explained"]), (samples.image_masks.shape[1], samples.text_masks.shape[1])
     image, text = (np.zeros((count, part)) for part in parts)
     unknown = np.full(count, math.nan)
-    columns = {name: [] for name in ("label", "segment", "unit", "weight", "z")}
     return LocalExplanation(
         **frame,
         image_weights=image,
@@ -629,7 +632,7 @@ def _empty(frame: dict[str, Any], samples: Samples, options: Options, why: str) 
         r2=unknown,
         share=unknown.copy(),
         share_intervals=np.full((count, 2), math.nan),
-        interactions=pd.DataFrame(columns),
+        interactions=pd.DataFrame(columns=list(_INTERACTION)).astype(_INTERACTION),
         samples=samples,
         options=options,
         nothing=why,
@@ -684,11 +687,13 @@ class _Surrogate:
     def held_out(self) -> np.ndarray:
         """Return (C,) weighted R² over folds of masks that the fit has not seen; complements stay together.
 
-        With two kinds of masks both are left out at once, unless there are too few texts for that. The untouched and
-        the empty input are in every fit and judged in none.
+        With two kinds of masks both are left out at once, unless there are too few of one kind. The untouched and the
+        empty input are in every fit and judged in none.
         """
         image, text = (self.pairs[:, side] // 2 % FOLDS for side in (0, 1))
-        text = image if len(np.unique(self.pairs[:, 1])) < 4 * FOLDS else text
+        counts = self.pairs.max(0) + 1
+        if counts.min() < 4 * FOLDS:
+            image = text = text if counts[1] > counts[0] else image
         predicted = np.full_like(self.values, math.nan)
         for fold in range(FOLDS):
             seen = ((image != fold) & (text != fold)) | ~self.inner
@@ -713,41 +718,46 @@ class _Surrogate:
         """
         weighted = self.design * self.weights[:, None]
         scales, axes = np.linalg.eigh(weighted.T @ self.design + self.penalty)
-        unknown = np.full_like(self.coefficients, math.nan)
-        if scales[0] <= 1e-12 * scales[-1]:
-            return unknown
-        root = np.sqrt(self.weights[self.inner, None])
-        rows, residuals = self.design[self.inner] @ (axes / np.sqrt(scales)) * root, self.residuals[self.inner] * root
-        players, together = self.design.shape[1] - 1, np.array_equal(*self.pairs.T)
-        sides = [(0, players)] if together else [(0, self.split), (1, players - self.split)]
-        single = _left_out(rows, residuals, np.arange(len(rows)), axes / np.sqrt(scales))
-        variance = single * _unseen(len(self.pairs), players)
-        for side, count in sides:
-            masks_, clusters = self.pairs[:, side], self.pairs[self.inner, side] // 2
-            if unseen := _unseen(len(np.unique(masks_)), count):
-                if len(np.unique(clusters)) <= count + 1:
-                    return unknown
-                variance += unseen * (_left_out(rows, residuals, clusters, axes / np.sqrt(scales)) - single)
-        return np.sqrt(variance.clip(0))
+        sound = scales > 1e-12 * scales[-1]
+        back, root = axes[:, sound] / np.sqrt(scales[sound]), np.sqrt(self.weights[self.inner, None])
+        rows, residuals = self.design[self.inner] @ back * root, self.residuals[self.inner] * root
+        reach = rows @ back.T
+        unknown = (axes[:, ~sound] ** 2).sum(1) > 1e-9
+        single = reach.T**2 @ (residuals / (1 + SLACK - (rows**2).sum(1, keepdims=True))) ** 2
+        variance = single * _unseen(len(self.pairs), len(scales) - 1)
+        for side, own in self._sides():
+            unseen = _unseen(self.pairs[:, side].max() + 1, len(own))
+            clusters = self.pairs[self.inner, side] // 2
+            if unseen:
+                variance += unseen * (_left_out(rows, reach, residuals, clusters) - single)
+                unknown[own] |= len(np.unique(clusters)) <= len(own) + 1
+        return np.where(unknown, math.nan, np.sqrt(variance.clip(0)).T)
+
+    def _sides(self) -> list[tuple[int, np.ndarray]]:
+        """Return for each kind of masks its column of `pairs` and the coefficients of its players."""
+        players = np.arange(1, self.design.shape[1])
+        if np.array_equal(*self.pairs.T):
+            return [(0, players)]
+        return [(0, players[: self.split]), (1, players[self.split :])]
 
 
-def _left_out(rows: np.ndarray, residuals: np.ndarray, clusters: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Return (C,1+P) the sum of squared changes of coefficients when each cluster in turn is left out.
+def _left_out(rows: np.ndarray, reach: np.ndarray, residuals: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Return (1+P,C) the sum of squared changes of coefficients when each cluster in turn is left out.
 
     Args:
-        rows: (N,1+P) the weighted design, rotated so that its products are the unit matrix.
+        rows: (N,R) the weighted design, rotated so that its products are the unit matrix.
+        reach: (N,1+P) the same, rotated back.
         residuals: (N,C) weighted.
         clusters: (N,) numbers.
-        back: (1+P,1+P) from rotated coefficients to those asked for.
     """
     order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    total = np.zeros((residuals.shape[1], rows.shape[1]))
-    for members in np.split(order, starts[1:]):
+    total = np.zeros((reach.shape[1], residuals.shape[1]))
+    for members in np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1):
         own = rows[members]
-        left = (1 + 1e-9) * np.eye(len(own)) - own @ own.T  # never singular
-        total += (back @ own.T @ np.linalg.solve(left, residuals[members])).T ** 2
-    return total * (len(starts) - 1) / len(starts)
+        kept = (1 + SLACK) * np.eye(len(own)) - own @ own.T
+        total += (reach[members].T @ np.linalg.solve(kept, residuals[members])) ** 2
+    count = max(1, len(np.unique(clusters)))
+    return total * (count - 1) / count
 
 
 def _unseen(count: int, players: int) -> float:
@@ -756,26 +766,30 @@ def _unseen(count: int, players: int) -> float:
 
 
 def _share(surrogate: _Surrogate, split: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the words' share (C,) of all absolute weight and its interval (C,2).
-
-    Noise adds to absolute weights, and most where weights are many and small. So each squared weight is lowered by
-    its squared standard error before the root is taken; what is negative then counts as negative.
-    """
+    """Return the words' share (C,) of all absolute weight and its interval (C,2), [0, 1] where nothing is known."""
     coefficients, errors = surrogate.coefficients[:, 1:], surrogate.errors[:, 1:]
     count, players = coefficients.shape
     if split in (0, players):
         alone = np.full(count, float(split == 0))
         return alone, np.stack([alone, alone], 1)
+    share = _part(coefficients, errors, split)
     drawn = coefficients + errors * np.random.default_rng(0).standard_normal((DRAWS, count, players))
-    shares = _part(drawn, math.sqrt(2) * errors, split)  # a weight that is drawn carries the noise twice
-    low = np.quantile(np.nan_to_num(shares, nan=0), 0.025, axis=0)
-    high = np.quantile(np.nan_to_num(shares, nan=1), 0.975, axis=0)
-    return _part(coefficients, errors, split).clip(0, 1), np.stack([low, high], 1).clip(0, 1)
+    drawn = _part(drawn, math.sqrt(2) * errors, split)  # a weight that is drawn carries the noise twice
+    away = drawn - np.median(np.nan_to_num(drawn, nan=0.5), axis=0)
+    low = share + np.quantile(np.nan_to_num(away, nan=-2), 0.025, axis=0)
+    high = share + np.quantile(np.nan_to_num(away, nan=2), 0.975, axis=0)
+    return share.clip(0, 1), np.stack([np.nan_to_num(low, nan=0), np.nan_to_num(high, nan=1)], 1).clip(0, 1)
 
 
 def _part(weights: np.ndarray, errors: np.ndarray, split: int) -> np.ndarray:
-    squares = weights**2 - errors**2
-    strength = np.sign(squares) * np.sqrt(np.abs(squares))
+    """Return the words' part of all strength, not clipped to [0, 1]; NaN where there is none.
+
+    Noise adds to absolute weights, and most where weights are many and small. A weight that is nothing but noise of
+    standard error e has on average the size e √(2/π), and exp(-(weight/e)²) is 1/√3: so what is subtracted leaves
+    nothing of it on average, and all of a weight beyond noise.
+    """
+    far = np.divide(weights, errors, out=np.full_like(weights, math.inf), where=errors > 0)
+    strength = np.abs(weights) - math.sqrt(6 / math.pi) * errors * np.exp(-(far**2))
     text, total = strength[..., split:].sum(-1), strength.sum(-1)
     return text / np.where(total > 0, total, math.nan)
 
@@ -791,14 +805,26 @@ def _interactions(surrogate: _Surrogate, split: int, frame: dict[str, Any]) -> p
         for row, label in enumerate(frame["explained"]):
             residuals = weights * surrogate.residuals[:, row]
             effect = (residuals[:, None] * image).T @ text / power
-            error = np.sqrt((residuals[:, None] ** 2 * image**2).T @ text**2) / power
+            error = np.sqrt((_paired_squares(residuals, surrogate.pairs)[:, None] * image**2).T @ text**2) / power
             z = np.divide(effect, error, out=np.zeros_like(effect), where=error > 1e-12)
             for place in np.argsort(-np.abs(z), axis=None, kind="stable")[:SHOWN]:
                 segment_, unit = np.unravel_index(place, z.shape)
                 rows.append(
                     (frame["classes"][label], int(segment_), int(unit), effect[segment_, unit], z[segment_, unit])
                 )
-    return pd.DataFrame(rows, columns=["label", "segment", "unit", "weight", "z"])
+    return pd.DataFrame(rows, columns=list(_INTERACTION)).astype(_INTERACTION)
+
+
+def _paired_squares(residuals: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return (N,) squared residuals, with their products where complements of both masks were evaluated together.
+
+    The product of a superpixel and a word has one sign in a mask and its complement, and another one where only one
+    of both is the complement.
+    """
+    signed = residuals * (1 - 2 * (pairs.sum(1) % 2))
+    cell = np.unique(pairs // 2, axis=0, return_inverse=True)[1].ravel()
+    cells = np.bincount(cell, signed)
+    return (cells**2 / np.bincount(cell))[cell]
 
 
 # -- Many photos.
@@ -812,6 +838,8 @@ def explain_dataset(
 ) -> list[LocalExplanation]:
     """Explain every photo of a split; each is kept on disk once it is done, so that an interrupted run goes on.
 
+    What was kept is used again for the same photo, words, model, options and sources of this package's masks and fits.
+
     Args:
         model: or a predictor of it.
         data: pictures and words, at the size the model takes.
@@ -820,26 +848,28 @@ def explain_dataset(
 
     Returns:
         One explanation a photo, in order; those from the cache have no `game`.
+
+    Raises:
+        UsageError: see `explain`.
+        UserError: a photo has nothing that the model uses; the message names its place in the split.
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     folder = Path(cache) if cache else cache_dir("explanations")
     start = hashlib.sha256(fingerprint(predictor.model).encode())
-    start.update(json.dumps({k: _plain(v) for k, v in options.items()}, sort_keys=True).encode())
+    for name in ("local.py", "perturb.py"):
+        start.update(Path(__file__).with_name(name).read_bytes())
     found = []
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2):
-        sample = data[position]
-        key = start.copy()
+        sample, chosen, key = data[position], dict(options), start.copy()
+        if callable(options.get("segments")):  # a function has no name that would tell it from all others
+            chosen["segments"] = segment(sample.image, options["segments"], options.get("n_segments", 50))
+        key.update(json.dumps(chosen, sort_keys=True, default=lambda value: value.tolist()).encode())
         key.update((sample.image * 255).round().byte().numpy().tobytes())
-        key.update(json.dumps([asdict(word) for word in sample.words] or sample.text, sort_keys=True).encode())
+        read = [asdict(word) for word in sample.words] or sample.text
+        key.update(json.dumps(read, sort_keys=True, default=_plain).encode())
         path = folder / f"{key.hexdigest()[:24]}.safetensors"
-        found.append(_kept(path) or _made(path, predictor, sample, options))
+        found.append(_kept(path) or _made(path, predictor, sample, chosen, position))
     return found
-
-
-def _plain(value: Any) -> Any:
-    if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
 
 
 def _kept(path: Path) -> LocalExplanation | None:
@@ -852,7 +882,10 @@ def _kept(path: Path) -> LocalExplanation | None:
         return None
 
 
-def _made(path: Path, predictor: Predictor, sample: Any, options: dict[str, Any]) -> LocalExplanation:
-    explanation = explain(predictor, sample.image, sample.words or sample.text, progress=False, **options)
+def _made(path: Path, predictor: Predictor, sample: Sample, options: dict[str, Any], position: int) -> LocalExplanation:
+    try:
+        explanation = explain(predictor, sample.image, sample.words or sample.text, **{"progress": False, **options})
+    except UserError as error:
+        raise type(error)(f"photo {position}: {error}") from None
     explanation.save(path)
     return explanation

@@ -142,10 +142,10 @@ def units_of(words: Sequence[Word] | str | None, unit: str = "word") -> tuple[Un
     if isinstance(words, str):
         words = [Word(text, (0.0, 0.0, 0.0, 0.0)) for text in words.split()]
     lines: list[list[Word]] = []
-    for word in redact_words(words or []):
+    for word in (word for word in redact_words(words or []) if word.text.strip()):
         if unit == "line" and lines and _on_one_line(lines[-1][-1], word):
             lines[-1].append(word)
-        elif word.text.strip():
+        else:
             lines.append([word])
     return tuple(Unit(" ".join(word.text for word in line), tuple(line)) for line in lines)
 
@@ -175,13 +175,14 @@ def _blur(image: Tensor, segments: np.ndarray) -> Tensor:
 
 
 def _inpaint(image: Tensor, segments: np.ndarray) -> Tensor:
-    """Each segment as its surroundings suggest (Telea 2004)."""
+    """Each segment as its surroundings suggest (Telea 2004); the mean colour where there are none."""
+    if not segments.any():
+        return _mean(image, segments)
     pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
     filled = pixels.copy()
     for label in range(segments.max() + 1):
         hole = segments == label
-        if not hole.all():
-            filled[hole] = cv2.inpaint(pixels, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)[hole]
+        filled[hole] = cv2.inpaint(pixels, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)[hole]
     return torch.from_numpy(filled).permute(2, 0, 1).to(image) / 255
 
 
@@ -206,10 +207,10 @@ def fill(image: Tensor, segments: np.ndarray, baseline: str | Sequence[float]) -
     """
     if isinstance(baseline, str):
         return BASELINES[pick(BASELINES, baseline, "baseline")](image, segments).clamp(0, 1)
-    colour = torch.as_tensor(baseline, dtype=image.dtype).flatten()
-    if len(colour) != 3 or not bool(((colour >= 0) & (colour <= 1)).all()):
+    colour = np.asarray(baseline)
+    if colour.shape != (3,) or colour.dtype.kind not in "fiu" or not ((colour >= 0) & (colour <= 1)).all():
         raise UsageError(f"baseline={baseline!r} is no colour; give three numbers in [0, 1], or {', '.join(BASELINES)}")
-    return colour.view(3, 1, 1).expand_as(image).clone()
+    return torch.from_numpy(colour).to(image).view(3, 1, 1).expand_as(image).clone()
 
 
 # -- Mask designs: which players are kept in which evaluation.
@@ -228,7 +229,7 @@ def _paired_rows(players: int, rng: np.random.Generator) -> Iterator[np.ndarray]
 
 
 def _stratified_rows(players: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Every number of kept players comes equally often; in pairs."""
+    """Every number of kept players comes equally often, as long as there are new masks of it; in pairs."""
     while True:
         for size in rng.permutation(np.arange(1, players)):
             row = np.zeros(players, dtype=bool)
@@ -263,7 +264,7 @@ def masks(players: int, design: str = "paired", seed: int = 0) -> Iterator[np.nd
     With few players all masks come in the end, in pairs of complements, whatever the design.
 
     Args:
-        players: how many parts there are.
+        players: how many parts there are; up to `ENUMERATED` are few.
         design: key of `DESIGNS`.
         seed: the same gives the same masks; a longer run begins with those of a shorter one.
 
@@ -286,6 +287,8 @@ def masks(players: int, design: str = "paired", seed: int = 0) -> Iterator[np.nd
         if row.tobytes() not in used:
             used.add(row.tobytes())
             yield row
+        if len(used) == 2**players:
+            return
 
 
 # -- The game.
@@ -298,7 +301,7 @@ class Game:
         predictor: of the model.
         image: (3,size,size) in [0,1] as the predictor takes it; None where the model only reads.
         segments: (H,W) labels as of `segment`.
-        units: of text; what the model does not read is left out.
+        units: of text; left out where the model neither reads them nor sees their boxes hidden.
         baseline: see `fill`.
         linked: a hidden unit is hidden on the picture as well: its boxes leave the superpixels.
         feather: standard deviation in pixels by which the edges of hidden segments are softened; sharp edges are
@@ -315,7 +318,8 @@ class Game:
         encoded: how many pictures and texts have been encoded so far.
 
     Raises:
-        UserError: the image is not what the predictor takes, or there is nothing that the model uses.
+        UsageError: labels, baseline or feather that are no such.
+        UserError: there is nothing that the model uses.
     """
 
     def __init__(
@@ -332,9 +336,12 @@ class Game:
         self.predictor, self.classes = predictor, predictor.model.classes
         self.baseline, self.feather = baseline, feather
         self.image = image if "image" in uses else None
-        self.units = tuple(units) if "text" in uses or (linked and self.image is not None) else ()
+        linked = linked and self.image is not None
+        self.units = tuple(units) if "text" in uses or linked else ()
         if self.image is None and not self.units:
-            raise UserError(f"nothing to explain by: the model uses {' and '.join(uses)}; give it")
+            raise UserError(
+                f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
+            )
         self.segments, self.links = None, np.full(len(self.units), -1)
         if self.image is not None:
             self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)
@@ -342,11 +349,16 @@ class Game:
                 self.segments, self.links = cut_out(self.segments, self.units)
             self.filling = fill(self.image, self.segments, baseline)
             self._soft = _feathered(self.segments, feather)
-        self.n_units, self.n_segments = len(self.units), 0
-        if self.image is not None:
-            self.n_segments = int(self.segments.max()) + 1 - int((self.links >= 0).sum())
+        if "text" not in uses:
+            self.units = tuple(unit for unit, link in zip(self.units, self.links, strict=True) if link >= 0)
+            self.links = self.links[self.links >= 0]
+        self.n_units, self.n_segments = len(self.units), self._labels - int((self.links >= 0).sum())
         self._images: dict[bytes, Tensor] = {}
         self._texts: dict[str, Tensor] = {}
+
+    @property
+    def _labels(self) -> int:
+        return 0 if self.segments is None else int(self.segments.max()) + 1
 
     @property
     def areas(self) -> np.ndarray:
@@ -421,9 +433,9 @@ class Game:
 
     def _on_picture(self, image_keep: np.ndarray, text_keep: np.ndarray) -> np.ndarray:
         """Return which labels of `segments` are kept, (N,L)."""
-        if self.n_segments == int(self.segments.max()) + 1:
+        if self.n_segments == self._labels:
             return image_keep
-        kept = np.ones((len(image_keep), int(self.segments.max()) + 1), dtype=bool)
+        kept = np.ones((len(image_keep), self._labels), dtype=bool)
         boxes = self.links[self.links >= 0]
         kept[:, np.setdiff1d(np.arange(kept.shape[1]), boxes)] = image_keep
         kept[:, boxes] = text_keep[:, self.links >= 0]
@@ -465,11 +477,17 @@ def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
 
 
 def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> Predictor:
-    """Return a predictor for pictures like this one; one that is given stays as it is."""
-    if isinstance(model, Predictor):
-        return model
-    if image is None:
-        return Predictor(model, backend="eager")
-    if image.ndim != 3 or image.shape[0] != 3 or image.shape[1] != image.shape[2]:
-        raise UserError(f"the image is {tuple(image.shape)}; give a square one, (3, size, size), as a data set does")
-    return Predictor(model, image.shape[-1], examples=image[None])
+    """Return a predictor for pictures like this one; one that is given stays as it is.
+
+    Raises:
+        UserError: the model looks at pictures, and this one is not square, or not as large as the predictor takes.
+    """
+    given = isinstance(model, Predictor)
+    if image is None or "image" not in (model.model if given else model).modalities:
+        return model if given else Predictor(model, backend="eager")
+    shape = tuple(image.shape)
+    side = model.size if given else shape[-1]
+    if shape != (3, side, side):
+        wanted = f"(3, {side}, {side})" if given else "a square one, (3, size, size), as a data set does"
+        raise UserError(f"the image is {shape}; give {wanted}")
+    return model if given else Predictor(model, side, examples=image[None])

@@ -1,0 +1,1084 @@
+"""Local explanations of functions of which everything is known: a predictor sees which parts are left, no more."""
+
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.special import comb
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.metrics import pairwise_distances, r2_score
+from sklearn.model_selection import GroupKFold
+from torch import nn
+
+from retailkit import models
+from retailkit.config import UsageError, UserError
+from retailkit.data.table import Word
+from retailkit.explain import local
+from retailkit.explain.local import KERNELS, LocalExplanation, explain, explain_dataset, steps
+from retailkit.explain.perturb import DESIGNS, masks
+from retailkit.inference import Predictor
+from retailkit.models import Features
+
+CLASSES = ["lean", "extra lean", "medium"]
+SIDE = 24
+
+
+class Known(nn.Module):
+    """Logits of the first class: a function of what is kept, image (N,S) and text (N,T); of the others: 0."""
+
+    def __init__(self, function, modalities, version=0):
+        super().__init__()
+        self.function, self.modalities, self.classes = function, modalities, CLASSES
+        self.head, self.build_args = SimpleNamespace(answers_without_features=True), {"name": "known"}
+        self.register_buffer("version", torch.tensor(float(version)))
+
+    def classify(self, image=None, text=None):
+        image, text = (None if part is None else part.values.numpy() for part in (image, text))
+        logits = torch.from_numpy(np.asarray(self.function(image, text), float)).float()
+        return torch.stack([logits, torch.zeros_like(logits), torch.zeros_like(logits)], 1)
+
+
+class Seer(Predictor):
+    """Recovers from a picture, white on black, which superpixels are left, and from a text which words are."""
+
+    def __init__(self, function, segments, words, modalities, version=0):
+        self.model, self.size, self.segments, self.vocabulary = (
+            Known(function, modalities, version),
+            SIDE,
+            segments,
+            words,
+        )
+        self.pictures, self.read = 0, 0
+
+    def encode_perturbed(self, image, masks, baseline):
+        self.pictures += len(masks)
+        shown = (baseline + masks * (image - baseline))[:, 0].flatten(1).double().numpy()
+        flat = self.segments.ravel()
+        left = np.stack([np.bincount(flat, weights=row) for row in shown]) / np.bincount(flat)
+        return Features(torch.from_numpy(left), torch.ones(len(left), dtype=torch.bool))
+
+    def encode_text(self, texts):
+        self.read += len(texts)
+        left = [[float(word in text.split()) for word in self.vocabulary] for text in texts]
+        return Features(torch.tensor(left, dtype=torch.float64), torch.tensor([bool(text) for text in texts]))
+
+
+def stripes(count):
+    return (np.arange(SIDE**2) * count // SIDE**2).reshape(SIDE, SIDE)
+
+
+class Puzzle:
+    """A known function of S superpixels and T words, and how it is explained."""
+
+    def __init__(self, function, segments, words, version=0, labels=None):
+        self.labels = stripes(segments) if labels is None else labels
+        self.words = [f"w{n}" for n in range(words)]
+        used = tuple(m for m, count in (("image", segments), ("text", words)) if count)
+        self.seer = Seer(function, self.labels, self.words, used, version)
+        self.image = torch.ones(3, SIDE, SIDE) if segments else None
+        self.own = {"segments": self.labels, "baseline": (0, 0, 0), "feather": 0, "classes": "lean", "contrast": None}
+        self.own |= {"progress": False}
+
+    def explain(self, **options):
+        return explain(self.seer, self.image, " ".join(self.words), **(self.own | options))
+
+
+def additive(image=(), text=()):
+    image, text = np.array(image, float), np.array(text, float)
+
+    def function(seen, read):
+        return 3 + (seen @ image if len(image) else 0) + (read @ text if len(text) else 0)
+
+    return function
+
+
+def tangled(segments, words=0, seed=0, width=6):
+    """A small random network of the superpixels; of the words, too, if there are any."""
+    rng = np.random.default_rng(seed)
+    into, out = rng.normal(size=(segments + words, width)), rng.normal(size=width)
+
+    def function(seen, read):
+        parts = np.hstack([seen, read] if words else [seen]) - 0.5
+        return np.tanh(parts @ into) @ out
+
+    return function
+
+
+def joint(explanation, row=0):
+    return np.concatenate([explanation.image_weights[row], explanation.text_weights[row]])
+
+
+def ends(explanation, row=0):
+    return np.concatenate([explanation.image_intervals[row], explanation.text_intervals[row]])
+
+
+@pytest.fixture
+def linear():
+    rng = np.random.default_rng(5)
+    image, text = rng.normal(size=14), rng.normal(size=5)
+    return Puzzle(additive(image, text), 14, 5), image, text
+
+
+# -- The fit.
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_linear_weights_are_found(linear, design, kernel):
+    puzzle, image, text = linear
+    found = puzzle.explain(design=design, kernel=kernel, budget=120)
+    assert found.image_weights[0] == pytest.approx(image, abs=2e-6)  # logits are float32
+    assert found.text_weights[0] == pytest.approx(text, abs=2e-6)
+    assert np.abs(ends(found) - joint(found)[:, None]).max() < 1e-5 and found.r2[0] == pytest.approx(1)
+    assert found.nothing == "" and (found.explained, found.rivals) == ((0,), (-1,))
+    share = np.abs(text).sum() / (np.abs(image).sum() + np.abs(text).sum())
+    assert found.share[0] == pytest.approx(share, abs=1e-5)
+    assert found.share_intervals[0] == pytest.approx([share, share], abs=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_linear_weights_of_one_modality_and_of_linked_words_are_found(design, kernel):
+    rng = np.random.default_rng(6)
+    weights, how = rng.normal(size=15), {"design": design, "kernel": kernel, "budget": 100}
+    found = Puzzle(additive(weights), 15, 0).explain(**how)
+    assert found.image_weights[0] == pytest.approx(weights, abs=2e-6) and found.text_weights.shape == (1, 0)
+    assert (found.share[0], found.evaluations) == (0, {"images": 100, "texts": 0, "pairs": 100})
+    found = Puzzle(additive((), weights), 0, 15).explain(**how)
+    assert found.text_weights[0] == pytest.approx(weights, abs=2e-6) and found.image_weights.shape == (1, 0)
+    assert (found.share[0], found.evaluations) == (1, {"images": 0, "texts": 100, "pairs": 100})
+
+
+def by_ridge(found, kernel, alpha, values=None):
+    kept = found.samples.kept
+    values = found.samples.logits[:, 0] if values is None else values
+    weights = KERNELS[kernel](kept, found.image_weights.shape[1])
+    return Ridge(alpha=alpha, solver="cholesky").fit(kept, values.astype(float), sample_weight=weights)
+
+
+@pytest.mark.parametrize("kernel", ["lime", "uniform"])
+@pytest.mark.parametrize("counts", [(14, 6), (15, 0), (0, 15), (3, 2)])
+def test_a_penalty_is_that_of_ridge_regression(counts, kernel):
+    puzzle = Puzzle(lambda z, t: sum((p @ np.arange(p.shape[1])) ** 2 / 50 for p in (z, t) if p is not None), *counts)
+    for alpha in (1.0, 30.0):
+        found = puzzle.explain(kernel=kernel, ridge=alpha, budget=150)
+        assert joint(found) == pytest.approx(by_ridge(found, kernel, alpha).coef_, abs=1e-8)
+    free = puzzle.explain(kernel=kernel, budget=150)
+    kept, logits = free.samples.kept, free.samples.logits[:, 0]
+    least = LinearRegression().fit(kept, logits, sample_weight=KERNELS[kernel](kept, counts[0]))
+    assert joint(free) == pytest.approx(least.coef_, abs=1e-8)
+    assert np.linalg.norm(joint(free)) > np.linalg.norm(joint(found))
+
+
+def test_the_kernel_is_that_of_lime():
+    """lime_image: sqrt(exp(-d²/0.25²)) of the cosine distance from the row of ones."""
+    kept = np.array(list(itertools.islice(masks(20, "paired"), 200)))
+    distance = pairwise_distances(kept, np.ones((1, 20)), metric="cosine").ravel()
+    assert local._lime(kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
+
+
+def plain_borders(labels, count):
+    borders = np.zeros((count, count))
+    for y, x in itertools.product(*(range(n) for n in labels.shape)):
+        for other in ((y, x + 1), (y + 1, x)):
+            if other[0] < labels.shape[0] and other[1] < labels.shape[1]:
+                one, two = labels[y, x], labels[other]
+                if one != two and max(one, two) < count:
+                    borders[one, two] += 1
+                    borders[two, one] += 1
+    return borders
+
+
+def test_roughness_is_the_laplacian_of_the_borders():
+    labels = np.random.default_rng(0).integers(0, 6, (9, 7))
+    for count in (6, 4):  # labels from 4 on are boxes of linked words
+        borders = plain_borders(labels, count)
+        wanted = np.diag(borders.sum(1)) - borders
+        assert local._roughness(labels, count) == pytest.approx(wanted * count / borders.sum())
+        assert np.trace(local._roughness(labels, count)) == pytest.approx(count)
+    assert not local._roughness(labels * 0, 1).any() and local._roughness(None, 0).shape == (0, 0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_neighbours_share_strength(kernel):
+    labels = np.kron(np.arange(16).reshape(4, 4), np.ones((6, 6), int))
+    weights = np.random.default_rng(1).normal(size=16)
+    puzzle = Puzzle(additive(weights, [3.0, -1.0]), 16, 2, labels=labels)
+    spread = []
+    for smooth in (0, 0.1, 1.0, 1e9):
+        found = puzzle.explain(smooth=smooth, kernel=kernel, budget=100)
+        grid = found.image_weights[0].reshape(4, 4)
+        spread.append(sum((np.diff(grid, axis=axis) ** 2).sum() for axis in (0, 1)))
+        assert found.text_weights[0] == pytest.approx([3, -1], abs=0.6)  # words have no neighbours
+    assert found.image_weights[0] == pytest.approx(np.full(16, found.image_weights.mean()), abs=1e-5)
+    assert found.image_weights.mean() == pytest.approx(weights.mean(), abs=0.3)
+    assert spread[0] > spread[1] > spread[2] > spread[3] and spread[2] > spread[0] / 1000  # whatever the kernel's scale
+    assert puzzle.explain(smooth=0, kernel=kernel, budget=100).image_weights[0] == pytest.approx(weights, abs=2e-6)
+
+
+def test_linked_words_are_not_smoothed():
+    words = [Word("w0", (0, 0, 6, 6)), Word("w1", (12, 12, 18, 18))]
+    labels = np.kron(np.arange(16).reshape(4, 4), np.ones((6, 6), int))
+    weights = np.arange(16.0)
+    puzzle = Puzzle(additive(weights, [30.0, -20.0]), 16, 2, labels=labels)
+    options = puzzle.own | {"link_ocr": True, "budget": 200, "kernel": "uniform", "smooth": 1e9}
+    found = explain(puzzle.seer, puzzle.image, words, **options)
+    assert found.image_weights.shape == (1, 14) and found.links.tolist() == [14, 15]
+    assert np.ptp(found.image_weights) < 1e-4
+    # a hidden word takes its superpixels (0 and 10) with it
+    assert found.text_weights[0] == pytest.approx([30 + 0, -20 + 10], abs=3)
+
+
+def test_a_segment_cut_in_two_shares_its_weight():
+    """The model weighs areas of the picture, whatever they are called."""
+    rng = np.random.default_rng(2)
+    labels = stripes(6)
+    function, cut = additive(rng.normal(size=6), rng.normal(size=2)), labels.copy()
+    cut[:2] = 6  # of the first stripe, which has four rows
+    one = Puzzle(function, 6, 2).explain(budget=200)
+    two = Puzzle(function, 6, 2).explain(budget=200, segments=cut)
+    assert one.image_weights.shape == (1, 6) and two.image_weights.shape == (1, 7)
+    halves = two.image_weights[0, [0, 6]]
+    assert halves == pytest.approx([one.image_weights[0, 0] / 2] * 2, abs=1e-5)
+    assert two.image_weights[0, 1:6] == pytest.approx(one.image_weights[0, 1:], abs=1e-5)
+
+
+# -- What is explained.
+
+
+class Logits(Known):
+    """Three classes with weights of their own."""
+
+    def __init__(self, weights):
+        super().__init__(None, ("image",))
+        self.weights = weights
+
+    def classify(self, image=None, text=None):
+        return (image.values @ torch.from_numpy(self.weights)).float()
+
+
+@pytest.fixture
+def three():
+    puzzle = Puzzle(None, 13, 0)
+    weights = np.random.default_rng(3).normal(size=(13, 3))
+    weights[0] += [0, 9, 5] - weights.sum(0)  # everything kept: 0, 9 and 5
+    puzzle.seer.model = Logits(weights)
+    return puzzle, weights
+
+
+def test_margins_logits_and_probs(three):
+    puzzle, weights = three
+    how = {"classes": "top3", "contrast": "runner_up", "budget": 80}
+    found = puzzle.explain(**how)
+    assert (found.explained, found.rivals) == ((1, 2, 0), (2, 1, 1))
+    assert found.logits == pytest.approx([0, 9, 5], abs=1e-5) and found.probs.argmax() == 1
+    assert found.probs == pytest.approx(np.exp([0, 9, 5]) / np.exp([0, 9, 5]).sum(), abs=1e-5)
+    assert found.image_weights == pytest.approx((weights[:, [1, 2, 0]] - weights[:, [2, 1, 1]]).T, abs=1e-5)
+    assert found.question == "why extra lean and not medium" and (found.row("medium"), found.row(0)) == (1, 2)
+    plain = puzzle.explain(**how | {"target": "logit"})
+    assert plain.image_weights == pytest.approx(weights[:, [1, 2, 0]].T, abs=1e-5)
+    alone = puzzle.explain(**how | {"contrast": None})
+    assert np.array_equal(alone.image_weights, plain.image_weights) and alone.question == "why extra lean"
+    against = puzzle.explain(**how | {"contrast": "lean"})
+    assert against.rivals == (0, 0, 1)  # lean itself has its runner-up
+    probs = puzzle.explain(**how | {"target": "prob"})
+    values = torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy()
+    assert probs.image_weights[0] == pytest.approx(by_ridge(probs, "lime", 0, values).coef_, abs=1e-8)
+    with pytest.raises(UsageError, match="was not explained, only extra lean"):
+        puzzle.explain(**how | {"classes": "top1"}).row("lean")
+
+
+def test_classes_can_be_named_in_many_ways(three):
+    puzzle, _ = three
+    for asked, wanted in (
+        ("top1", (1,)),
+        ("top2", (1, 2)),
+        ("top99", (1, 2, 0)),
+        ("medium", (2,)),
+        (0, (0,)),
+        (["medium", 0], (2, 0)),
+        (np.array([2, 0]), (2, 0)),
+        (np.int64(2), (2,)),
+        ([torch.tensor(1)], (1,)),
+    ):
+        found = puzzle.explain(classes=asked, budget=40, contrast=np.int64(0))
+        assert found.explained == wanted
+
+
+@pytest.mark.parametrize("wrong", ["leen", "3", "top", "top0", ["lean", "milk"]])
+def test_an_unknown_class_is_refused(three, wrong):
+    with pytest.raises(UsageError, match=r"unknown class .*known: extra lean, lean, medium"):
+        three[0].explain(classes=wrong)
+
+
+def test_classes_out_of_range_and_none_are_refused(three):
+    for options in ({"classes": 3}, {"classes": [-1]}, {"contrast": 3}):
+        with pytest.raises(UsageError, match="out of range; the model has 3: 0 to 2"):
+            three[0].explain(**options)
+    with pytest.raises(UsageError, match="classes is empty"):
+        three[0].explain(classes=[])
+    with pytest.raises(UsageError, match="did you mean 'lean'"):
+        three[0].explain(contrast="leen")
+
+
+def test_another_kernel_needs_no_further_evaluation():
+    puzzle = Puzzle(tangled(14, 3), 14, 3)
+    found = puzzle.explain(budget=100)
+    before = puzzle.seer.pictures, puzzle.seer.read
+    for kernel, target in itertools.product(KERNELS, local.TARGETS):
+        other, fresh = found.with_kernel(kernel, target), puzzle.explain(budget=100, kernel=kernel, target=target)
+        assert np.array_equal(joint(other), joint(fresh)) and other.options == fresh.options
+        assert other.samples is found.samples
+    puzzle.seer.pictures, puzzle.seer.read = before
+    found.with_kernel("shap")
+    assert (puzzle.seer.pictures, puzzle.seer.read) == before
+    with pytest.raises(UsageError, match="known: lime, shap, uniform"):
+        found.with_kernel("shapley")
+
+
+# -- KernelSHAP.
+
+
+def brute_force(value, players):
+    """Shapley values by their definition."""
+    found = np.zeros(players)
+    for player in range(players):
+        others = [p for p in range(players) if p != player]
+        for size in range(players):
+            for group in itertools.combinations(others, size):
+                without = np.zeros(players)
+                without[list(group)] = 1
+                joined = without.copy()
+                joined[player] = 1
+                found[player] += (value(joined) - value(without)) / (players * comb(players - 1, size))
+    return found
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("counts", [(4, 4), (6, 2), (1, 3), (8, 0), (0, 7)])
+def test_all_masks_give_shapley_values(counts, design):
+    segments, words = counts
+    inner = tangled(segments + words)
+
+    def function(seen, read):
+        return inner(np.hstack([part for part in (seen, read) if part is not None]), None)
+
+    found = Puzzle(function, *counts).explain(kernel="shap", design=design, budget=2000)
+    wanted = brute_force(lambda kept: inner(kept[None], None)[0], segments + words)
+    # the ends are met by a large weight, not by a constraint, and logits are float32
+    assert joint(found) == pytest.approx(wanted, abs=5e-6)
+    whole, none = found.samples.logits[:2, 0] if not all(counts) else found.samples.logits[[0, -1], 0]
+    pairs = {
+        tuple(pair): value for pair, value in zip(found.samples.pairs.tolist(), found.samples.logits[:, 0], strict=True)
+    }
+    assert joint(found).sum() == pytest.approx(pairs[0, 0] - pairs[1, 1], abs=5e-6)
+    assert len(pairs) == 2 ** (segments + words) and np.isfinite([whole, none]).all()
+    assert ends(found) == pytest.approx(np.stack([joint(found)] * 2, 1))  # all masks: nothing is left to chance
+
+
+@pytest.mark.parametrize("design", ["random", "paired", "stratified"])
+def test_few_masks_come_near_to_shapley_values(design):
+    """Products of parts: each part of a product has an equal part of its weight."""
+    rng = np.random.default_rng(0)
+    products = [(rng.choice(16, 2, False), rng.choice(8, 1), rng.normal()) for _ in range(12)]
+    wanted = np.zeros(24)
+    for seen, read, weight in products:
+        wanted[[*seen, *(16 + read)]] += weight / 3
+
+    def function(image, text):
+        return sum(weight * image[:, seen].prod(1) * text[:, read].prod(1) for seen, read, weight in products)
+
+    puzzle, errors = Puzzle(function, 16, 8), []
+    for seed in range(3):
+        found = puzzle.explain(kernel="shap", design=design, budget=600, seed=seed)
+        assert joint(found).sum() == pytest.approx(function(np.ones((1, 16)), np.ones((1, 8)))[0], abs=1e-4)
+        errors.append(joint(found) - wanted)
+    assert np.sqrt(np.mean(np.square(errors))) < 0.45 * np.sqrt(np.mean(wanted**2))
+
+
+# -- What the words have to do with it.
+
+
+def covers(found, share):
+    low, high = found.share_intervals[0]
+    return low <= share <= high
+
+
+def test_a_model_that_ignores_the_text():
+    shares = []
+    for seed in range(12):
+        network = tangled(20, seed=seed)
+        found = Puzzle(lambda z, t, network=network: network(z, None), 20, 8).explain(budget=150, seed=seed)
+        naive = np.abs(found.text_weights).sum() / np.abs(joint(found)).sum()
+        shares.append((found.share[0], naive, covers(found, 0), found.share_intervals[0, 1]))
+    corrected, naive, covered, high = np.array(shares).T
+    assert covered.all() and corrected.mean() < naive.mean() / 2 and naive.min() > 0.005 and np.median(high) < 0.1
+
+
+def test_a_model_that_ignores_the_image():
+    for seed in range(6):
+        network = tangled(8, seed=seed)
+        found = Puzzle(lambda z, t, network=network: network(t, None), 20, 8).explain(budget=150, seed=seed)
+        assert found.share[0] > 0.95 and covers(found, 1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_known_share_is_covered(share):
+    """Most parts do nothing, as on real photos; noise alone would make all shares alike."""
+    hits, found, naive = 0, [], []
+    for seed in range(60):
+        surrogate, weights = noisy(seed, share, idle=True)
+        shares, intervals = local._share(surrogate, 20)
+        absolute = np.abs(surrogate.coefficients[0, 1:])
+        found.append(shares[0])
+        naive.append(absolute[20:].sum() / absolute.sum())
+        hits += intervals[0, 0] <= share <= intervals[0, 1]
+    assert weights[20:].sum() / weights.sum() == pytest.approx(share)
+    assert hits >= 53 and np.mean(found) == pytest.approx(share, abs=0.045)
+    assert share == 0.5 or abs(np.mean(naive) - share) > 1.5 * abs(np.mean(found) - share)
+
+
+def test_the_share_of_mere_noise_is_anything():
+    rng = np.random.default_rng(0)
+    surrogate, _ = noisy(0, 0.5)
+    surrogate.coefficients = rng.normal(size=(1, 29)) * 1e-3
+    shares, intervals = local._share(surrogate, 20)
+    assert math.isnan(shares[0]) or np.ptp(intervals[0]) > 0.9
+
+
+# -- Interactions.
+
+
+def test_a_superpixel_and_a_word_that_need_each_other_are_named():
+    base = additive(np.linspace(-1, 1, 14), [0.3, 0.5, -0.4])
+    for seed in range(3):
+        puzzle = Puzzle(lambda z, t: base(z, t) + z[:, 9] * t[:, 1], 14, 3)
+        for kernel in ("lime", "uniform"):
+            found = puzzle.explain(budget=250, kernel=kernel, seed=seed).interactions
+            top = found.iloc[0]
+            assert (top.label, top.segment, top.unit) == ("lean", 9, 1) and abs(top.z) > 10
+            assert top.weight == pytest.approx(1, abs=0.15)
+            assert found.z.abs().is_monotonic_decreasing and len(found) == local.SHOWN
+    assert puzzle.explain(classes="top3", contrast="runner_up").interactions.label.value_counts().tolist() == [5] * 3
+
+
+def test_what_adds_up_has_no_interactions(linear):
+    image, text = tangled(14, seed=1), tangled(5, seed=2)
+    puzzle = Puzzle(lambda z, t: image(z, None) + text(t, None), 14, 5)
+    for seed in range(4):
+        assert puzzle.explain(budget=150, seed=seed).interactions.z.abs().max() < 4
+        assert linear[0].explain(budget=150, seed=seed).interactions.z.abs().max() < 4
+    small = Puzzle(lambda z, t: image(np.pad(z, ((0, 0), (0, 9))), None) + text(t, None), 5, 5)
+    assert small.explain(budget=150).interactions.z.abs().max() < 4
+
+
+def test_linked_words_can_interact():
+    words = [Word("w0", (0, 0, 24, 1)), Word("w1", (0, 12, 24, 13))]
+    labels = stripes(24)
+    base, inner = additive(np.linspace(-1, 1, 24), [0.3, 0.5]), tangled(24, seed=3)
+    for strength in (0.0, 3.0):
+        puzzle = Puzzle(
+            lambda z, t, s=strength: base(z, t) + 0.1 * inner(z, None) + s * z[:, 5] * t[:, 0], 24, 2, labels=labels
+        )
+        for seed in range(3):
+            options = puzzle.own | {"link_ocr": True, "budget": 300, "kernel": "uniform", "seed": seed}
+            top = explain(puzzle.seer, puzzle.image, words, **options).interactions.iloc[0]
+            assert (abs(top.z) > 8 and top.unit == 0 and top.segment == 4) if strength else abs(top.z) < 4.5
+
+
+def test_one_modality_has_no_interactions():
+    for counts in ((14, 0), (0, 14)):
+        found = Puzzle(additive(*(np.arange(n) for n in counts)), *counts).explain(budget=60).interactions
+        assert found.empty and list(found.columns) == ["label", "segment", "unit", "weight", "z"]
+
+
+# -- How sure it is.
+
+
+def noisy(seed, share=0.5, split=20, players=28, masks_of=(120, 40), idle=False):
+    """A surrogate of a linear function with noise a pair, an image mask and a text mask."""
+    rng = np.random.default_rng(seed)
+    weights = np.abs(np.random.default_rng(1).normal(size=players)) + 0.2
+    if idle:
+        weights[2:split] = weights[split + 2 :] = 0
+    weights[:split] *= (1 - share) / weights[:split].sum() * players
+    weights[split:] *= share / weights[split:].sum() * players
+    images, texts = (
+        np.array(list(itertools.islice(masks(n, "paired", seed + at), count)))
+        for at, (n, count) in enumerate(zip((split, players - split), masks_of, strict=True))
+    )
+    pairs = local._paired(0, len(images), 0, len(texts), 8, seed)
+    kept = np.hstack([images[pairs[:, 0]], texts[pairs[:, 1]]])
+    noise = (rng.normal(size=n) for n in (len(images), len(texts), len(pairs)))
+    values = kept @ weights + next(noise)[pairs[:, 0]] + next(noise)[pairs[:, 1]] + next(noise)
+    uniform = np.ones(len(kept))
+    return local._Surrogate(kept, values[:, None], uniform, pairs, np.zeros((players, players)), split), weights
+
+
+def test_95_percent_of_intervals_hold_the_weight():
+    inside = []
+    for seed in range(80):
+        surrogate, weights = noisy(seed)
+        away = np.abs(surrogate.coefficients[0, 1:] - weights) / surrogate.errors[0, 1:]
+        inside.append(away < 1.96)
+    inside = np.array(inside)
+    assert 0.92 < inside[:, :20].mean() < 0.985 and 0.9 < inside[:, 20:].mean() < 0.985
+
+
+@pytest.mark.parametrize("order", ["odd", "even", "network"])
+def test_intervals_hold_what_many_masks_give(order):
+    """No noise but what a straight line misses; complements miss it alike, or in opposite ways."""
+    rng = np.random.default_rng(0)
+    triples, factors = [rng.choice(16, 3, False) for _ in range(25)], rng.normal(size=25)
+    square, network = rng.normal(size=(16, 16)), tangled(16)
+
+    def function(seen, read):
+        signs = 2 * seen - 1
+        if order == "odd":
+            return sum(f * signs[:, t].prod(1) for t, f in zip(triples, factors, strict=True))
+        return ((signs @ square) * signs).sum(1) if order == "even" else network(seen, None)
+
+    puzzle = Puzzle(function, 16, 0)
+    everything = np.array(list(itertools.product([0, 1], repeat=16)))
+    wanted = LinearRegression().fit(everything, function(everything, None)).coef_
+    inside = []
+    for seed in range(12):
+        low, high = ends(puzzle.explain(kernel="uniform", budget=160, seed=seed)).T
+        inside.append((low - 1e-6 <= wanted) & (wanted <= high + 1e-6))
+    assert np.mean(inside) > 0.9
+
+
+def test_leaving_out_clusters_is_done_with_one_fit():
+    """The same by fitting anew without each cluster; each kind of masks alone, and both."""
+    surrogate, _ = noisy(3, players=16, split=12, masks_of=(60, 16))
+    inner, pairs = surrogate.inner, surrogate.pairs
+
+    def jackknife(clusters):
+        total = 0
+        for cluster in np.unique(clusters[inner]):
+            without = surrogate.fit(surrogate.weights * ~((clusters == cluster) & inner))
+            total += (without - surrogate.coefficients) ** 2
+        count = len(np.unique(clusters[inner]))
+        return total * (count - 1) / count
+
+    single = surrogate.design.shape[0] / (surrogate.design.shape[0] - 1)
+    alone = jackknife(np.arange(len(pairs))) / (1 - 1 / inner.sum())
+    image, text = jackknife(pairs[:, 0] // 2), jackknife(pairs[:, 1] // 2)
+    free = 1 - 60 / 2**12, 1 - 16 / 2**4, 1 - len(pairs) / 2**16
+    wanted = free[2] * alone + free[0] * (image - alone) + free[1] * (text - alone)
+    assert surrogate.errors == pytest.approx(np.sqrt(wanted.clip(0)), rel=1e-5) and single > 1 and free[1] == 0
+
+
+def test_too_few_masks_have_no_intervals():
+    """Ten masks of twenty superpixels leave their weights open, and those of two words not."""
+    found = Puzzle(additive(np.arange(20), [2.0, 3.0]), 20, 2).explain(budget=10)
+    assert np.isnan(found.image_intervals).all() and np.isnan(found.r2).all()
+    assert math.isnan(found.share[0]) and found.share_intervals[0].tolist() == [0, 1]
+    for budget, ridge in ((2, 0.0), (2, 1.0), (8, 1.0)):
+        found = Puzzle(additive(np.arange(20)), 20, 0).explain(budget=budget, ridge=ridge)
+        assert np.isnan(found.image_intervals).all() and np.isfinite(found.image_weights).all()
+
+
+def plain_r2(kept, values, weights, groups, inner):
+    predicted, there = np.zeros(len(values)), np.zeros(len(values), bool)
+    for fold in range(5):
+        judged = (groups % 5 == fold) & inner
+        fit = LinearRegression().fit(kept[~judged], values[~judged], sample_weight=weights[~judged])
+        predicted[judged] = fit.predict(kept[judged])
+        there |= judged
+    return r2_score(values[there], predicted[there], sample_weight=weights[there])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_r2_is_that_of_masks_left_out(kernel):
+    found = Puzzle(tangled(15), 15, 0).explain(budget=200, kernel=kernel)
+    kept, values = found.samples.kept, found.samples.logits[:, 0].astype(float)
+    inner = kept.any(1) & ~kept.all(1)
+    assert found.r2[0] == pytest.approx(
+        plain_r2(kept, values, KERNELS[kernel](kept, 15), np.arange(200) // 2, inner), abs=1e-4
+    )
+    assert 0.2 < found.r2[0] < 0.999
+
+
+def test_r2_is_near_that_of_scikit_learns_group_folds():
+    found = Puzzle(tangled(15), 15, 0).explain(budget=400, kernel="uniform")
+    kept, values, predicted = found.samples.kept, found.samples.logits[:, 0], np.zeros(400)
+    for seen, judged in GroupKFold(5).split(kept, groups=np.arange(400) // 2):
+        predicted[judged] = LinearRegression().fit(kept[seen], values[seen]).predict(kept[judged])
+    assert found.r2[0] == pytest.approx(r2_score(values, predicted), abs=0.03)
+
+
+def test_r2_of_two_modalities_leaves_out_both_kinds_of_masks():
+    surrogate, _ = noisy(0)
+    image, text = surrogate.pairs.T // 2 % 5
+    predicted = np.full(len(image), np.nan)
+    for fold in range(5):
+        seen, judged = (image != fold) & (text != fold) | ~surrogate.inner, (image == fold) & (text == fold)
+        judged &= surrogate.inner
+        fit = LinearRegression().fit(surrogate.design[seen, 1:], surrogate.values[seen, 0])
+        predicted[judged] = fit.predict(surrogate.design[judged, 1:])
+    there = ~np.isnan(predicted)
+    assert surrogate.held_out()[0] == pytest.approx(r2_score(surrogate.values[there, 0], predicted[there]), abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(16, 2), (1, 16), (2, 16), (16, 16)])
+def test_r2_knows_the_line_and_chance(counts):
+    rng = np.random.default_rng(0)
+    line = Puzzle(additive(*(rng.normal(size=n) for n in counts)), *counts).explain(budget=200)
+    assert line.r2[0] == pytest.approx(1, abs=1e-6)
+
+    def parity(seen, read):
+        return np.hstack([seen, read]).sum(1) % 2
+
+    assert Puzzle(parity, *counts).explain(budget=200).r2[0] < 0.1
+
+
+# -- The budget.
+
+
+def test_a_line_needs_no_further_masks(linear):
+    puzzle = linear[0]
+    short, long = puzzle.explain(budget=2000, tolerance=0.01), puzzle.explain(budget=2000)
+    assert 30 < short.evaluations["images"] <= 500 and long.evaluations["images"] == 2000
+    assert joint(short) == pytest.approx(joint(long), abs=1e-5)
+    hard = Puzzle(tangled(14, 5), 14, 5)
+    assert hard.explain(budget=400, tolerance=1e-4).evaluations["images"] == 400
+
+
+def test_too_few_masks_do_not_look_converged():
+    """As many equations as unknowns leave no residuals, which says nothing."""
+    found = Puzzle(tangled(60), 60, 0).explain(budget=600, tolerance=0.02)
+    assert found.evaluations["images"] > 120
+
+
+def test_refining_adds(linear):
+    puzzle = Puzzle(tangled(14, 8), 14, 8)
+    first = puzzle.explain(budget=70)
+    before = puzzle.seer.pictures
+    assert before == 70 == first.evaluations["images"]
+    more = first.refine(50)
+    assert puzzle.seer.pictures == 120 == more.evaluations["images"]  # only those that are new
+    whole = puzzle.explain(budget=120)
+    for name in ("image_masks", "text_masks"):
+        old, new, at_once = (getattr(e.samples, name) for e in (first, more, whole))
+        assert np.array_equal(new[: len(old)], old) and np.array_equal(new, at_once)
+    assert np.array_equal(more.samples.pairs[: len(first.samples.pairs)], first.samples.pairs)
+    assert len(np.unique(more.samples.pairs, axis=0)) == len(more.samples.pairs)
+    assert len(more.samples.pairs) == pytest.approx(len(whole.samples.pairs), rel=0.1)
+    assert (more.explained, more.options) == (first.explained, first.options)
+    assert more.refine(30).evaluations == first.refine(80).refine(0).evaluations | {
+        "pairs": len(more.refine(30).samples.pairs)
+    }
+    with pytest.raises(UsageError, match="budget=-1"):
+        first.refine(-1)
+    line = linear[0]
+    assert joint(line.explain(budget=70).refine(70)) == pytest.approx(joint(line.explain(budget=140)), abs=1e-5)
+
+
+def test_few_superpixels_and_many_words_can_be_refined():
+    puzzle = Puzzle(tangled(3, 20), 3, 20)
+    first = puzzle.explain(budget=60)
+    more = first.refine(40)
+    assert (first.evaluations["images"], first.evaluations["texts"]) == (8, 60)
+    assert (more.evaluations["images"], more.evaluations["texts"]) == (8, 100)
+    assert np.array_equal(more.samples.text_masks[:60], first.samples.text_masks)
+
+
+def test_when_all_masks_are_known_refining_changes_nothing():
+    puzzle = Puzzle(tangled(3, 3), 3, 3)
+    first = puzzle.explain(budget=100)
+    again = first.refine(100)
+    assert first.evaluations == again.evaluations == {"images": 8, "texts": 8, "pairs": 64}
+    assert np.array_equal(joint(first), joint(again))
+
+
+def test_steps_get_better_and_better():
+    puzzle = Puzzle(tangled(14, 3), 14, 3)
+    options = {name: value for name, value in puzzle.own.items() if name != "progress"}
+    found = list(steps(puzzle.seer, puzzle.image, " ".join(puzzle.words), budget=400, **options))
+    spent = [e.evaluations["images"] for e in found]
+    assert spent == sorted(set(spent)) and spent[-1] == 400 and len(spent) > 4
+    assert np.array_equal(joint(found[-1]), joint(puzzle.explain(budget=400)))
+    error = [np.abs(joint(e) - joint(puzzle.explain(budget=4000))).mean() for e in (found[0], found[-1])]
+    assert error[1] < error[0] / 1.5
+
+
+def test_each_mask_is_evaluated_once():
+    puzzle = Puzzle(tangled(14, 6), 14, 6)
+    found = puzzle.explain(budget=200)
+    assert (puzzle.seer.pictures, puzzle.seer.read) == (200, len(found.samples.text_masks))
+    assert found.evaluations["texts"] == 64  # all of six words
+
+
+# -- Files.
+
+
+def same(one, other, but=()):
+    for name in LocalExplanation.__dataclass_fields__:
+        a, b = getattr(one, name), getattr(other, name)
+        if name in ("game", *but):
+            continue
+        if name == "samples":
+            assert all(np.array_equal(*(getattr(s, n) for s in (a, b))) for n in local._SAMPLES)
+            assert all(getattr(a, n).dtype == getattr(b, n).dtype for n in local._SAMPLES)
+        elif isinstance(a, pd.DataFrame):
+            pd.testing.assert_frame_equal(a, b)
+        elif isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
+        elif isinstance(a, torch.Tensor):
+            assert torch.allclose(a, b, atol=1 / 500) and a.dtype == b.dtype
+        else:
+            assert a == b, name
+
+
+WORDS = [Word("w0", (0.0, 0.0, 5.5, 3.0), 0.5, True), Word("w1", (np.float32(8), 9.0, 20.0, 15.0))]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    puzzle = Puzzle(tangled(14, 2), 14, 2)
+    options = puzzle.own | {"classes": ["lean", 2], "contrast": 1, "budget": 60, "smooth": 0.1, "design": "random"}
+    for more in ({}, {"link_ocr": True}, {"unit": "line"}, {"word_segments": True}, {"seed": np.int64(3), "budget": 3}):
+        found = explain(puzzle.seer, puzzle.image * 0.7, WORDS, **options | more)
+        found.save(tmp_path / "e.safetensors")
+        loaded = LocalExplanation.load(str(tmp_path / "e.safetensors"))
+        same(found, loaded)
+        assert loaded.game is None and loaded.options.classes == ("lean", 2) and loaded.options.baseline == (0, 0, 0)
+        assert np.array_equal(loaded.heat(), found.heat()) and loaded.words().equals(found.words())
+        assert loaded.with_kernel("uniform").options.kernel == "uniform"
+    plain = Puzzle(additive((), [1.0, 2.0]), 0, 2).explain()
+    plain.save(tmp_path / "text.safetensors")
+    same(plain, LocalExplanation.load(tmp_path / "text.safetensors"))
+
+
+def test_one_seed_has_one_file(tmp_path):
+    files = []
+    for seed, _ in itertools.product((0, 1), range(2)):
+        path = tmp_path / f"{len(files)}.safetensors"
+        Puzzle(tangled(14, 5), 14, 5).explain(budget=90, seed=seed).save(path)
+        files.append(path.read_bytes())
+    assert files[0] == files[1] != files[2] == files[3]
+    LocalExplanation.load(tmp_path / "0.safetensors").save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == files[0]
+    assert len(list(tmp_path.iterdir())) == 5  # no drafts are left
+
+
+def test_a_file_that_is_none_is_named(tmp_path):
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    Puzzle(tangled(14, 5), 14, 5).explain(budget=40).save(good)
+    content = good.read_bytes()
+    with pytest.raises(UserError, match=r"bad.safetensors: no such file"):
+        LocalExplanation.load(bad)
+    noise = np.random.default_rng(0).bytes(5000)
+    for broken in (
+        b"",
+        content[:5],
+        content[:900],
+        content[:-1],
+        noise,
+        content.replace(b'"nothing', b'"nithing'),
+        b"{}",
+    ):
+        bad.write_bytes(broken)
+        with pytest.raises(UserError, match=r"bad.safetensors: no explanation, or a damaged file"):
+            LocalExplanation.load(bad)
+    for facts in (None, {}, {"explanation": "["}, {"explanation": "[]"}, {"explanation": json.dumps({"units": 3})}):
+        save_file({"weight": torch.zeros(3)}, bad, metadata=facts)
+        with pytest.raises(UserError, match=r"bad.safetensors: no explanation"):
+            LocalExplanation.load(bad)
+    with pytest.raises(UserError, match=tmp_path.name):
+        LocalExplanation.load(tmp_path)
+
+
+@pytest.mark.parametrize("more", [{}, {"link_ocr": True}, {"word_segments": True}])
+def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
+    puzzle = Puzzle(tangled(14, 2), 14, 2)
+    options = puzzle.own | {"budget": 50} | more
+    found = explain(puzzle.seer, puzzle.image, WORDS, **options)
+    found.save(tmp_path / "e.safetensors")
+    loaded = LocalExplanation.load(tmp_path / "e.safetensors")
+    with pytest.raises(UsageError, match=r"loaded from a file; give its model: refine\(budget, model\)"):
+        loaded.refine(30)
+    before = puzzle.seer.pictures
+    more = loaded.refine(30, puzzle.seer)
+    assert 20 < puzzle.seer.pictures - before <= 33  # new masks, though they meet old texts in old pictures
+    same(found.refine(30), more)
+    assert np.array_equal(more.samples.image_masks[:50], found.samples.image_masks) and more.game is not None
+
+
+def test_a_loaded_explanation_of_linked_words_that_are_only_seen(tmp_path):
+    puzzle = Puzzle(tangled(14), 14, 0)
+    found = explain(puzzle.seer, puzzle.image, WORDS, **puzzle.own | {"link_ocr": True, "budget": 60})
+    assert found.text_weights.shape == (1, 2) and found.units[0].words == (WORDS[0],)
+    found.save(tmp_path / "e.safetensors")
+    same(found.refine(20), LocalExplanation.load(tmp_path / "e.safetensors").refine(20, puzzle.seer))
+
+
+def test_another_models_classes_are_refused(tmp_path):
+    puzzle = Puzzle(tangled(14), 14, 0)
+    puzzle.explain(budget=40).save(tmp_path / "e.safetensors")
+    puzzle.seer.model.classes = ["milk", "oats", "rice"]
+    with pytest.raises(UsageError, match="other classes"):
+        LocalExplanation.load(tmp_path / "e.safetensors").refine(10, puzzle.seer)
+
+
+# -- Odd inputs.
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", []])
+def test_without_text_only_the_picture_is_explained(text):
+    puzzle = Puzzle(lambda z, t: z @ np.arange(5.0) + t.sum(1), 5, 3)
+    found = explain(puzzle.seer, puzzle.image, text, **puzzle.own)
+    assert found.units == () and found.text_weights.shape == (1, 0) and found.words().empty
+    assert list(found.words().columns) == ["text", "weight", "low", "high"]
+    assert found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5) and found.share[0] == 0
+
+
+def test_one_word_and_three_hundred():
+    puzzle = Puzzle(additive(np.arange(14.0), [5.0]), 14, 1)
+    found = puzzle.explain(budget=100)
+    assert found.text_weights[0] == pytest.approx([5], abs=1e-5) and found.evaluations["texts"] == 2
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=14), rng.normal(size=300)
+    found = Puzzle(additive(image, text), 14, 300).explain(budget=100)
+    assert found.text_weights.shape == (1, 300) and np.isnan(found.text_intervals).all()  # too few masks for so many
+    assert np.isfinite(joint(found)).all() and math.isnan(found.share[0])
+
+
+def test_a_single_segment():
+    whole = {"segments": np.zeros((SIDE, SIDE), int)}
+    puzzle = Puzzle(additive([2.0], [5.0, -1.0]), 1, 2)
+    found = puzzle.explain(**whole)
+    assert joint(found) == pytest.approx([2, 5, -1], abs=1e-5) and found.evaluations["images"] == 2
+    alone = Puzzle(additive([2.0]), 1, 0).explain(**whole)
+    assert alone.nothing == "there is only one part to hide" and not alone.heat().any()
+    assert alone.heat().shape == (SIDE, SIDE) and np.isnan(alone.r2).all() and alone.evaluations["pairs"] == 0
+    assert alone.with_kernel("shap").nothing == alone.refine(50).nothing == alone.nothing
+    assert Puzzle(additive((), [2.0]), 0, 1).explain().nothing == "there is only one part to hide"
+
+
+@pytest.mark.parametrize("counts", [(5, 2), (20, 20), (20, 0), (0, 20)])
+def test_a_model_that_always_says_the_same(tmp_path, counts):
+    puzzle = Puzzle(lambda z, t: np.full(len(t if z is None else z), 4.0), *counts)
+    found = puzzle.explain(classes="top2")
+    assert found.nothing == "the model says the same whatever is hidden"
+    assert found.evaluations["pairs"] < 0.2 * 20 * 512  # and is not asked on and on
+    assert not found.heat().any() and not found.heat(1).any() and not joint(found, 1).any()
+    assert np.isnan(found.share).all() and np.isnan(found.r2).all() and found.interactions.empty
+    found.save(tmp_path / "e.safetensors")
+    loaded = LocalExplanation.load(tmp_path / "e.safetensors")
+    same(found, loaded)
+    assert loaded.nothing and loaded.heat().shape == ((SIDE, SIDE) if counts[0] else (1, 1))
+    assert loaded.with_kernel("shap").nothing == loaded.nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 1}, "budget=1 is too small"),
+        ({"design": "hadamard"}, "unknown design .* known: orthogonal"),
+        ({"kernel": "gauss"}, "unknown kernel"),
+        ({"target": "logits"}, "did you mean 'logit'"),
+        ({"segments": "slick"}, "did you mean 'slic'"),
+        ({"segments": np.zeros((3, 3), int)}, r"give integers of \(24, 24\)"),
+        ({"baseline": "gray"}, "unknown baseline"),
+        ({"baseline": (1, 2, 3)}, "is no colour"),
+        ({"baseline": 0.5}, "is no colour"),
+        ({"unit": "letter"}, "unknown unit"),
+        ({"ridge": -1}, "ridge=-1 is negative"),
+        ({"smooth": -0.1}, "smooth=-0.1"),
+        ({"tolerance": -1}, "tolerance=-1"),
+        ({"feather": -2}, "feather=-2"),
+        ({"n_segments": 0, "segments": "grid"}, "n_segments=0"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    puzzle = Puzzle(additive(np.arange(5), np.arange(3)), 5, 3)
+    with pytest.raises(UsageError, match=message.replace("known:", r"\(known:.*")):
+        puzzle.explain(**options)
+    assert puzzle.seer.pictures == 0
+
+
+def test_wrong_options_are_refused_without_a_picture():
+    for options in ({"baseline": "gray"}, {"design": "x"}, {"feather": -1}):
+        with pytest.raises(UsageError):
+            Puzzle(additive((), np.arange(3)), 0, 3).explain(**options)
+
+
+def test_what_the_model_does_not_use_is_left_out():
+    looks = Puzzle(additive(np.arange(5.0)), 5, 0)
+    found = explain(looks.seer, looks.image, "some words here", **looks.own)
+    assert found.units == () and found.share[0] == 0 and found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5)
+    reads = Puzzle(additive((), np.arange(5.0)), 0, 5)
+    found = explain(reads.seer, torch.rand(3, 7, 9), " ".join(reads.words), **reads.own | {"segments": "slic"})
+    assert (found.image, found.segments, found.heat().tolist()) == (None, None, [[0]]) and found.share[0] == 1
+    for puzzle, image, words in ((looks, None, "w0 w1"), (reads, None, None), (reads, looks.image, "")):
+        with pytest.raises(UserError, match="nothing to explain by: the model uses"):
+            explain(puzzle.seer, image, words, progress=False)
+
+
+def test_a_reader_alone_hides_all_words():
+    model = text_model()
+    found = explain(model, None, "oat milk bio", kernel="uniform", classes="lean", contrast=None)
+    texts = [
+        " ".join(w for w, keep in zip(("oat", "milk", "bio"), row, strict=True) if keep) for row in found.samples.kept
+    ]
+    with torch.inference_mode():
+        logits = np.array([model(None, [t])[0, 0].item() if t else 0.0 for t in texts])
+    assert found.samples.logits[:, 0] == pytest.approx(logits, abs=1e-6) and "" in texts and len(texts) == 8
+    assert joint(found) == pytest.approx(LinearRegression().fit(found.samples.kept, logits).coef_, abs=1e-6)
+
+
+def test_words_can_have_superpixels_of_their_own():
+    """Seen and read apart: the model sees rows 0 to 3, and reads the word that stands there."""
+    puzzle = Puzzle(additive(np.arange(1.0, 7), [10.0, 20.0]), 6, 2)
+    words = [Word("w0", (0, 0, 24, 2)), Word("w1", (3, 3, 3, 3))]
+    found = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"word_segments": True})
+    assert found.image_weights.shape == (1, 7) and (found.links == -1).all()
+    assert found.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6, 0.5], abs=1e-5)
+    assert found.text_weights[0] == pytest.approx([10, 20], abs=1e-5)
+    linked = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"link_ocr": True})
+    assert linked.text_weights[0] == pytest.approx([10.5, 20], abs=1e-5)
+    assert linked.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6], abs=1e-5)
+    heat = linked.heat()
+    assert heat[:2] == pytest.approx(10.5, abs=1e-5) and heat[2:4] == pytest.approx(0.5, abs=1e-5)
+    assert found.heat()[:4] == pytest.approx(0.5, abs=1e-5) and heat[20:] == pytest.approx(6, abs=1e-5)
+
+
+def test_lines_are_hidden_as_one():
+    puzzle = Puzzle(additive(np.arange(5.0), [1.0, 2.0, 4.0]), 5, 3)
+    words = [Word("w0", (0, 0, 8, 5)), Word("w1", (10, 0, 18, 5)), Word("w2", (0, 10, 8, 15))]
+    found = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"unit": "line"})
+    table = found.words()
+    assert table.text.tolist() == ["w2", "w0 w1"] and table.weight.to_numpy() == pytest.approx([4, 3], abs=1e-5)
+    assert (table.low <= table.weight).all() and (table.weight <= table.high).all()
+
+
+# -- Real models.
+
+
+def text_model():
+    torch.manual_seed(0)
+    model = models.build("text", CLASSES, text_encoder="char_ngrams", weights=None).eval()
+    model.text_encoder.prepare(["oat milk bio lean", "beef milk oat", "lean bio"])
+    return model
+
+
+def test_a_real_model_is_explained(tmp_path):
+    torch.manual_seed(0)
+    model = models.build("concat", CLASSES, "efficientnet_lite0", weights=None, text_encoder="char_ngrams").eval()
+    model.text_encoder.prepare(["oat milk bio lean", "beef milk oat", "lean bio"])
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    predictor = Predictor(model, 32, "eager")
+    words = [Word("oat", (2, 2, 12, 8)), Word("milk", (14, 2, 28, 8))]
+    found = explain(predictor, image, words, n_segments=9, segments="grid", budget=40)
+    with torch.inference_mode():
+        own = model(image[None], ["oat milk"])[0].numpy()
+    assert found.logits == pytest.approx(own, abs=1e-4) and found.explained[0] == own.argmax()
+    assert found.image_weights.shape == (3, 9) and found.text_weights.shape == (3, 2) and not found.nothing
+    found.save(tmp_path / "e.safetensors")
+    more = LocalExplanation.load(tmp_path / "e.safetensors").refine(20, predictor)
+    assert more.evaluations["images"] == 60 and np.array_equal(more.logits, found.logits)
+    with pytest.raises(UserError, match=r"give \(3, 32, 32\)"):
+        explain(predictor, torch.rand(3, 40, 40))
+    with pytest.raises(UserError, match=r"the image is \(3, 40, 30\)"):
+        explain(model, torch.rand(3, 40, 30))
+
+
+# -- Data sets.
+
+
+class Photos(list):
+    """Samples as a data set gives them."""
+
+    def __init__(self, texts):
+        generator = torch.Generator().manual_seed(0)
+        for n, text in enumerate(texts):
+            image = torch.ones(3, SIDE, SIDE) - 0.1 * torch.rand(3, 1, 1, generator=generator)
+            words = [Word(word, (at, 0, at + 2, 2)) for at, word in enumerate(text.split())] if n % 2 else []
+            self.append(SimpleNamespace(image=image, words=words, text=text))
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    puzzle = Puzzle(tangled(6, 3), 6, 3)
+    options = {name: value for name, value in puzzle.own.items() if name != "progress"} | {"budget": 40}
+    return puzzle.seer, Photos(["w0 w1", "w2", "w1 w2 w0", ""]), options, tmp_path / "kept"
+
+
+def test_a_data_set_is_explained_once(shelf):
+    seer, photos, options, folder = shelf
+    first = explain_dataset(seer, photos, folder, **options)
+    assert [[u.text for u in e.units] for e in first] == [["w0", "w1"], ["w2"], ["w1", "w2", "w0"], []]
+    for found, photo in zip(first, photos, strict=True):
+        same(found, explain(seer, photo.image, photo.words or photo.text, **options, progress=False))
+    before, files = (seer.pictures, seer.read), sorted(folder.iterdir())
+    again = explain_dataset(seer, photos, str(folder), **options)
+    assert (seer.pictures, seer.read) == before and sorted(folder.iterdir()) == files and len(files) == 4
+    for one, other in zip(first, again, strict=True):
+        same(one, other)
+        assert one.game is not None and other.game is None
+    # a run that was interrupted, in another order
+    files[0].unlink()
+    more = explain_dataset(seer, photos[::-1], folder, **options)
+    assert sum(e.game is not None for e in more) == 1
+    assert [e.units for e in more] == [e.units for e in first[::-1]] and sorted(folder.iterdir()) == files
+    assert explain_dataset(seer, photos[:0], folder, **options) == []
+
+
+def test_a_damaged_file_is_made_again(shelf):
+    seer, photos, options, folder = shelf
+    first = explain_dataset(seer, photos, folder, **options)
+    broken = sorted(folder.iterdir())[1]
+    content = broken.read_bytes()
+    broken.write_bytes(content[:700])
+    with pytest.warns(UserWarning, match=f"{broken.name}.*made again"):
+        again = explain_dataset(seer, photos, folder, **options)
+    assert broken.read_bytes() == content and sum(e.game is not None for e in again) == 1
+    for one, other in zip(first, again, strict=True):
+        same(one, other)
+
+
+def test_what_changes_an_explanation_changes_its_file(shelf, monkeypatch):
+    seer, photos, options, folder = shelf
+    explain_dataset(seer, photos[:1], folder, **options)
+    other = Seer(seer.model.function, seer.segments, seer.vocabulary, seer.model.modalities, version=1)
+    photo = SimpleNamespace(**vars(photos[0]))
+    changed = [
+        (seer, photo, {"budget": 41}),
+        (seer, photo, {"seed": 1}),
+        (seer, photo, {"classes": np.array([0])}),
+        (seer, photo, {"segments": seer.segments[::-1].copy()}),
+        (seer, photo, {"segments": lambda image, count: stripes(3)}),
+        (seer, photo, {"segments": lambda image, count: stripes(4)}),
+        (other, photo, {}),
+        (seer, SimpleNamespace(image=photo.image, words=[], text="w1 w0"), {}),
+        (seer, SimpleNamespace(image=photo.image * 0.9, words=[], text=photo.text), {}),
+        (seer, SimpleNamespace(image=photo.image, words=[Word("w0", (0, 0, 1, 1))], text=photo.text), {}),
+    ]
+    for count, (predictor, sample, more) in enumerate(changed, 2):
+        (found,) = explain_dataset(predictor, [sample], folder, **options | more)
+        assert found.game is not None and len(list(folder.iterdir())) == count
+    (found,) = explain_dataset(seer, [photo], folder, **options | {"segments": lambda image, count: stripes(4)})
+    assert found.game is None and found.image_weights.shape == (1, 4)  # what a function does counts, not its name
+
+
+def test_files_are_kept_in_the_cache(shelf, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+    seer, photos, options, _ = shelf
+    explain_dataset(seer, photos, **options, progress=True)
+    assert len(list((tmp_path / "cache" / "explanations").iterdir())) == 4
+
+
+def test_a_photo_that_cannot_be_explained_is_named(tmp_path):
+    reads = Puzzle(additive((), np.arange(3.0)), 0, 3)
+    with pytest.raises(UserError, match="photo 3: nothing to explain by: the model uses text"):
+        explain_dataset(reads.seer, Photos(["w0 w1", "w1 w2", "w2 w0", ""]), tmp_path, budget=10)
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(UsageError, match="photo 0: unknown kernel"):
+        explain_dataset(reads.seer, Photos(["w0 w1"]), tmp_path, kernel="x")

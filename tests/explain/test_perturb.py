@@ -1,0 +1,518 @@
+"""Superpixels, units of text, fillings, masks and the game, each against a plain version."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from retailkit import models
+from retailkit.config import UsageError, UserError
+from retailkit.data.table import Word
+from retailkit.explain import perturb
+from retailkit.explain.perturb import DESIGNS, SEGMENTERS, Game, Unit, as_predictor, fill, masks, segment, units_of
+from retailkit.inference import Predictor
+
+CLASSES = ["lean", "extra lean", "medium"]
+SIDE = 32
+QUARTERS = np.kron([[0, 1], [2, 3]], np.ones((SIDE // 2, SIDE // 2), int))
+WORDS = [Word("oat", (1, 2, 9, 7)), Word("milk", (20.4, 10.2, 29.5, 14)), Word("bio", (0, 0, 0, 0))]
+
+
+def picture(side=SIDE, seed=0):
+    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def network(name="concat", **options):
+    torch.manual_seed(0)
+    model = models.build(
+        name, CLASSES, "efficientnet_lite0", text_encoder="char_ngrams", weights=None, **options
+    ).eval()
+    for layer in model.modules():  # a fresh network says all but the same of everything
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.uniform_(layer.bias, -0.5, 0.5)
+    if model.text_encoder is not None:
+        model.text_encoder.prepare(["oat milk bio lean beef", "extra lean ground", "medium milk oat"])
+        for scaler in model.head.scalers.values():
+            scaler.std.fill_(0.2)
+    return model
+
+
+class Counted(Predictor):
+    """A predictor that counts what goes through its encoders."""
+
+    def __init__(self, model, size=SIDE):
+        super().__init__(model, size, backend="eager")
+        self.pictures, self.read = 0, []
+
+    def encode_perturbed(self, image, masks, baseline):
+        self.pictures += len(masks)
+        return super().encode_perturbed(image, masks, baseline)
+
+    def encode_text(self, texts):
+        self.read += texts
+        return super().encode_text(texts)
+
+
+@pytest.fixture(scope="module")
+def both():
+    return network()
+
+
+# -- Superpixels.
+
+
+@pytest.mark.parametrize("name", [*SEGMENTERS, lambda image, count: np.digitize(image[..., 0], [0.3, 0.6]) * 7])
+def test_labels_have_no_gaps(name):
+    flat = torch.nn.functional.interpolate(picture(4)[None], 40)[0]
+    for image in (flat, picture(40), torch.full((3, 40, 40), 0.3), flat[:, :24]):
+        labels = segment(image, name, 12)
+        assert labels.shape == image.shape[1:] and np.issubdtype(labels.dtype, np.integer)
+        assert set(labels.ravel()) == set(range(labels.max() + 1))
+        assert np.array_equal(labels, segment(image, name, 12))
+
+
+def test_a_grid_has_equal_cells():
+    for count, side in ((1, 1), (16, 4), (50, 7), (24, 4)):
+        labels = segment(picture(56), "grid", count)
+        assert labels.max() + 1 == side**2 and set(np.bincount(labels.ravel())) <= {(56 // side) ** 2}
+        rows, columns = np.divmod(labels, side)
+        assert (np.diff(rows, axis=0) >= 0).all() and (np.diff(columns, axis=1) >= 0).all()
+    assert segment(picture(4), "grid", 50).max() == 15  # no more cells than pixels
+
+
+def test_more_superpixels_when_more_are_wished_for():
+    for name in ("slic", "felzenszwalb"):
+        few, many = (segment(picture(64), name, count).max() for count in (4, 40))
+        assert few < many < 80
+
+
+def test_labels_that_are_there_are_numbered_anew():
+    given = np.array([[7, 7, -2], [100, 7, -2]])
+    assert segment(torch.rand(3, 2, 3), given).tolist() == [[1, 1, 0], [2, 1, 0]]
+    seen = []
+
+    def own(image, count):
+        seen.append((image, count))
+        return np.full((2, 3), 9)
+
+    image = torch.rand(3, 2, 3)
+    assert not segment(image, own, 5).any()
+    assert seen[0][1] == 5 and np.allclose(seen[0][0], image.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((3, 2), int), np.zeros((2, 3)), np.zeros((2, 3), bool), lambda image, count: np.zeros(6, int)]
+)
+def test_labels_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(UsageError, match=r"segments are .* give integers of \(2, 3\)"):
+        segment(torch.rand(3, 2, 3), wrong)
+
+
+def test_wrong_segmenters_are_refused():
+    with pytest.raises(UsageError, match="did you mean 'slic'"):
+        segment(picture(), "slick")
+    with pytest.raises(UsageError, match="n_segments=0"):
+        segment(picture(), "grid", 0)
+
+
+def test_boxes_become_segments():
+    units = (
+        Unit(
+            "a b", (Word("a", (1.2, 0.0, 2.5, 1.0)), Word("b", (3.0, 2.0, 9.0, 3.1)))
+        ),  # the second leaves the picture
+        Unit("none", (Word("none", (2.0, 2.0, 2.0, 4.0)),)),  # an empty box
+        Unit("over", (Word("over", (2.0, 0.0, 3.0, 2.0)),)),  # lies on the first
+        Unit("away", (Word("away", (-5.0, -5.0, -1.0, 3.0)),)),
+    )
+    labels, links = perturb.cut_out(np.array([[0, 0, 1, 1]] * 4), units)
+    assert labels.tolist() == [[0, 2, 3, 1], [0, 0, 3, 1], [0, 0, 1, 2], [0, 0, 1, 2]]
+    assert links.tolist() == [2, -1, 3, -1]
+
+
+def test_a_superpixel_that_a_box_covers_is_gone():
+    labels, links = perturb.cut_out(np.array([[0, 1]] * 2), [Unit("x", (Word("x", (1, 0, 2, 2)),))])
+    assert labels.tolist() == [[0, 1]] * 2 and links.tolist() == [1]
+
+
+# -- Units of text.
+
+
+def test_words_are_units():
+    units = units_of(WORDS)
+    assert [u.text for u in units] == ["oat", "milk", "bio"] and [u.words for u in units] == [(w,) for w in WORDS]
+    assert units_of(None) == units_of([]) == units_of("") == units_of("  \n") == ()
+    blank = [WORDS[0], Word("  ", (10, 2, 12, 7)), WORDS[1]]
+    assert [u.text for u in units_of(blank)] == [u.text for u in units_of(blank, "line")] == ["oat", "milk"]
+
+
+@pytest.mark.parametrize("unit", ["word", "line"])
+def test_a_plain_text_has_no_lines(unit):
+    units = units_of("oat  milk\nbio", unit)
+    assert [u.text for u in units] == ["oat", "milk", "bio"]
+    assert all(box == (0, 0, 0, 0) for u in units for box in (w.box for w in u.words))
+
+
+def test_lines_are_words_side_by_side():
+    words = [
+        Word("whole", (10, 10, 40, 20)),
+        Word("grain", (50, 12, 80, 22)),  # a character's space
+        Word("oats", (84, 9, 99, 19)),
+        Word("500", (130, 10, 150, 20)),  # far away
+        Word("g", (152, 30, 160, 40)),  # on the next line
+        Word("net", (100, 30, 130, 40)),  # to the left of the word before
+        Word("huge", (131, 0, 190, 90)),  # as high as all lines: half of the smaller one's height decides
+    ]
+    assert [u.text for u in units_of(words, "line")] == ["whole grain oats", "500", "g", "net huge"]
+    assert units_of(words, "line")[0].words == tuple(words[:3])
+
+
+def test_barcodes_are_no_units():
+    words = [Word("oat", (0, 0, 1, 1)), *(Word(digits, (1, 0, 2, 1)) for digits in ("4006381", "333931")), *WORDS[1:]]
+    assert [u.text for u in units_of(words)] == ["oat", "milk", "bio"]
+    assert [u.text for u in units_of("oat 4006381333931 milk 500")] == ["oat", "milk", "500"]
+
+
+def test_an_unknown_unit_is_refused():
+    with pytest.raises(UsageError, match="known: line, word"):
+        units_of("a", "sentence")
+
+
+# -- Fillings.
+
+
+def test_the_mean_is_that_of_each_segment():
+    image, labels = picture(), np.random.default_rng(0).integers(0, 5, (SIDE, SIDE))
+    filled = fill(image, labels, "mean")
+    for label, channel in itertools.product(range(5), range(3)):
+        here = torch.from_numpy(labels == label)
+        assert filled[channel][here].numpy() == pytest.approx(float(image[channel][here].double().mean()), abs=1e-6)
+
+
+def test_colours_and_grey():
+    assert (fill(picture(), QUARTERS, "grey") == 0.5).all()
+    for colour in ((0.1, 0.9, 0), [0.1, 0.9, 0.0], np.array([0.1, 0.9, 0.0])):
+        filled = fill(picture(), QUARTERS, colour)
+        assert filled.shape == (3, SIDE, SIDE) and filled.dtype == torch.float32
+        assert filled.flatten(1).T.unique(dim=0).numpy() == pytest.approx(np.array([[0.1, 0.9, 0.0]]))
+
+
+@pytest.mark.parametrize("wrong", [(0.1, 0.2), (0, 0, 255), (0, 0, -0.1), (0, 0, np.nan), 0.5, None, ("r", "g", "b")])
+def test_what_is_no_colour_is_refused(wrong):
+    with pytest.raises(UsageError, match="is no colour"):
+        fill(picture(), QUARTERS, wrong)
+
+
+@pytest.mark.parametrize("name", perturb.BASELINES)
+def test_every_filling_is_a_picture(name):
+    for image in (picture(), torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE)):
+        for labels in (QUARTERS, QUARTERS * 0):
+            filled = fill(image, labels, name)
+            assert filled.shape == image.shape and filled.dtype == image.dtype
+            assert filled.min() >= 0 and filled.max() <= 1
+    assert not torch.equal(fill(picture(), QUARTERS * 0, name), picture())  # a single segment can be hidden, too
+    with pytest.raises(UsageError, match="known: blur, grey, inpaint, mean"):
+        fill(picture(), QUARTERS, "gray")
+
+
+def test_blurring_leaves_a_plain_picture_alone_and_smooths_others():
+    plain = torch.full((3, SIDE, SIDE), 0.3)
+    assert torch.allclose(fill(plain, QUARTERS, "blur"), plain, atol=1e-6)
+    assert fill(picture(), QUARTERS, "blur").std() < picture().std() / 3
+    assert torch.allclose(fill(picture(), QUARTERS, "blur").mean(), picture().mean(), atol=0.02)
+
+
+def test_inpainting_takes_the_surroundings():
+    image, labels = torch.full((3, SIDE, SIDE), 0.4), np.zeros((SIDE, SIDE), int)
+    labels[10:16, 8:20] = 1
+    image[:, 10:16, 8:20] = picture()[:, 10:16, 8:20]
+    filled = fill(image, labels, "inpaint")
+    assert filled[:, 10:16, 8:20].numpy() == pytest.approx(0.4, abs=2.1 / 255)  # bytes, rounded twice
+    image[:, 10:16, 8:20] = 1.0
+    assert torch.equal(fill(image, labels, "inpaint")[:, 10:16, 8:20], filled[:, 10:16, 8:20])  # nothing leaks
+
+
+# -- Masks.
+
+
+def drawn(players, design, count, seed=0):
+    return np.array(list(itertools.islice(masks(players, design, seed), count)))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("players", [13, 16, 40])
+def test_masks_differ_and_begin_with_all_and_none(design, players):
+    rows = drawn(players, design, 500)
+    assert rows.shape == (500, players) and rows.dtype == bool
+    assert rows[0].all() and not rows[1].any() and len(np.unique(rows, axis=0)) == 500
+    if design != "random":
+        assert np.array_equal(rows[::2], ~rows[1::2])
+    assert np.abs(rows[2:].mean(0) - 0.5).max() < 0.1
+    assert np.array_equal(rows[:77], drawn(players, design, 77)) and np.array_equal(rows, drawn(players, design, 500))
+    assert not np.array_equal(rows, drawn(players, design, 500, seed=1))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("players", [1, 2, 3, 8, 12])
+def test_few_players_have_all_their_masks(design, players):
+    rows = drawn(players, design, 10_000)
+    assert len(rows) == len(np.unique(rows, axis=0)) == 2**players
+    assert rows[0].all() and np.array_equal(rows[::2], ~rows[1::2])
+    assert np.array_equal(rows[: len(rows) // 2], drawn(players, design, len(rows) // 2))
+    if players > 3:
+        assert not np.array_equal(rows, drawn(players, design, 10_000, seed=1))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_masks_end_when_all_have_come(design, monkeypatch):
+    monkeypatch.setattr(perturb, "ENUMERATED", 3)
+    assert len(drawn(5, design, 100)) == 32
+
+
+def test_nobody_has_one_mask():
+    assert drawn(0, "paired", 5).shape == (1, 0)
+
+
+def test_stratified_sizes_come_equally_often():
+    sizes = drawn(60, "stratified", 2 + 2 * 59 * 2)[2:].sum(1)
+    assert np.bincount(sizes, minlength=61).tolist() == [0, *[4] * 59, 0]
+    for sweep in (sizes[: 2 * 59], sizes[2 * 59 :]):
+        assert sorted(sweep[::2]) == list(range(1, 60)) != list(sweep[::2])
+    assert np.bincount(drawn(60, "paired", 236)[2:].sum(1), minlength=61)[:12].sum() == 0
+
+
+@pytest.mark.parametrize("players", [13, 20, 50])
+def test_orthogonal_players_are_uncorrelated(players):
+    order = 1 << players.bit_length()
+    rows = drawn(players, "orthogonal", 2 + 4 * order)[2:]
+    for block in (rows[: 2 * order], rows[2 * order :]):
+        signs = 2 * block.astype(int) - 1
+        assert np.array_equal(signs.T @ signs, len(block) * np.eye(players, dtype=int)) and not signs.sum(0).any()
+    signs = 2 * drawn(players, "paired", 2 + 4 * order)[2:].astype(int) - 1
+    assert not np.array_equal(signs.T @ signs, len(signs) * np.eye(players, dtype=int))
+
+
+def test_an_unknown_design_is_refused():
+    with pytest.raises(UsageError, match="did you mean 'paired'"):
+        next(masks(3, "pared"))
+
+
+# -- The game.
+
+
+def every_mask(players):
+    return np.array(list(itertools.product([True, False], repeat=players)), dtype=bool).reshape(-1, players)
+
+
+def all_pairs(game):
+    image, text = every_mask(game.n_segments), every_mask(game.n_units)
+    return np.repeat(image, len(text), 0), np.tile(text, (len(image), 1))
+
+
+def one_by_one(model, image, filling, labels, units, image_keep, text_keep):
+    """Logits of pictures and texts that are put together and looked at singly."""
+    logits = []
+    for seen, read in zip(image_keep, text_keep, strict=True):
+        shown = torch.where(torch.from_numpy(seen[labels]), image, filling)
+        text = " ".join(u.text for u, keep in zip(units, read, strict=True) if keep)
+        with torch.inference_mode():
+            logits.append(model(shown[None], [text])[0])
+    return torch.stack(logits).numpy()
+
+
+def test_pairs_say_what_the_model_says_of_each(both):
+    game = Game(Counted(both), picture(), QUARTERS, units_of(WORDS), feather=0)
+    pairs = all_pairs(game)
+    found = game.logits(*pairs)
+    wanted = one_by_one(both, picture(), fill(picture(), QUARTERS, "mean"), QUARTERS, units_of(WORDS), *pairs)
+    assert found.dtype == np.float32 and found.shape == (128, 3)
+    assert found == pytest.approx(wanted, abs=1e-4) and np.ptp(wanted, axis=0).min() > 0.1
+    assert np.ptp(found.reshape(16, 8, 3), axis=0).min() > 1e-3 and np.ptp(found.reshape(16, 8, 3), axis=1).min() > 1e-3
+
+
+def test_each_mask_is_encoded_once(both, monkeypatch):
+    monkeypatch.setattr(perturb, "IMAGES_AT_ONCE", 3)
+    monkeypatch.setattr(perturb, "PAIRS_AT_ONCE", 10)
+    predictor = Counted(both)
+    game = Game(predictor, picture(), QUARTERS, units_of("oat milk oat"))
+    image, text = all_pairs(game)
+    first = game.logits(image[:40], text[:40])
+    assert (predictor.pictures, len(predictor.read)) == (5, 7)  # eight masks of the text, of which two leave "oat"
+    again = game.logits(image, text)
+    assert np.array_equal(again[:40], first) and (predictor.pictures, len(predictor.read)) == (
+        16,
+        len(set(predictor.read)),
+    )
+    assert game.encoded == {"images": 16, "texts": len(predictor.read)}
+    order = np.random.default_rng(0).permutation(len(image))
+    assert np.allclose(game.logits(image[order], text[order]), again[order], atol=1e-6) and predictor.pictures == 16
+
+
+@pytest.mark.parametrize("feather", [0.0, 1.0, 2.0, 30.0])
+def test_everything_kept_is_the_input_itself(both, feather):
+    image = picture()
+    game = Game(Predictor(both, SIDE, "eager"), image, QUARTERS, units_of(WORDS), "blur", feather=feather)
+    whole, none = game.logits([[True] * 4, [False] * 4], [[True] * 3, [False] * 3])
+    with torch.inference_mode():
+        own = both(image[None], ["oat milk bio"])[0].numpy()
+        empty = both(fill(image, QUARTERS, "blur")[None], [None])[0].numpy()
+    assert whole == pytest.approx(own, abs=1e-4) and none == pytest.approx(empty, abs=1e-4)
+    assert game.logits([[True] * 4])[0] == pytest.approx(whole, abs=1e-5)  # without masks of the text all is read
+    assert torch.allclose(game.pictures([[True] * 4]), image[None], atol=1e-5)
+
+
+def test_soft_edges_add_up_to_one():
+    game = Game(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
+    alone = game._alpha(np.eye(4, dtype=bool))
+    assert alone.sum(0).numpy() == pytest.approx(1, abs=1e-5) and 0.4 < alone[0, 0, 4, 15] < 0.6
+    assert alone[0, 0, 0, 0] == pytest.approx(1) and alone[0, 0, 31, 31] == 0
+    # not as one superpixel after the other: the seam between two that are kept does not show
+    assert game._alpha(np.array([[True, True, False, False]]))[0, 0, 4].numpy() == pytest.approx(1, abs=1e-5)
+    hard = Game(game.predictor, picture(), QUARTERS, feather=0)._alpha(np.eye(4, dtype=bool))
+    assert np.array_equal(hard[:, 0].numpy(), np.eye(4)[:, QUARTERS])
+    with pytest.raises(UsageError, match="feather=-1"):
+        Game(game.predictor, picture(), QUARTERS, feather=-1)
+
+
+def test_small_pictures_can_have_soft_edges():
+    assert perturb._feathered(np.array([[0, 1], [1, 0]]), 5.0).sum(0).numpy() == pytest.approx(1)
+    assert perturb._feathered(np.array([[0]]), 5.0).numpy() == pytest.approx(1)
+
+
+def test_linked_words_are_hidden_on_the_picture(both):
+    image, units = picture(), units_of(WORDS)
+    predictor = Counted(both)
+    linked = Game(predictor, image, QUARTERS, units, (0, 0, 0), linked=True, feather=0)
+    assert (linked.n_segments, linked.n_units) == (4, 3) and linked.links.tolist() == [4, 5, -1]
+    keep = np.ones((1, 4), bool), np.array([[True, False, True]])
+    shown = linked.pictures(*keep)[0]
+    box = np.zeros((SIDE, SIDE), bool)
+    box[10:14, 20:30] = True  # milk: edges go outwards
+    assert not shown[:, box].any() and torch.equal(shown[:, ~box], image[:, ~box])
+    # a box is no part of the superpixel that it lies on
+    shown = linked.pictures([[False] * 4], [[False, True, False]])[0]
+    assert torch.equal(shown[:, box], image[:, box]) and not shown[:, ~box].any()
+    assert linked.texts(keep[1]) == ["oat bio"]
+    free = Game(predictor, image, QUARTERS, units, (0, 0, 0), feather=0)
+    assert torch.equal(free.pictures(*keep)[0], image) and free.texts(keep[1]) == ["oat bio"]
+    assert (free.links == -1).all() and free.n_segments == 4
+    with torch.inference_mode():
+        own = both(linked.pictures(*keep), ["oat bio"]).numpy()
+    assert linked.logits(*keep) == pytest.approx(own, abs=1e-4)
+
+
+def test_areas_are_shares_of_the_picture(both):
+    labels = np.zeros((SIDE, SIDE), int)
+    labels[:, 8:] = 1
+    predictor = Predictor(both, SIDE, "eager")
+    assert Game(predictor, picture(), labels, units_of(WORDS)).areas.tolist() == [0.25, 0.75]
+    linked = Game(predictor, picture(), labels, units_of(WORDS), linked=True).areas
+    assert linked * SIDE**2 == pytest.approx([256 - 7 * 5, 768 - 1 * 5 - 10 * 4])
+    assert Game(Predictor(network("text"), backend="eager"), units=units_of("a b")).areas.tolist() == []
+    assert Game(predictor, picture()).areas.tolist() == [1.0]
+
+
+def test_another_filling_is_the_same_game(both):
+    predictor = Counted(both)
+    game = Game(predictor, picture(), QUARTERS, units_of("oat milk"))
+    masks_ = all_pairs(game)
+    game.logits(*masks_)
+    read = len(predictor.read)
+    other = game.with_baseline("grey")
+    fresh = Game(Predictor(both, SIDE, "eager"), picture(), QUARTERS, units_of("oat milk"), "grey")
+    assert np.allclose(other.logits(*masks_), fresh.logits(*masks_), atol=1e-5)
+    assert len(predictor.read) == read and predictor.pictures == 32 and game.encoded["images"] == 16
+    assert (other.baseline, game.baseline) == ("grey", "mean") and torch.equal(
+        game.filling, fill(picture(), QUARTERS, "mean")
+    )
+    assert np.abs(game.logits(*masks_) - other.logits(*masks_)).max() > 1e-2
+
+
+def test_a_reader_that_has_nothing_to_read_says_nothing():
+    model = network("text")
+    game = Game(Predictor(model, backend="eager"), picture(50), QUARTERS, units_of("oat milk"))
+    assert (game.image, game.segments, game.n_segments) == (None, None, 0)
+    found = game.logits(np.zeros((3, 0), bool), [[True, False], [False, False], [True, True]])
+    with torch.inference_mode():
+        own = model(None, ["oat", "oat milk"]).numpy()
+    assert found[[0, 2]] == pytest.approx(own, abs=1e-6) and not found[1].any()
+    assert not game.logits(np.zeros((2, 0), bool), np.zeros((2, 2), bool)).any()
+    prior = network("text", missing="prior")
+    game = Game(Predictor(prior, backend="eager"), units=units_of("oat milk"))
+    with torch.inference_mode():
+        own = prior(None, [None]).numpy()
+    assert game.logits(np.zeros((1, 0), bool), [[False, False]]) == pytest.approx(own, abs=1e-6)
+
+
+def test_a_model_that_only_looks_has_no_units():
+    predictor = Predictor(network("image"), SIDE, "eager")
+    game = Game(predictor, picture(), QUARTERS, units_of(WORDS))
+    assert game.n_units == 0 and game.logits(np.ones((2, 4), bool)).shape == (2, 3)
+    # unless hiding them hides something of the picture
+    linked = Game(predictor, picture(), QUARTERS, units_of(WORDS), (0, 0, 0), linked=True, feather=0)
+    assert [u.text for u in linked.units] == ["oat", "milk"] and linked.links.tolist() == [4, 5]
+    found = linked.logits(np.ones((2, 4), bool), [[True, True], [False, True]])
+    with torch.inference_mode():
+        assert found == pytest.approx(
+            predictor.model(linked.pictures([[True] * 4] * 2, [[True] * 2, [False, True]])).numpy(), abs=1e-4
+        )
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_a_picture_that_one_box_covers(both):
+    game = Game(Counted(both), picture(), QUARTERS * 0, units_of([Word("all", (-1, -1, 99, 99))]), "grey", linked=True)
+    assert (game.n_segments, game.n_units, game.links.tolist()) == (0, 1, [0])
+    assert (game.pictures(np.zeros((1, 0), bool), [[False]]) == 0.5).all()
+
+
+def test_masks_of_another_size_are_refused(both):
+    game = Game(Predictor(both, SIDE, "eager"), picture(), QUARTERS, units_of(WORDS))
+    for wrong in (((2, 3), (2, 3)), ((2, 4), (2, 4)), ((2, 4), (1, 3)), ((4,), (3,))):
+        with pytest.raises(UsageError, match=r"masks are .*; give \("):
+            game.logits(*(np.ones(shape, bool) for shape in wrong))
+
+
+def test_nothing_to_play_with_is_an_error(both):
+    for model, given in (
+        (network("text"), {"image": picture()}),
+        (network("image"), {"units": units_of("a")}),
+        (both, {}),
+    ):
+        with pytest.raises(UserError, match="nothing to explain by: the model uses"):
+            Game(Predictor(model, SIDE, "eager"), **given)
+
+
+# -- Predictors.
+
+
+def test_a_predictor_for_a_picture(both):
+    given = Predictor(both, SIDE, "eager")
+    assert as_predictor(given, picture()) is given and as_predictor(given, None) is given
+    made = as_predictor(network("image"), picture(40))
+    assert made.size == 40 and len(made.report) > 1
+    reader = network("text")
+    assert as_predictor(reader, torch.rand(3, 20, 30)).model is reader  # what it does not look at may have any shape
+    assert as_predictor(both, None).model is both
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 30), (1, 3, 32, 32), (1, 32, 32), (32, 32, 3), (32, 32)])
+def test_a_picture_that_is_not_square_is_refused(both, shape):
+    for model in (both, Predictor(both, SIDE, "eager")):
+        with pytest.raises(UserError, match=r"the image is \("):
+            as_predictor(model, torch.rand(shape))
+
+
+def test_a_picture_of_another_size_than_the_predictor_takes_is_refused(both):
+    with pytest.raises(UserError, match=r"give \(3, 32, 32\)"):
+        as_predictor(Predictor(both, SIDE, "eager"), picture(40))
+
+
+def test_a_duck_with_a_text_is_enough():
+    """`Game` asks of a unit only its text, where nothing is linked."""
+    game = Game(
+        Predictor(network("text"), backend="eager"), units=[SimpleNamespace(text="oat"), SimpleNamespace(text="milk")]
+    )
+    assert game.texts([[True, False], [True, True]]) == ["oat", "oat milk"]
