@@ -33,6 +33,7 @@ from retailkit.models.heads import Head
 from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
 
 if TYPE_CHECKING:
+    from retailkit.explain.aggregate import ClassExplanation
     from retailkit.explain.local import LocalExplanation
     from retailkit.explain.perturb import Game
     from retailkit.models.encoders import ImageEncoder
@@ -447,7 +448,7 @@ def hide_top_features(
         label: index of the class.
         halves: half of each position of the data set, 0 or 1.
         encoder: as of `aggregate.explain_class`.
-        at_random: draws any feature in place of the top one, to see what the check says then.
+        at_random: draws any feature that a photo shows in place of the top one, to see what the check says then.
 
     Returns:
         A row a photo and kind, as of `aggregate.deletion_check`, and `photo`, its position.
@@ -461,15 +462,25 @@ def hide_top_features(
             continue
         features = aggregate.explain_class([found[p] for p in learned], label, encoder, top=1)
         image, text = features.image_features, features.text_features
-        if at_random is None:
-            image = image[(image["weight"] > 0) & (image["support"] > 1)].head(1)
-            text = text[(text["weight"] > 0) & (text["samples"] > 1)].head(1)
-        else:
-            image, text = (t.sample(min(len(t), 1), random_state=at_random) for t in (image, text))
+        image = image[(image["weight"] > 0) & (image["support"] > 1)].head(1)
+        text = text[(text["weight"] > 0) & (text["samples"] > 1)].head(1)
         top = replace(features, image_features=image, text_features=text)
-        rows += [aggregate.deletion_check(top, [games[p]], repeats=5, seed=p).assign(photo=p, half=half) for p in held]
+        for p in held:
+            tested = top if at_random is None else _any_feature(features, games[p], at_random)
+            rows.append(aggregate.deletion_check(tested, [games[p]], repeats=5, seed=p).assign(photo=p, half=half))
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"n": []})
     return table[table["n"] > 0]  # photos that show the feature
+
+
+def _any_feature(features: ClassExplanation, game: Game, rng: np.random.Generator) -> ClassExplanation:
+    """Return a class explanation with one feature of each kind, drawn from those that a photo shows."""
+    from retailkit.explain import aggregate
+
+    own, tables = aggregate.assign(features, game), {}
+    for name, found in (("image_features", own.segments), ("text_features", own.units)):
+        shown = np.unique(found[found >= 0])
+        tables[name] = getattr(features, name).loc[rng.permutation(shown)[:1]]
+    return replace(features, **tables)
 
 
 def contradicting(data: ProductData, seed: int = 0) -> np.ndarray:
