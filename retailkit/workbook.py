@@ -6,8 +6,10 @@ A notebook asks for data and models by profile here, so that fifteen notebooks a
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -369,6 +371,55 @@ def one_shot(
     return CrossValidation(model, [model.head], np.zeros(len(data), dtype=int), seen)
 
 
+def lime_superpixels(
+    classify: Callable[[np.ndarray], np.ndarray],
+    image: torch.Tensor,
+    segments: np.ndarray,
+    label: int,
+    samples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the weight (S,) that the package lime gives each superpixel for a class, with its defaults.
+
+    Args:
+        classify: takes batches (B,H,W,3) float64 and returns probs (B,K).
+        image: (3,H,W) in [0,1].
+        segments: (H,W) labels 0..S-1.
+        label: index of the class.
+        samples: masks.
+        seed: of the masks.
+    """
+    from lime.lime_image import LimeImageExplainer
+
+    pixels = image.permute(1, 2, 0).double().numpy()
+    with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
+        told = LimeImageExplainer(random_state=seed).explain_instance(
+            pixels, classify, (label,), top_labels=None, num_samples=samples, segmentation_fn=lambda _: segments
+        )
+    weights = dict(told.local_exp[label])
+    return np.array([weights[part] for part in range(len(weights))])
+
+
+def lime_words(
+    classify: Callable[[list[str]], np.ndarray], words: Sequence[str], label: int, samples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Return the weight (T,) that the package lime gives each word for a class; each place is a word of its own.
+
+    Args:
+        classify: takes texts and returns probs (B,K).
+        words: T, without spaces.
+        label: index of the class.
+        samples: masks.
+        seed: of the masks.
+    """
+    from lime.lime_text import LimeTextExplainer
+
+    explainer = LimeTextExplainer(random_state=seed, bow=False, split_expression=lambda text: text.split(" "))
+    told = explainer.explain_instance(" ".join(words), classify, (label,), num_features=len(words), num_samples=samples)
+    weights = dict(told.local_exp[label])
+    return np.array([weights[part] for part in range(len(words))])
+
+
 class SharedPredictor(Predictor):
     """A predictor for many heads on the same frozen encoders: what is encoded once is encoded for all of them."""
 
@@ -415,7 +466,7 @@ def explain_unseen(
     Returns:
         Explanation by position; those from the cache have no `game`. Game by position, for all.
     """
-    from retailkit.explain import local, perturb  # few notebooks need them
+    from retailkit.explain import local  # few notebooks need it
 
     found, games = {}, {}
     for fold in np.unique(judge.folds[rows]):
@@ -424,9 +475,7 @@ def explain_unseen(
         predictor = shared.with_model(judge.with_head(judge.heads[fold]))
         for row, e in zip(own.tolist(), local.explain_dataset(predictor, part, **options), strict=True):
             found[row] = e
-            games[row] = e.game or perturb.Game(
-                predictor, e.image, e.segments, e.units, e.options.baseline, feather=e.options.feather
-            )
+            games[row] = e.playable(predictor)
     return found, games
 
 

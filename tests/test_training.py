@@ -66,6 +66,27 @@ def test_frozen_training_learns_and_leaves_the_encoder_alone(data):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_a_frozen_trunk_is_computed_fast_while_other_parts_learn_and_with_the_same_result(data, monkeypatch):
+    def trained():
+        model = small_model(data).freeze()
+        learners = []
+        loop = training._Loop.__init__
+        monkeypatch.setattr(training._Loop, "__init__", lambda own, m, *rest: learners.append(m) or loop(own, m, *rest))
+        history = training.fit(model, data.split("train", 48), data.split("val", 48), replace(TUNED, ema=0.5))
+        monkeypatch.setattr(training._Loop, "__init__", loop)
+        return model, learners[0], history
+
+    fast, learner, history = trained()
+    assert "forward_map" in vars(learner.image_encoder), "the learner computes maps in another way"
+    assert "forward_map" not in vars(fast.image_encoder), "the model itself does not"
+    monkeypatch.setattr(training, "_with_fast_encoder", lambda model, config: model)
+    plain, learner, expected = trained()
+    assert learner is plain
+    np.testing.assert_allclose(history.epochs["loss"], expected.epochs["loss"], rtol=1e-3)
+    probs = [training.evaluate(model, data.split("val", 48)).probs for model in (fast, plain)]
+    np.testing.assert_allclose(*probs, atol=1e-3)
+
+
 def test_lca_learns_on_kept_feature_maps(data):
     """What is kept of frozen encoders are maps, so that the layer inside the pooling learns as well."""
     model = models.build("lca", data.classes, backbone="shufflenet_v2_x1_0", weights=None, width=16)

@@ -216,7 +216,7 @@ class LocalExplanation:
         """
         if budget < 0:
             raise UsageError(f"budget={budget} is negative; give the number of further masks")
-        frame = {**self._frame(), "game": self._playable(model)}
+        frame = {**self._frame(), "game": self.playable(model)}
         *_, last = _grow(frame, self.samples, self.options, _spent(self.samples) + budget)
         return last
 
@@ -265,9 +265,17 @@ class LocalExplanation:
         names = ("classes", "explained", "rivals", "image", "segments", "units", "links", "logits", "game")
         return {name: getattr(self, name) for name in names}
 
-    def _playable(self, model: ProductClassifier | Predictor | None) -> Game:
+    def playable(self, model: ProductClassifier | Predictor | None = None) -> Game:
+        """Return the game, made again where the explanation was loaded from a file.
+
+        Args:
+            model: of the explanation; needed only then.
+
+        Raises:
+            UsageError: a loaded explanation without its model, or with one of other classes.
+        """
         if model is None and self.game is None:
-            raise UsageError("this explanation was loaded from a file; give its model: refine(budget, model)")
+            raise UsageError("this explanation was loaded from a file; give its model, as in refine(budget, model)")
         if self.game is not None:
             return self.game
         predictor = as_predictor(model, self.image)
@@ -281,8 +289,17 @@ class LocalExplanation:
         return game
 
 
-_WEIGHTS = ("image_weights", "text_weights", "image_intervals", "text_intervals", "r2", "share", "share_intervals")
-_ARRAYS = (*_WEIGHTS, "logits", "links")
+_ARRAYS = (
+    "image_weights",
+    "text_weights",
+    "image_intervals",
+    "text_intervals",
+    "r2",
+    "share",
+    "share_intervals",
+    "logits",
+    "links",
+)
 _INTERACTION = {"label": object, "segment": int, "unit": int, "weight": float, "z": float}
 _SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
 

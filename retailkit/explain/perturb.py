@@ -315,7 +315,6 @@ class Game:
         n_units: T.
         areas: (S,) share of the picture that is each superpixel.
         classes: K names.
-        encoded: how many pictures and texts have been encoded so far.
 
     Raises:
         UsageError: labels, baseline or feather that are no such.
@@ -366,11 +365,6 @@ class Game:
         if self.segments is None:
             return np.zeros(0)
         return np.bincount(self.segments.ravel())[: self.n_segments] / self.segments.size
-
-    @property
-    def encoded(self) -> dict[str, int]:
-        """Return how many distinct pictures and texts have gone through the encoders."""
-        return {"images": len(self._images), "texts": len(self._texts)}
 
     def with_baseline(self, baseline: str | Sequence[float]) -> Game:
         """Return the same game with another filling of what is hidden; see `fill`."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 COLUMNS = ("name", "case", "baseline", "baseline_seconds", "seconds", "ratio", "agreement")
 
@@ -14,6 +15,15 @@ COLUMNS = ("name", "case", "baseline", "baseline_seconds", "seconds", "ratio", "
 def quick():
     """True where the whole suite should stay under five minutes."""
     return os.environ.get("RETAILKIT_BENCH_QUICK") == "1"
+
+
+@pytest.fixture
+def all_cores():
+    """The threads that a user has; tests have one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count())
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

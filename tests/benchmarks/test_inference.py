@@ -7,7 +7,6 @@ keeps to float32 there. What bfloat16 gives is measured by itself.
 """
 
 import copy
-import os
 
 import pytest
 import torch
@@ -51,15 +50,6 @@ def untrained(backbone, shop, size):
     model.fit_scalers(features)
     model.head.linear.weight.div_(model.classify(features).std())
     return model
-
-
-@pytest.fixture
-def all_cores():
-    """The threads that a user has; tests have one each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.benchmark

@@ -7,7 +7,6 @@ one the largest. The predictor is made once, outside of the times. Pictures are 
 """
 
 import itertools
-import os
 import time
 
 import numpy as np
@@ -31,15 +30,6 @@ SIZE = 224
 WORDS = range(10, 31)  # on the photo
 OURS = {"design": "orthogonal", "target": "prob", "feather": 0.0, "smooth": 0.5, "progress": False}
 TARGET = 10  # times as fast
-
-
-@pytest.fixture
-def all_cores():
-    """The threads that a user has; tests have one each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield
-    torch.set_num_threads(before)
 
 
 def reader():

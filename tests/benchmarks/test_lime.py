@@ -9,10 +9,8 @@ Photos are real ones, from the validation split of Grocery Store. The predictor 
 photos, so that it is not part of the times; what it costs is printed.
 """
 
-import contextlib
 import copy
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -53,28 +51,12 @@ def kept_cache(monkeypatch):
         monkeypatch.setenv("RETAILKIT_CACHE", CACHE)
 
 
-@pytest.fixture
-def all_cores():
-    """The threads that a user has; tests have one each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield
-    torch.set_num_threads(before)
-
-
 # -- Both ways.
 
 
 def by_lime(probs, photo, seed=0):
     """Weights (S,) by lime's defaults; `probs` takes its batches (B,H,W,3)."""
-    from lime.lime_image import LimeImageExplainer
-
-    pixels = photo["image"].permute(1, 2, 0).double().numpy()
-    with contextlib.redirect_stderr(io.StringIO()):  # the bar cannot be switched off
-        explainer = LimeImageExplainer(random_state=seed)
-        found = explainer.explain_instance(pixels, probs, segmentation_fn=lambda pixels: photo["segments"])
-    weights = dict(found.local_exp[photo["label"]])
-    return np.array([weights[part] for part in range(len(weights))])
+    return workbook.lime_superpixels(probs, photo["image"], photo["segments"], photo["label"], seed=seed)
 
 
 def by_us(predictor, photo, budget, seed=0):

@@ -815,7 +815,7 @@ def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
     found = explain(puzzle.seer, puzzle.image, WORDS, **options)
     found.save(tmp_path / "e.safetensors")
     loaded = LocalExplanation.load(tmp_path / "e.safetensors")
-    with pytest.raises(UsageError, match=r"loaded from a file; give its model: refine\(budget, model\)"):
+    with pytest.raises(UsageError, match=r"loaded from a file; give its model, as in refine\(budget, model\)"):
         loaded.refine(30)
     before = puzzle.seer.pictures
     more = loaded.refine(30, puzzle.seer)
