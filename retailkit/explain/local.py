@@ -24,7 +24,9 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import hypergeom
+from skimage import color as skimage_color
 from torch import Tensor
 from tqdm import tqdm
 
@@ -47,13 +49,14 @@ from retailkit.inference import Predictor
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training import fingerprint
 
-TARGETS = ("margin", "logit", "prob")
+TARGETS = ("margin", "logit", "log_prob", "prob")
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
 PAIRS = 8  # texts that each masked picture is paired with, unless players are few
 FOLDS = 5  # of the held-out R²
 DRAWS = 1000  # of weights within their errors, for the words' share
 SHOWN = 5  # interactions kept a class
 SAME = 1e-6  # logits that differ by less are one value
+NEAR, ALIKE = 0.1, 15.0  # of superpixels: of the picture's longer side, and of CIELAB
 SLACK = 1e-9  # what a mask that settles a coefficient alone leaves to others
 ENDS = 1e6  # weight of the untouched and the empty input in KernelSHAP: their values are met exactly
 
@@ -369,10 +372,11 @@ def explain(
         design: key of `perturb.DESIGNS`: how masks are drawn.
         kernel: key of `KERNELS`: how evaluations are weighted.
         ridge: penalty on squared weights; lime has 1. 0 is least squares.
-        smooth: penalty on squared differences of adjoining superpixels, by the length of their border: neighbours
-            share strength. Weights from few masks get steadier (0.5 is much), and small parts less distinct.
+        smooth: penalty on squared differences of superpixels that are near and of one colour: they share strength.
+            Weights from few masks get steadier (0.5 is much), and small parts less distinct.
         budget: distinct masks of the picture (of the text, for a model that only reads) to encode at most.
-        target: `margin` (logit of the class less that of its rival), `logit`, or `prob`.
+        target: `margin` (logit of the class less that of its rival), `logit`, `log_prob` (adds up better over parts
+            than `prob`, so that fewer masks do), or `prob`, as lime has it.
         tolerance: stop before the budget is spent once no standard error exceeds this share of the range of weights.
         seed: the same gives the same explanation.
         progress: show a bar if it takes longer than two seconds.
@@ -588,8 +592,9 @@ def _targets(logits: np.ndarray, frame: dict[str, Any], target: str) -> np.ndarr
     """Return (N,C) the values that are explained."""
     logits = logits.astype(float)
     explained, rivals = list(frame["explained"]), np.array(frame["rivals"])
-    if target == "prob":
-        return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
+    if target in ("log_prob", "prob"):
+        log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
+        return np.exp(log_probs) if target == "prob" else log_probs
     own = logits[:, explained]
     return own - np.where(rivals >= 0, logits[:, rivals], 0) if target == "margin" else own
 
@@ -605,7 +610,9 @@ def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> Loc
     split = samples.image_masks.shape[1]
     weights = KERNELS[options.kernel](kept, split)
     penalty = options.ridge * np.eye(kept.shape[1])
-    penalty[:split, :split] += options.smooth * weights[_inner(kept)].sum() * _roughness(frame["segments"], split)
+    if options.smooth and split:
+        roughness = _roughness(frame["image"], frame["segments"], split)
+        penalty[:split, :split] += options.smooth * weights[_inner(kept)].sum() * roughness
     surrogate = _Surrogate(kept, values, weights, samples.pairs, penalty, split)
     intervals = surrogate.coefficients[:, 1:, None] + 1.96 * surrogate.errors[:, 1:, None] * np.array([-1.0, 1.0])
     share, share_intervals = _share(surrogate, split)
@@ -624,16 +631,20 @@ def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> Loc
     )
 
 
-def _roughness(segments: np.ndarray | None, count: int) -> np.ndarray:
-    """Return the Laplacian (S,S) of the superpixels' neighbourhood, borders by length, on average 1 for each."""
-    borders = np.zeros((count, count))
-    if segments is not None:
-        for one, other in ((segments[:, :-1], segments[:, 1:]), (segments[:-1], segments[1:])):
-            meet = (one != other) & (one < count) & (other < count)
-            np.add.at(borders, (one[meet], other[meet]), 1)
-    borders += borders.T
-    total = borders.sum()
-    return (np.diag(borders.sum(1)) - borders) * (count / total if total else 0)
+def _roughness(image: Tensor, segments: np.ndarray, count: int) -> np.ndarray:
+    """Return the Laplacian (S,S) of superpixels by how near and alike they are, on average 1 for each.
+
+    Two are tied by a Gaussian of the distance of their centres and of their mean colours.
+    """
+    height, width = segments.shape
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    colours = skimage_color.rgb2lab(image.permute(1, 2, 0).cpu().numpy(), channel_axis=-1)
+    facts = np.dstack([rows / NEAR, columns / NEAR, colours / ALIKE]).reshape(-1, 5).T
+    areas = np.bincount(segments.ravel())[:count]
+    means = np.stack([np.bincount(segments.ravel(), fact)[:count] / areas for fact in facts], 1)
+    ties = np.exp(-cdist(means, means, "sqeuclidean") / 2)
+    np.fill_diagonal(ties, 0)
+    return (np.diag(ties.sum(1)) - ties) * count / max(ties.sum(), math.ulp(1.0))
 
 
 def _empty(frame: dict[str, Any], samples: Samples, options: Options, why: str) -> LocalExplanation:

@@ -28,7 +28,7 @@ SAMPLES = 1000
 AT_ONCE = 10
 SIZE = 224
 WORDS = range(10, 31)  # on the photo
-OURS = {"design": "orthogonal", "target": "prob", "feather": 0.0, "smooth": 0.5, "progress": False}
+OURS = {"design": "orthogonal", "target": "log_prob", "feather": 0.0, "smooth": 0.3, "progress": False}
 TARGET = 10  # times as fast
 
 

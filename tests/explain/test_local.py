@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.special import comb
+from skimage.color import rgb2lab
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import pairwise_distances, r2_score
 from sklearn.model_selection import GroupKFold
@@ -183,26 +184,39 @@ def test_the_kernel_is_that_of_lime():
     assert local._lime(kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
 
 
-def plain_borders(labels, count):
-    borders = np.zeros((count, count))
-    for y, x in itertools.product(*(range(n) for n in labels.shape)):
-        for other in ((y, x + 1), (y + 1, x)):
-            if other[0] < labels.shape[0] and other[1] < labels.shape[1]:
-                one, two = labels[y, x], labels[other]
-                if one != two and max(one, two) < count:
-                    borders[one, two] += 1
-                    borders[two, one] += 1
-    return borders
+def plain_ties(image, labels, count):
+    """Pair by pair and pixel by pixel: how near and alike the mean places and colours of superpixels are."""
+    colours, side = rgb2lab(image.permute(1, 2, 0).numpy()), max(labels.shape)
+    means = []
+    for label in range(count):
+        places = [place for place in itertools.product(*map(range, labels.shape)) if labels[place] == label]
+        means.append(
+            ([np.mean(axis) / side for axis in zip(*places, strict=True)], np.mean([colours[p] for p in places], 0))
+        )
+    ties = np.zeros((count, count))
+    for one, other in itertools.permutations(range(count), 2):
+        far, unlike = (np.linalg.norm(np.subtract(*pair)) for pair in zip(means[one], means[other], strict=True))
+        ties[one, other] = np.exp(-((far / 0.1) ** 2) / 2 - (unlike / 15) ** 2 / 2)
+    return ties
 
 
-def test_roughness_is_the_laplacian_of_the_borders():
-    labels = np.random.default_rng(0).integers(0, 6, (9, 7))
+def test_roughness_is_the_laplacian_of_what_is_near_and_alike():
+    rng = np.random.default_rng(0)
+    image, labels = torch.from_numpy(0.4 + 0.2 * rng.random((3, 9, 7))), rng.integers(0, 6, (9, 7))
     for count in (6, 4):  # labels from 4 on are boxes of linked words
-        borders = plain_borders(labels, count)
-        wanted = np.diag(borders.sum(1)) - borders
-        assert local._roughness(labels, count) == pytest.approx(wanted * count / borders.sum())
-        assert np.trace(local._roughness(labels, count)) == pytest.approx(count)
-    assert not local._roughness(labels * 0, 1).any() and local._roughness(None, 0).shape == (0, 0)
+        ties = plain_ties(image, labels, count)
+        wanted = np.diag(ties.sum(1)) - ties
+        assert local._roughness(image, labels, count) == pytest.approx(wanted * count / ties.sum())
+        assert np.trace(local._roughness(image, labels, count)) == pytest.approx(count)
+    assert not local._roughness(image, labels * 0, 1).any()
+
+
+def test_what_looks_different_keeps_its_own_strength():
+    image, labels = torch.zeros(3, 6, 60), np.kron(np.arange(10), np.ones((6, 6), int))
+    image[:, :, 30:] = 1.0
+    roughness = local._roughness(image, labels, 10)
+    assert abs(roughness[4, 5]) < 1e-8 < 0.1 < abs(roughness[3, 4]) == pytest.approx(abs(roughness[5, 6]))
+    assert abs(roughness[3, 4]) > abs(roughness[2, 4]) > abs(roughness[1, 4])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
