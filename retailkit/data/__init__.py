@@ -30,6 +30,7 @@ DATASETS = {
     "capg_gp": "retailkit.data.public:load_capg_gp",
     "dm4vm": "retailkit.data.public:load_dm4vm",
     "finegrainocr": "retailkit.data.finegrainocr:load_finegrainocr",
+    "imagenet9": "retailkit.data.imagenet9:load_imagenet9",
     "folder": "retailkit.data.folder:load",
 }
 

@@ -169,13 +169,27 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     """Read a product mask as (H,W) bool: a pixel of at least half the white level is product.
 
+    In a `.npy` file of an array (H,W), anything above 0 is product.
+
     Raises:
         DataError: the file cannot be read, or its size differs from its image's `shape` (H,W).
     """
-    mask = read_image(path)[..., 0] >= 128
+    mask = _read_array(path) > 0 if Path(path).suffix == ".npy" else read_image(path)[..., 0] >= 128
     if mask.shape != tuple(shape):
         raise DataError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} for an image of {shape[1]}x{shape[0]}")
     return mask
+
+
+def _read_array(path: str | Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such mask; restore the file or drop its row") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not an array ({error}); replace the file or drop its row") from None
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise DataError(f"{path}: {array.dtype} of shape {array.shape}; replace it by numbers of shape (H, W)")
+    return array
 
 
 def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str, Any]) -> None:

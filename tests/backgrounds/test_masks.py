@@ -1,0 +1,293 @@
+"""Masks of photos: when they are accepted, that they are kept, and how they are made worse."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from retailkit import backgrounds, config
+from retailkit.backgrounds import acceptance, degrade, grabcut_of, iou, masked
+from retailkit.backgrounds import masks as cutting
+from retailkit.data import DataError, load
+from retailkit.data.table import read_mask
+
+
+def photo(side=96, share=0.5, seed=0):
+    """A red disc on blue-green clutter, and where it is."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    disc = (y - side / 2) ** 2 + (x - side / 2) ** 2 < share * side * side / np.pi
+    image = rng.integers(0, 90, (side, side, 3))
+    image[..., 1:] += 80
+    image[disc] = rng.integers((200, 10, 10), (240, 50, 50), (int(disc.sum()), 3))
+    return image.astype(np.uint8), disc
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """Discs that can be cut out, of class `disc`, and plain noise that cannot, of class `noise`."""
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+    for name in ("disc", "noise"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    for n in range(3):
+        Image.fromarray(photo(share=0.3 + 0.1 * n)[0]).save(tmp_path / "photos" / "disc" / f"{n}.png")
+    noise = np.random.default_rng(0).integers(0, 255, (2, 96, 96, 3)).astype(np.uint8)
+    noise[1] = 128
+    for n, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / "photos" / "noise" / f"{n}.png")
+    return load("folder", tmp_path / "photos", val=0, test=0)
+
+
+# -- GrabCut.
+
+
+def test_a_product_in_a_known_box_is_cut_out():
+    image, disc = photo(share=0.2)
+    images = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    true = torch.from_numpy(disc)[None, None]
+    found, accepted = grabcut_of(images, backgrounds.boxes(true))
+    assert accepted.tolist() == [True] and iou(found, true)[0] > 0.95
+    again, _ = grabcut_of(torch.cat([images, images]), backgrounds.boxes(true).repeat(2, 1))
+    assert torch.equal(again, found.repeat(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("filled", "good"), [(0.09, False), (0.11, True)])
+def test_a_mask_of_a_tenth_of_its_box_is_accepted(monkeypatch, filled, good):
+    tries = []
+
+    def fake(image, mask, rectangle, background, foreground, rounds, mode):
+        tries.append((rectangle, rounds, mode))
+        x, y, width, height = rectangle
+        mask[:] = cv2.GC_PR_BGD
+        mask[y : y + height, x : x + round(filled * width)] = cv2.GC_FGD
+        mask[y : y + height, x : x + round(filled * width / 2)] = cv2.GC_PR_FGD
+
+    monkeypatch.setattr(cutting.cv2, "grabCut", fake)
+    mask = cutting.grabcut(np.zeros((200, 150, 3), np.uint8), (20, 30, 120, 80))
+    assert tries[0] == ((20, 30, 100, 50), 5, cv2.GC_INIT_WITH_RECT)
+    if good:
+        assert len(tries) == 1 and mask.sum() == 11 * 50
+    else:
+        assert len(tries) == 11 and mask is None, "the first try and ten more"
+
+
+def test_a_failing_grabcut_is_a_rejection(monkeypatch):
+    def fail(*arguments):
+        raise cv2.error("no samples")
+
+    monkeypatch.setattr(cutting.cv2, "grabCut", fail)
+    image = photo()[0]
+    assert cutting.grabcut(image, (10, 10, 50, 50)) is None
+    assert cutting.central_grabcut(image) == (None, "nothing found")
+
+
+@pytest.mark.parametrize("box", [(0, 0, 96, 96), (-9, -9, 200, 200), (20, 20, 20, 60), (120, 0, 150, 30)])
+def test_a_box_without_inside_or_outside_is_a_rejection(box):
+    assert cutting.grabcut(photo()[0], box) is None
+
+
+def rectangle_of(height, width, share):
+    """A mask of the central box with this share of the sides."""
+    mask = np.zeros((height, width), bool)
+    dy, dx = round(height * (1 - share) / 2), round(width * (1 - share) / 2)
+    mask[dy : height - dy, dx : width - dx] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "why"),
+    [
+        (0.5, 0.5, "accepted"),
+        (0.5, 0.58, "accepted"),  # 0.25 / 0.34 = 0.74
+        (0.5, 0.62, "no agreement"),  # 0.65
+        (0.3, 0.3, "share of the picture"),  # 0.09
+        (0.34, 0.34, "accepted"),
+        (0.96, 0.96, "share of the picture"),  # 0.92
+        (0.5, 0.0, "nothing found"),
+        (0.0, 0.5, "no agreement"),
+    ],
+)
+def test_two_central_boxes_must_agree_and_leave_something(monkeypatch, inner, outer, why):
+    found = {80: rectangle_of(100, 100, inner), 90: rectangle_of(100, 100, outer)}
+    monkeypatch.setattr(cutting, "_one_try", lambda image, rectangle, seed: found[rectangle[2]])
+    mask, said = cutting.central_grabcut(np.zeros((100, 100, 3), np.uint8))
+    assert said == why
+    assert np.array_equal(mask, found[90]) if why == "accepted" else mask is None
+
+
+# -- Masks of a data set.
+
+
+def test_photos_get_masks_of_their_own_size_and_rejected_ones_are_dropped(shop):
+    with_masks = masked(shop, side=48, progress=False)
+    assert set(with_masks.table["label"]) == {"disc"} and len(with_masks) == 3
+    for n, path in enumerate(with_masks.table["mask"]):
+        true = photo(share=0.3 + 0.1 * n)[1]
+        found = read_mask(path, true.shape)
+        assert (found & true).sum() / (found | true).sum() > 0.9
+    assert with_masks.split("train", size=32)[0].mask.any()
+    assert (shop.table["mask"] == "").all(), "the data set given stays as it is"
+
+
+def test_rejected_photos_may_stay_without_a_mask_and_are_counted_by_class(shop):
+    kept = masked(shop, rejected="keep", progress=False)
+    assert len(kept) == 5 and (kept.table["mask"] == "").tolist() == [False] * 3 + [True] * 2
+    expected = [("noise", 2, 0, 0.0), ("disc", 3, 3, 1.0)]
+    for after in (kept, masked(shop, progress=False)):
+        assert list(acceptance(shop, after).itertuples(index=False, name=None)) == expected
+
+
+def test_masks_are_made_once_and_a_killed_run_goes_on(shop, monkeypatch):
+    seen, cut = [], cutting._cut_out
+
+    def counted(image, box, side, seed):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(image.tobytes())
+        return cut(image, box, side, seed)
+
+    monkeypatch.setattr(cutting, "_cut_out", counted)
+    with pytest.raises(KeyboardInterrupt):
+        masked(shop, jobs=1, progress=False)
+    monkeypatch.setattr(cutting, "_cut_out", lambda *given: seen.append(given[0].tobytes()) or cut(*given))
+    first = masked(shop, progress=False)
+    assert len(seen) == len(set(seen)) == 5, "each picture once"
+    again = masked(shop, progress=False)
+    assert len(seen) == 5 and again.table.equals(first.table)
+    masked(shop, side=64, progress=False)
+    assert len(seen) == 10, "other settings, other masks"
+    assert not [p for p in Path(os.environ["RETAILKIT_CACHE"]).rglob("*.tmp")]
+
+
+def test_the_same_photo_twice_is_cut_out_once(shop, monkeypatch):
+    copy = Path(shop.table["image"][0]).read_bytes()
+    for path in shop.table["image"]:
+        Path(path).write_bytes(copy)
+    seen, cut = [], cutting._cut_out
+    monkeypatch.setattr(cutting, "_cut_out", lambda *given: seen.append(1) or cut(*given))
+    paths = masked(shop, jobs=4, progress=False).table["mask"]
+    assert len(seen) == 1 and len(paths) == 5 and paths.nunique() == 1
+
+
+def test_masks_do_not_depend_on_the_number_of_threads(shop, tmp_path, monkeypatch):
+    found = []
+    for jobs in (1, 4):
+        monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{jobs}"))
+        found.append([Path(p).read_bytes() for p in masked(shop, jobs=jobs, progress=False).table["mask"]])
+    assert found[0] == found[1]
+
+
+def test_known_boxes_and_own_masks_are_used(shop, tmp_path):
+    disc = photo(share=0.3)[1]
+    Image.fromarray(disc).save(tmp_path / "own.png")
+    shop.table.loc[1, "mask"] = str(tmp_path / "own.png")
+    y, x = disc.nonzero()
+    box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
+    result = masked(shop, [box, None, (0, 0, 96, 96), None, None], rejected="keep", progress=False)
+    paths = result.table["mask"]
+    assert paths[1] == str(tmp_path / "own.png") and paths[2] == "", "a box of the whole picture tells nothing"
+    assert (read_mask(paths[0], disc.shape) == disc).mean() > 0.98
+
+
+def test_a_broken_photo_names_its_row(shop):
+    Path(shop.table["image"][1]).write_bytes(b"no photo")
+    with pytest.raises(DataError, match=r"row 1 of 'folder': .*1\.png: not an image"):
+        masked(shop, progress=False)
+    Path(shop.table["image"][1]).unlink()
+    with pytest.raises(DataError, match=r"row 1 of 'folder': .*1\.png: No such file.*restore"):
+        masked(shop, progress=False)
+
+
+def test_wrong_calls_are_named(shop):
+    with pytest.raises(config.UsageError, match="1 boxes for 5 rows"):
+        masked(shop, [None])
+    with pytest.raises(config.UsageError, match="did you mean 'keep'"):
+        masked(shop, rejected="kept")
+    with pytest.raises(config.UsageError, match="side=4 is too small"):
+        masked(shop, side=4)
+
+
+def test_real_photos_are_masked(tmp_path, monkeypatch):
+    root = Path(os.environ.get("RETAILKIT_DATA", "")) / "grocery_store"
+    if not os.environ.get("RETAILKIT_DATA") or not root.is_dir():
+        pytest.skip("no real grocery_store here; set RETAILKIT_DATA to test with it")
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    few = load("grocery_store", root, subset="packages").select(np.arange(0, 860, 86))
+    kept = masked(few, rejected="keep", progress=False)
+    assert 0.2 <= (kept.table["mask"] != "").mean() <= 0.9
+
+
+# -- Worse masks.
+
+
+def blob(height=40, width=56, seed=0):
+    """Two masks: a ragged blob and a rectangle at the edge."""
+    rng = np.random.default_rng(seed)
+    field = cv2.GaussianBlur(rng.standard_normal((height, width)), (0, 0), 4)
+    masks = np.zeros((2, 1, height, width), bool)
+    masks[0, 0] = field > np.quantile(field, 0.6)
+    masks[1, 0, 10:, 8:30] = True
+    return torch.from_numpy(masks)
+
+
+@pytest.mark.parametrize("amount", [0.02, 0.06, 0.11])
+def test_erosion_and_dilation_move_the_outline_evenly(amount):
+    masks, pixels = blob(), amount * 56
+    for mask, small, large in zip(
+        masks, degrade(masks, "erosion", amount), degrade(masks, "dilation", amount), strict=True
+    ):
+        plane = mask[0].numpy()
+        assert np.array_equal(small[0].numpy(), distance_transform_edt(plane) > pixels)
+        assert np.array_equal(large[0].numpy(), distance_transform_edt(~plane) <= pixels)
+
+
+@pytest.mark.parametrize("how", cutting.DEGRADATIONS)
+def test_nothing_changes_by_nothing_and_more_makes_worse(how):
+    masks = blob()
+    assert torch.equal(degrade(masks, how, 0), masks)
+    overlap = [iou(degrade(masks, how, amount), masks).mean() for amount in (0.02, 0.04, 0.09)]
+    assert 1 > overlap[0] > overlap[1] > overlap[2] > 0
+
+
+@pytest.mark.parametrize("how", cutting.DEGRADATIONS)
+def test_a_mask_gets_worse_in_the_same_way_in_every_batch(how):
+    masks = blob()
+    together = degrade(masks, how, 0.05, seed=1)
+    assert torch.equal(together, torch.cat([degrade(masks[i : i + 1], how, 0.05, seed=1) for i in range(2)]))
+    assert together.shape == masks.shape and together.dtype == torch.bool
+
+
+def test_noise_moves_the_outline_by_its_amount_both_ways_and_follows_the_seed():
+    masks = torch.zeros(1, 1, 200, 200, dtype=torch.bool)
+    masks[..., :100] = True
+    moves = np.concatenate([degrade(masks, "noise", 0.02, seed)[0, 0].sum(1).numpy() - 100 for seed in range(8)])
+    assert abs(moves.mean()) < 1 and 3 < moves.std() < 5.5  # 0.02 of 200 is 4
+    assert not torch.equal(degrade(masks, "noise", 0.02, 1), degrade(masks, "noise", 0.02, 2))
+
+
+@pytest.mark.parametrize("how", cutting.DEGRADATIONS)
+def test_full_and_empty_masks_have_no_outline_to_move(how):
+    masks = torch.stack([torch.ones(1, 9, 12, dtype=torch.bool), torch.zeros(1, 9, 12, dtype=torch.bool)])
+    assert torch.equal(degrade(masks, how, 0.2), masks)
+
+
+def test_overlap_of_masks():
+    masks = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    others = masks.clone()
+    masks[0, 0, :2], others[0, 0, 1:3] = True, True
+    masks[1, 0, 0] = True
+    assert iou(masks, others).tolist() == pytest.approx([1 / 3, 0, 1])
+
+
+def test_unknown_ways_and_negative_amounts_are_named():
+    with pytest.raises(config.UsageError, match="did you mean 'erosion'"):
+        degrade(blob(), "erode", 0.1)
+    with pytest.raises(config.UsageError, match=r"amount=-0\.1 is negative"):
+        degrade(blob(), "erosion", -0.1)

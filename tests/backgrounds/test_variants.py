@@ -1,0 +1,596 @@
+"""Every variant beside the same picture made pixel by pixel, and what must hold for all of them."""
+
+from __future__ import annotations
+
+import math
+from inspect import signature
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from retailkit import backgrounds, config
+from retailkit.backgrounds import PAPER, VARIANTS, PaperVariants, apply_variant, usable
+
+SIZES = [(9, 14), (17, 11), (1, 7), (8, 1), (15, 15)]  # height and width
+
+
+def random_batch(height, width, count=4, seed=0):
+    """Random pictures with ragged masks whose boxes leave a strip, on any of the four sides."""
+    rng = np.random.default_rng([seed, height, width])
+    images = torch.from_numpy(rng.random((count, 3, height, width), dtype=np.float32))
+    masks = np.zeros((count, 1, height, width), dtype=bool)
+    for mask in masks[:, 0]:
+        y0, x0 = rng.integers(height), rng.integers(width)
+        y1, x1 = rng.integers(y0, height) + 1, rng.integers(x0, width) + 1
+        if (y1 - y0, x1 - x0) == (height, width):
+            y1, x1 = (y1 - 1, x1) if height > 1 else (y1, x1 - 1)
+        mask[y0:y1, x0:x1] = rng.random((y1 - y0, x1 - x0)) < 0.6
+        mask[y0, x0] = True
+    return images, torch.from_numpy(masks)
+
+
+def product_in(box, height=24, width=30, seed=0):
+    """One random picture with a ragged product whose box x0, y0, x1, y1 is known."""
+    x0, y0, x1, y1 = box
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[y0:y1, x0:x1] = rng.random((y1 - y0, x1 - x0)) < 0.7
+    mask[y0, x0] = mask[y1 - 1, x1 - 1] = True
+    image = rng.random((3, height, width), dtype=np.float32)
+    return torch.from_numpy(image)[None], torch.from_numpy(mask)[None, None]
+
+
+def each(reference, images, masks, *arguments, **options):
+    """The reference applied picture by picture; arguments that are tensors are taken apart as well."""
+    made = [
+        reference(image, mask[0], *(a[i] if isinstance(a, np.ndarray) else a for a in arguments), **options)
+        for i, (image, mask) in enumerate(zip(images.numpy(), masks.numpy(), strict=True))
+    ]
+    return np.stack(made)
+
+
+# -- The reference: slow, and written from the papers' text.
+
+
+def box_of(mask):
+    """x0, y0, x1, y1 of a (H,W) mask that is not empty."""
+    height, width = mask.shape
+    places = [(y, x) for y in range(height) for x in range(width) if mask[y, x]]
+    ys, xs = [y for y, _ in places], [x for _, x in places]
+    return min(xs), min(ys), max(xs) + 1, max(ys) + 1
+
+
+def paint(image, colour_at):
+    """Return the picture (3,H,W) whose pixel (y, x) is `colour_at(y, x)`; None keeps it."""
+    result = image.copy()
+    for y in range(image.shape[1]):
+        for x in range(image.shape[2]):
+            colour = colour_at(y, x)
+            if colour is not None:
+                result[:, y, x] = colour
+    return result
+
+
+def only_bg_b(image, mask):
+    x0, y0, x1, y1 = box_of(mask)
+    return paint(image, lambda y, x: 0 if y0 <= y < y1 and x0 <= x < x1 else None)
+
+
+def only_bg_t(image, mask):
+    height, width = mask.shape
+    x0, y0, x1, y1 = box_of(mask)
+    strips = {  # area, left, top, right, bottom; the first of the largest
+        "below": ((height - y1) * width, 0, y1, width, height),
+        "above": (y0 * width, 0, 0, width, y0),
+        "right": ((width - x1) * height, x1, 0, width, height),
+        "left": (x0 * height, 0, 0, x0, height),
+    }
+    _, left, top, right, bottom = max(strips.values(), key=lambda strip: strip[0])
+
+    def tiled(y, x):
+        if y0 <= y < y1 and x0 <= x < x1:
+            return image[:, top + y % (bottom - top), left + x % (right - left)]
+        return None
+
+    return paint(image, tiled)
+
+
+def no_fg(image, mask):
+    return paint(image, lambda y, x: 0 if mask[y, x] else None)
+
+
+def only_fg(image, mask):
+    return paint(image, lambda y, x: None if mask[y, x] else 0)
+
+
+def mixed(image, mask, ground):
+    return paint(image, lambda y, x: None if mask[y, x] else ground[:, y, x])
+
+
+def coloured(image, mask, colour):
+    return paint(image, lambda y, x: None if mask[y, x] else colour)
+
+
+def bell(sigma):
+    """Weights of a Gaussian by distance, as far as they count."""
+    reach = math.ceil(6 * sigma)
+    weights = {d: math.exp(-d * d / (2 * sigma * sigma)) for d in range(-reach, reach + 1)}
+    total = sum(weights.values())
+    return {d: w / total for d, w in weights.items()}
+
+
+def inside(place, length):
+    """Where a place beyond the edge falls when the picture is mirrored about its outermost pixels."""
+    while length > 1 and not 0 <= place < length:
+        place = -place if place < 0 else 2 * (length - 1) - place
+    return place if length > 1 else 0
+
+
+def gauss(plane, sigma):
+    """A (H,W) plane blurred pixel by pixel."""
+    height, width = plane.shape
+    weights, result = bell(sigma), np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            for dy, wy in weights.items():
+                for dx, wx in weights.items():
+                    result[y, x] += wy * wx * plane[inside(y + dy, height), inside(x + dx, width)]
+    return result
+
+
+def blurred(image, mask, sigma):
+    """Each background pixel becomes the weighted mean of the background pixels about it."""
+    height, width = mask.shape
+    weights = bell(sigma)
+
+    def mean(y, x):
+        if mask[y, x]:
+            return None
+        total, colours = 0.0, np.zeros(3)
+        for dy, wy in weights.items():
+            for dx, wx in weights.items():
+                v, u = inside(y + dy, height), inside(x + dx, width)
+                if not mask[v, u]:
+                    total += wy * wx
+                    colours += wy * wx * image[:, v, u]
+        return colours / total
+
+    return paint(image, mean)
+
+
+def region_reduced(image, mask, distance):
+    product = np.argwhere(mask)
+
+    def far(y, x):
+        nearest = min(math.hypot(y - v, x - u) for v, u in product)
+        return 0 if nearest > distance else None
+
+    return paint(image, far)
+
+
+def object_halved(image, mask):
+    """The product at half its size, each pixel the mean of four; its box has even sides and leaves a strip."""
+    x0, y0, x1, y1 = box_of(mask)
+    width, height = (x1 - x0) // 2, (y1 - y0) // 2
+    left, top = (x0 + x1 - width) // 2, (y0 + y1 - height) // 2
+    ground = only_bg_t(image, mask)
+
+    def small(y, x):
+        if not (top <= y < top + height and left <= x < left + width):
+            return None
+        v, u = y0 + 2 * (y - top), x0 + 2 * (x - left)
+        four = [(v, u), (v + 1, u), (v, u + 1), (v + 1, u + 1)]
+        covered = sum(float(mask[p]) for p in four) / 4
+        colour = sum(image[:, p[0], p[1]] * float(mask[p]) for p in four) / 4
+        return colour + (1 - covered) * ground[:, y, x]
+
+    return paint(ground, small)
+
+
+def shadow(image, mask, dx, dy, sigma, strength):
+    height, width = mask.shape
+    moved = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y - dy < height and 0 <= x - dx < width:
+                moved[y, x] = mask[y - dy, x - dx]
+    shade = gauss(moved, sigma) if sigma else moved
+    return paint(image, lambda y, x: None if mask[y, x] else image[:, y, x] * (1 - strength * shade[y, x]))
+
+
+def reflection(image, mask, strength):
+    """The sharp reflection: without blur each pixel stands alone."""
+    _, y0, _, y1 = box_of(mask)
+
+    def mirrored(y, x):
+        source = 2 * y1 - 1 - y
+        if y < y1 or source < y0 or not mask[source, x]:
+            return None
+        opacity = strength * (1 - (y - y1 + 0.5) / (y1 - y0))
+        return (1 - opacity) * image[:, y, x] + opacity * image[:, source, x]
+
+    return paint(image, mirrored)
+
+
+# -- The paper's eight.
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["only_bg_b", "only_bg_t", "no_fg", "only_fg"])
+def test_variants_of_one_picture_equal_the_reference(name, size):
+    images, masks = random_batch(*size, count=12)
+    expected = each(globals()[name], images, masks)
+    assert np.array_equal(apply_variant(images, masks, name).numpy(), expected)
+    assert not np.array_equal(expected, images.numpy()), "the case would prove nothing"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["mixed_same", "mixed_rand", "mixed_next", "generic_paste"])
+def test_pasted_variants_equal_the_reference(name, size):
+    images, masks = random_batch(*size)
+    donors = random_batch(*size, seed=1)[0]
+    expected = each(mixed, images, masks, donors.numpy())
+    assert np.array_equal(apply_variant(images, masks, name, donors).numpy(), expected)
+
+
+def test_the_original_is_the_picture():
+    images, masks = random_batch(9, 14)
+    assert torch.equal(apply_variant(images, masks, "original"), images)
+    assert torch.equal(apply_variant(images, torch.zeros_like(masks), "original"), images)
+
+
+@pytest.mark.parametrize(
+    ("box", "sides"),
+    [
+        ((5, 0, 9, 6), "left"),
+        ((1, 0, 4, 6), "right"),
+        ((0, 4, 9, 6), "above"),
+        ((0, 0, 9, 2), "below"),
+    ],
+)
+def test_tiles_come_from_the_largest_strip_and_start_at_the_corner(box, sides):
+    """On a picture whose pixels tell their column (red) and row (green)."""
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(9.0), indexing="ij")
+    image, mask = torch.stack([x, y, x * 0])[None] / 10, torch.zeros(1, 1, 6, 9, dtype=torch.bool)
+    x0, y0, x1, y1 = box
+    mask[..., y0:y1, x0:x1] = True
+    red, green = (apply_variant(image, mask, "only_bg_t")[0, :2] * 10).round().int()
+    if sides == "left":
+        assert red[0, x0:x1].tolist() == [0, 1, 2, 3] and torch.equal(green, y.int())  # columns 5 to 8, modulo 5
+    elif sides == "right":
+        assert red[0, x0:x1].tolist() == [4 + x % 5 for x in (1, 2, 3)] and torch.equal(green, y.int())
+    elif sides == "above":
+        assert green[y0:y1, 0].tolist() == [0, 1] and torch.equal(red, x.int())
+    else:
+        assert green[y0:y1, 0].tolist() == [2, 3] and torch.equal(red, x.int())
+    outside = ~mask[0, 0]
+    assert torch.equal(red[outside], x.int()[outside]), "tiles are pasted inside the box only"
+
+
+def test_a_black_product_pixel_stays_product():
+    """The authors' generator takes black pixels for background after it has resized."""
+    image, mask = product_in((8, 6, 20, 18))
+    image[:, :, 8:12, 10:16] = 0
+    donors = torch.full_like(image, 0.7)
+    pasted = apply_variant(image, mask, "mixed_rand", donors)
+    assert (pasted[:, :, 8:12, 10:16][mask[:, :, 8:12, 10:16].expand(-1, 3, -1, -1)] == 0).all()
+    assert (pasted[~mask.expand(-1, 3, -1, -1)] == 0.7).all()
+
+
+def test_eight_bit_pictures_give_the_eight_variants_in_eight_bits():
+    images, masks = random_batch(9, 14)
+    coarse = (images * 255).byte()
+    for name in PAPER:
+        donors = images.flip(0) if VARIANTS[name].donors else None
+        made = apply_variant(coarse, masks, name, None if donors is None else coarse.flip(0))
+        assert made.dtype == torch.uint8
+        fine = apply_variant(
+            coarse.float() / 255, masks, name, None if donors is None else coarse.flip(0).float() / 255
+        )
+        assert torch.equal((fine * 255).round().byte(), made)
+    with pytest.raises(config.UsageError, match=r"shadow of torch\.uint8 images; give floats"):
+        apply_variant(coarse, masks, "shadow")
+
+
+# -- Factors.
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_coloured_equals_the_reference(size):
+    images, masks = random_batch(*size)
+    one = torch.tensor([0.2, 0.4, 0.9])
+    expected = each(coloured, images, masks, one.tolist())
+    assert np.allclose(apply_variant(images, masks, "coloured", colour=(0.2, 0.4, 0.9)), expected)
+    many = torch.rand(len(images), 3, generator=torch.Generator().manual_seed(0))
+    expected = each(coloured, images, masks, many.numpy())
+    assert np.array_equal(apply_variant(images, masks, "coloured", colour=many), expected)
+
+
+@pytest.mark.parametrize("contrast", ["high", "low"])
+def test_colours_have_the_highest_or_lowest_contrast_of_the_palette(contrast):
+    images, masks = random_batch(9, 14, count=5)
+    images = images * torch.rand(5, 3, 1, 1, generator=torch.Generator().manual_seed(3))  # products of several colours
+    chosen = backgrounds.contrast_colours(images, masks, contrast)
+    palette = np.array([(r, g, b) for r in range(5) for g in range(5) for b in range(5)]) / 4
+    for image, mask, colour in zip(images.numpy(), masks.numpy(), chosen.numpy(), strict=True):
+        mean = np.mean([rgb2lab(image[:, y, x]) for y, x in np.argwhere(mask[0])], axis=0)
+        distances = [deltaE_ciede2000(mean, rgb2lab(c)) for c in palette]
+        wanted = max(distances) if contrast == "high" else min(distances)
+        assert deltaE_ciede2000(mean, rgb2lab(colour)) == pytest.approx(wanted, abs=0.01)
+    pasted = apply_variant(images, masks, "coloured", colour=contrast)
+    assert torch.equal(pasted, apply_variant(images, masks, "coloured", colour=chosen))
+
+
+def test_high_contrast_differs_more_than_low():
+    image, mask = product_in((8, 6, 20, 18))
+    image[:, 0], image[:, 1:] = 0.9, 0.05  # red
+    high, low = (backgrounds.contrast_colours(image, mask, contrast)[0] for contrast in ("high", "low"))
+    assert (high - image[0, :, 0, 0]).abs().max() > 0.5 > 0.15 > (low - image[0, :, 0, 0]).abs().max()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_blurred_equals_the_reference(size):
+    images, masks = random_batch(*size, count=2)
+    sigma = 0.08 * max(size)
+    expected = each(blurred, images, masks, sigma)
+    assert np.allclose(apply_variant(images, masks, "blurred", sigma=0.08), expected, atol=1e-3)
+
+
+def test_the_blurred_background_has_no_halo_of_the_product():
+    image, mask = product_in((8, 6, 20, 18))
+    bright = torch.where(mask, 1.0, image)
+    one, other = (apply_variant(i, mask, "blurred", sigma=0.1) for i in (image, bright))
+    assert torch.equal(torch.where(mask, 0, one), torch.where(mask, 0, other))
+    flat = torch.where(mask, image, 0.3)
+    assert torch.allclose(apply_variant(flat, mask, "blurred", sigma=0.1), flat, atol=1e-5)
+    assert torch.equal(torch.where(mask, one, 0), torch.where(mask, image, 0)), "the product stays sharp"
+    outside = ~mask[0, 0]
+    assert one[0, :, outside].std() < 0.5 * image[0, :, outside].std(), "and the background does not"
+    assert torch.equal(apply_variant(image, mask, "blurred", sigma=0), image)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("reach", [0.06, 0.17, 0.31])
+def test_region_reduced_equals_the_reference(size, reach):
+    images, masks = random_batch(*size)
+    expected = each(region_reduced, images, masks, reach * max(size))
+    assert np.array_equal(apply_variant(images, masks, "region_reduced", reach=reach), expected)
+
+
+def test_region_reduced_lies_between_the_product_and_the_picture():
+    images, masks = random_batch(17, 11)
+    made = {reach: apply_variant(images, masks, "region_reduced", reach=reach) for reach in (0, 0.1, 0.3, math.inf)}
+    assert torch.equal(made[0], apply_variant(images, masks, "only_fg"))
+    assert torch.equal(made[math.inf], images)
+    kept = [(made[reach] > 0).sum() for reach in made]
+    assert kept[0] < kept[1] < kept[2] < kept[3]
+
+
+def test_paste_own_is_the_product_on_its_own_background():
+    images, masks = random_batch(9, 14)
+    own = apply_variant(images, masks, "only_bg_t")
+    assert torch.equal(apply_variant(images, masks, "paste_own"), apply_variant(images, masks, "mixed_same", own))
+    assert torch.equal(apply_variant(images, masks, "object_size", scale=1), apply_variant(images, masks, "paste_own"))
+
+
+@pytest.mark.parametrize("box", [(4, 6, 20, 18), (0, 0, 12, 24), (12, 2, 30, 16)])
+def test_half_the_object_size_equals_the_reference(box):
+    image, mask = product_in(box)
+    expected = each(object_halved, image, mask)
+    assert np.allclose(apply_variant(image, mask, "object_size", scale=0.5), expected, atol=1e-5)
+
+
+def test_an_enlarged_object_is_cut_off_at_the_edge_and_keeps_its_centre():
+    mask = torch.zeros(1, 1, 21, 25, dtype=torch.bool)
+    mask[..., 8:13, 9:16] = True
+    image = torch.where(mask, torch.ones(1, 3, 1, 1), 0.0)
+    seen = apply_variant(image, mask, "object_size", scale=3)[0, 0] > 0.5
+    assert seen.nonzero().amin(0).tolist() == [3, 2] and seen.nonzero().amax(0).tolist() == [17, 22]
+    assert apply_variant(image, mask, "object_size", scale=50).min() == 1
+    small = apply_variant(image, mask, "object_size", scale=0.2)[0, 0] > 0.5
+    assert small.nonzero().tolist() == [[10, 12]]
+
+
+@pytest.mark.parametrize(("angle", "dx", "dy"), [(0, 3, 0), (90, 0, 3), (45, 2, 2), (180, -3, 0)])
+@pytest.mark.parametrize("softness", [0, 0.04])
+def test_shadow_equals_the_reference(angle, dx, dy, softness):
+    image, mask = product_in((8, 6, 20, 18))
+    made = apply_variant(image, mask, "shadow", angle=angle, distance=0.1, softness=softness, strength=0.5)
+    expected = each(shadow, image, mask, dx, dy, softness * 30, 0.5)
+    assert np.allclose(made, expected, atol=1e-3)
+    assert torch.equal(torch.where(mask, made, 0), torch.where(mask, image, 0))
+
+
+@pytest.mark.parametrize("box", [(8, 6, 20, 12), (8, 10, 20, 22), (3, 0, 9, 9)])
+def test_reflection_equals_the_reference(box):
+    image, mask = product_in(box)
+    made = apply_variant(image, mask, "reflection", strength=0.4, softness=0)
+    assert np.allclose(made, each(reflection, image, mask, 0.4), atol=1e-6)
+    assert not torch.equal(made, image)
+
+
+def test_a_soft_reflection_stays_below_the_product_and_a_product_without_room_has_none():
+    image, mask = product_in((8, 6, 20, 12))
+    made = apply_variant(image, mask, "reflection", softness=0.03)
+    assert torch.equal(made[:, :, :12], image[:, :, :12])
+    assert not torch.equal(made, apply_variant(image, mask, "reflection", softness=0))
+    low, low_mask = product_in((8, 6, 20, 24))
+    assert torch.equal(apply_variant(low, low_mask, "reflection"), low)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.7])
+def test_occlusion_covers_its_share_by_one_rectangle(share):
+    mask = torch.zeros(1, 1, 90, 70, dtype=torch.bool)
+    mask[..., 10:80, 15:60] = True
+    for seed in range(5):
+        image = torch.rand(1, 3, 90, 70, generator=torch.Generator().manual_seed(seed)) * 0.9
+        changed = (apply_variant(image, mask, "occlusion", share=share, colour=(1, 1, 1)) == 1).all(1)[0]
+        rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+        assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and changed.sum() > 0
+        assert (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) == changed.sum()
+        assert (changed & mask[0, 0]).sum() / mask.sum() == pytest.approx(share, abs=0.04)
+
+
+def test_nothing_or_all_of_a_product_can_be_covered():
+    image, mask = product_in((8, 6, 20, 18))
+    assert torch.equal(apply_variant(image, mask, "occlusion", share=0), image)
+    covered = apply_variant(image, mask, "occlusion", share=1, colour=(0, 0, 0))
+    assert (torch.where(mask, covered, 0) == 0).all()
+
+
+def test_occlusion_follows_the_seed():
+    images, masks = random_batch(17, 11)
+    one, same, other = (apply_variant(images, masks, "occlusion", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+# -- What holds for all.
+
+
+def any_variant(images, masks, name):
+    return apply_variant(images, masks, name, images.flip(-1) if VARIANTS[name].donors else None, seed=3)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_picture_comes_out_the_same_in_every_batch_and_memory_layout(name):
+    images, masks = random_batch(17, 11, count=5)
+    before = images.clone()
+    together = any_variant(images, masks, name)
+    assert together.shape == images.shape and together.dtype == images.dtype
+    alone = torch.cat([any_variant(images[i : i + 1], masks[i : i + 1], name) for i in range(5)])
+    strided = any_variant(images.contiguous(memory_format=torch.channels_last), masks, name)
+    assert torch.equal(together, alone) and torch.equal(together, strided)
+    assert torch.equal(images, before), "the pictures given stay as they are"
+    assert together.min() >= 0 and together.max() <= 1
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "original"])
+def test_an_empty_mask_is_named_and_not_usable(name):
+    images, masks = random_batch(9, 14)
+    masks[2] = False
+    assert usable(masks, name, 1.0).tolist() == [True, True, False, True]
+    with pytest.raises(config.UserError, match=rf"{name}, image 2 of the batch: its mask is empty; drop it"):
+        any_variant(images, masks, name)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_full_mask_leaves_no_background(name):
+    images, masks = random_batch(9, 14)
+    masks[1] = True
+    if name in ("only_bg_b", "only_bg_t", "paste_own", "object_size"):
+        assert usable(masks, name, 1.0).tolist() == [True, False, True, True]
+        with pytest.raises(config.UserError, match=rf"{name}, image 1 of the batch: .* no strip of background"):
+            any_variant(images, masks, name)
+        return
+    assert usable(masks, name, 1.0).all()
+    made = any_variant(images, masks, name)[1]
+    if name == "no_fg":
+        assert (made == 0).all()
+    elif name != "occlusion":
+        assert torch.equal(made, images[1])
+
+
+def test_a_box_of_the_whole_picture_is_no_background_though_the_mask_has_holes():
+    images, masks = random_batch(9, 14)
+    masks[0] = False
+    masks[0, 0, 0, 0] = masks[0, 0, -1, -1] = True
+    assert not usable(masks, "only_bg_t", 1.0)[0] and usable(masks, "no_fg")[0]
+    with pytest.raises(config.UserError, match=r"image 0 .* no strip"):
+        apply_variant(images, masks, "only_bg_t")
+
+
+def test_large_boxes_are_dropped_from_background_sets_as_the_paper_does():
+    masks = torch.zeros(3, 1, 10, 10, dtype=torch.bool)
+    masks[0, :, :9], masks[1, :, :9], masks[2, :, :2] = True, True, True
+    masks[1, :, 9, :5] = True
+    assert usable(masks, "only_bg_t").tolist() == [True, False, True]  # boxes of 0.9, 1 and 0.2
+    assert usable(masks, "only_bg_b", largest_box=0.5).tolist() == [False, False, True]
+    assert usable(masks, "only_fg").all()
+
+
+def test_boxes_are_the_tightest():
+    masks = random_batch(17, 11, count=8)[1]
+    masks[3] = False
+    expected = [(0, 0, 0, 0) if not m.any() else box_of(m[0]) for m in masks.numpy()]
+    assert backgrounds.boxes(masks).tolist() == [list(box) for box in expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "mixed_sane"}, "did you mean 'mixed_same'"),
+        ({"name": "only_fg", "sigma": 1}, "unknown option of only_fg 'sigma'"),
+        ({"name": "blurred", "sigmo": 1}, "did you mean 'sigma'"),
+        ({"name": "mixed_rand"}, "needs donors of torch.float32 .*given: none.*choose_donors"),
+        ({"name": "mixed_rand", "donors": torch.zeros(4, 3, 9, 13)}, "given: torch.float32"),
+        ({"name": "only_fg", "donors": torch.zeros(4, 3, 9, 14)}, "pastes no backgrounds"),
+        ({"name": "only_fg", "masks": torch.ones(4, 9, 14)}, r"masks are torch.float32 .*give torch.bool"),
+        ({"name": "only_fg", "images": torch.ones(4, 1, 9, 14)}, r"images are .*give \(B, 3, H, W\)"),
+        ({"name": "coloured", "colour": (0, 0, 2)}, "colour of shape"),
+        ({"name": "coloured", "colour": "hugh"}, "did you mean 'high'"),
+        ({"name": "region_reduced", "reach": -1}, "reach=-1 is out of range"),
+        ({"name": "shadow", "strength": 2}, "strength=2 is out of range; use 0 to 1"),
+        ({"name": "occlusion", "share": float("nan")}, "share=nan"),
+        ({"name": "object_size", "scale": 0}, "scale=0"),
+    ],
+)
+def test_wrong_calls_are_named(change, says):
+    images, masks = random_batch(9, 14)
+    with pytest.raises(config.UsageError, match=says):
+        apply_variant(**({"images": images, "masks": masks} | change))
+
+
+def test_every_variant_is_documented_with_its_options():
+    for name, variant in VARIANTS.items():
+        for option in list(signature(variant.make).parameters)[1:]:
+            assert f"{option}:" in variant.make.__doc__, f"{name}: {option}"
+
+
+# -- All eight at once.
+
+
+@pytest.fixture
+def eight():
+    images, masks = random_batch(15, 13, count=18, seed=5)
+    return PaperVariants(images, masks, torch.arange(18) % 3, seed=2)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_all_eight_at_once_are_each_variant_alone(eight, name):
+    donors = eight.backgrounds[eight.donors[name]] if name in eight.donors else None
+    expected = apply_variant(eight.images, eight.masks, name, donors)
+    assert torch.equal(eight.make(name), expected)
+    rows = torch.tensor([7, 1, 16])
+    assert torch.equal(eight.make(name, rows), expected[rows])
+    assert torch.equal(eight.make(name, slice(3, 9)), expected[3:9])
+
+
+def test_donors_of_all_eight_are_those_of_choose_donors(eight):
+    labels = torch.arange(18) % 3
+    assert set(eight.donors) == {"mixed_same", "mixed_rand", "mixed_next"}
+    for name, donors in eight.donors.items():
+        assert torch.equal(donors, backgrounds.choose_donors(labels, name, 2))
+    assert (labels[eight.donors["mixed_next"]] == (labels + 1) % 3).all()
+    assert len(eight) == 18 and torch.equal(eight.backgrounds, apply_variant(eight.images, eight.masks, "only_bg_t"))
+
+
+def test_tiled_backgrounds_are_made_once(monkeypatch):
+    calls = []
+    tile = backgrounds.paper.only_bg_t
+    monkeypatch.setattr(backgrounds.paper, "only_bg_t", lambda pictures: calls.append(1) or tile(pictures))
+    images, masks = random_batch(15, 13, count=6)
+    made = PaperVariants(images, masks, [0, 1, 2, 0, 1, 2])
+    for name in PAPER:
+        made.make(name)
+    assert len(calls) == 1
+
+
+def test_all_eight_refuse_what_is_not_usable():
+    images, masks = random_batch(9, 14)
+    masks[3] = True
+    with pytest.raises(config.UserError, match="image 3 of the batch"):
+        PaperVariants(images, masks, [0, 1, 0, 1])
+    with pytest.raises(config.UsageError, match="variant of the paper 'blurred'"):
+        PaperVariants(images[:3], masks[:3], [0, 1, 0]).make("blurred")

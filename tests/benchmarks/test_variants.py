@@ -1,0 +1,46 @@
+"""How fast the eight variants of a set of pictures are made, beside decoding the same pictures."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.io import decode_jpeg, encode_jpeg
+
+from retailkit import backgrounds, data
+
+SLOWEST = 20  # times what decoding takes
+SIDE = 224
+AT_ONCE = 50  # pictures a batch, as a model would take them
+
+
+@pytest.mark.benchmark
+def test_variants(tmp_path, compare, quick):
+    torch.set_num_threads(1)
+    count = 200 if quick else 1000
+    images, masks, labels = _pictures(tmp_path, count)
+    files = [encode_jpeg(image, 90) for image in images]
+    images = images.float() / 255
+    batches = [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+
+    def decode():
+        return len([decode_jpeg(file) for file in files])
+
+    def make():
+        paper = backgrounds.PaperVariants(images, masks, labels)
+        return sum(len(paper.make(name, rows)) for name in backgrounds.PAPER for rows in batches) // 8
+
+    case = f"8 variants of {count} pictures at {SIDE} px"
+    ratio = compare("variants", case, "JPEG decoding", decode, make, lambda a, b: abs(a - b))
+    assert ratio >= 1 / SLOWEST
+
+
+def _pictures(folder, count):
+    """Return (N,3,H,W) uint8, masks and labels of rendered products, some of them again and mirrored."""
+    shop = data.load("synthetic", folder, per_class=(2, 0, 0), size=SIDE).split("train", SIDE)
+    batch = data.collate([shop[i] for i in range(len(shop))])
+    good = backgrounds.usable(batch.masks, "only_bg_t")
+    images, masks, labels = (batch.images[good] * 255).byte(), batch.masks[good], batch.labels[good]
+    rng = np.random.default_rng(0)
+    chosen = torch.from_numpy(rng.integers(len(images), size=count))
+    mirrored = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
+    images, masks = images[chosen], masks[chosen]
+    return torch.where(mirrored, images.flip(-1), images), torch.where(mirrored, masks.flip(-1), masks), labels[chosen]
