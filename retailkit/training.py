@@ -263,7 +263,7 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
         [
             encoder_fingerprint(model),
             data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
-            [dataset.size, dataset.fit, repr(dataset.augment), dataset.condition, views, config.bf16],
+            [*dataset.appearance, views, config.bf16],
             config.seed if dataset.augment else None,
         ]
     )

@@ -7,12 +7,15 @@ Recognition With Help From Background* adds to it.
 from retailkit.backgrounds.factors import contrast_colours
 from retailkit.backgrounds.masks import acceptance, degrade, grabcut_of, iou, masked
 from retailkit.backgrounds.paper import boxes, choose_donors
+from retailkit.backgrounds.splits import Scenes, VariantSplit
 from retailkit.backgrounds.variants import PAPER, VARIANTS, PaperVariants, apply_variant, usable
 
 __all__ = [
     "PAPER",
     "VARIANTS",
     "PaperVariants",
+    "Scenes",
+    "VariantSplit",
     "acceptance",
     "apply_variant",
     "boxes",

@@ -380,6 +380,11 @@ class ProductDataset(torch.utils.data.Dataset):
         """(N,) int64 class indices, without reading a picture."""
         return self.table["label"].map(self._class_index).to_numpy(dtype=np.int64)
 
+    @property
+    def appearance(self) -> list[Any]:
+        """What pictures depend on besides their files, to tell cached features apart."""
+        return [self.size, self.fit, repr(self.augment), self.condition]
+
     def with_options(self, **changes: Any) -> ProductDataset:
         """Return a copy with another `size`, `fit`, `augment`, `condition` (name and severity), `rows` or `reads`.
 
