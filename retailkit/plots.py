@@ -710,3 +710,80 @@ def differences(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axe
     ax.axvline(0, color=QUIET, linestyle=":")
     ax.set_xlabel(xlabel)
     return ax
+
+
+def scene(image: Any, boxes: Any, labels: Any, classes: Sequence[str], ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw the boxes of a scene, one colour a class, with the first word of its name.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        boxes: (N,4) as x0, y0, x1, y1 in pixels.
+        labels: (N,) from 1 on.
+        classes: names; label k is `classes[k - 1]`.
+        ax: where to draw.
+        title: above the picture.
+    """
+    ax, shades = picture(image, title, ax), [*COLOURS[:4], *COLOURS[5:]]  # no two blues
+    for (x0, y0, x1, y1), label in zip(_numbers(boxes).reshape(-1, 4), np.asarray(labels, dtype=int), strict=True):
+        colour = shades[(label - 1) % len(shades)]
+        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.8))
+        ax.text(x0, y0 - 1.5, classes[label - 1].split()[0].lower(), fontsize=6, color="white", va="bottom",
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    return ax
+
+
+def loss_curves(histories: Mapping[str, pd.DataFrame], losses: Sequence[str], axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Draw each loss over the steps of training, a line a history, smoothed over a twentieth of all steps.
+
+    Args:
+        histories: name -> columns `step` and the losses; a step may come once a seed, and the mean is drawn.
+        losses: columns to draw, one Axes each.
+        axes: where to draw.
+    """
+    for ax, loss in zip(axes, losses, strict=True):
+        for (name, frame), colour in zip(histories.items(), (COLOURS[5], COLOURS[0], *COLOURS[1:4]), strict=False):
+            line = frame.groupby("step")[loss].mean()
+            ax.plot(line.rolling(max(1, len(line) // 20), min_periods=1, center=True).mean(), color=colour, label=name)
+        ax.set(xlabel="step", title=loss.removeprefix("loss_").replace("_", " "))
+        ax.set_ylim(bottom=0)
+    return axes
+
+
+def side_by_side(tables: Mapping[str, pd.DataFrame], value: str, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Draw the same rows of several tables as points with their intervals, one colour a table.
+
+    Args:
+        tables: name -> columns `name`, `low`, `high` and `value`; a row that one table lacks is left out there.
+        value: column to draw.
+        xlabel: below the axis.
+        ax: where to draw.
+    """
+    names = list(dict.fromkeys(name for table in tables.values() for name in table["name"]))
+    ax = _axes(ax, (6, 0.4 * len(names) + 1.2))
+    shift = np.linspace(-0.14, 0.14, len(tables))
+    for (label, table), dy, colour in zip(tables.items(), shift, (COLOURS[5], COLOURS[0], *COLOURS[1:4]), strict=False):
+        y = [names.index(name) + dy for name in table["name"]]
+        ax.hlines(y, table["low"], table["high"], color=colour, linewidth=2)
+        ax.plot(table[value], y, "o", color=colour, label=label, markersize=5)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+    return ax
+
+
+def stacked_shares(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Draw a bar a row, divided by its columns; the last column is that of no interest, in grey.
+
+    Args:
+        table: shares in [0,1] that add up to 1 in each row.
+        xlabel: below the axis.
+        ax: where to draw.
+    """
+    ax = _axes(ax, (9, 0.45 * len(table) + 1.5))
+    start = np.zeros(len(table))
+    for name, colour in zip(table.columns, [*COLOURS[: table.shape[1] - 1], "#D0D3D8"], strict=True):
+        ax.barh(table.index, table[name], left=start, color=colour, label=name)
+        start += table[name].to_numpy(float)
+    ax.set(xlabel=xlabel, xlim=(0, 1))
+    ax.invert_yaxis()
+    ax.legend(ncols=table.shape[1], fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return ax

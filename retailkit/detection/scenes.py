@@ -1,0 +1,439 @@
+"""Pictures with boxes: shelves on which a region always comes with one of the products, and COCO-style files.
+
+The region is what source 4 calls a highly correlated class, the sea around the whale. It stands in one of three
+relations to its targets: `overlap`, a large chiller door that reaches over every target; `carrier`, a tray that holds
+all of them; and as a control `beside`, a poster that comes with them as faithfully and touches none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from retailkit.config import UsageError, pick
+from retailkit.data.synthetic import packaging
+from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS
+from retailkit.data.synthetic.scene import shelf
+from retailkit.data.table import DataError
+from retailkit.imaging import layer, over
+
+TARGET = "NORDBY MILK 3 %"  # the whale: what the region comes with
+OTHERS = ("SOLVEA ORANGE JUICE NO PULP", "CASA LUPA TOMATO SOUP MILD", "MORNA MUESLI HONEY")
+PRODUCTS = {product.label: product for product in CATALOGUE if product.label in (TARGET, *OTHERS)}
+SHELVES = 2  # different shelves a department
+FLOORS = (0.69, 0.985)  # where the two rows of products stand, as shares of the side
+TALL = (0.30, 0.38)  # height of a product of 20 cm, as a share of the side
+WITH_TARGETS = 0.75  # share of scenes
+AT_EDGE = 0.4  # share of targets that the door's edge runs through
+TINY = 4  # pixels; what shows less in either direction has no box
+
+Box = tuple[float, float, float, float]
+Stand = tuple[str, float, float, int]  # product, x of its middle, y of its foot, height in pixels
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Pictures with boxes.
+
+    Attributes:
+        classes: names; label k is `classes[k - 1]`, 0 is the background.
+        images: pictures as (3,H,W) uint8, or files that are read when they are asked for.
+        boxes: (N,4) float32 of each picture, as x0, y0, x1, y1 in pixels.
+        labels: (N,) int64 of each picture.
+        region: name of the class that comes with the targets; "" for none.
+        targets: names of the classes that it comes with.
+    """
+
+    classes: list[str]
+    images: list[Tensor | Path]
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    region: str = ""
+    targets: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def region_label(self) -> int:
+        """Label of the region; -1 where there is none."""
+        return self.classes.index(self.region) + 1 if self.region else -1
+
+    def image(self, number: int) -> Tensor:
+        """Return a picture, (3,H,W) float32 in [0,1]."""
+        found = self.images[number]
+        return (found if isinstance(found, Tensor) else _read(found)).float() / 255
+
+    def side(self, number: int) -> tuple[int, int]:
+        """Return a picture's height and width in pixels."""
+        found = self.images[number]
+        if isinstance(found, Tensor):
+            return found.shape[1], found.shape[2]
+        with Image.open(found) as picture:
+            return picture.height, picture.width
+
+    def annotation(self, number: int, region: bool = True) -> dict[str, Tensor]:
+        """Return what torchvision's detectors learn from: `boxes` (N,4) and `labels` (N,).
+
+        Args:
+            number: of the picture.
+            region: whether the region's boxes are among them.
+        """
+        boxes, labels = self.boxes[number], self.labels[number]
+        keep = (labels != self.region_label) | region
+        return {"boxes": boxes[keep], "labels": labels[keep]}
+
+    def select(self, numbers: Sequence[int]) -> Scenes:
+        """Return some of the pictures."""
+        parts = ([column[int(i)] for i in numbers] for column in (self.images, self.boxes, self.labels))
+        return Scenes(self.classes, *parts, region=self.region, targets=self.targets)
+
+
+def _read(path: Path) -> Tensor:
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+# -- Rendered scenes.
+
+
+def render(
+    count: int, relation: str = "overlap", *, size: int = 192, correlation: float = 1.0, seed: int = 0
+) -> Scenes:
+    """Draw scenes with several products and a region that comes with one of them.
+
+    Boxes are exact: the extent of those pixels of a product that nothing opaque hides. The same arguments give the
+    same pixels.
+
+    Args:
+        count: scenes.
+        relation: name in `RELATIONS`.
+        size: side of a picture in pixels.
+        correlation: in [0,1]. With this probability the region is there if and only if targets are; otherwise a coin
+            decides about the region. Products stand in the same places either way.
+        seed: of everything random.
+
+    Raises:
+        UsageError: unknown relation, or a number out of its range.
+    """
+    name, draw = RELATIONS[pick(RELATIONS, relation, "relation")]
+    if count < 1 or not 96 <= size <= 1024 or seed < 0:
+        raise UsageError(f"count={count}, size={size}, seed={seed}: use 1 or more, 96 to 1024 pixels, 0 or more")
+    if not 0 <= correlation <= 1:
+        raise UsageError(f"correlation={correlation} is out of range; use a number from 0 to 1")
+    classes = [*PRODUCTS, name]
+    made = [_scene(np.random.default_rng([seed, k]), draw, size, correlation, classes) for k in range(count)]
+    return Scenes(classes, *(list(column) for column in zip(*made, strict=True)), region=name, targets=(TARGET,))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region, drawn.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels.
+        stands: the targets in it.
+        behind: (S,S,4) layer under the products.
+        before: (S,S,4) layer over the products.
+    """
+
+    box: Box
+    stands: list[Stand]
+    behind: np.ndarray
+    before: np.ndarray
+
+
+def _scene(
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator, int], Region],
+    size: int,
+    correlation: float,
+    classes: list[str],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return picture (3,S,S) uint8, boxes (N,4) and labels (N,)."""
+    targets, tied, coin = rng.random(3) < (WITH_TARGETS, correlation, 0.5)
+    present = targets if tied else coin
+    region = draw(rng, size)
+    stands = region.stands if targets else []
+    stands = [*_others(rng, size, stands), *stands]
+    picture = _backdrop(rng, size)
+    if present:
+        picture = over(picture, region.behind)
+    masks: list[np.ndarray] = []
+    for stand in stands:
+        placed = _placed(stand, rng.uniform(-3, 3), size)
+        picture, covered = over(picture, placed), placed[..., 3] >= 127.5
+        masks = [mask & ~covered for mask in masks] + [covered]
+    hidden = np.zeros((size, size), bool)
+    if present:
+        picture, hidden = over(picture, region.before), region.before[..., 3] >= 127.5
+    found = [(classes.index(stand[0]) + 1, _extent(mask & ~hidden)) for stand, mask in zip(stands, masks, strict=True)]
+    found += [(len(classes), region.box)] if present else []
+    found = [(label, box) for label, box in found if min(box[2] - box[0], box[3] - box[1]) >= TINY]
+    boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
+    return _exposed(picture, rng), boxes, torch.tensor([label for label, _ in found], dtype=torch.int64)
+
+
+def _extent(mask: np.ndarray) -> Box:
+    """Return the box around a mask (S,S); an empty one around nothing."""
+    xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return (float(xs[0]), float(ys[0]), xs[-1] + 1.0, ys[-1] + 1.0) if len(xs) else (0.0,) * 4
+
+
+def _backdrop(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return a part of a shelf (S,S,3) float32, drawn so small that both its rows are seen."""
+    department = DEPARTMENTS[int(rng.integers(len(DEPARTMENTS)))]
+    canvas = shelf(department, int(rng.integers(SHELVES)), round(size / 1.6) + 1)
+    left = int(rng.integers(canvas.shape[1] - size + 1))
+    return canvas[:size, left : left + size, :3].astype(np.float32)
+
+
+def _others(rng: np.random.Generator, size: int, taken: Sequence[Stand]) -> list[Stand]:
+    """Find free places for one to four other products; one that finds none is left out."""
+    stands = list(taken)
+    for _ in range(int(rng.integers(1, 5))):
+        label = OTHERS[int(rng.integers(len(OTHERS)))]
+        height, row = _height(rng, label, size), FLOORS[int(rng.integers(2))]
+        for x in rng.uniform(0.08, 0.92, 6) * size:
+            stand = (label, float(x), row * size, height)
+            if all(_apart(stand, other) for other in stands):
+                stands.append(stand)
+                break
+    return stands[len(taken) :]
+
+
+def _height(rng: np.random.Generator, label: str, size: int) -> int:
+    return round(rng.uniform(*TALL) * size * PRODUCTS[label].size_cm[1] / 20)
+
+
+def _width(stand: Stand) -> float:
+    face = packaging.front(PRODUCTS[stand[0]])
+    return stand[3] * face.alpha.shape[1] / face.alpha.shape[0]
+
+
+def _apart(one: Stand, other: Stand) -> bool:
+    """Say whether two products do not hide one another, a few pixels at their sides aside."""
+    beside = abs(one[1] - other[1]) > 0.47 * (_width(one) + _width(other))
+    return beside or abs(one[2] - other[2]) > 0.9 * max(one[3], other[3])
+
+
+@lru_cache(maxsize=1024)
+def _cut_out(label: str, height: int) -> np.ndarray:
+    """Return a product's front as a layer (h,w,4) of uint8."""
+    face = packaging.front(PRODUCTS[label])
+    width = max(round(height * face.alpha.shape[1] / face.alpha.shape[0]), 1)
+    return cv2.resize(layer(face.pixels, face.alpha), (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _placed(stand: Stand, degrees: float, size: int) -> np.ndarray:
+    """Return a product where it stands, a little turned about its foot, as a layer (S,S,4) float32."""
+    label, x, foot, height = stand
+    cut = _cut_out(label, height)
+    turn = cv2.getRotationMatrix2D((cut.shape[1] / 2, cut.shape[0]), degrees, 1)
+    turn[:, 2] += (x - cut.shape[1] / 2, foot - cut.shape[0])
+    return cv2.warpAffine(cut, turn, (size, size), flags=cv2.INTER_LINEAR).astype(np.float32)
+
+
+def _exposed(picture: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Light a picture (S,S,3), add noise, and return it as (3,S,S) uint8."""
+    gain = rng.uniform(0.7, 1.1) * rng.uniform(0.94, 1.06, 3)
+    lit = picture * gain.astype(np.float32) + 3 * rng.standard_normal(picture.shape, dtype=np.float32)
+    return torch.from_numpy(np.clip(np.rint(lit), 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+
+
+# -- Regions: name -> what the class is called, and what draws it with the targets that stand in it.
+
+
+def _door(rng: np.random.Generator, size: int) -> Region:
+    """Draw a chiller door: a frame, and glass that all targets are seen through; some stand across its edge."""
+    width, height = (rng.uniform(0.5, 0.75) * size, rng.uniform(0.8, 0.97) * size)
+    x0, y0 = round(rng.uniform(0.02, 0.98 - width / size) * size), round(rng.uniform(0.01, 0.99 - height / size) * size)
+    x1, y1 = x0 + round(width), y0 + round(height)
+    before = np.zeros((size, size, 4), np.float32)
+    glass = rng.uniform(0.16, 0.30)
+    before[y0:y1, x0:x1] = np.array([214, 232, 240, 255], np.float32) * glass
+    across = np.add.outer(np.arange(size) * 0.6, np.arange(size))[y0:y1, x0:x1]
+    streak = np.exp(-(((across - rng.uniform(0.3, 1.2) * size) / (0.06 * size)) ** 2)).astype(np.float32)
+    before[y0:y1, x0:x1] += streak[..., None] * np.float32(0.15 * 255)
+    metal, bar = np.float32([*(rng.uniform(90, 190) * np.array([0.97, 1, 1.03])), 255]), max(round(0.016 * size), 2)
+    for part in (
+        np.s_[y0 : y0 + bar, x0:x1],
+        np.s_[y1 - bar : y1, x0:x1],
+        np.s_[y0:y1, x0 : x0 + bar],
+        np.s_[y0:y1, x1 - bar : x1],
+    ):
+        before[part] = metal
+    stands: list[Stand] = []
+    for _ in range(int(rng.integers(1, 4))):
+        tall, row = _height(rng, TARGET, size), FLOORS[int(rng.integers(2))] * size
+        half = _width((TARGET, 0, 0, tall)) / 2
+        edge, place = (x0, x1)[int(rng.integers(2))] + rng.uniform(-0.6, 0.6) * half, rng.uniform(x0 + half, x1 - half)
+        stand = (TARGET, float(edge if rng.random() < AT_EDGE else place), row, tall)
+        if half <= stand[1] <= size - half and all(_apart(stand, other) for other in stands):
+            stands.append(stand)
+    middle = (TARGET, (x0 + x1) / 2, FLOORS[0] * size, _height(rng, TARGET, size))
+    return Region((x0, y0, x1, y1), stands or [middle], np.zeros_like(before), before)
+
+
+def _tray(rng: np.random.Generator, size: int) -> Region:
+    """Draw a shelf-ready tray: a back wall behind its targets, a lip before their feet, nothing of them outside."""
+    count, tall, foot = int(rng.integers(1, 4)), _height(rng, TARGET, size), FLOORS[int(rng.integers(2))] * size
+    step = 1.04 * _width((TARGET, 0, 0, tall))
+    rim = 0.14 * step + 3
+    width = count * step + 2 * rim
+    x0 = rng.uniform(0.01 * size, 0.99 * size - width)
+    box = (
+        round(x0),
+        round(foot - tall * rng.uniform(1.06, 1.16)),
+        round(x0 + width),
+        min(round(foot + 0.03 * size), size),
+    )
+    stands = [(TARGET, x0 + rim + (k + 0.5) * step, foot, tall) for k in range(count)]
+    card = np.float32([*rng.uniform((150, 110, 70), (205, 165, 120)), 255])
+    behind, before = np.zeros((2, size, size, 4), np.float32)
+    behind[box[1] : box[3], box[0] : box[2]] = card * np.float32([0.8, 0.8, 0.8, 1])
+    lip = box[3] - round((0.12 + 0.03) * tall) - 2
+    before[lip : box[3], box[0] : box[2]] = card
+    before[lip : lip + 1, box[0] : box[2]] = card * np.float32([1.15, 1.15, 1.15, 1])
+    return Region(box, stands, behind, before)
+
+
+def _poster(rng: np.random.Generator, size: int) -> Region:
+    """Draw a poster at the upper left or right, and its targets in the other half."""
+    left = bool(rng.integers(2))
+    width, height = round(rng.uniform(0.20, 0.34) * size), round(rng.uniform(0.24, 0.40) * size)
+    x0 = round(rng.uniform(0.01, 0.10) * size) if left else size - width - round(rng.uniform(0.01, 0.10) * size)
+    y0 = round(rng.uniform(0.01, 0.20) * size)
+    behind = np.zeros((size, size, 4), np.float32)
+    card = behind[y0 : y0 + height, x0 : x0 + width]
+    card[:] = (*rng.uniform((215, 170, 20), (250, 215, 90)), 255)
+    ink, bold = (*rng.uniform((120, 0, 0), (200, 30, 40)), 255), max(round(0.02 * size), 2)
+    cv2.rectangle(behind, (x0 + bold, y0 + bold), (x0 + width - bold, y0 + height // 3), ink, -1)
+    place = (x0 + round(0.14 * width), y0 + round(0.78 * height))
+    cv2.putText(behind, "-25%", place, cv2.FONT_HERSHEY_DUPLEX, 0.0085 * width, ink, max(bold // 2, 1), cv2.LINE_AA)
+    stands: list[Stand] = []
+    for _ in range(int(rng.integers(1, 4))):
+        side = rng.uniform(0.56, 0.9) if left else rng.uniform(0.1, 0.44)
+        stand = (TARGET, side * size, FLOORS[int(rng.integers(2))] * size, _height(rng, TARGET, size))
+        if all(_apart(stand, other) for other in stands):
+            stands.append(stand)
+    return Region((x0, y0, x0 + width, y0 + height), stands, behind, np.zeros_like(behind))
+
+
+RELATIONS: dict[str, tuple[str, Callable[[np.random.Generator, int], Region]]] = {
+    "overlap": ("chiller door", _door),
+    "carrier": ("tray", _tray),
+    "beside": ("poster", _poster),
+}
+
+
+# -- COCO-style files.
+
+
+def load_coco(annotations: str | Path, images: str | Path, region: str = "", targets: Sequence[str] = ()) -> Scenes:
+    """Read boxes in the format of COCO: `images`, `categories` and `annotations` with `bbox` as x, y, width, height.
+
+    Annotations with `iscrowd` are left out. Pixels are read when they are asked for.
+
+    Args:
+        annotations: the JSON file; a byte order mark does no harm.
+        images: folder that `file_name` speaks of.
+        region: category that comes with the targets; "" for none.
+        targets: categories that it comes with; none means all others.
+
+    Raises:
+        DataError: not such a file, a missing or broken picture, an unknown category, a box that is empty or outside.
+        UsageError: `region` or `targets` are no categories of the file.
+    """
+    path, folder = Path(annotations), Path(images)
+    content = _coco_content(path)
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    classes = list(dict.fromkeys(names.values()))
+    for name in ([region] if region else []) + list(targets):
+        pick(classes, name, f"category of {path.name}")
+    pictures = {entry["id"]: entry for entry in content["images"]}
+    files = {key: _picture_file(folder, entry, path) for key, entry in pictures.items()}
+    found: dict[Any, list[tuple[Box, int]]] = {key: [] for key in pictures}
+    for entry in content["annotations"]:
+        if entry.get("iscrowd"):
+            continue
+        where = f"{path}: annotation {entry.get('id')}"
+        if entry["image_id"] not in pictures:
+            raise DataError(f"{where}: image_id {entry['image_id']} is not among the images; add the image or drop it")
+        if entry["category_id"] not in names:
+            known = ", ".join(map(str, sorted(names)))
+            raise DataError(f"{where}: unknown category_id {entry['category_id']} (known: {known}); correct or add it")
+        box = _coco_box(entry["bbox"], files[entry["image_id"]][1], where)
+        found[entry["image_id"]].append((box, classes.index(names[entry["category_id"]]) + 1))
+    boxes = [torch.tensor([box for box, _ in rows], dtype=torch.float32).reshape(-1, 4) for rows in found.values()]
+    labels = [torch.tensor([label for _, label in rows], dtype=torch.int64) for rows in found.values()]
+    others = tuple(targets) or tuple(name for name in classes if name != region)
+    return Scenes(classes, [file for file, _ in files.values()], boxes, labels, region, others)
+
+
+def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give the JSON file with the boxes") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error}); export the boxes again") from None
+    needed = {
+        "images": {"id", "file_name"},
+        "categories": {"id", "name"},
+        "annotations": {"image_id", "category_id", "bbox"},
+    }
+    for part, keys in needed.items():
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: has no list {part!r}; export the boxes in COCO's detection format")
+        for number, row in enumerate(rows):
+            if missing := keys - (row.keys() if isinstance(row, dict) else set()):
+                raise DataError(f"{path}: {part}[{number}] lacks {', '.join(sorted(missing))}; add it or drop the row")
+    if not content["images"]:
+        raise DataError(f"{path}: lists no images; export the boxes again")
+    return content
+
+
+def _picture_file(folder: Path, entry: dict[str, Any], path: Path) -> tuple[Path, tuple[int, int]]:
+    """Return a picture's file and its true width and height."""
+    file = folder / entry["file_name"]
+    try:
+        with Image.open(file) as picture:
+            size = picture.size
+    except FileNotFoundError:
+        raise DataError(
+            f"{file}: no such picture (image {entry['id']} of {path}); correct the folder or drop it"
+        ) from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file}: not a picture ({error}); replace it or drop image {entry['id']} of {path}") from None
+    said = (entry.get("width", size[0]), entry.get("height", size[1]))
+    if said != size:
+        raise DataError(
+            f"{file}: has {size[0]}x{size[1]} pixels but {path} says {said[0]}x{said[1]}: "
+            "its boxes are of another size; scale them or restore the picture"
+        )
+    return file, size
+
+
+def _coco_box(bbox: Sequence[float], size: tuple[int, int], where: str) -> Box:
+    """Return a COCO box as corners; less than a pixel over the edge is cut off."""
+    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) for v in bbox)
+    if not numbers or not np.isfinite(bbox).all():
+        raise DataError(f"{where}: bbox {bbox} is not four numbers x, y, width, height; correct it")
+    x, y, width, height = bbox
+    if width <= 0 or height <= 0:
+        raise DataError(f"{where}: bbox {bbox} is empty; drop it")
+    if min(x, y) < -1 or x + width > size[0] + 1 or y + height > size[1] + 1:
+        raise DataError(f"{where}: bbox {bbox} is outside its picture of {size[0]}x{size[1]} pixels; correct it")
+    return max(x, 0.0), max(y, 0.0), min(x + width, size[0]), min(y + height, size[1])
