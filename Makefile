@@ -33,13 +33,14 @@ fmt: $(READY)
 clean:
 	rm -rf .venv papermill_runs/latest .pytest_cache .ruff_cache
 
-# The stamp is written last: an interrupted install starts again.
+# The stamp is written last: an interrupted install starts again. Packages are compiled, as pip does: where Python may not
+# write bytecode (PYTHONDONTWRITEBYTECODE), each process would compile them anew, which takes longer than most notebooks.
 $(READY): pyproject.toml
 	@python=""; for p in python3.13 python3.12 python3.11 python3.14 python3; do \
 	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed and none was found" >&2; exit 1; fi; \
 	if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet -e '.[offline,dev]'; \
+	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode -e '.[offline,dev]'; \
 	else \
 	  $$python -m venv --clear .venv && $(BIN)/python -m pip install --quiet -e '.[offline,dev]'; \
 	fi
