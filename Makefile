@@ -19,8 +19,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 app: $(READY)
-	@test -f notebooks/80_explanation_tool.ipynb || { echo "the explanation tool (notebooks/80_explanation_tool.ipynb) is not part of this version yet" >&2; exit 2; }
-	$(BIN)/retailkit app
+	$(BIN)/retailkit app --profile $(PROFILE) --dataset $(DATASET) $(if $(ROOT),--root "$(ROOT)")
 
 bench: $(READY)
 	$(BIN)/retailkit bench

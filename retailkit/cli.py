@@ -280,6 +280,65 @@ def explain(
     _report(_said(found) | {"output": str(output)}, json_line)
 
 
+@app.command()
+def matrix(
+    dataset: Dataset = "synthetic",
+    root: Root = None,
+    train: Annotated[
+        list[str] | None, typer.Option(help="Variant to train on, may be repeated; none means the paper's eight.")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Variant to test on, may be repeated; none means the paper's eight.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="What is recognised: label, family or coarse.")] = "label",
+    backbone: Annotated[str, typer.Option(help="auto: lite0 to probe, lite2 to finetune.")] = "auto",
+    size: Annotated[int | None, typer.Option(min=8, help="Side of the pictures; default the backbone's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each row.")] = 1,
+    mode: Annotated[str, typer.Option(help="probe (linear heads on frozen features) or finetune.")] = "probe",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that work on rows.")] = 1,
+    folder: Annotated[Path | None, typer.Option(help="For finished cells and models; default the cache.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for the cells: one row a cell and seed.")] = None,
+):
+    """Train on each background variant and test on each; the same command goes on after an interrupt.
+
+    Masks come from the data set, or else from GrabCut.
+
+    Example: `retailkit matrix --train original --train mixed_rand --test mixed_same --test mixed_rand --csv cells.csv`
+    """
+    from retailkit import backgrounds, data, models, workbook
+    from retailkit.backgrounds import matrix as study
+
+    learners = {"probe": (workbook.probe, "fast"), "finetune": (workbook.finetune, "full")}
+    make, profile = learners[pick(learners, mode, "mode")]
+    rows, columns = (
+        [pick(backgrounds.VARIANTS, name, "variant") for name in some or backgrounds.PAPER] for some in (train, test)
+    )
+    spec = make(dataset, root, profile, 0, None if backbone == "auto" else backbone)
+    side = size or models.build("image", ["any"], **spec.model_options).input_size
+    products = study.labelled_by(workbook.repetition(data.load(dataset, root), 0), labels)
+    if not products.has("mask"):
+        found, products = products, backgrounds.masked(products)
+        print(f"GrabCut: {len(products)} of {len(found)} masks accepted; the other pictures are left out")
+    scenes = [backgrounds.Scenes(products.split(name, side)) for name in ("train", "test")]
+    cells = study.run(*scenes, spec, rows, columns, range(seeds), jobs, folder)
+    if csv:
+        with replacing(csv) as draft:
+            cells.to_csv(draft, index=False)
+    answers = study.predictions(cells)
+    print(_grid(study.accuracy(answers)))
+    print(f"{len(scenes[0])} pictures to train on, {len(scenes[1])} to test on, {len(products.classes)} classes")
+    if {"mixed_same", "mixed_rand"} <= set(columns):
+        for gap in study.bg_gap(answers).itertuples():
+            print(f"BG-gap of {gap.train}: {gap.gap:.3f} ({gap.low:.3f} to {gap.high:.3f})")
+
+
+def _grid(table) -> str:
+    """Return the accuracy of cells as text, rows and columns in their own order."""
+    wide = table.pivot(index="train", columns="test", values="accuracy")
+    wide = wide.loc[table["train"].unique(), table["test"].unique()]
+    return wide.rename_axis("trained on", columns=None).to_string(float_format="{:.3f}".format)
+
+
 def _said(found) -> dict:
     """Return the gist of a local explanation."""
     words = found.words()
@@ -301,6 +360,37 @@ def _report(facts: dict, json_line: bool) -> None:
         return
     for name, value in facts.items():
         print(f"{name}: {value}")
+
+
+@app.command(name="app")
+def show(
+    dataset: Dataset = "synthetic",
+    root: Root = None,
+    profile: Profile = "fast",
+    models: Annotated[
+        str, typer.Option(help="Models to train and ask, with commas between them.")
+    ] = "score_fusion,image,text",
+    ip: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8866,
+    token: Annotated[str, typer.Option(envvar="RETAILKIT_TOKEN", help="What visitors have to give.")] = "",
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+):
+    """Show the explanation tool as a web page, on this machine only unless told otherwise.
+
+    Examples: `retailkit app`, `retailkit app --dataset folder --root photos`, `retailkit app --ip 0.0.0.0`
+    """
+    from retailkit.data import DATASETS
+    from retailkit.models import MODELS
+    from retailkit.runs import app as page
+
+    pick(PROFILES, profile, "profile")
+    pick(DATASETS, dataset, "data set")
+    for name in models.split(","):
+        pick(MODELS, name, "model")
+    given = {"PROFILE": profile, "DATASET": dataset, "ROOT": str(root.resolve()) if root else "", "MODELS": models}
+    page.serve(given, ip, port, token, browser)
 
 
 @app.command()

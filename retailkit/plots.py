@@ -787,3 +787,61 @@ def stacked_shares(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> 
     ax.invert_yaxis()
     ax.legend(ncols=table.shape[1], fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
+
+
+def between_bounds(
+    table: pd.DataFrame, x: str, xlabel: str, bounds: Mapping[str, Mapping[str, float]], ax: Axes | None = None
+) -> Axes:
+    """Draw accuracy with its interval against `x`, and the bounds it should lie between as lines with their intervals.
+
+    Args:
+        table: columns `accuracy`, `low`, `high` and `x`.
+        x: its column on the horizontal axis.
+        xlabel: its label.
+        bounds: name -> `accuracy`, `low` and `high`.
+        ax: where to draw.
+    """
+    ax = _axes(ax, (7, 3.8))
+    for (name, bound), colour in zip(bounds.items(), (GOOD, BAD, *COLOURS[3:]), strict=False):
+        ax.axhline(bound["accuracy"], color=colour, linestyle="--", label=name)
+        ax.axhspan(bound["low"], bound["high"], color=colour, alpha=0.12, linewidth=0)
+    spread = np.abs(table[["low", "high"]].to_numpy(float).T - table["accuracy"].to_numpy(float))
+    ax.errorbar(table[x], table["accuracy"], yerr=spread, fmt="o-", color=COLOURS[0], capsize=3)
+    ax.set(xlabel=xlabel, ylabel="accuracy (95 % interval)")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def by_epoch(histories: Mapping[str, pd.DataFrame], axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Draw training loss by epoch, a line a history, and test accuracy where it was watched.
+
+    Args:
+        histories: name -> columns `epoch`, `loss` and maybe `accuracy`.
+        axes: for loss and, if there are two, accuracy.
+    """
+    for (name, epochs), colour in zip(histories.items(), [*COLOURS[:6], COLOURS[7]], strict=False):
+        for ax, column in zip(axes, ("loss", "accuracy"), strict=False):
+            ax.plot(epochs["epoch"], epochs[column], color=colour, label=name)
+    for ax, title in zip(axes, ("training loss", "test accuracy"), strict=False):
+        ax.set(title=title, xlabel="epoch")
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return axes
+
+
+def gaps(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw how far each network leans on the background against how accurate it is.
+
+    Args:
+        table: columns `network`, `accuracy`, `gap`, `low` and `high` (of the gap).
+        ax: where to draw.
+    """
+    ax = _axes(ax, (6, 3.8))
+    ax.vlines(table["accuracy"], table["low"], table["high"], color=QUIET)
+    ax.plot(table["accuracy"], table["gap"], "o", color=COLOURS[0])
+    for row in table.itertuples():
+        ax.annotate(row.network.replace("_", " "), (row.accuracy, row.gap), fontsize=8, xytext=(5, 5),
+                    textcoords="offset points")  # fmt: skip
+    ax.axhline(0, color=QUIET, linestyle=":")
+    ax.margins(x=0.25)
+    ax.set(xlabel="accuracy on untouched pictures", ylabel="BG-gap (95 % interval)")
+    return ax

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
@@ -63,6 +65,9 @@ BAD_CALLS = {
         2,
         ".html",
     ),
+    "unknown variant": (["matrix", "--train", "orginal"], 2, "did you mean 'original'"),
+    "unknown way to learn": (["matrix", "--mode", "prob"], 2, "did you mean 'probe'"),
+    "no seeds": (["matrix", "--seeds", "0"], 2, "--seeds"),
     "unknown benchmark": (["bench", "rendr"], 2, "rendr"),
 }
 
@@ -77,7 +82,9 @@ def test_a_bad_call_ends_in_one_line(call, tmp_path, case):
     assert part in err and err.count("\n") == 1 and err.startswith("retailkit: ") and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["check", "list", "run", "fetch", "train", "evaluate", "explain", "bench"])
+@pytest.mark.parametrize(
+    "command", ["check", "list", "run", "fetch", "train", "evaluate", "explain", "matrix", "bench"]
+)
 def test_help_has_an_example(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0 and (f"retailkit {command}" in out.split("Options")[0] or command == "list")
@@ -232,3 +239,31 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
     assert code == 0 and LocalExplanation.load(tmp_path / "why.safetensors").question == told["question"]
     code, _, err = call("explain", tmp_path / "none.png", *asked)
     assert code == 1 and "none.png" in err
+
+
+def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, tmp_path):
+    """Photos without masks: a light product on dark wood, and once nothing that could be cut out."""
+    rng = np.random.default_rng(0)
+    for label, colour in (("milk", (235, 235, 225)), ("juice", (250, 150, 30))):
+        (tmp_path / "shop" / label).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.clip(rng.normal((70, 50, 35), 12, (64, 64, 3)), 0, 255).astype(np.uint8)
+            picture = Image.fromarray(pixels)
+            ImageDraw.Draw(picture).rectangle((20, 14 + i % 3, 42 + i % 4, 50), fill=colour)
+            picture.save(tmp_path / "shop" / label / f"{i}.png")
+    Image.new("RGB", (64, 64), (70, 50, 35)).save(tmp_path / "shop" / "milk" / "nothing.png")
+    told = ["matrix", "--dataset", "folder", "--root", tmp_path / "shop", "--size", 48, "--folder", tmp_path / "cells"]
+    told += ["--train", "original", "--test", "mixed_same", "--test", "mixed_rand", "--csv", tmp_path / "cells.csv"]
+    code, out, err = call(*told, "--seeds", 2)
+    assert code == 0, err
+    assert "16 of 17 masks accepted" in out and "BG-gap of original" in out and "mixed_same" in out
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    assert cells[["train", "test", "seed"]].to_numpy().tolist() == [
+        ["original", test, seed] for seed in (0, 1) for test in ("mixed_same", "mixed_rand")
+    ]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")}
+    assert len(stamps) == 6, "four cells and two models"
+    assert call(*told, "--seeds", 2)[1].splitlines()[-2:] == out.splitlines()[-2:]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")} == stamps
+    code, _, err = call(*told, "--labels", "family")
+    assert code == 2 and "use label" in err and err.strip().count("\n") == 0

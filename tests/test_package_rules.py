@@ -31,6 +31,8 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Tools of notebooks, plots and runs: nothing that computes may need them.
 OUTSIDE = {
     "ipywidgets": {"widgets"},
+    "anywidget": {"widgets"},
+    "voila": {"runs"},
     "papermill": {"runs"},
     "nbformat": {"runs"},
     "typer": {"cli"},

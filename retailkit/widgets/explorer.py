@@ -1,7 +1,7 @@
-"""Explorers for notebooks: the only room that imports ipywidgets.
+"""Explorers for notebooks: controls wired to one pure function that draws a figure.
 
-An explorer wires controls to one pure function that draws a figure. The picture sits in an `Image` widget that
-`observe` refreshes: no `Output` widget and no `interact`, which can hang a headless run.
+The picture sits in an `Image` widget that `observe` refreshes: no `Output` widget and no `interact`, which can hang a
+headless run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,11 @@
+"""Explorers and the explanation tool: the only room that imports ipywidgets.
+
+An explorer (`explorer`) wires controls to one function that draws a figure. The tool (`tool`) wires controls to
+`desk`, which knows photos and models and no widget, and to `views`, pure functions that return HTML, pixels and
+figures. `picture` is a picture that can be clicked, `uploads` checks a photo from outside.
+"""
+
+from retailkit.widgets.explorer import Explorer, control, explorer, png
+from retailkit.widgets.tool import ExplanationTool, explanation_tool
+
+__all__ = ["ExplanationTool", "Explorer", "control", "explanation_tool", "explorer", "png"]

@@ -1,0 +1,302 @@
+"""The explanation tool in a real browser, in JupyterLab and as an app; `SHOTS` keeps screenshots."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from retailkit import data
+from retailkit.data.table import read_truth
+from retailkit.runs import app
+
+pytest.importorskip("playwright", reason="playwright is missing; run: pip install playwright")
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+SHOTS = ROOT / "papermill_runs" / "latest" / "screenshots"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+INSTALL = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+SLOW = 180_000  # ms: machines that test are busy
+TOKEN = "for-this-test"
+MODELS = "score_fusion,text"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def find_browser():
+    """Return the path of a browser, which root installs where apt does; else skip with the command to run."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        for command in (["apt-get", "update"], INSTALL):
+            subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True)
+        if found := shutil.which("chromium"):
+            return found
+    pytest.skip(f"no browser was found; run: sudo {' '.join(INSTALL)}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = find_browser()
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A CSV of rendered products with the words that are printed on them, so that nothing has to be read."""
+    root = tmp_path_factory.mktemp("photos")
+    shop = data.load("synthetic", root, per_class=(4, 0, 2), families=2)
+    table = shop.table.assign(text=[told(path) for path in shop.table["truth"]])
+    columns = ["image", "label", "family", "split", "text", "mask"]
+    table[columns].assign(**{c: [os.path.relpath(p, root) for p in table[c]] for c in ("image", "mask")}).to_csv(
+        root / "photos.csv", index=False
+    )
+    return root / "photos.csv"
+
+
+def told(path):
+    return " ".join(word.text for word in read_truth(path)[1]["words"] if word.box[2] > word.box[0])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(params=["lab", "app"], scope="module")
+def place(request, browser, photos, tmp_path_factory):
+    """Return the page of the tool, opened in JupyterLab or as an app, and its name."""
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    parameters = {"DATASET": "folder", "ROOT": str(photos), "MODELS": MODELS}
+    settings = {"JUPYTER_CONFIG_DIR": folder / "config", "JUPYTERLAB_SETTINGS_DIR": folder / "config" / "lab"}
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
+    if request.param == "lab":
+        nbformat.write(app.page(parameters), folder / "tool.ipynb")
+        quiet_news(folder / "config" / "lab")
+        options = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--allow-root", "--ServerApp.port_retries=0",
+                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
+                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        address = f"http://127.0.0.1:{port}/lab/tree/tool.ipynb?token={TOKEN}&reset"
+    else:
+        options = ["--dataset", "folder", "--root", str(photos), "--models", MODELS, "--port", str(port)]
+        command = [sys.executable, "-m", "retailkit.cli", "app", *options, "--no-browser", "--token", TOKEN]
+        address = f"http://127.0.0.1:{port}/?token={TOKEN}"
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+    page = browser.new_context(viewport={"width": 1366, "height": 900}, accept_downloads=True).new_page()
+    page.set_default_timeout(SLOW)
+    page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
+    try:
+        wait_for(port, server)
+        page.goto(address, timeout=SLOW)
+        if request.param == "lab":
+            run_all(page)
+        page.locator(".rk-tool .rk-picture canvas").first.wait_for()
+        shot(page, request.param, "opened")
+        yield page, request.param
+    except BaseException:
+        print((folder / "log").read_text()[-3000:])
+        shot(page, request.param, "failed")
+        raise
+    finally:
+        page.close()
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def quiet_news(folder):
+    """No pop-up of news over the notebook."""
+    path = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+
+
+def wait_for(port, server):
+    for _ in range(240):
+        assert server.poll() is None, "the server has ended"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5)
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")
+
+
+def run_all(page):
+    page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=SLOW)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def shot(page, where, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{where}_{name}.png")
+
+
+def tab(page, name):
+    page.locator(".rk-tool").get_by_role("tab", name=name).click()
+
+
+def part(page, of="rk-what_if"):
+    return page.locator(f".rk-tool .{of} canvas").first
+
+
+def bars(page):
+    return page.locator(".rk-bars td.num").all_inner_texts()
+
+
+def until(page, holds):
+    for _ in range(SLOW // 200):
+        if holds():
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError("it did not come to hold")
+
+
+def test_a_click_on_a_thumbnail_opens_that_photo(place):
+    page, where = place
+    strip = page.locator(".rk-tool .rk-strip canvas")
+    title = page.locator(".rk-tool .rk-told")
+    expect(title).to_contain_text("photo 0")
+    strip.click(position={"x": 118 * 2 + 60, "y": 60})
+    expect(title).to_contain_text("photo 2", timeout=SLOW)
+    shot(page, where, "chosen")
+
+
+def test_an_explanation_comes_with_its_words_and_badges(place):
+    page, where = place
+    tab(page, "Why?")
+    page.locator("button.rk-explain").click()
+    expect(page.locator(".rk-tool .rk-status")).to_contain_text("done", timeout=SLOW)
+    assert page.locator(".rk-tool .badge").count() >= 4
+    expect(page.locator(".rk-tool [aria-label='weights of words']").first).to_be_visible()
+    assert part(page, "rk-panel").get_attribute("aria-label").startswith("score_fusion: why ")
+    shot(page, where, "explained")
+
+
+def test_a_click_switches_a_superpixel_off_and_a_text_can_be_edited(place):
+    page, where = place
+    tab(page, "What if?")
+    before = bars(page)
+    part(page).click(position={"x": 200, "y": 200})
+    expect(page.locator(".rk-what_if .rk-said")).to_contain_text("switch on", timeout=SLOW)
+    expect(part(page)).to_have_attribute("aria-label", re.compile("1 parts and 0 words off"))
+    text = page.locator(".rk-text textarea")
+    text.fill("EXTRA")
+    text.blur()
+    until(page, lambda: bars(page) != before)
+    shot(page, where, "what_if")
+    page.locator("button.rk-undo").click()
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 parts and 0 words off"), timeout=SLOW)
+
+
+def test_the_keyboard_reaches_every_part(place):
+    page, _ = place
+    tab(page, "What if?")
+    part(page).focus()
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    expect(part(page)).to_have_attribute("aria-label", re.compile("1 parts"), timeout=SLOW)
+    page.locator("button.rk-undo").click()
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 parts"), timeout=SLOW)
+
+
+def test_a_running_explanation_can_be_stopped(place):
+    page, where = place
+    tab(page, "Why?")
+    readout = page.locator(".rk-masks .widget-readout")
+    readout.click()
+    readout.fill("2048")
+    readout.press("Enter")
+    page.locator("button.rk-explain").click()
+    page.locator(".rk-tool .badge").first.wait_for()
+    page.locator("button.rk-stop").click()
+    expect(page.locator(".rk-tool .rk-status")).to_contain_text("stopped", timeout=SLOW)
+    shot(page, where, "stopped")
+
+
+@pytest.mark.parametrize("kind", ["png", "html"])
+def test_a_view_can_be_saved(place, kind, tmp_path):
+    page, _ = place
+    tab(page, "Why?")
+    page.locator(f"button.rk-{kind}").click()
+    link = page.locator(".rk-tool a.rk-link")
+    expect(link).to_contain_text(f".{kind}", timeout=SLOW)
+    with page.expect_download() as caught:
+        link.click()
+    caught.value.save_as(tmp_path / "view")
+    content = (tmp_path / "view").read_bytes()
+    assert content.startswith(b"\x89PNG" if kind == "png" else b"<!doctype html>")
+
+
+def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(place, tmp_path):
+    page, where = place
+    (tmp_path / "list.jpg").write_bytes(b"%PDF-1.7 this is no photo")
+    field = page.locator(".rk-tool input[type=file]")
+    pick_file(page, tmp_path / "list.jpg", field)
+    expect(page.locator(".rk-tool [role=alert]")).to_contain_text("list.jpg: this is not a picture", timeout=SLOW)
+    shot(page, where, "bad_file")
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "mine.png")
+    pick_file(page, tmp_path / "mine.png", field)
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text("mine.png", timeout=SLOW)
+    expect(page.locator(".rk-tool [role=alert]")).to_have_count(0)
+    shot(page, where, "own_photo")
+
+
+def pick_file(page, path, field):
+    """Choose a file, whether or not the button keeps its field in the page."""
+    if field.count():
+        field.set_input_files(path)
+        return
+    with page.expect_file_chooser() as chooser:
+        page.locator("button.rk-upload").click()
+    chooser.value.set_files(path)
+
+
+def test_a_whole_class_is_explained_on_the_page(place):
+    page, where = place
+    page.locator(".rk-tool .rk-strip canvas").click(position={"x": 60, "y": 60})
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text("photo 0", timeout=SLOW)
+    tab(page, "The whole class")
+    page.locator("button.rk-explain_class").click()
+    expect(page.locator(".rk-tool .rk-summary")).to_contain_text("What it reads", timeout=SLOW)
+    shot(page, where, "class")
+
+
+def test_the_app_asks_strangers_for_the_token(place):
+    page, where = place
+    if where != "app":
+        pytest.skip("JupyterLab has a login of its own")
+    address = page.url.split("?")[0]
+    try:
+        answer = urllib.request.urlopen(address, timeout=30)
+    except urllib.error.HTTPError as refused:
+        assert refused.code in (401, 403)
+    else:
+        assert "/login" in answer.url
