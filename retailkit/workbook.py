@@ -676,6 +676,19 @@ def _share_inside(masks: torch.Tensor, boxes: torch.Tensor) -> np.ndarray:
     return (inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)).mean(1).numpy()
 
 
+def departments(profile_name: str = "fast", seed: int = 0, correlation: float = 1.0) -> ProductData:
+    """Return built-in pictures for questions of the background: few of each product, in `train` and `test`.
+
+    Args:
+        profile_name: says how many.
+        seed: of the pictures.
+        correlation: how faithfully products stand in their own department, 0 (by chance) to 1 (always).
+    """
+    train, _, test = profile(profile_name).per_class
+    counts = (train // 2, 0, test * 3 // 4) if profile_name == "fast" else (train, 0, test)
+    return load("synthetic", None, profile_name, seed, per_class=counts, correlation=correlation)
+
+
 def prepare(profile_name: str = "fast", dataset: str = "synthetic", root: str | Path | None = None) -> None:
     """Do once what every notebook needs: render or find the pictures, read words, encode features, fit the probe."""
     data = load(dataset, root, profile_name)
@@ -686,6 +699,8 @@ def prepare(profile_name: str = "fast", dataset: str = "synthetic", root: str | 
     chosen = profile(profile_name)
     training.encode_ahead(replace(probe(dataset, root, profile_name), size=chosen.explain_size), data)
     if dataset == "synthetic":
+        for correlation in (0.0, 1.0):
+            departments(profile_name, 0, correlation)
         packshots = resample(load(dataset, root, profile_name, regime="packshot"), chosen.views, seed=0)
         for pooling in ("image", "lca"):
             training.encode_ahead(packshot_head(dataset, root, pooling, chosen.backbone, seed=0), packshots)

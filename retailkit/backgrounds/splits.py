@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -67,6 +68,11 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def outlines(self) -> str:
+        """Return a digest of the masks, to tell cached features apart."""
+        return hashlib.sha256(np.packbits(self.masks.numpy()).tobytes()).hexdigest()
 
     @property
     def donors(self) -> dict[str, Tensor]:
@@ -141,7 +147,7 @@ class VariantSplit(ProductDataset):
     def appearance(self) -> list[Any]:
         """Return what pictures depend on besides their files."""
         own = self.scenes
-        return [*super().appearance, self.name, repr(self.options), own.seed, own.own_class, own.recut, _sources()]
+        return [*super().appearance, self.name, repr(self.options), own.seed, own.own_class, own.outlines, _sources()]
 
     def __getitem__(self, position: int) -> Sample:
         parts = {

@@ -279,7 +279,7 @@ def question(classes: Sequence[str], label: int, rival: int) -> str:
 def legend(classes: Sequence[str], label: int, rival: int) -> str:
     """Return the scale of colours."""
     ends = f"<td>◀ for {escape(classes[rival])}</td><td style='width:160px'><div class='scale'></div></td>"
-    ends += f"<td>for {escape(classes[label])} ▶</td><td><small>full colour: the strongest of the model</small></td>"
+    ends += f"<td>for {escape(classes[label])} ▶</td>"
     return f"<table><tr>{ends}</tr></table>"
 
 
