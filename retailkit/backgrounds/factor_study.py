@@ -70,6 +70,7 @@ def _with(scenes: Scenes, images: Tensor, masks: Tensor, **changes: Any) -> Scen
     """Return a copy of the scenes with other pictures and masks."""
     changed = copy.copy(scenes)
     changed.images, changed.masks = images, masks
+    changed.__dict__.pop("outlines", None)  # those of the masks before
     for name, value in changes.items():
         setattr(changed, name, value)
     changed._paper = PaperVariants(images, masks, changed.labels, scenes.seed, scenes.own_class)
@@ -85,7 +86,8 @@ class Cutouts(Scenes):
 
     def __init__(self, scenes: Scenes) -> None:
         self.__dict__.update(_with(scenes, scenes.images * scenes.masks, scenes.masks).__dict__)
-        self.source, self.recut = scenes, ("cut out", scenes.recut)  # cached features know them by it
+        self.source = scenes
+        self.outlines = f"cut out {scenes.outlines}"  # cached features know them by it
 
     def at(self, size: int) -> Cutouts:
         """Return the same at another size."""
@@ -307,9 +309,8 @@ def gain_beyond(
 
 
 def between(accuracies: Sequence[float], lower: float, upper: float) -> float:
-    """Return how far inside two bounds the mean accuracy lies: its distance to the nearer one, negative outside."""
-    mean = float(np.mean(accuracies))
-    return min(upper - mean, mean - lower)
+    """Return how far inside two bounds all accuracies lie: the smallest distance to a bound, negative outside."""
+    return min(min(upper - accuracy, accuracy - lower) for accuracy in accuracies)
 
 
 def published(name: str | None) -> str:
