@@ -29,6 +29,24 @@ def bootstrap(values: np.ndarray, statistic=np.mean, n: int = 2000, level: float
     return float(low), float(high)
 
 
+def verdict(low: float, high: float, sign: int) -> str:
+    """Say what the interval of a difference makes of a claim about its sign.
+
+    Args:
+        low: lower end.
+        high: upper end.
+        sign: what is claimed: above 0 a gain, below 0 a loss, 0 for no claim.
+
+    Returns:
+        `as claimed` or `the opposite`; `more` or `less` where nothing is claimed; `not decided` where 0 lies inside.
+    """
+    if low <= 0 <= high:
+        return "not decided"
+    if not sign:
+        return "more" if low > 0 else "less"
+    return "as claimed" if (low > 0) == (sign > 0) else "the opposite"
+
+
 def crossed_bootstrap(values: np.ndarray, n: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Return the percentile bootstrap interval of the mean over pictures and seeds, both drawn with replacement.
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from retailkit import metrics
 from retailkit.metrics import Evaluation, bootstrap, crossed_bootstrap, gain, hits, summarise, wilson
 
 
@@ -116,3 +117,19 @@ def test_the_crossed_bootstrap_covers_what_varies():
     low, high = crossed_bootstrap(by_seed)
     assert low < 0.31 and high > 0.69, "seeds that differ widen it although pictures do not"
     assert crossed_bootstrap(np.array([[1.0, np.nan], [np.nan, 1.0]])) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "says"),
+    [
+        (0.1, 0.2, 1, "as claimed"),
+        (-0.2, -0.1, -1, "as claimed"),
+        (0.1, 0.2, -1, "the opposite"),
+        (-0.1, 0.2, -1, "not decided"),
+        (0.0, 0.2, 1, "not decided"),
+        (0.1, 0.2, 0, "more"),
+        (-0.2, -0.1, 0, "less"),
+    ],
+)
+def test_a_verdict_follows_the_interval(low, high, sign, says):
+    assert metrics.verdict(low, high, sign) == says

@@ -16,13 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from retailkit import models, training
-from retailkit.backgrounds.masks import degrade, grabcut_of
-from retailkit.backgrounds.paper import boxes
-from retailkit.backgrounds.splits import Recut, Scenes, VariantSplit
-from retailkit.backgrounds.variants import PaperVariants, usable
+from retailkit.backgrounds.splits import Scenes, VariantSplit
 from retailkit.config import UserError, cache_dir, device, pick
 from retailkit.data.table import ProductDataset, Sample
 from retailkit.inference import Predictor
@@ -40,43 +36,6 @@ PUBLISHED = {
 # -- Pictures: other masks, no background, other options for each picture.
 
 
-def recut(scenes: Scenes, how: str, amount: float) -> Scenes:
-    """Return the scenes with worse masks, without reading the pictures again.
-
-    Pictures whose mask has become useless are left out, as `Scenes` does.
-
-    Args:
-        scenes: with masks as they are; they stay so.
-        how: key of `masks.DEGRADATIONS`, or `grabcut`.
-        amount: see `degrade`; GrabCut has none.
-
-    Raises:
-        UserError: no mask is left.
-    """
-    if how == "grabcut":
-        masks = grabcut_of(scenes.images / 255, boxes(scenes.masks), scenes.seed)[0]
-    else:
-        masks = degrade(scenes.masks, how, amount, scenes.seed)
-    good = usable(masks, "only_bg_t")
-    if not good.any():
-        raise UserError(f"masks changed by {how} {amount:g} are empty or fill the picture; use a smaller amount")
-    rows = scenes.rows[good.numpy()]
-    changed = _with(scenes, scenes.images[good], masks[good], rows=rows, labels=scenes.labels[good])
-    changed.recut, changed.left_out = (how, amount), len(scenes.split) - len(rows)
-    return changed
-
-
-def _with(scenes: Scenes, images: Tensor, masks: Tensor, **changes: Any) -> Scenes:
-    """Return a copy of the scenes with other pictures and masks."""
-    changed = copy.copy(scenes)
-    changed.images, changed.masks = images, masks
-    changed.__dict__.pop("outlines", None)  # those of the masks before
-    for name, value in changes.items():
-        setattr(changed, name, value)
-    changed._paper = PaperVariants(images, masks, changed.labels, scenes.seed, scenes.own_class)
-    return changed
-
-
 class Cutouts(Scenes):
     """Scenes whose background is black before a factor is applied: small products without their background, say.
 
@@ -85,7 +44,8 @@ class Cutouts(Scenes):
     """
 
     def __init__(self, scenes: Scenes) -> None:
-        self.__dict__.update(_with(scenes, scenes.images * scenes.masks, scenes.masks).__dict__)
+        self.__dict__.update(vars(scenes))
+        self._hold(scenes.rows, scenes.images * scenes.masks, scenes.masks, scenes.labels)
         self.source = scenes
         self.outlines = f"cut out {scenes.outlines}"  # cached features know them by it
 
@@ -191,7 +151,7 @@ class Study:
 
     def recut(self, how: str, amount: float) -> Study:
         """Return the study of the same pictures with worse masks, of those to learn from and to judge by alike."""
-        return self.on(recut(self.train, how, amount), recut(self.test, how, amount))
+        return self.on(self.train.with_recut(how, amount), self.test.with_recut(how, amount))
 
     def cut_out(self) -> Study:
         """Return the study of the products on black."""
@@ -322,28 +282,3 @@ def published(name: str | None) -> str:
     if name is None:
         return ""
     return " to ".join(f"{value:+.2f}" for value in dict.fromkeys(PUBLISHED[pick(PUBLISHED, name, "published change")]))
-
-
-def verdict(low: float, high: float, sign: int) -> str:
-    """Say what an interval makes of a claim about a difference's sign: `as claimed`, `the opposite`, `not decided`."""
-    if low <= 0 <= high:
-        return "not decided"
-    return "as claimed" if (low > 0) == (sign > 0) else "the opposite"
-
-
-__all__ = [
-    "LIGHT",
-    "PUBLISHED",
-    "Cutouts",
-    "DealtSplit",
-    "Recut",
-    "Study",
-    "between",
-    "from_scratch",
-    "gain_beyond",
-    "lit",
-    "published",
-    "recut",
-    "spread",
-    "verdict",
-]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from functools import cache, cached_property
 from pathlib import Path
@@ -57,14 +58,35 @@ class Scenes:
         if not samples:
             raise UserError(f"no picture of {split.data.name!r} has a product mask; make some with backgrounds.masked")
         images, masks = (torch.stack(part) for part in zip(*samples, strict=True))
-        masks = _recut(images, masks, recut, seed)
+        self._hold(with_masks, images, _recut(images, masks, recut, seed), torch.tensor(plain.labels))
+
+    def _hold(self, rows: np.ndarray, images: Tensor, masks: Tensor, labels: Tensor) -> None:
+        """Keep the pictures whose mask is of use, and what follows from them."""
         good = usable(masks, "only_bg_t")
         if not good.any():
-            raise UserError(f"no mask of {split.data.name!r} leaves some background; check the masks")
-        self.rows, self.images, self.masks = with_masks[good.numpy()], images[good], masks[good]
-        self.left_out = len(split) - len(self.rows)
-        self.labels = torch.from_numpy(plain.labels[good.numpy()])
-        self._paper = PaperVariants(self.images, self.masks, self.labels, seed, own_class)
+            how = "changed by {} {:g} ".format(*self.recut) if self.recut else ""
+            cure = "use a smaller amount" if self.recut else "check the masks"
+            raise UserError(f"masks of {self.split.data.name!r} {how}are empty or leave no background; {cure}")
+        self.rows, self.images, self.masks, self.labels = rows[good.numpy()], images[good], masks[good], labels[good]
+        self.left_out = len(self.split) - len(self.rows)
+        self.__dict__.pop("outlines", None)  # of the masks before
+        self._paper = PaperVariants(self.images, self.masks, self.labels, self.seed, self.own_class)
+
+    def with_recut(self, how: str, amount: float) -> Scenes:
+        """Return the scenes with worse masks, without reading the pictures again; these stay as they are.
+
+        Args:
+            how: see `recut` of `Scenes`.
+            amount: see `degrade`; GrabCut has none.
+
+        Raises:
+            UserError: no mask is left that is of use.
+        """
+        changed = copy.copy(self)
+        changed.recut = (how, amount)
+        masks = _recut(self.images, self.masks, changed.recut, self.seed)
+        changed._hold(self.rows, self.images, masks, self.labels)
+        return changed
 
     def __len__(self) -> int:
         return len(self.rows)

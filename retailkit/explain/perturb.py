@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.ocr import redact_words
 from retailkit.data.table import Word
-from retailkit.inference import Predictor
+from retailkit.inference import Predictor, composite
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
 ENUMERATED = 12  # players: up to so many, all masks are listed and shuffled
@@ -468,6 +468,19 @@ def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
         return planes
     radius = min(int(3 * sigma) + 1, min(segments.shape) - 1)
     return gaussian_blur(planes, kernel_size=[2 * radius + 1] * 2, sigma=[float(sigma)] * 2)
+
+
+def hide(image: Tensor, segments: np.ndarray, labels: Sequence[int], feather: float = 2.0) -> Tensor:
+    """Return the picture (3,H,W) with some segments in their mean colour, as explanations hide them.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        segments: (H,W) labels 0..S-1.
+        labels: which of them to hide.
+        feather: see `Game`.
+    """
+    kept = 1 - _feathered(segments, feather)[list(labels)].sum(0, keepdim=True)
+    return composite(image, kept[None], fill(image, segments, "mean"))[0].clamp(0, 1)
 
 
 def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> Predictor:

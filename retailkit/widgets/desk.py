@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -22,7 +21,7 @@ from retailkit.data.table import ProductData, Sample
 from retailkit.explain import aggregate, local, quality
 from retailkit.explain.aggregate import ClassExplanation
 from retailkit.explain.local import LocalExplanation
-from retailkit.explain.perturb import Game, Unit, fill, segment, units_of
+from retailkit.explain.perturb import Game, Unit, hide, segment, units_of
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.models import ProductClassifier
@@ -121,18 +120,7 @@ def changed(photo: Photo, change: Change) -> Tensor:
     image = (image * change.brightness).clamp(0, 1)
     if sigma := change.blur * image.shape[-1]:
         image = gaussian_blur(image, [2 * int(3 * sigma) + 1] * 2, [sigma, sigma])
-    return _without(image, photo.segments, change.hidden)
-
-
-def _without(image: Tensor, segments: np.ndarray, hidden: frozenset[int]) -> Tensor:
-    """Hide superpixels as explanations do: in their mean colour, with soft edges."""
-    if not hidden:
-        return image
-    kept = torch.from_numpy(~np.isin(segments, list(hidden)))[None].float()
-    reach = 2 * min(int(3 * FEATHER) + 1, min(segments.shape) - 1) + 1
-    alpha = gaussian_blur(kept, [reach, reach], [FEATHER, FEATHER])
-    filling = fill(image, segments, "mean")
-    return (filling + alpha * (image - filling)).clamp(0, 1)
+    return hide(image, photo.segments, sorted(change.hidden), FEATHER) if change.hidden else image
 
 
 def answer(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> dict[str, np.ndarray]:

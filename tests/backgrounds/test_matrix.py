@@ -22,8 +22,7 @@ TRAIN, TEST = ("original", "mixed_rand"), ("original", "only_bg_t", "mixed_same"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+def on_the_processor(monkeypatch):
     monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
 
 

@@ -14,11 +14,6 @@ from retailkit.config import UsageError, UserError
 from retailkit.data.table import COLUMNS, ProductData
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def data(tmp_path):
     """Ten pictures of noise; the product is L-shaped, of picture 3 everything, and picture 4 has no mask."""

@@ -382,6 +382,15 @@ def test_small_pictures_can_have_soft_edges():
     assert perturb._feathered(np.array([[0]]), 5.0).numpy() == pytest.approx(1)
 
 
+def test_a_superpixel_is_hidden_as_the_game_hides_it():
+    game = Game(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
+    shown = perturb.hide(picture(), QUARTERS, [0, 3], feather=2)
+    assert torch.allclose(shown, game.pictures([[False, True, True, False]])[0], atol=1e-5)
+    assert torch.allclose(perturb.hide(picture(), QUARTERS, []), picture(), atol=1e-6)
+    mean = fill(picture(), QUARTERS, "mean")
+    assert torch.allclose(perturb.hide(picture(), QUARTERS, [0, 1, 2, 3]), mean, atol=1e-5)
+
+
 def test_linked_words_are_hidden_on_the_picture(both):
     image, units = picture(), units_of(WORDS)
     predictor = Counted(both)
