@@ -180,15 +180,23 @@ def train(
     backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    preset: Annotated[str, typer.Option(help="grocery_best or grozi_best: the best for that data set.")] = "",
+    hold_out: Annotated[
+        bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone and choose weights on `val`.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ):
     """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
 
     Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
-    `retailkit train --dataset folder --root photos --frozen --model concat`
+    `retailkit train --dataset folder --root photos --frozen --model concat`,
+    `retailkit train --preset grocery_best --root path/to/dataset`
     """
     from dataclasses import replace
+
+    if preset:
+        return _report(_train_preset(preset, root, output, seed, hold_out), json_line)
 
     from retailkit import data, models, training, workbook
     from retailkit.data import ocr
@@ -212,6 +220,23 @@ def train(
     _report(facts, json_line)
 
 
+def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_out: bool) -> dict:
+    """Train a preset and say what it cost; on validation pictures only where they were held out."""
+    from retailkit import data, presets, training
+    from retailkit.config import PRESETS
+
+    products = data.load(PRESETS[pick(PRESETS, name, "preset")].dataset, root)
+    print(products)
+    committee, history, made = presets.train(name, root, seed, hold_out, products)
+    training.save_checkpoint(committee, output, history, **made)
+    facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "megabytes": round(made["megabytes"])}
+    facts["weights"] = committee.weights.tolist()
+    if hold_out or "val" not in PRESETS[name].learn_from:
+        val = products.split("val", committee.input_size)
+        facts["val"] = training.evaluate(committee, val, bf16=True).summary()
+    return facts
+
+
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote.")],
@@ -222,7 +247,7 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
     json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ):
-    """Evaluate a checkpoint on a split: top-1, macro F1, n and the 95 % interval.
+    """Evaluate a checkpoint on a split: top-1, macro F1, n, the 95 % interval, and the classes most often confused.
 
     Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
     """
@@ -237,6 +262,8 @@ def evaluate(
     result = training.evaluate(model, part, bf16=True)
     if predictions:
         result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(predictions, index=False)
+    for pair in result.confusion_pairs(5).itertuples():
+        print(f"confused: {pair.first} / {pair.second} in {pair.errors} of {pair.errors / pair.rate:.0f} photos")
     _report(result.summary() | {"split": split, "dataset": dataset}, json_line)
 
 
@@ -278,6 +305,36 @@ def explain(
     else:
         found.save(output)
     _report(_said(found) | {"output": str(output)}, json_line)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote: an `image` or `lca` model.")],
+    dataset: Dataset = "synthetic",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="Photos to measure on: train, val or test.")] = "test",
+    output: Annotated[Path, typer.Option(help="Folder to write; an earlier export in it is replaced.")] = Path(
+        "export"
+    ),
+    int8: Annotated[bool, typer.Option(help="Also write an int8 model, calibrated on training photos.")] = True,
+    criterion: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE: another limit of the checklist, may be repeated.")
+    ] = None,
+    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+):
+    """Export a model for a shop: ONNX, preprocessing, class names, a program, and a card with a go / no-go checklist.
+
+    The ONNX model has to agree with PyTorch on the split; without that nothing is written. Accuracy, confusions,
+    calibration and label checks are of that split; what it looks at and what the background does come from records of
+    the notebooks.
+
+    Examples: `retailkit export --checkpoint model.safetensors --output shop`,
+    `retailkit export --checkpoint m.safetensors --dataset folder --root photos --criterion accuracy=0.95 --no-int8`
+    """
+    from retailkit import deploy
+
+    limits = deploy.limits(criterion or [])
+    _report(deploy.export(checkpoint, output, dataset, root, split, int8, limits).summary(), json_line)
 
 
 @app.command()
@@ -359,7 +416,17 @@ def _report(facts: dict, json_line: bool) -> None:
         print(json.dumps(facts))
         return
     for name, value in facts.items():
-        print(f"{name}: {value}")
+        if value not in ("", []):
+            print(f"{name}: {_plain(value)}")
+
+
+def _plain(value) -> str:
+    """Return a fact as people read it: three decimals, and commas between the parts of a whole."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 @app.command(name="app")

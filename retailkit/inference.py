@@ -146,31 +146,49 @@ class _MapOnly(nn.Module):
 
 def _session(encoder: ImageEncoder, shape: Sequence[int]):
     """Return an ONNX Runtime session of `encoder.forward_map` for any number of images of one size."""
-    import onnxruntime
+    return onnx_session(to_onnx(_MapOnly(encoder), shape, "maps"), torch.get_num_threads())
 
+
+def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:
+    """Return a module that maps images to one tensor as an ONNX graph for any number of images of one size.
+
+    Args:
+        module: `forward(images)` on the CPU; it is put into evaluation mode.
+        shape: of images to trace it with, (B,3,H,W); B does not matter.
+        output: name of what it returns. The input is called `images`.
+    """
     file, free = io.BytesIO(), {0: "batch"}
-    logger, threads = logging.getLogger("torch.onnx"), torch.get_num_threads()
+    logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # that sizes become constants, and that this exporter is the older one
-        torch.onnx.export(
-            _MapOnly(encoder).eval(),
-            (torch.rand(shape),),
-            file,
-            dynamo=False,
-            opset_version=17,
-            input_names=["images"],
-            output_names=["maps"],
-            dynamic_axes={"images": free, "maps": free},
-        )
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")  # that sizes become constants, and that this exporter is the older one
+            torch.onnx.export(
+                module.eval(),
+                (torch.rand(shape),),
+                file,
+                dynamo=False,
+                opset_version=17,
+                input_names=["images"],
+                output_names=[output],
+                dynamic_axes={"images": free, output: free},
+            )
+    finally:
+        logger.setLevel(level)
+    return file.getvalue()
+
+
+def onnx_session(graph: bytes, threads: int):
+    """Return an ONNX Runtime session of a graph on so many threads of the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     # Spinning threads starve others, torch's own among them: with them it takes twice the time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 # Each is called as backend(encoder, size) and returns what stands in for `encoder.forward_map`. Whatever it raises is

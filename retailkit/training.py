@@ -68,6 +68,10 @@ class TrainConfig:
         criterion: name in `losses.CRITERIA`.
         criterion_options: its options.
         augment: name in `AUGMENTATIONS`.
+        mix: share of the steps in which pictures, and their labels likewise, are joined with others of the batch: by
+            CutMix (Yun et al. 2019) or MixUp (Zhang et al. 2018). Only in `finetune` mode, and of pictures alone.
+        probe_epochs: passes in which the head learns on frozen features before everything does, in `finetune` mode.
+            A head at random distorts good features, which costs most on pictures of another kind (Kumar et al. 2022).
         train_size: side of training images; None takes the model's input size. Smaller is faster, and test
             images may be larger (Touvron et al. 2019).
         views: augmented views a picture whose features are kept, in `frozen` mode.
@@ -88,6 +92,8 @@ class TrainConfig:
     criterion: str = "label_smoothing"
     criterion_options: dict[str, Any] = field(default_factory=dict)
     augment: str = "none"
+    mix: float = 0.0
+    probe_epochs: int = 0
     train_size: int | None = None
     views: int = 1
     ema: float = 0.0
@@ -101,6 +107,10 @@ class TrainConfig:
         pick(AUGMENTATIONS, self.augment, "augmentation")
         if self.epochs < 1 or self.batch_size < 1 or self.views < 1:
             raise UsageError("epochs, batch_size and views must be at least 1")
+        if not 0 <= self.mix <= 1:
+            raise UsageError(f"mix={self.mix} is no share; use a number from 0 to 1")
+        if self.mode == "frozen" and (self.mix or self.probe_epochs):
+            raise UsageError("mix and probe_epochs need mode='finetune'; frozen features are not mixed")
 
 
 @dataclass
@@ -157,10 +167,15 @@ def _light(size: int) -> v2.Transform:
     )
 
 
+def _strong(size: int) -> v2.Transform:
+    return v2.Compose([v2.TrivialAugmentWide(), _standard(size)])
+
+
 AUGMENTATIONS: dict[str, Callable[[int], v2.Transform | None]] = {
     "none": lambda size: None,
     "light": _light,
     "standard": _standard,
+    "strong": _strong,
     "packshot": packshot_policy,
 }
 
@@ -311,16 +326,29 @@ def _unpack(tensors: dict[str, Tensor], rows: np.ndarray) -> EncodedDataset:
 class TrainingStep(nn.Module):
     """The loss of one batch as a module, so that several processes synchronise gradients when it is called."""
 
-    def __init__(self, model: ProductClassifier, loss: Criterion, bf16: bool) -> None:
+    def __init__(self, model: ProductClassifier, loss: Criterion, bf16: bool, mix: float = 0.0) -> None:
         super().__init__()
-        self.model, self.loss, self.bf16 = model, loss, bf16
+        self.model, self.loss, self.bf16, self.mix = model, loss, bf16, mix
+        if mix and model.modalities != ("image",):
+            raise UsageError("mix joins pictures, and words cannot be joined; use mix=0 for a model that reads")
 
     def forward(self, batch: Batch | EncodedBatch) -> Tensor:
         """Return the scalar loss of one batch."""
+        if self.mix and torch.rand(()) < self.mix:
+            batch = _mixed(batch, len(self.model.classes))
         with _autocast(batch.labels.device.type, self.bf16):
             if isinstance(batch, EncodedBatch):
                 return self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.loss)
             return self.model.training_loss(batch, self.loss)
+
+
+def _mixed(batch: Batch, n_classes: int) -> Batch:
+    """Join each picture with another one of the batch; labels become shares (B,K)."""
+    if len(batch) < 2:
+        return batch
+    join = v2.RandomChoice([v2.CutMix(num_classes=n_classes), v2.MixUp(num_classes=n_classes, alpha=0.2)])
+    images, labels = join(batch.images, batch.labels)
+    return replace(batch, images=images, labels=labels)
 
 
 def fit(
@@ -352,6 +380,8 @@ def fit(
         model.prepare(train, val)
     if not any(p.requires_grad for p in model.parameters()):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
+    if config.probe_epochs and not model.frozen and not (resume and Path(resume).exists()):
+        _fit_head_first(model, train, val, config)
     accelerator = Accelerator(cpu=device() == "cpu")
     with _seeded(config.seed):
         loader, val_data = _training_data(model, train, val, config)
@@ -362,6 +392,16 @@ def fit(
         if val_data is not None and model.head.tunes:
             _tune(model, val_data)
     return replace(history, seconds=time.monotonic() - started + loop.seconds_before)
+
+
+def _fit_head_first(
+    model: ProductClassifier, train: ProductDataset, val: ProductDataset | None, config: TrainConfig
+) -> None:
+    """Train the head on frozen features of the plain pictures, and let the encoders learn again afterwards."""
+    alone = {"mode": "frozen", "epochs": config.probe_epochs, "batch_size": 128, "augment": "none", "ema": 0.0}
+    alone |= {"mix": 0.0, "probe_epochs": 0, "train_size": None, "views": 1, "patience": None}
+    fit(model, train, val, replace(config, **alone))
+    model.freeze(False)
 
 
 def _with_fast_encoder(model: ProductClassifier, config: TrainConfig) -> ProductClassifier:
@@ -440,7 +480,7 @@ class _Loop:
         model.to(accelerator.device, memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
         self.step, self.optimizer, self.loader = accelerator.prepare(
-            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16),
+            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16, config.mix),
             optimizer,
             loader,
         )

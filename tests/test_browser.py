@@ -1,4 +1,7 @@
-"""The explanation tool in a real browser, in JupyterLab and as an app; `SHOTS` keeps screenshots."""
+"""The explanation tool in a real browser, in JupyterLab and as an app; `SHOTS` keeps screenshots.
+
+With RETAILKIT_TOOL_PICTURE=docs/tool.jpg in the environment, `-k "app and picture"` makes the README's picture anew.
+"""
 
 import os
 import re
@@ -211,6 +214,26 @@ def test_a_click_switches_a_superpixel_off_and_a_text_can_be_edited(place):
     text.blur()
     until(page, lambda: bars(page) != before)
     shot(page, where, "what_if")
+    page.locator("button.rk-undo").click()
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 parts and 0 words off"), timeout=SLOW)
+
+
+def test_the_answer_follows_the_twins_word_and_the_tool_poses_for_its_picture(place):
+    page, where = place
+    page.locator(".rk-tool .rk-strip canvas").click(position={"x": 118 * 4 + 60, "y": 60})
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text("photo 4: NORDBY MILK 0.5 %", timeout=SLOW)
+    tab(page, "What if?")
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 parts and 0 words off"), timeout=SLOW)
+    before, text = bars(page), page.locator(".rk-text textarea")
+    text.fill(text.input_value().replace("0.5%", "3%"))
+    text.blur()
+    until(page, lambda: bars(page) != before)
+    if where == "app" and (path := os.environ.get("RETAILKIT_TOOL_PICTURE")):
+        part(page).click(position={"x": 200, "y": 260})
+        expect(page.locator(".rk-what_if .rk-said")).to_contain_text("switch on", timeout=SLOW)
+        page.wait_for_timeout(1000)  # the bars follow
+        shown = {"x": 0, "y": 15, "width": 1366, "height": 840}
+        page.screenshot(path=ROOT / path, type="jpeg", quality=85, clip=shown)
     page.locator("button.rk-undo").click()
     expect(part(page)).to_have_attribute("aria-label", re.compile("0 parts and 0 words off"), timeout=SLOW)
 

@@ -65,6 +65,8 @@ BAD_CALLS = {
         2,
         ".html",
     ),
+    "export of a missing checkpoint": (["export", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
+    "unknown criterion": (["export", "--checkpoint", "m.safetensors", "--criterion", "speed=1"], 2, "accuracy"),
     "unknown variant": (["matrix", "--train", "orginal"], 2, "did you mean 'original'"),
     "unknown way to learn": (["matrix", "--mode", "prob"], 2, "did you mean 'probe'"),
     "no seeds": (["matrix", "--seeds", "0"], 2, "--seeds"),
@@ -83,7 +85,7 @@ def test_a_bad_call_ends_in_one_line(call, tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "list", "run", "fetch", "train", "evaluate", "explain", "matrix", "bench"]
+    "command", ["check", "list", "run", "fetch", "train", "evaluate", "explain", "export", "matrix", "bench"]
 )
 def test_help_has_an_example(call, command):
     code, out, _ = call(command, "--help")
@@ -181,6 +183,20 @@ def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
     table.write_text("image,label,split\nphotos/milk/0.jpg,coffee,test\n")
     code, _, err = call("evaluate", "--dataset", "folder", "--root", table, "--checkpoint", "model.safetensors")
     assert code == 1 and "coffee" in err and err.count("\n") == 1
+
+
+def test_evaluate_says_which_classes_it_confuses(call, photos):
+    """Labels that are swapped in the test split are confused, all of them."""
+    assert call("train", "--dataset", "folder", "--root", photos, "--frozen", "--epochs", 30)[0] == 0
+    swapped = photos.with_name("swapped.csv")
+    rows = [f"photos/{of}/{n}.jpg,{to},test" for of, to in (("milk", "oat milk"), ("oat milk", "milk")) for n in (0, 1)]
+    swapped.write_text("\n".join(["image,label,split", *rows]) + "\n")
+    told = ["evaluate", "--dataset", "folder", "--root", swapped, "--checkpoint", "model.safetensors"]
+    code, out, err = call(*told, "--json")
+    *before, last = out.splitlines()
+    assert code == 0 and json.loads(last)["top1"] == 0, err
+    assert before == ["confused: milk / oat milk in 4 of 4 photos"]
+    assert "interval: 0.000, 0.490" in call(*told)[1]
 
 
 def test_an_unknown_backbone_gets_a_hint(call, photos):

@@ -88,11 +88,14 @@ def test_no_measured_number_is_typed_into_prose(notebook):
         assert not re.search(r"\b\d+(\.\d+)? ?%|\b0\.\d{2,}", body.split("## Exercises")[0]), text
 
 
-def test_the_readme_lists_every_notebook_with_its_question():
-    rows = dict(re.findall(r"^\| `(\d\d_\w+)` \| (.+?) \|$", (ROOT / "README.md").read_text(), re.M))
-    assert list(rows) == [path.stem for path in NOTEBOOKS]
-    for path in NOTEBOOKS:
-        assert f"**{rows[path.stem]}**" in nbformat.read(path, as_version=4).cells[0].source
+def test_the_readme_lists_every_notebook_with_its_question_and_time():
+    row = r"^\| \[`(\d\d_\w+)`\]\(papermill_runs/fast-synthetic/(\w+)\.ipynb\) \| (.+?) \| (\d+) s \| [^|]+ \|$"
+    rows = re.findall(row, (ROOT / "README.md").read_text(), re.M)
+    assert [name for name, *_ in rows] == [path.stem for path in NOTEBOOKS]
+    for path, (name, linked, question, seconds) in zip(NOTEBOOKS, rows, strict=True):
+        assert linked == name and f"**{question}**" in nbformat.read(path, as_version=4).cells[0].source
+        took = runs.read_record(ROOT / "papermill_runs" / "fast-synthetic" / f"{name}.json")["seconds"]
+        assert took / 3 < int(seconds) < max(3 * took, 10), f"{name} took {took:.0f} s; correct its row"
 
 
 def test_the_figures_of_the_readme_are_those_of_the_records():

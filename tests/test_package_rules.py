@@ -20,11 +20,13 @@ ROOMS = [
     {"losses", "metrics"},
     {"inference"},
     {"training"},
+    {"presets"},
     {"backgrounds", "detection"},
     {"explain"},
     {"plots"},
     {"widgets"},
     {"runs", "workbook"},
+    {"deploy"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -339,3 +339,53 @@ def test_two_processes_share_the_gradients(data, tmp_path):
         [*command, str(script), *folders], capture_output=True, text=True, env=environment, timeout=240
     )
     assert done.stdout.count("SAME") == 2, done.stdout + done.stderr[-2000:]
+
+
+# -- Mixing, and a head that learns first.
+
+
+def test_mixed_pictures_have_labels_that_say_how_much_of_each(data):
+    split = data.split("train", 48)
+    batch = training.collate([split[i] for i in range(8)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixed = training._mixed(batch, 3)
+    assert mixed.labels.shape == (8, 3) and mixed.labels.sum(1).numpy() == pytest.approx(1)
+    assert mixed.images.shape == batch.images.shape and not torch.equal(mixed.images, batch.images)
+    alone = training.collate([split[0]])
+    assert training._mixed(alone, 3) is alone
+
+
+@pytest.mark.parametrize(("share", "calls"), [(0.0, 0), (1.0, 6)])
+def test_as_many_steps_are_mixed_as_asked_for(data, monkeypatch, share, calls):
+    mixed = []
+    monkeypatch.setattr(training, "_mixed", lambda batch, k, mix=training._mixed: (mixed.append(k), mix(batch, k))[1])
+    config = replace(TUNED, epochs=2, mix=share)
+    history = training.fit(small_model(data), data.split("train", 48), data.split("val", 48), config)
+    assert np.isfinite(history.epochs["loss"]).all() and mixed == [3] * calls
+
+
+def test_a_head_that_learns_first_is_good_before_the_encoder_moves(data):
+    model = small_model(data)
+    before = {k: v.clone() for k, v in model.image_encoder.state_dict().items()}
+    training._fit_head_first(model, data.split("train", 48), None, replace(TUNED, probe_epochs=30, lr=1e-2))
+    assert training.evaluate(model, data.split("val", 48)).top1 > 0.9
+    assert all(torch.equal(before[k], v) for k, v in model.image_encoder.state_dict().items())
+    assert all(p.requires_grad for p in model.image_encoder.parameters())
+    history = training.fit(model, data.split("train", 48), None, replace(TUNED, epochs=1, probe_epochs=2))
+    assert len(history.epochs) == 1 and not torch.equal(
+        before["network.conv1.0.weight"], model.image_encoder.state_dict()["network.conv1.0.weight"]
+    )
+
+
+def test_what_is_frozen_cannot_be_mixed():
+    with pytest.raises(UsageError, match="mode='finetune'"):
+        TrainConfig(mix=0.5)
+    with pytest.raises(UsageError, match="mix=2"):
+        TrainConfig(mode="finetune", mix=2)
+
+
+def test_words_cannot_be_mixed(data):
+    model = models.build("concat", data.classes, "shufflenet_v2_x1_0", text_encoder="char_ngrams", weights=None)
+    with pytest.raises(UsageError, match="words cannot be joined"):
+        training.fit(model, data.split("train", 48), None, replace(TUNED, mix=0.5))

@@ -66,7 +66,7 @@ def split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> p
     A class's split depends on its own rows, so a class added later does not move the others. A group that
     holds several classes goes where the first of them (in alphabetical order) puts it.
     """
-    units = table["group"].where(table["group"] != "", table["image"])
+    units = table["group"]
     place: dict[str, str] = {}
     for label, members in units.groupby(table["label"]):
         free = [unit for unit in sorted(set(members)) if unit not in place]
@@ -188,8 +188,12 @@ def _check_row(path: Path, row: int, entry: dict[str, str]) -> None:
 
 
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Bring a frame to the contract's columns; a row without a split among rows with one is for training."""
+    """Bring a frame to the contract's columns.
+
+    A row without a split among rows with one is for training; one without a group is a group of its own.
+    """
     frame = frame.reindex(columns=list(COLUMNS)).astype(object).fillna("")
+    frame["group"] = frame["group"].where(frame["group"] != "", frame["image"])
     if (frame["split"] != "").any():
         frame["split"] = frame["split"].replace("", "train")
     return frame

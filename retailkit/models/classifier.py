@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.ocr import redact_barcodes
+from retailkit.models.committee import Committee
 from retailkit.models.encoders import (
     BACKBONES,
     TEXT_ENCODERS,
@@ -280,7 +281,8 @@ def build(
     """Build a model by name from what is on this machine; nothing is downloaded.
 
     Args:
-        name: key of `MODELS`, or `matching`: keypoints and a gallery instead of encoders and a head.
+        name: key of `MODELS`, or `matching`: keypoints and a gallery instead of encoders and a head, or `committee`:
+            several models that vote, whose option `members` holds the arguments of each, its `size` and `flip`.
         classes: class names in the order of the logits.
         backbone: key of `BACKBONES`; `auto` is EfficientNet-Lite0, whose weights come in a package.
         pooling: key of `POOLINGS`; `auto` is the model's own, else `gap`.
@@ -295,8 +297,10 @@ def build(
         UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
         UserError: weights are not on this machine; the message says which command fetches them.
     """
-    if pick((*MODELS, "matching"), name, "model") == "matching":
+    if pick((*MODELS, "matching", "committee"), name, "model") == "matching":
         return _build_matcher(_checked_classes(classes), {"weights": weights} | options)
+    if name == "committee":
+        return _build_committee(_checked_classes(classes), weights, **options)
     spec = MODELS[name]
     backbone = pick(BACKBONES, DEFAULT_BACKBONE if backbone == "auto" else backbone, "backbone")
     pooling = pick(POOLINGS, spec.pooling if pooling == "auto" else pooling, "pooling")
@@ -340,6 +344,16 @@ def _build_matcher(classes: list[str], options: Mapping[str, Any]) -> KeypointMa
     for option in options:
         pick(list(inspect.signature(KeypointMatcher).parameters)[1:], option, "option of model 'matching'")
     return KeypointMatcher(classes, **options)
+
+
+def _build_committee(classes: list[str], weights: str | None, members: Sequence[Mapping[str, Any]]) -> Committee:
+    made = []
+    for member in members:
+        own = {key: value for key, value in member.items() if key not in ("size", "flip")}
+        model = build(**{**own, "classes": classes, "weights": weights and own.get("weights", weights)})
+        model.input_size = member["size"]
+        made.append(model)
+    return Committee(made, [member.get("flip", False) for member in members])
 
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:

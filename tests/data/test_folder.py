@@ -139,6 +139,12 @@ def test_rows_of_a_group_stay_together(tmp_path):
     assert set(data.table["split"]) == {"train", "val", "test"}
 
 
+def test_notebook_20_failed_on_photos_without_groups(tmp_path):
+    """All of them were one group, which no five folds can share."""
+    data = load("folder", folders(tmp_path, cola=6, fanta=6))
+    assert data.table["group"].is_unique
+
+
 def test_a_class_that_is_one_group_trains_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="has one group"):
         data = load("folder", table(tmp_path, "image,label,group\n0.jpg,a,g\n1.jpg,a,g\n2.jpg,b,h\n3.jpg,b,i\n"))

@@ -1,0 +1,91 @@
+"""A committee against its members, one by one."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from retailkit import models, training
+from retailkit.config import UsageError, UserError
+from retailkit.models import Features
+from retailkit.models.committee import Committee
+from retailkit.training import History
+
+CLASSES = ["lean", "extra lean", "medium"]
+
+
+def network(seed, size=48):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = models.build("image", CLASSES, backbone="shufflenet_v2_x1_0", weights=None).eval()
+        torch.nn.init.normal_(model.head.linear.weight)
+    model.input_size = size
+    return model
+
+
+def matcher():
+    model = models.build("matching", CLASSES)
+    generator = torch.Generator().manual_seed(0)
+    gallery = functional.normalize(torch.rand(3, 9, 128, generator=generator), dim=2)
+    model._fill(torch.rand(3, 9, 2, generator=generator) * 48, gallery, torch.full((3,), 9), torch.arange(3))
+    model.input_size = 64
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def smaller(images):
+    return functional.interpolate(images, size=48, mode="bilinear", antialias=True, align_corners=False)
+
+
+def test_evidence_is_added_with_weights(images):
+    plain, flipped, match = network(0), network(1, 64), matcher()
+    committee = Committee([plain, flipped, match], [False, True, False]).eval()
+    committee.weights.copy_(torch.tensor([1.0, 0.5, 2.0]))
+    with torch.inference_mode():
+        one = plain(smaller(images)).log_softmax(1)
+        two = (flipped(images).log_softmax(1) + flipped(images.flip(-1)).log_softmax(1)) / 2
+        three = torch.log(1 + match(images))
+        assert torch.allclose(committee(images), one + 0.5 * two + 2 * three, atol=1e-5)
+        assert torch.allclose(committee(images[2:3]), committee(images)[2:3], atol=1e-4)
+    assert (committee.input_size, committee.fit, committee.classes) == (64, plain.fit, CLASSES)
+
+
+def test_a_member_that_knows_nothing_is_not_heard():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(60)
+    good = functional.one_hot(labels, 3) * 2.0 + torch.randn(180, 3, generator=generator)
+    wild = 5 * torch.randn(180, 3, generator=generator)
+    committee = Committee([network(0), network(1)], [False, False])
+    seen = Features(torch.cat([good.log_softmax(1), wild.log_softmax(1)], 1), torch.ones(180, dtype=torch.bool))
+    before = committee.classify(seen).argmax(1).eq(labels).float().mean()
+    committee.tune(seen, labels)
+    after = committee.classify(seen).argmax(1).eq(labels).float().mean()
+    assert committee.weights[1] == 0 and committee.weights[0] >= 0.5 and after > before
+
+
+def test_a_checkpoint_holds_the_whole_committee(images, tmp_path):
+    committee = Committee([network(0), network(1, 64), matcher()], [True, False, False]).eval()
+    committee.weights.copy_(torch.tensor([1.0, 0.25, 4.0]))
+    path = training.save_checkpoint(committee, tmp_path / "c.safetensors", History.from_dict(
+        {"epochs": [{"epoch": 1, "loss": 1.0}], "best_epoch": 1, "seconds": 1.0}), size=64, fit="crop")  # fmt: skip
+    loaded, _, _ = training.load_checkpoint(path)
+    with torch.inference_mode():
+        assert torch.allclose(loaded(images), committee(images), atol=1e-6)
+    assert loaded.weights.tolist() == [1.0, 0.25, 4.0] and loaded.input_size == 64
+    assert [m.input_size for m in loaded.members] == [48, 64, 64]
+
+
+def test_what_does_not_fit_together_is_refused():
+    with pytest.raises(UsageError, match="needs one flip for each"):
+        Committee([], [])
+    other = models.build("image", ["a", "b"], backbone="shufflenet_v2_x1_0", weights=None)
+    with pytest.raises(UsageError, match="different classes"):
+        Committee([network(0), other], [False, False])
+    reads = models.build("text", CLASSES, text_encoder="char_ngrams")
+    with pytest.raises(UsageError, match="reads texts"):
+        Committee([reads], [False])
+    with pytest.raises(UserError, match="got none"):
+        Committee([network(0)], [False]).classify(None)

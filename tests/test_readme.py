@@ -1,0 +1,162 @@
+"""What a reader of the README and the guides types does work, and every link into the repository leads somewhere.
+
+Commands and code of the pages are run from top to bottom in one folder with twenty photos, as a new user would: a later
+step may need what an earlier one wrote, so run the whole file. What cannot be run here is listed with its reason.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from retailkit import cli, data, runs
+from retailkit.runs.execute import parse_parameters
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RETAILKIT = ".venv/bin/retailkit "
+# Commands that are not run here, and why. Their targets, options and parameters are checked all the same.
+NOT_RUN = {
+    "make run": "executes every notebook, as tests/test_notebooks.py does",
+    "make test": "runs this very test",
+    "make run DATASET=grocery_store": "needs photos that are downloaded",
+    "make run DATASET=grocery_store ROOT=path/to/dataset": "needs photos that are downloaded",
+    "git apply mine.diff": "tests/test_extending.py does",
+    "retailkit run 20_training -p PRETRAINED=False": "takes a minute; tests/test_notebooks.py runs it so",
+    "retailkit run 20 --dataset folder --root photos": "takes a minute",
+    "retailkit run 30 --profile full --dataset grozi120 -p DETECTORS=sift,orb,brisk -p WIDTH=512 -p FINETUNE=1": "long",
+    "retailkit run 31 --profile full --dataset grocery_store": "long",
+    "retailkit run 32 --profile full --dataset grocery_store -p CURVE=0": "long",
+    "retailkit run 40 --profile full --dataset grocery_store": "long",
+    "retailkit fetch grocery_store": "downloads",
+    "retailkit fetch finegrainocr --from FineGrainOCR.zip --per-class 100 50 --long-edge 512": "needs 53.7 GB",
+    "retailkit matrix --dataset folder --root photos.csv --train original --test mixed_same --test mixed_rand": "needs "
+    "more photos; tests/test_cli.py runs it",
+    "retailkit app --dataset folder --root photos": "serves until it is interrupted; tests/test_browser.py opens it",
+}
+PHOTOS = {"EXTRA LEAN": "extra lean beef", "BEEF LEAN": "lean beef", "1.5 %": "milk 1.5 %", "3 %": "milk 3 %"}
+
+
+def fences(page):
+    """Return (language, body) of the fenced blocks of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def steps(page):
+    """Return what a reader of a page would type: commands, without comments, and whole blocks of code and tables."""
+    for language, body in fences(page):
+        if language == "bash":
+            lines = re.sub(r"\\\n\s*", "", body).splitlines()
+            plain = (re.sub(r"(^|\s)#.*", "", line).strip().replace(RETAILKIT, "retailkit ", 1) for line in lines)
+            yield from (("bash", line) for line in plain if line)
+        elif language in ("csv", "python") and page.name != "extending.md":  # whose code tests/test_extending.py runs
+            yield language, body
+
+
+STEPS = list(dict.fromkeys(step for page in PAGES for step in steps(page)))
+RUN = [step for step in STEPS if step[1] not in NOT_RUN]
+TYPED = [text for kind, text in STEPS if kind == "bash"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twenty rendered photos in a folder per class."""
+    here = tmp_path_factory.mktemp("reader")
+    shop = data.load("synthetic", here / "rendered", per_class=(5, 0, 0), families=2)
+    for told, name in PHOTOS.items():
+        (here / "photos" / name).mkdir(parents=True)
+        rows = shop.table[shop.table["label"].str.endswith(told)]
+        assert len(rows) == 5
+        for n, path in enumerate(rows["image"], start=1):
+            with Image.open(path) as image:
+                image.convert("RGB").save(here / "photos" / name / f"{n}.jpg", quality=95)
+    return here
+
+
+@pytest.fixture
+def call(folder, monkeypatch, capsys):
+    """Call the command in the folder of the photos; returns what it printed."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
+    monkeypatch.delenv("RETAILKIT_DATA", raising=False)
+
+    def run(command):
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        assert not ended.value.code, f"{command}: {output.err}"
+        return output.out
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, text", RUN, ids=[f"{n}-{text.splitlines()[0][:60]}" for n, (_, text) in enumerate(RUN)])
+def test_what_a_reader_types_works(call, folder, kind, text):
+    if kind == "python":
+        exec(compile(text, "a block of a guide", "exec"), {})
+    elif kind == "csv":
+        (folder / "table.csv").write_text(text, encoding="utf-8")
+        assert "every row can be read" in call("retailkit check --dataset folder --root table.csv")
+    else:
+        assert text.startswith("retailkit "), f"{text}: run it here, or list it in NOT_RUN with the reason"
+        said, given = call(text), dict(zip(shlex.split(text), shlex.split(text)[1:], strict=False))
+        for option in ("--output", "--predictions"):
+            assert option not in given or (folder / given[option]).exists()
+        if "evaluate" in text:
+            assert "confused: " in said or "top1: 1.000" in said
+
+
+def test_what_is_not_run_is_still_written_somewhere():
+    assert NOT_RUN.keys() <= set(TYPED), f"no page has {NOT_RUN.keys() - set(TYPED)} any more"
+
+
+@pytest.mark.parametrize("command", NOT_RUN)
+def test_what_is_not_run_has_targets_options_and_parameters_that_exist(command):
+    program, *words = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    elif program == "retailkit":
+        name, *words = words
+        given = typer.main.get_command(cli.app).commands[name].make_context(name, words).params
+        if name == "run":
+            for path in runs.notebooks(given["notebooks"]):
+                assert set(parse_parameters(given["parameter"] or [])) <= set(runs.parameters(path))
+
+
+def anchors(page):
+    """Return the anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if not path.startswith(("http://", "https://")):
+            target = (page.parent / path).resolve() if path else page
+            assert target.is_relative_to(ROOT) and target.exists(), f"{link} leads nowhere"
+            assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+    for path in re.findall(r"`((?:retailkit|tests|notebooks|figures|papermill_runs|docs)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), f"there is no {path}"
+
+
+def test_every_guide_is_linked_from_the_readme():
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert all(f"(docs/{page.name})" in text for page in PAGES[1:])
+
+
+def test_pictures_of_the_guides_are_small():
+    for path in (ROOT / "docs").glob("*.*"):
+        assert path.suffix == ".md" or path.stat().st_size < 200_000, path.name
