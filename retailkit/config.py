@@ -131,7 +131,15 @@ class Preset:
     members: tuple[Member, ...]
 
 
-_PHOTOS = {"mode": "finetune", "epochs": 8, "augment": "standard", "train_size": 224, "ema": 0.99}
+_PHOTOS = {
+    "mode": "finetune",
+    "epochs": 6,
+    "augment": "standard",
+    "mix": 0.5,
+    "probe_epochs": 30,
+    "train_size": 224,
+    "ema": 0.99,
+}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 PRESETS = {
     "grocery_best": Preset(

@@ -712,6 +712,29 @@ def differences(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axe
     return ax
 
 
+def verdicts(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Draw one difference a row with its interval, coloured and marked by what it makes of a claim.
+
+    Args:
+        table: columns `name`, `difference`, `low`, `high` and `verdict` (see `metrics.verdict`).
+        xlabel: below the axis.
+        ax: where to draw.
+    """
+    ax = _axes(ax, (9, 0.25 * len(table) + 1.2))
+    looks = {"as claimed": (GOOD, "o"), "the opposite": (BAD, "X")}
+    for y, row in enumerate(table.itertuples()):
+        shade, marker = looks.get(row.verdict, (QUIET, "."))
+        label = row.verdict if row.verdict not in ax.get_legend_handles_labels()[1] else None
+        ax.plot([row.low, row.high], [y, y], color=shade, linewidth=2)
+        ax.plot(row.difference, y, marker, color=shade, linestyle="none", label=label)
+    ax.set_yticks(range(len(table)), table["name"], fontsize=7)
+    ax.invert_yaxis()
+    ax.axvline(0, color=QUIET, linestyle=":")
+    ax.set_xlabel(xlabel)
+    ax.legend(fontsize=8, loc="lower right")
+    return ax
+
+
 def scene(image: Any, boxes: Any, labels: Any, classes: Sequence[str], ax: Axes | None = None, title: str = "") -> Axes:
     """Draw the boxes of a scene, one colour a class, with the first word of its name.
 

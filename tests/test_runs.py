@@ -169,6 +169,27 @@ def test_a_record_is_running_until_it_is_finished(run, tmp_path):
     assert kept["versions"]["torch"] and kept["device"] == "cpu"
 
 
+def test_every_claim_has_a_record_and_a_verdict_of_its_interval():
+    records = runs.collect()
+    found = runs.claims(records)
+    told = pd.read_csv(Path(runs.__file__).parents[1] / "claims.csv")
+    assert set(told["claim"]) == set(found["claim"]), "a claim whose metric no committed record has"
+    assert set(told["sign"]) <= {-1, 1}
+    sign = found["claim"].map(told.set_index("claim")["sign"])
+    wrong = (found["high"] * sign < 0) & (found["low"] * sign < 0)
+    assert (found["verdict"] == "the opposite").equals(wrong)
+    unfinished = runs.claims(records.assign(status="running"))
+    assert unfinished.empty and list(unfinished.columns) == list(found.columns)
+    bare = runs.claims(records.assign(low=np.nan, high=np.nan))
+    assert set(bare["verdict"]) == {"no interval"}
+
+
+def test_tables_are_found_by_name_and_run():
+    found = runs.tables("table_1")
+    assert "full-grozi120, 30_bag_of_tricks" in found and "method" in found["full-grozi120, 30_bag_of_tricks"]
+    assert runs.tables("no such table") == {}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_only_finite_numbers_are_recorded(run, value):
     with pytest.raises(ValueError, match="finite"):

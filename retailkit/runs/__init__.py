@@ -9,12 +9,13 @@ from retailkit.runs.execute import Result, execute, notebooks, parameters
 from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.pages import publish
 from retailkit.runs.progress import progress
-from retailkit.runs.record import Run, collect, published, read_record, run_dir, start
+from retailkit.runs.record import Run, claims, collect, published, read_record, run_dir, start, tables
 
 __all__ = [
     "Result",
     "Run",
     "check_record",
+    "claims",
     "collect",
     "environment",
     "execute",
@@ -27,4 +28,5 @@ __all__ = [
     "read_record",
     "run_dir",
     "start",
+    "tables",
 ]

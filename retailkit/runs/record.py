@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from retailkit import metrics
 from retailkit.config import UserError, device, replacing
 
 SCHEMA = 1
@@ -232,14 +233,19 @@ def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
 
     Columns: `run`, `notebook`, `metric`, `value`, `low`, `high`, `n`, `chance`, `better`, `status`.
     """
-    folders = {path.name: path for path in sorted((home() / "papermill_runs").glob("*-*")) if path.is_dir()}
-    folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
     rows = []
-    for name, folder in sorted(folders.items()):
+    for name, folder in _folders(profile, dataset).items():
         for path in sorted(folder.glob("[0-9][0-9]_*.json")):
             rows += _metric_rows(name, read_record(path) or {})
     columns = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _folders(profile: str, dataset: str) -> dict[str, Path]:
+    """Return the folders of records by run: the committed ones, and the latest run's."""
+    folders = {path.name: path for path in (home() / "papermill_runs").glob("*-*") if path.is_dir()}
+    folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
+    return dict(sorted(folders.items()))
 
 
 def _metric_rows(run: str, record: dict[str, Any]) -> list[tuple]:
@@ -253,7 +259,41 @@ def _metric_rows(run: str, record: dict[str, Any]) -> list[tuple]:
 
 def published() -> pd.DataFrame:
     """Return published test figures of the data sets, with their sources."""
-    with importlib.resources.files("retailkit").joinpath("published.csv").open(encoding="utf-8") as file:
+    return _packaged("published.csv")
+
+
+def claims(records: pd.DataFrame) -> pd.DataFrame:
+    """Return what the papers claim beside what was measured, one row a claim and run.
+
+    Args:
+        records: from `collect`; unfinished ones do not count.
+
+    Returns:
+        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no figure), `run`, `here`, `low`,
+        `high`, `n` and `verdict` (see `metrics.verdict`, of the interval; "no interval" where there is none).
+    """
+    told = _packaged("claims.csv").fillna("")
+    found = told.merge(records[records["status"] == "ok"], on=["notebook", "metric"])
+    verdicts = [
+        metrics.verdict(row.low, row.high, row.sign) if pd.notna(row.low) else "no interval"
+        for row in found.itertuples()
+    ]
+    columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
+    return found.rename(columns={"value": "here"}).assign(verdict=verdicts)[columns]
+
+
+def tables(name: str, profile: str = "fast", dataset: str = "synthetic") -> dict[str, pd.DataFrame]:
+    """Return the tables of one name that notebooks left, by run; see `collect` for which runs."""
+    found = {}
+    for run, folder in _folders(profile, dataset).items():
+        for path in sorted(folder.glob("[0-9][0-9]_*.json")):
+            if table := (read_record(path) or {}).get("tables", {}).get(name):
+                found[f"{run}, {path.stem}"] = pd.DataFrame(table["data"], columns=table["columns"])
+    return found
+
+
+def _packaged(name: str) -> pd.DataFrame:
+    with importlib.resources.files("retailkit").joinpath(name).open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 
