@@ -288,6 +288,16 @@ def test_models_side_by_side_share_phrases_and_scale_and_say_what_is_missing():
     assert [bar.get_width() for bar in bars.patches] == [0.5] and bars.get_xlim() == pytest.approx((-0.55, 0.55))
 
 
+def test_a_verdict_shows_in_colour_and_marker_and_is_named_once():
+    said = ["as claimed", "the opposite", "not decided", "as claimed"]
+    table = pd.DataFrame({"name": list("abcd"), "difference": [1, -1, 0, 1], "low": [0.5, -2, -1, 0.5], "high": 2})
+    ax = plots.verdicts(table.assign(verdict=said), "gain")
+    points = ax.lines[1:8:2]
+    assert [p.get_color() for p in points] == [plots.GOOD, plots.BAD, plots.QUIET, plots.GOOD]
+    assert len({p.get_marker() for p in points}) == 3
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == said[:3]
+
+
 def test_a_difference_is_green_only_if_its_interval_lies_above_zero():
     table = pd.DataFrame(
         {"name": ["a", "b", "c"], "difference": [1, 1, 1], "low": [0.5, -0.5, np.nan], "high": 2, "n": 4}

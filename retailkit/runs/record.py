@@ -269,8 +269,8 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
         records: from `collect`; unfinished ones do not count.
 
     Returns:
-        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no figure), `run`, `here`, `low`,
-        `high`, `n` and `verdict` (see `metrics.verdict`, of the interval; "no interval" where there is none).
+        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no figure), `run`, `here`,
+        `low`, `high`, `n` and `verdict` (see `metrics.verdict`, of the interval; "no interval" where there is none).
     """
     told = _packaged("claims.csv").fillna("")
     found = told.merge(records[records["status"] == "ok"], on=["notebook", "metric"])
