@@ -222,10 +222,10 @@ def train(
 
 def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_out: bool) -> dict:
     """Train a preset and say what it cost; on validation pictures only where they were held out."""
-    from retailkit import data, presets, training
+    from retailkit import presets, training
     from retailkit.config import PRESETS
 
-    products = data.load(PRESETS[pick(PRESETS, name, "preset")].dataset, root)
+    products = presets.load(name, root)
     print(products)
     committee, history, made = presets.train(name, root, seed, hold_out, products)
     training.save_checkpoint(committee, output, history, **made)

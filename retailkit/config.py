@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,13 @@ class Preset:
         dataset: that it is for.
         learn_from: splits that the final members learn from. Everything here was chosen before, with `val` held out.
         members: models that vote.
+        data_options: of the data set's reader.
     """
 
     dataset: str
     learn_from: tuple[str, ...]
     members: tuple[Member, ...]
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 _PHOTOS = {
@@ -149,6 +151,15 @@ PRESETS = {
             Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _PHOTOS, flip=True),
             Member("image", {"backbone": "efficientnet_lite0", "dropout": 0.3}, 260, _PHOTOS, flip=True),
         ),
+    ),
+    "synthetic_best": Preset(
+        "synthetic",
+        ("train",),
+        (
+            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS | {"views": 3}),
+            Member("matching", {"keypoints": 200}, 240, {}, weight=2.0),
+        ),
+        {"regime": "packshot"},
     ),
     "grozi_best": Preset(
         "grozi120",

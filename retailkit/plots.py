@@ -240,7 +240,7 @@ def accuracy_bars(table: pd.DataFrame, ax: Axes | None = None, chance: float | N
     if chance is not None:
         ax.axvline(chance, color=QUIET, linestyle=":")
         ax.text(chance, -0.6, "chance", color=QUIET, fontsize=8, ha="center", va="bottom")
-    ax.set(xlim=(0, min(1.1, 1.12 * float(table["high"].max()))), xlabel="accuracy (95 % interval)")
+    ax.set(xlim=(0, min(1.1, 1.12 * float(table["high"].max())) or 1.0), xlabel="accuracy (95 % interval)")
     ax.invert_yaxis()
     return ax
 

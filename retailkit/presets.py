@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from retailkit import data as datasets
 from retailkit import training
 from retailkit.config import PRESETS, Member, Preset, UserError, pick
-from retailkit.data.table import ProductData
+from retailkit.data.table import ProductData, ProductDataset
+from retailkit.inference import Predictor
+from retailkit.metrics import Evaluation
 from retailkit.models.committee import Committee
-from retailkit.training import History, TrainConfig, TrainSpec
+from retailkit.models.matching import KeypointMatcher
+from retailkit.models.pooling import Features
+from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 
 def spec(preset: Preset, member: Member, root: str | Path | None = None, seed: int = 0) -> TrainSpec:
@@ -24,6 +32,21 @@ def spec(preset: Preset, member: Member, root: str | Path | None = None, seed: i
     config = TrainConfig(**{**member.config, "seed": seed})
     where = {"dataset": preset.dataset, "root": str(root) if root else None}
     return TrainSpec(**where, model=member.model, model_options=dict(member.options), size=member.size, config=config)
+
+
+def load(name: str, root: str | Path | None = None) -> ProductData:
+    """Load the data set of a preset."""
+    preset = PRESETS[pick(PRESETS, name, "preset")]
+    return datasets.load(preset.dataset, root, **preset.data_options)
+
+
+def described(member: Member) -> str:
+    """Return what a member is, in a few words."""
+    if member.model == "matching":
+        return f"{member.options.get('detector', 'sift').upper()} matching"
+    how = "fine-tuned" if member.config.get("mode") == "finetune" else "frozen"
+    views = f", {member.config['views']} views" if member.config.get("views", 1) > 1 else ""
+    return f"{member.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
 
 
 def train(
@@ -47,13 +70,13 @@ def train(
         UserError: the data set has no `val` to hold out.
     """
     preset = PRESETS[pick(PRESETS, name, "preset")]
-    data = data or datasets.load(preset.dataset, root)
+    data = data or load(name, root)
     if hold_out and "val" not in data.splits:
         raise UserError(f"{data.name!r} has no split 'val' to hold out; train without it")
     shown = data if hold_out else _merged(data, preset.learn_from)
     members, histories = [], []
     for number, member in enumerate(preset.members, 1):
-        print(f"member {number} of {len(preset.members)}: {member.model} {member.options.get('backbone', '')}")
+        print(f"member {number} of {len(preset.members)}: {described(member)}")
         model, history = training.fit_or_load(spec(preset, member, root, seed), shown)
         model.input_size = member.size
         members.append(model)
@@ -62,7 +85,7 @@ def train(
     committee.weights.copy_(torch.tensor([member.weight for member in preset.members]))
     started = time.monotonic()
     if hold_out:
-        seen = training.encode_cached(committee, data.split("val", committee.input_size), 1, TrainConfig())
+        seen = evidence(committee, data.split("val", committee.input_size))
         committee.tune(seen.image, seen.labels)
     seconds = [history.seconds for history in histories]
     epochs = [history.epochs.assign(member=number) for number, history in enumerate(histories)]
@@ -76,6 +99,120 @@ def train(
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     return committee, whole, facts
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder from frozen features to the whole preset.
+
+    Attributes:
+        name: what it adds.
+        committee: all that is there by then.
+        result: on the pictures that nothing was learned from.
+        seconds: of training, of all that is there by then.
+        milliseconds: a photo takes on one core, with the networks in ONNX Runtime.
+        megabytes: of the checkpoint.
+    """
+
+    name: str
+    committee: Committee
+    result: Evaluation
+    seconds: float
+    milliseconds: float
+    megabytes: float
+
+
+def ladder(
+    name: str,
+    root: str | Path | None = None,
+    seed: int = 0,
+    judge: str = "val",
+    data: ProductData | None = None,
+    matching: bool = True,
+) -> list[Rung]:
+    """Climb from frozen features of EfficientNet-Lite0 to the preset, a member at a time, mirror images last.
+
+    Members learn from `train` alone; the weights of several are chosen on `val`.
+
+    Args:
+        name: key of `PRESETS`.
+        root: folder of its data set; None takes the default.
+        seed: of weights, order and augmentation.
+        judge: split that rungs are judged on; judged on `val`, their one weight a member flatters them a little.
+        data: the data set, if it is loaded already.
+        matching: False leaves keypoint matching out.
+    """
+    preset = PRESETS[pick(PRESETS, name, "preset")]
+    data = data or load(name, root)
+    plain = TrainSpec(preset.dataset, str(root) if root else None, config=TrainConfig(seed=seed, batch_size=128))
+    first, history = training.fit_or_load(plain, data)
+    whole, _, facts = train(name, root, seed, hold_out=True, data=data)
+    kept = [k for k, member in enumerate(preset.members) if matching or member.model != "matching"]
+    members, flips = [whole.members[k] for k in kept], [whole.flips[k] for k in kept]
+    costs = np.cumsum([facts["seconds_of_members"][k] for k in kept])
+    steps = [("EfficientNet-Lite0, frozen", Committee([first], [False]), history.seconds)]
+    for count, (k, seconds) in enumerate(zip(kept, costs, strict=True), 1):
+        step = "+ " * (count > 1) + described(preset.members[k])
+        steps.append((step, Committee(members[:count], [False] * count), float(seconds)))
+    if any(flips):
+        steps.append(("+ mirror images", Committee(members, flips), float(costs[-1])))
+    times = milliseconds([committee for _, committee, _ in steps], data.split(judge, whole.input_size))
+    rungs = []
+    for (step, committee, seconds), took in zip(steps, times, strict=True):
+        committee.eval()
+        tuned_on, judged_on = (evidence(committee, data.split(split, whole.input_size)) for split in ("val", judge))
+        if len(committee.members) > 1:
+            committee.tune(tuned_on.image, tuned_on.labels)
+        size = sum(t.numel() * t.element_size() for t in committee.state_dict().values()) / 1e6
+        rungs.append(Rung(step, committee, training.evaluate(committee, judged_on), seconds, took, size))
+    return rungs
+
+
+def evidence(committee: Committee, photos: ProductDataset) -> EncodedDataset:
+    """Return what `encode_image` says of photos; each member is asked once for each split, and the cache remembers."""
+    parts = []
+    for member, flip in zip(committee.members, committee.flips, strict=True):
+        single = Committee([member], [flip]).eval()
+        parts.append(training.encode_cached(single, photos, 1, TrainConfig(bf16=False)))
+    values = torch.cat([part.image.values for part in parts], 1)
+    return EncodedDataset(Features(values, parts[0].image.available), None, parts[0].labels, parts[0].rows)
+
+
+def alone(committee: Committee, photos: ProductDataset) -> list[Evaluation]:
+    """Judge each member by itself."""
+    singles = [Committee([m], [f]).eval() for m, f in zip(committee.members, committee.flips, strict=True)]
+    return [training.evaluate(single, evidence(single, photos)) for single in singles]
+
+
+def fast(committee: Committee) -> Committee:
+    """Return a twin, all weights shared, whose networks run in ONNX Runtime where that agrees with PyTorch."""
+    twin = copy.copy(committee)
+    members = [
+        m if isinstance(m, KeypointMatcher) else Predictor(m, m.input_size, backend="onnx").fast
+        for m in committee.members
+    ]
+    twin._modules = {**committee._modules, "members": nn.ModuleList(members)}
+    return twin
+
+
+def milliseconds(committees: Sequence[Committee], photos: ProductDataset, count: int = 8) -> list[float]:
+    """Return the median time that a photo takes on one core, of committees by turns; see `fast`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        twins = [fast(committee) for committee in committees]
+        rows = np.linspace(0, len(photos) - 1, count).astype(int)
+        taken = np.zeros((count, len(twins)))
+        with torch.inference_mode():
+            for turn, row in enumerate(rows):
+                image = photos[int(row)].image[None]
+                for k, twin in enumerate(twins):
+                    started = time.perf_counter()
+                    twin(image)
+                    taken[turn, k] = time.perf_counter() - started
+        return (1000 * np.median(taken, 0)).tolist()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _merged(data: ProductData, splits: tuple[str, ...]) -> ProductData:

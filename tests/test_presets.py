@@ -12,7 +12,7 @@ from retailkit import config, presets, training
 from retailkit.config import PRESETS, Member, Preset, UsageError, UserError
 from retailkit.data.table import COLUMNS, ProductData
 from retailkit.models.encoders import BACKBONES
-from retailkit.training import TrainConfig
+from retailkit.training import TrainConfig, TrainSpec
 
 TUNED = {"mode": "finetune", "epochs": 1, "batch_size": 8, "bf16": False}
 SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
@@ -69,6 +69,31 @@ def test_a_second_call_trains_nothing_and_says_the_same(data, tiny):
         assert len(tiny) == 2 and torch.equal(first(image), second(image))
     presets.train("tiny", seed=1, data=data)
     assert len(tiny) == 4
+
+
+def test_the_ladder_adds_one_thing_a_rung_and_judges_all_on_the_same_photos(data, tiny, monkeypatch):
+    monkeypatch.setattr(
+        presets, "TrainSpec", lambda *a, **k: TrainSpec(*a, **({"model_options": SMALL, "size": 48} | k))
+    )
+    rungs = presets.ladder("tiny", judge="test", data=data)
+    assert [len(rung.committee.members) for rung in rungs] == [1, 1, 2, 2]
+    assert [rung.name[:2] for rung in rungs[2:]] == ["+ ", "+ "] and rungs[3].name == "+ mirror images"
+    assert [rung.committee.flips for rung in rungs[2:]] == [[False, False], [True, False]]
+    assert all(rung.result.n == 6 and rung.milliseconds > 0 and rung.megabytes > 0 for rung in rungs)
+    assert rungs[1].seconds <= rungs[2].seconds == rungs[3].seconds
+    assert [len(r.committee.members) for r in presets.ladder("tiny", data=data, matching=False)] == [1, 1, 1]
+    whole = rungs[-1].committee
+    again = training.evaluate(whole, data.split("test", 64))
+    assert np.allclose(again.probs, rungs[-1].result.probs, atol=1e-4)
+    one, other = presets.alone(whole, data.split("test", 64))
+    assert one.n == other.n == 6 and len(one.probs[0]) == 2
+
+
+def test_the_fast_twin_says_the_same(data, tiny):
+    committee = presets.train("tiny", data=data)[0]
+    images = torch.rand(3, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(presets.fast(committee)(images), committee(images), atol=1e-3)
 
 
 def test_errors_say_what_to_do(data, tiny):

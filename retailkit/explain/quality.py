@@ -269,7 +269,8 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
     Args:
         weights: (R,P) signed, R explanations of the same P players.
         k: how many players are the strongest, by size of their weight; all where there are fewer.
-        intervals: (R,P,2) low and high of each weight; without them `csi` and `interval_width` are NaN.
+        intervals: (R,P,2) low and high of each weight, both NaN where they are unknown; without any that are known `csi`
+            and `interval_width` are NaN.
 
     Returns:
         Six figures, NaN where no pair has one.
@@ -297,15 +298,19 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
 
 
 def _intervals(intervals: Any, shape: tuple[int, ...], pairs: list[tuple[int, int]]) -> tuple[float, float]:
-    """Return the percent of intervals that overlap, and their mean width."""
+    """Return the percent of intervals that overlap, and their mean width, of those that are known (not NaN)."""
     if intervals is None:
         return math.nan, math.nan
     intervals = _array(intervals, float)
-    if intervals.shape != (*shape, 2) or not (intervals[..., 0] <= intervals[..., 1]).all():
+    unknown = np.isnan(intervals).all(-1) if intervals.shape == (*shape, 2) else np.zeros(1, bool)
+    if intervals.shape != (*shape, 2) or not (unknown | (intervals[..., 0] <= intervals[..., 1])).all():
         raise UsageError(f"intervals are {intervals.shape}; give {(*shape, 2)}, low before high")
     low, high = intervals[..., 0], intervals[..., 1]
-    overlap = [np.maximum(low[a], low[b]) <= np.minimum(high[a], high[b]) for a, b in pairs]
-    return 100 * float(np.mean(overlap)), float((high - low).mean())
+    overlap = [
+        np.where(unknown[a] | unknown[b], np.nan, np.maximum(low[a], low[b]) <= np.minimum(high[a], high[b]))
+        for a, b in pairs
+    ]
+    return 100 * _mean_known(overlap), _mean_known(high - low)
 
 
 def _mean_known(values: Any) -> float:

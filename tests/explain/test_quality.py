@@ -268,6 +268,14 @@ def test_more_than_all_players_are_all_of_them():
     assert quality.stability(rng.normal(size=(4, 3)), k=9)[1:3] == (1, 100)
 
 
+def test_intervals_that_are_not_known_count_neither_way():
+    nan = [np.nan, np.nan]
+    found = quality.stability([[1, 2, 3], [1, 2, 3]], k=1, intervals=[[[0, 2], nan, [2, 4]], [[1, 3], [1, 3], [5, 6]]])
+    assert found.csi == 50 and found.interval_width == pytest.approx((2 + 2 + 2 + 2 + 1) / 5)
+    bare = quality.stability([[1, 2], [1, 2]], k=1, intervals=[[nan, nan], [nan, nan]])
+    assert np.isnan(bare.csi) and np.isnan(bare.interval_width)
+
+
 def test_random_explanations_are_stable_by_chance():
     found = quality.stability(np.random.default_rng(0).normal(size=(120, 20)), k=5)
     assert found.spearman == pytest.approx(0, abs=0.02) and found.sign_flips == pytest.approx(0.5, abs=0.02)
