@@ -269,8 +269,8 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
     Args:
         weights: (R,P) signed, R explanations of the same P players.
         k: how many players are the strongest, by size of their weight; all where there are fewer.
-        intervals: (R,P,2) low and high of each weight, both NaN where they are unknown; without any that are known `csi`
-            and `interval_width` are NaN.
+        intervals: (R,P,2) low and high of each weight, both NaN where unknown; without any that are known, `csi` and
+            `interval_width` are NaN.
 
     Returns:
         Six figures, NaN where no pair has one.

@@ -17,7 +17,7 @@ from retailkit.models.pooling import Features
 if TYPE_CHECKING:
     from retailkit.data.table import ProductDataset
 
-TRIED = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of a member
+TRIED = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # weights of a member
 ROUNDS = 3
 
 
@@ -89,9 +89,11 @@ class Committee(nn.Module):
 
     @torch.no_grad()
     def tune(self, seen: Features, labels: Tensor) -> None:
-        """Choose the weights under which pictures that no member has learned from are most likely.
+        """Choose the weights under which most pictures are right that no member has learned from.
 
-        One weight after the other, over the values `TRIED`; the members' order does not matter much after `ROUNDS`.
+        Of equally good ones, those under which the right answers are likeliest; not these in the first place, since
+        inliers are no probabilities and a wrong place with many of them would cost more than it should. One weight
+        after the other, over the values `TRIED`; the members' order does not matter much after `ROUNDS`.
 
         Args:
             seen: what `encode_image` gave.
@@ -103,8 +105,8 @@ class Committee(nn.Module):
             tried = weights.repeat(len(TRIED), 1)
             tried[:, m] = torch.tensor(TRIED, device=evidence.device)
             logits = torch.einsum("bmk,tm->tbk", evidence, tried)
-            losses = [functional.cross_entropy(each, labels) for each in logits]
-            weights = tried[int(torch.stack(losses).argmin())]
+            scores = [(int((z.argmax(1) == labels).sum()), -float(functional.cross_entropy(z, labels))) for z in logits]
+            weights = tried[scores.index(max(scores))]
         self.weights.copy_(weights)
 
     def _by_member(self, seen: Features) -> Tensor:

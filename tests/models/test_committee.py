@@ -63,7 +63,7 @@ def test_a_member_that_knows_nothing_is_not_heard():
     before = committee.classify(seen).argmax(1).eq(labels).float().mean()
     committee.tune(seen, labels)
     after = committee.classify(seen).argmax(1).eq(labels).float().mean()
-    assert committee.weights[1] == 0 and committee.weights[0] >= 0.5 and after > before
+    assert committee.weights[1] <= committee.weights[0] / 4 and after > before + 0.1
 
 
 def test_a_checkpoint_holds_the_whole_committee(images, tmp_path):
