@@ -1,6 +1,6 @@
 """What the notebooks share: the data set at the size of the profile, the reference model, and the first step of a run.
 
-A notebook asks for data and models by profile here, so that fifteen notebooks agree on both and the slow parts
+A notebook asks for data and models by profile here, so that sixteen notebooks agree on both and the slow parts
 (rendering, OCR, frozen features) happen once.
 """
 

@@ -33,6 +33,10 @@ NOT_RUN = {
     "retailkit run 31 --profile full --dataset grocery_store": "long",
     "retailkit run 32 --profile full --dataset grocery_store -p CURVE=0": "long",
     "retailkit run 40 --profile full --dataset grocery_store": "long",
+    "retailkit train --preset grocery_best --root path/to/grocery_store --output grocery.safetensors": "long",
+    "retailkit train --preset grozi_best --root path/to/grozi120 --output grozi.safetensors": "long",
+    "retailkit evaluate --dataset grocery_store --root path/to/grocery_store --checkpoint grocery.safetensors": "long",
+    "retailkit evaluate --dataset grozi120 --root path/to/grozi120 --checkpoint grozi.safetensors": "long",
     "retailkit fetch grocery_store": "downloads",
     "retailkit fetch finegrainocr --from FineGrainOCR.zip --per-class 100 50 --long-edge 512": "needs 53.7 GB",
     "retailkit matrix --dataset folder --root photos.csv --train original --test mixed_same --test mixed_rand": "needs "
