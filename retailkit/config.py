@@ -133,15 +133,7 @@ class Preset:
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PHOTOS = {
-    "mode": "finetune",
-    "epochs": 6,
-    "augment": "standard",
-    "mix": 0.5,
-    "probe_epochs": 30,
-    "train_size": 224,
-    "ema": 0.99,
-}
+_PHOTOS = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 PRESETS = {
     "grocery_best": Preset(
@@ -149,7 +141,9 @@ PRESETS = {
         ("train", "val"),
         (
             Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _PHOTOS, flip=True),
-            Member("image", {"backbone": "efficientnet_lite0", "dropout": 0.3}, 260, _PHOTOS, flip=True),
+            Member(
+                "image", {"backbone": "efficientnet_lite0", "dropout": 0.3}, 260, _PHOTOS | {"epochs": 6}, flip=True
+            ),
         ),
     ),
     "synthetic_best": Preset(

@@ -70,8 +70,6 @@ class TrainConfig:
         augment: name in `AUGMENTATIONS`.
         mix: share of the steps in which pictures, and their labels likewise, are joined with others of the batch: by
             CutMix (Yun et al. 2019) or MixUp (Zhang et al. 2018). Only in `finetune` mode, and of pictures alone.
-        probe_epochs: passes in which the head learns on frozen features before everything does, in `finetune` mode.
-            A head at random distorts good features, which costs most on pictures of another kind (Kumar et al. 2022).
         train_size: side of training images; None takes the model's input size. Smaller is faster, and test
             images may be larger (Touvron et al. 2019).
         views: augmented views a picture whose features are kept, in `frozen` mode.
@@ -93,7 +91,6 @@ class TrainConfig:
     criterion_options: dict[str, Any] = field(default_factory=dict)
     augment: str = "none"
     mix: float = 0.0
-    probe_epochs: int = 0
     train_size: int | None = None
     views: int = 1
     ema: float = 0.0
@@ -109,8 +106,8 @@ class TrainConfig:
             raise UsageError("epochs, batch_size and views must be at least 1")
         if not 0 <= self.mix <= 1:
             raise UsageError(f"mix={self.mix} is no share; use a number from 0 to 1")
-        if self.mode == "frozen" and (self.mix or self.probe_epochs):
-            raise UsageError("mix and probe_epochs need mode='finetune'; frozen features are not mixed")
+        if self.mode == "frozen" and self.mix:
+            raise UsageError("mix needs mode='finetune'; frozen features are not mixed")
 
 
 @dataclass
@@ -380,8 +377,6 @@ def fit(
         model.prepare(train, val)
     if not any(p.requires_grad for p in model.parameters()):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
-    if config.probe_epochs and not model.frozen and not (resume and Path(resume).exists()):
-        _fit_head_first(model, train, val, config)
     accelerator = Accelerator(cpu=device() == "cpu")
     with _seeded(config.seed):
         loader, val_data = _training_data(model, train, val, config)
@@ -392,16 +387,6 @@ def fit(
         if val_data is not None and model.head.tunes:
             _tune(model, val_data)
     return replace(history, seconds=time.monotonic() - started + loop.seconds_before)
-
-
-def _fit_head_first(
-    model: ProductClassifier, train: ProductDataset, val: ProductDataset | None, config: TrainConfig
-) -> None:
-    """Train the head on frozen features of the plain pictures, and let the encoders learn again afterwards."""
-    alone = {"mode": "frozen", "epochs": config.probe_epochs, "batch_size": 128, "augment": "none", "ema": 0.0}
-    alone |= {"mix": 0.0, "probe_epochs": 0, "train_size": None, "views": 1, "patience": None}
-    fit(model, train, val, replace(config, **alone))
-    model.freeze(False)
 
 
 def _with_fast_encoder(model: ProductClassifier, config: TrainConfig) -> ProductClassifier:

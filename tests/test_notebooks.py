@@ -152,17 +152,19 @@ def run_all(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def causes_off(run_all, tmp_path_factory):
-    """Execute, two at a time, each notebook of a direction check with its cause off; futures by notebook and metric."""
-    folders = {(name, metric): tmp_path_factory.mktemp(f"{name}_{metric}") for name, metric, _ in DIRECTIONS}
+    """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check."""
+    causes = {(name, str(entry["switched_off"])): entry["switched_off"] for name, _, entry in DIRECTIONS}
+    folders = {run: tmp_path_factory.mktemp(run[0]) for run in causes}
 
-    def execute(name, metric, entry):
-        path, output = ROOT / "notebooks" / f"{name}.ipynb", folders[name, metric]
-        (result,) = runs.execute([path], extra=entry["switched_off"], jobs=1, output=output, say=print)
+    def execute(run):
+        path = ROOT / "notebooks" / f"{run[0]}.ipynb"
+        (result,) = runs.execute([path], extra=causes[run], jobs=1, output=folders[run], say=print)
         assert result.status == "ok", result.error
-        return runs.read_record(output / f"{name}.json")
+        return runs.read_record(folders[run] / f"{run[0]}.json")
 
     with ThreadPoolExecutor(2) as pool:
-        yield {(name, metric): pool.submit(execute, name, metric, entry) for name, metric, entry in DIRECTIONS}
+        done = {run: pool.submit(execute, run) for run in causes}
+        yield {(name, metric): done[name, str(entry["switched_off"])] for name, metric, entry in DIRECTIONS}
 
 
 @pytest.mark.notebook

@@ -341,7 +341,7 @@ def test_two_processes_share_the_gradients(data, tmp_path):
     assert done.stdout.count("SAME") == 2, done.stdout + done.stderr[-2000:]
 
 
-# -- Mixing, and a head that learns first.
+# -- Mixing.
 
 
 def test_mixed_pictures_have_labels_that_say_how_much_of_each(data):
@@ -363,19 +363,6 @@ def test_as_many_steps_are_mixed_as_asked_for(data, monkeypatch, share, calls):
     config = replace(TUNED, epochs=2, mix=share)
     history = training.fit(small_model(data), data.split("train", 48), data.split("val", 48), config)
     assert np.isfinite(history.epochs["loss"]).all() and mixed == [3] * calls
-
-
-def test_a_head_that_learns_first_is_good_before_the_encoder_moves(data):
-    model = small_model(data)
-    before = {k: v.clone() for k, v in model.image_encoder.state_dict().items()}
-    training._fit_head_first(model, data.split("train", 48), None, replace(TUNED, probe_epochs=30, lr=1e-2))
-    assert training.evaluate(model, data.split("val", 48)).top1 > 0.9
-    assert all(torch.equal(before[k], v) for k, v in model.image_encoder.state_dict().items())
-    assert all(p.requires_grad for p in model.image_encoder.parameters())
-    history = training.fit(model, data.split("train", 48), None, replace(TUNED, epochs=1, probe_epochs=2))
-    assert len(history.epochs) == 1 and not torch.equal(
-        before["network.conv1.0.weight"], model.image_encoder.state_dict()["network.conv1.0.weight"]
-    )
 
 
 def test_what_is_frozen_cannot_be_mixed():
