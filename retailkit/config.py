@@ -134,6 +134,7 @@ class Preset:
 
 
 _PHOTOS = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
+_FEWER = _PHOTOS | {"epochs": 6}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 PRESETS = {
     "grocery_best": Preset(
@@ -142,7 +143,7 @@ PRESETS = {
         (
             Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _PHOTOS, flip=True),
             Member(
-                "image", {"backbone": "efficientnet_lite0", "dropout": 0.3}, 260, _PHOTOS | {"epochs": 6}, flip=True
+                "image", {"backbone": "efficientnet_lite0", "dropout": 0.3}, 260, _FEWER, flip=True
             ),
         ),
     ),
