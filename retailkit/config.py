@@ -133,18 +133,17 @@ class Preset:
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PHOTOS = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
-_FEWER = _PHOTOS | {"epochs": 6}
+_FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
+_PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 PRESETS = {
     "grocery_best": Preset(
         "grocery_store",
         ("train", "val"),
         (
-            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _PHOTOS, flip=True),
-            Member(
-                "image", {"backbone": "efficientnet_lite0", "dropout": 0.3}, 260, _FEWER, flip=True
-            ),
+            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
+            Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
+            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.25),
         ),
     ),
     "synthetic_best": Preset(
