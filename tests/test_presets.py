@@ -89,6 +89,14 @@ def test_the_ladder_adds_one_thing_a_rung_and_judges_all_on_the_same_photos(data
     assert one.n == other.n == 6 and len(one.probs[0]) == 2
 
 
+def test_evidence_of_a_loaded_member_comes_from_the_cache(data, tiny, monkeypatch):
+    photos, encoded = data.split("test", 64), []
+    first = presets.evidence(presets.train("tiny", data=data)[0], photos)
+    monkeypatch.setattr(training, "encode", lambda *a, **k: encoded.append(a))
+    again = presets.evidence(presets.train("tiny", data=data)[0], photos)
+    assert not encoded and torch.equal(first.image.values, again.image.values)
+
+
 def test_the_fast_twin_says_the_same(data, tiny):
     committee = presets.train("tiny", data=data)[0]
     images = torch.rand(3, 3, 64, 64)

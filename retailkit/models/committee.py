@@ -57,7 +57,12 @@ class Committee(nn.Module):
             if member.modalities != ("image",):
                 raise UsageError("a member reads texts; a committee is made of models that look")
         self.members, self.flips, self.classes = nn.ModuleList(members), list(flips), list(members[0].classes)
-        of_members = [m.build_args | {"size": m.input_size, "flip": f} for m, f in zip(members, flips, strict=True)]
+        # A member that was loaded and one that was just trained are the same to a cache.
+        none = {"weights": None, "text_weights": None}
+        of_members = [
+            {**m.build_args, **{k: v for k, v in none.items() if k in m.build_args}, "size": m.input_size, "flip": f}
+            for m, f in zip(members, flips, strict=True)
+        ]
         self.build_args: dict[str, Any] = {"name": "committee", "classes": self.classes, "members": of_members}
         self.input_size, self.fit = max(m.input_size for m in members), members[0].fit
         self.register_buffer("weights", torch.ones(len(members)))
