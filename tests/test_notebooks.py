@@ -115,25 +115,29 @@ def test_every_notebook_has_expectations():
 # Runs last in each notebook: three states of its explorer, each reached by moving a control, each drawn again by the
 # render function itself. A function that remembers anything, or an error that a callback swallows, shows here.
 DRIVE_EXPLORERS = """
-import gc
-import ipywidgets
-from retailkit.widgets.explorer import Explorer, png
+def drive_explorers():
+    import gc
+    import ipywidgets
+    from retailkit.widgets.explorer import Explorer, png
 
-found = [thing for thing in gc.get_objects() if type(thing) is Explorer]
-for explorer in found:
-    for step in range(3):
-        control = list(explorer.controls.values())[step % len(explorer.controls)]
-        offered = [False, True]
-        if isinstance(control, ipywidgets.IntSlider):
-            offered = list(range(control.min, control.max + 1, control.step))
-        elif isinstance(control, ipywidgets.Dropdown):
-            offered = list(control.options)
-        others = [value for value in offered if value != control.value]
-        control.value = others[-1 - step // 2] if len(others) > 1 else others[0] if others else control.value
-        state = {name: widget.value for name, widget in explorer.controls.items()}
-        assert not explorer.message.value, (state, explorer.message.value)
-        assert explorer.picture.value == png(explorer.render(**state)), f"another call draws another picture: {state}"
-print(len(found), "explorers driven")
+    explorers = [thing for thing in gc.get_objects() if type(thing) is Explorer]
+    for explorer in explorers:
+        for step in range(3):
+            control = list(explorer.controls.values())[step % len(explorer.controls)]
+            offered = [False, True]
+            if isinstance(control, ipywidgets.IntSlider):
+                offered = list(range(control.min, control.max + 1, control.step))
+            elif isinstance(control, ipywidgets.Dropdown):
+                offered = list(control.options)
+            others = [value for value in offered if value != control.value]
+            control.value = others[-1 - step // 2] if len(others) > 1 else others[0] if others else control.value
+            state = {name: widget.value for name, widget in explorer.controls.items()}
+            assert not explorer.message.value, (state, explorer.message.value)
+            assert explorer.picture.value == png(explorer.render(**state)), f"drawn again it differs: {state}"
+    print(len(explorers), "explorers driven")
+
+
+drive_explorers()
 """
 
 
