@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from torch.nn import functional
 from retailkit.config import UsageError, UserError
 from retailkit.models.matching import KeypointMatcher
 from retailkit.models.pooling import Features
-
-if TYPE_CHECKING:
-    from retailkit.data.table import ProductDataset
 
 TRIED = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # weights of a member
 ROUNDS = 3
@@ -88,9 +85,6 @@ class Committee(nn.Module):
     def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
         """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
         return self.classify(self.encode_image(images))
-
-    def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
-        """Do nothing: members learn before they join."""
 
     @torch.no_grad()
     def tune(self, seen: Features, labels: Tensor) -> None:
