@@ -143,7 +143,7 @@ PRESETS = {
         (
             Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
             Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
-            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.25),
+            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.0625),
         ),
     ),
     "synthetic_best": Preset(
@@ -159,9 +159,9 @@ PRESETS = {
         "grozi120",
         ("train",),
         (
-            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS),
-            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS),
-            Member("matching", {"keypoints": 200}, 240, {}, weight=2.0),
+            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS, weight=0.5),
+            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS, weight=0.25),
+            Member("matching", {"keypoints": 200}, 240, {}),
         ),
     ),
 }
