@@ -68,8 +68,6 @@ class TrainConfig:
         criterion: name in `losses.CRITERIA`.
         criterion_options: its options.
         augment: name in `AUGMENTATIONS`.
-        mix: share of the steps in which pictures, and their labels likewise, are joined with others of the batch: by
-            CutMix (Yun et al. 2019) or MixUp (Zhang et al. 2018). Only in `finetune` mode, and of pictures alone.
         train_size: side of training images; None takes the model's input size. Smaller is faster, and test
             images may be larger (Touvron et al. 2019).
         views: augmented views a picture whose features are kept, in `frozen` mode.
@@ -90,7 +88,6 @@ class TrainConfig:
     criterion: str = "label_smoothing"
     criterion_options: dict[str, Any] = field(default_factory=dict)
     augment: str = "none"
-    mix: float = 0.0
     train_size: int | None = None
     views: int = 1
     ema: float = 0.0
@@ -104,10 +101,6 @@ class TrainConfig:
         pick(AUGMENTATIONS, self.augment, "augmentation")
         if self.epochs < 1 or self.batch_size < 1 or self.views < 1:
             raise UsageError("epochs, batch_size and views must be at least 1")
-        if not 0 <= self.mix <= 1:
-            raise UsageError(f"mix={self.mix} is no share; use a number from 0 to 1")
-        if self.mode == "frozen" and self.mix:
-            raise UsageError("mix needs mode='finetune'; frozen features are not mixed")
 
 
 @dataclass
@@ -164,15 +157,10 @@ def _light(size: int) -> v2.Transform:
     )
 
 
-def _strong(size: int) -> v2.Transform:
-    return v2.Compose([v2.TrivialAugmentWide(), _standard(size)])
-
-
 AUGMENTATIONS: dict[str, Callable[[int], v2.Transform | None]] = {
     "none": lambda size: None,
     "light": _light,
     "standard": _standard,
-    "strong": _strong,
     "packshot": packshot_policy,
 }
 
@@ -323,29 +311,16 @@ def _unpack(tensors: dict[str, Tensor], rows: np.ndarray) -> EncodedDataset:
 class TrainingStep(nn.Module):
     """The loss of one batch as a module, so that several processes synchronise gradients when it is called."""
 
-    def __init__(self, model: ProductClassifier, loss: Criterion, bf16: bool, mix: float = 0.0) -> None:
+    def __init__(self, model: ProductClassifier, loss: Criterion, bf16: bool) -> None:
         super().__init__()
-        self.model, self.loss, self.bf16, self.mix = model, loss, bf16, mix
-        if mix and model.modalities != ("image",):
-            raise UsageError("mix joins pictures, and words cannot be joined; use mix=0 for a model that reads")
+        self.model, self.loss, self.bf16 = model, loss, bf16
 
     def forward(self, batch: Batch | EncodedBatch) -> Tensor:
         """Return the scalar loss of one batch."""
-        if self.mix and torch.rand(()) < self.mix:
-            batch = _mixed(batch, len(self.model.classes))
         with _autocast(batch.labels.device.type, self.bf16):
             if isinstance(batch, EncodedBatch):
                 return self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.loss)
             return self.model.training_loss(batch, self.loss)
-
-
-def _mixed(batch: Batch, n_classes: int) -> Batch:
-    """Join each picture with another one of the batch; labels become shares (B,K)."""
-    if len(batch) < 2:
-        return batch
-    join = v2.RandomChoice([v2.CutMix(num_classes=n_classes), v2.MixUp(num_classes=n_classes, alpha=0.2)])
-    images, labels = join(batch.images, batch.labels)
-    return replace(batch, images=images, labels=labels)
 
 
 def fit(
@@ -465,7 +440,7 @@ class _Loop:
         model.to(accelerator.device, memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
         self.step, self.optimizer, self.loader = accelerator.prepare(
-            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16, config.mix),
+            TrainingStep(model, criterion(config.criterion, **config.criterion_options), config.bf16),
             optimizer,
             loader,
         )
