@@ -122,7 +122,7 @@ class ExplanationTool(W.VBox):
         )
         super().__init__([W.HTML(views.STYLE), *self._choosing(), self.message, self.tabs, self._exporting()])
         self.add_class("rk-tool")
-        parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary")}
+        parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary", "compared")}
         for name, widget in (self.controls | parts | {"what_if": self.scene}).items():
             widget.add_class(f"rk-{name}")
         for panel in self.panels:
