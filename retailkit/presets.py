@@ -21,6 +21,7 @@ from retailkit.config import PRESETS, Member, Preset, UserError, pick
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
+from retailkit.models import MATCHERS
 from retailkit.models.committee import Committee
 from retailkit.models.matching import KeypointMatcher
 from retailkit.models.pooling import Features
@@ -42,8 +43,9 @@ def load(name: str, root: str | Path | None = None) -> ProductData:
 
 def described(member: Member) -> str:
     """Return what a member is, in a few words."""
-    if member.model == "matching":
-        return f"{member.options.get('detector', 'sift').upper()} matching"
+    if member.model in MATCHERS:
+        how = {"matching": "matching", "nbnn": "votes of single points"}[member.model]
+        return f"{member.options.get('detector', 'sift').upper()} {how}"
     how = "fine-tuned" if member.config.get("mode") == "finetune" else "frozen"
     views = f", {member.config['views']} views" if member.config.get("views", 1) > 1 else ""
     return f"{member.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
@@ -147,7 +149,7 @@ def ladder(
     plain = TrainSpec(preset.dataset, str(root) if root else None, config=TrainConfig(seed=seed, batch_size=128))
     first, history = training.fit_or_load(plain, data)
     whole, _, facts = train(name, root, seed, hold_out=True, data=data)
-    kept = [k for k, member in enumerate(preset.members) if matching or member.model != "matching"]
+    kept = [k for k, member in enumerate(preset.members) if matching or member.model not in MATCHERS]
     members, flips = [whole.members[k] for k in kept], [whole.flips[k] for k in kept]
     costs = np.cumsum([facts["seconds_of_members"][k] for k in kept])
     steps = [("EfficientNet-Lite0, frozen", Committee([first], [False]), history.seconds)]

@@ -1,6 +1,7 @@
 """Models: `build(name, classes)` gives a `ProductClassifier`."""
 
 from retailkit.models.classifier import (
+    MATCHERS,
     MODELS,
     POOLINGS,
     Features,
@@ -14,6 +15,7 @@ from retailkit.models.encoders import BACKBONES, KEYPOINT_NETWORKS, TEXT_ENCODER
 __all__ = [
     "BACKBONES",
     "KEYPOINT_NETWORKS",
+    "MATCHERS",
     "MODELS",
     "POOLINGS",
     "TEXT_ENCODERS",

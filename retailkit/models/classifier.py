@@ -36,7 +36,7 @@ from retailkit.models.encoders import (
 from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
 from retailkit.models.heads import Criterion, Head, LinearHead
 from retailkit.models.lca import LocalConceptsAccumulation
-from retailkit.models.matching import KeypointMatcher
+from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, Regions, from_reference
 from retailkit.models.pooling import Features, FeatureScaler, GlobalAveragePool, Pooling
 
@@ -79,6 +79,7 @@ MODELS: dict[str, ModelSpec] = {
     "concat": ModelSpec(("image", "text"), Concatenation),
     "embracenet": ModelSpec(("image", "text"), EmbraceNet),
 }
+MATCHERS = {"matching": KeypointMatcher, "nbnn": LocalNaiveBayes}
 
 
 class ProductClassifier(nn.Module):
@@ -281,8 +282,9 @@ def build(
     """Build a model by name from what is on this machine; nothing is downloaded.
 
     Args:
-        name: key of `MODELS`, or `matching`: keypoints and a gallery instead of encoders and a head, or `committee`:
-            several models that vote, whose option `members` holds the arguments of each, its `size` and `flip`.
+        name: key of `MODELS`; or one of `MATCHERS`: keypoints and a gallery instead of encoders and a head; or
+            `committee`: several models that vote, whose option `members` holds the arguments of each, its `size` and
+            `flip`.
         classes: class names in the order of the logits.
         backbone: key of `BACKBONES`; `auto` is EfficientNet-Lite0, whose weights come in a package.
         pooling: key of `POOLINGS`; `auto` is the model's own, else `gap`.
@@ -297,8 +299,8 @@ def build(
         UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
         UserError: weights are not on this machine; the message says which command fetches them.
     """
-    if pick((*MODELS, "matching", "committee"), name, "model") == "matching":
-        return _build_matcher(_checked_classes(classes), {"weights": weights} | options)
+    if pick((*MODELS, *MATCHERS, "committee"), name, "model") in MATCHERS:
+        return _build_matcher(name, _checked_classes(classes), {"weights": weights} | options)
     if name == "committee":
         return _build_committee(_checked_classes(classes), weights, **options)
     spec = MODELS[name]
@@ -340,10 +342,10 @@ def build(
     return model.freeze(freeze)
 
 
-def _build_matcher(classes: list[str], options: Mapping[str, Any]) -> KeypointMatcher:
+def _build_matcher(name: str, classes: list[str], options: Mapping[str, Any]) -> KeypointMatcher:
     for option in options:
-        pick(list(inspect.signature(KeypointMatcher).parameters)[1:], option, "option of model 'matching'")
-    return KeypointMatcher(classes, **options)
+        pick(list(inspect.signature(MATCHERS[name]).parameters)[1:], option, f"option of model {name!r}")
+    return MATCHERS[name](classes, **options)
 
 
 def _build_committee(classes: list[str], weights: str | None, members: Sequence[Mapping[str, Any]]) -> Committee:

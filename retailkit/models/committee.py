@@ -22,7 +22,7 @@ class Committee(nn.Module):
     """Members see the same picture, each at its own size, and their evidence is added with weights.
 
     The evidence of a network is its log probabilities, with `flip` the mean of those of the picture and its mirror
-    image; that of a matcher is log(1 + inliers) by class. Like `KeypointMatcher` it has that part of the interface of
+    image; that of a matcher is what its method `evidence` says. Like a matcher it has that part of the interface of
     `ProductClassifier` that needs neither gradients nor texts: `encode_image` gives the evidence of all members side by
     side, `classify` adds it up. Members are trained before they join.
 
@@ -114,7 +114,7 @@ class Committee(nn.Module):
     def _evidence(self, member: nn.Module, flip: bool, images: Tensor) -> Tensor:
         seen = _at(images, member.input_size)
         if isinstance(member, KeypointMatcher):
-            return member(seen).log1p()
+            return member.evidence(seen)
         said = member(seen).log_softmax(1)
         return (said + member(seen.flip(-1)).log_softmax(1)) / 2 if flip else said
 

@@ -3,6 +3,9 @@
 The baseline of Srivastava 2020 (section 4): local features of a query are matched against those of every gallery
 picture; the class of the picture with the most geometrically consistent matches wins. Descriptors are compared as
 one matrix product for many gallery pictures at a time, and only the best few pictures pass on to RANSAC.
+
+Local naive Bayes nearest neighbour (McCann and Lowe 2012) asks the same descriptors in another way: each point of the
+query votes by itself for the classes of the points nearest to it in the whole gallery, wherever they lie.
 """
 
 from __future__ import annotations
@@ -73,6 +76,25 @@ def _plausible(matrix: np.ndarray, source: np.ndarray) -> bool:
     seen = cv2.perspectiveTransform(corners, matrix)[0]
     area = cv2.contourArea(seen, oriented=True) / max(cv2.contourArea(corners[0], oriented=True), 1e-6)
     return bool(cv2.isContourConvex(seen)) and 0.02 < area < 50
+
+
+def local_naive_bayes(query: Tensor, gallery: Tensor, labels: Tensor, classes: int, neighbours: int) -> Tensor:
+    """Return by how much a picture's points are nearer to each class than to the gallery at large, (K,).
+
+    Algorithm 2 of McCann and Lowe 2012: a point adds to each class among its nearest neighbours the squared distance
+    of the one just beyond them, less that of the nearest neighbour of the class.
+
+    Args:
+        query: (Q,D) unit vectors.
+        gallery: (N,D) unit vectors; rows of zeros stand for no point, and are as far as can be.
+        labels: (N,) class indices.
+        classes: K.
+        neighbours: of each point.
+    """
+    similarity, nearest = (query @ gallery.T).topk(min(neighbours + 1, len(gallery)), dim=1)
+    margin = 2 * (similarity[:, :-1] - similarity[:, -1:])  # of squared distances, as all are unit vectors
+    votes = query.new_zeros(len(query), classes)
+    return votes.scatter_reduce_(1, labels[nearest[:, :-1]], margin, "amax").sum(0)
 
 
 class KeypointMatcher(nn.Module):
@@ -189,6 +211,10 @@ class KeypointMatcher(nn.Module):
         """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
         return self.classify(self.encode_image(images))
 
+    def evidence(self, images: Tensor) -> Tensor:
+        """Return (B,K) what it adds to a vote; the more points agree, the less one more of them says."""
+        return self(images).log1p()
+
     def _describe(self, image: Tensor) -> Keypoints:
         pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         return detect(pixels, self.detector, self.keypoints)
@@ -220,3 +246,66 @@ class KeypointMatcher(nn.Module):
         for g in matches.argsort(descending=True, stable=True)[: self.shortlist].tolist():
             scores[g] = int(inliers(*self._pair(query, g, pairs[g]), self.tolerance).sum())
         return scores + (scores > 0) * matches / (1 + matches.max())
+
+
+class LocalNaiveBayes(KeypointMatcher):
+    """Classify by the votes of single points; see `local_naive_bayes`.
+
+    It needs no geometry, so that it also answers where too few points of one gallery picture are seen; where the
+    geometry holds, `KeypointMatcher` is the surer of the two.
+
+    Args:
+        classes: names.
+        detector: one of `keypoints.DETECTORS`.
+        weights: of SuperPoint; see `keypoints.SuperPoint`.
+        keypoints: at most this many a picture.
+        neighbours: in the gallery, of each point.
+
+    Attributes:
+        points, descriptors, counts, labels: of the gallery, as in `KeypointMatcher`.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        detector: str = "sift",
+        weights: str | Path | None = "auto",
+        keypoints: int = 300,
+        neighbours: int = 4,
+    ) -> None:
+        super().__init__(classes, detector, weights, keypoints)
+        if neighbours < 1:
+            raise UsageError(f"neighbours={neighbours}; use 1 or more")
+        given = {"detector": detector, "weights": weights and str(weights), "keypoints": keypoints}
+        self.build_args = {"name": "nbnn", "classes": list(classes), **given, "neighbours": neighbours}
+        self.neighbours = neighbours
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Features:
+        """Return the votes for each class, (B,K); a picture without keypoints has none.
+
+        Raises:
+            UsageError: the gallery is empty.
+        """
+        if not len(self.labels):
+            raise UsageError("the gallery is empty; call prepare(train) or fit first")
+        gallery, labels = self.descriptors.flatten(0, 1), self.labels.repeat_interleave(self.descriptors.shape[1])
+        votes = torch.zeros(len(images), len(self.classes))
+        with torch.autocast(images.device.type, enabled=False):
+            for row, image in enumerate(images):
+                query = self._describe(image).descriptors
+                if len(query):
+                    votes[row] = local_naive_bayes(query, gallery, labels, len(self.classes), self.neighbours)
+        return Features(votes, torch.ones(len(images), dtype=torch.bool))
+
+    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
+        """Return logits (B,K): the votes."""
+        if image_features is None:
+            raise UserError("nothing to classify: this model uses image, and got none")
+        return image_features.values
+
+    encode_frozen = encode_image
+
+    def evidence(self, images: Tensor) -> Tensor:
+        """Return (B,K) what it adds to a vote: votes grow with the number of points, and their root less so."""
+        return self(images).sqrt()

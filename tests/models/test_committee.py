@@ -22,8 +22,8 @@ def network(seed, size=48):
     return model
 
 
-def matcher():
-    model = models.build("matching", CLASSES)
+def matcher(name="matching"):
+    model = models.build(name, CLASSES)
     generator = torch.Generator().manual_seed(0)
     gallery = functional.normalize(torch.rand(3, 9, 128, generator=generator), dim=2)
     model._fill(torch.rand(3, 9, 2, generator=generator) * 48, gallery, torch.full((3,), 9), torch.arange(3))
@@ -51,6 +51,12 @@ def test_evidence_is_added_with_weights(images):
         assert torch.allclose(committee(images), one + 0.5 * two + 2 * three, atol=1e-5)
         assert torch.allclose(committee(images[2:3]), committee(images)[2:3], atol=1e-4)
     assert (committee.input_size, committee.fit, committee.classes) == (64, plain.fit, CLASSES)
+
+
+def test_votes_of_single_points_count_by_their_root(images):
+    votes = matcher("nbnn")
+    committee = Committee([votes], [False]).eval()
+    assert votes(images).sum() > 0 and torch.allclose(committee(images), votes(images).sqrt())
 
 
 def test_a_member_that_knows_nothing_is_not_heard():

@@ -181,3 +181,39 @@ def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
     other = models.build("matching", shop.classes, ratio=1)
     other.prepare(shop.split("train", 240))
     assert training.encoder_fingerprint(other) != training.encoder_fingerprint(model), "its settings count too"
+
+
+def test_votes_are_those_of_the_definition():
+    """Against McCann and Lowe's algorithm 2, point by point, with squared distances and whole sorted lists."""
+    rng = np.random.default_rng(0)
+    points = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(47, 8))).float(), dim=1)
+    query, gallery, labels = points[:7], points[7:], torch.from_numpy(rng.integers(0, 5, 40))
+    for neighbours in (1, 4, 39, 60):
+        wanted = np.zeros(5)
+        for point in query:
+            distance = ((gallery - point) ** 2).sum(1).numpy()
+            order = np.argsort(distance)[: neighbours + 1]
+            for k in set(labels[order[:-1]].tolist()):
+                nearest = min(distance[i] for i in order[:-1] if labels[i] == k)
+                wanted[k] += distance[order[-1]] - nearest
+        found = matching.local_naive_bayes(query, gallery, labels, 5, neighbours)
+        assert np.allclose(found, wanted, atol=1e-5)
+
+
+def test_points_that_vote_are_a_classifier_like_the_others(shop, tmp_path):
+    model = models.build("nbnn", shop.classes, keypoints=150)
+    with pytest.raises(UsageError, match="gallery is empty"):
+        model(torch.rand(1, 3, 64, 64))
+    history = training.fit(model, shop.split("train", 240))
+    train = shop.split("train", 240)
+    assert training.evaluate(model, train).top1 == 1.0, "a picture's points are nearest to themselves"
+    result = training.evaluate(model, shop.split("test", 240))
+    families = np.array([c.rsplit(" ", 1)[0][:6] for c in shop.classes])
+    assert (families[result.labels] == families[result.predicted]).mean() > 0.8
+    assert model(torch.full((1, 3, 120, 120), 0.5)).abs().sum() == 0, "without points there is no vote"
+    path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
+    again, _, _ = training.load_checkpoint(path)
+    image = shop.split("test", 240)[0].image[None]
+    assert torch.equal(again(image), model(image)) and again.neighbours == 4
+    with pytest.raises(UsageError, match="neighbours=0"):
+        models.build("nbnn", ["a"], neighbours=0)
