@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,9 +142,17 @@ def test_photos_of_others_are_never_kept(workbook, tmp_path):
     code = """
 import matplotlib.pyplot as plt
 run.figure("chart", plt.figure(), alt="a chart")
-run.figure("photo", plt.figure(), alt="a photo", photos=True)"""
+run.figure("photo", plt.figure(), alt="a photo", photos=True)
+import ipywidgets
+from tqdm.notebook import tqdm
+for _ in tqdm(range(2)):
+    pass
+display(ipywidgets.VBox())"""
     runs.execute([workbook("10_good", code)], dataset="grozi120", root=tmp_path, say=lambda line: None)
     runs.publish(Path("papermill_runs/latest/fast-grozi120"), "fast", "grozi120", update=True)
+    page = Path("papermill_runs/latest/fast-grozi120/10_good.html").read_text()
+    assert page.count("An explorer stands here") == 1, "a progress bar leaves nothing behind"
+    assert re.findall('<img alt="([^"]*)"', page) == ["a chart", "a photo"]
     assert [p.name for p in Path("figures").glob("*.png")] == ["grozi120__10_good__chart.png"]
     assert list(json.loads(Path("figures/index.json").read_text())) == ["grozi120__10_good__chart.png"]
     assert [p.name for p in Path("papermill_runs/fast-grozi120").iterdir()] == ["10_good.json"]

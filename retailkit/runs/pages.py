@@ -86,13 +86,20 @@ def _to_html(notebook: Path) -> None:
     content.metadata.pop("widgets", None)
     for cell in content.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_without_view(o) for o in cell.outputs if o.get("name") != "stderr"]
+            shown = (o for o in cell.outputs if o.get("name") != "stderr" and not _is_bar(o))
+            cell.outputs = [_with_alt(_without_view(o)) for o in shown]
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
     page, _ = exporter.from_notebook_node(content)
     page = DIAGRAM_LOADER.sub("", page)
     page = page.replace("<title>Notebook</title>", f"<title>{html.escape(notebook.stem)}</title>")
     with replacing(notebook.with_suffix(".html")) as draft:
         draft.write_text(page, encoding="utf-8")
+
+
+def _is_bar(output: Any) -> bool:
+    """Say whether an output is a progress bar of tqdm's, which means nothing once the work is done."""
+    data = output.get("data", {})
+    return WIDGET_VIEW in data and "%|" in data.get("text/plain", "")
 
 
 def _without_view(output: Any) -> Any:
@@ -102,6 +109,17 @@ def _without_view(output: Any) -> Any:
     if WIDGET_VIEW in output.get("data", {}):
         note = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
         output = nbformat.v4.new_output("display_data", {"text/html": note})
+    return output
+
+
+def _with_alt(output: Any) -> Any:
+    """Write a figure as HTML with its alternative text, which nbconvert's template leaves out."""
+    import nbformat
+
+    for kind, content in output.get("data", {}).items():
+        if kind.startswith("image/") and (alt := output.metadata.get(kind, {}).get("alt")):
+            tag = f'<img alt="{html.escape(alt)}" src="data:{kind};base64,{content}">'
+            return nbformat.v4.new_output("display_data", {"text/html": tag})
     return output
 
 
@@ -159,7 +177,8 @@ def _kept_text(notebook: Path) -> str:
     for cell in content.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = [_without_view(o) for o in cell.outputs if o.get("name") != "stderr"]
+            shown = (o for o in cell.outputs if o.get("name") != "stderr" and not _is_bar(o))
+            cell.outputs = [_with_alt(_without_view(o)) for o in shown]
     text = nbformat.writes(content) + "\n"
     if len(text) > NOTEBOOK_BYTES:
         raise UserError(f"{notebook.name}: {len(text) / 1e6:.1f} MB executed; draw fewer or smaller pictures")
