@@ -160,9 +160,9 @@ PRESETS = {
         ("train",),
         (
             Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS, weight=0.5),
-            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS, weight=0.25),
-            Member("matching", {"keypoints": 200}, 240, {}),
-            Member("nbnn", {"keypoints": 200}, 240, {}),
+            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS),
+            Member("matching", {"keypoints": 200}, 240, {}, weight=0.5),
+            Member("nbnn", {"keypoints": 200}, 240, {}, weight=8.0),
         ),
     ),
 }
