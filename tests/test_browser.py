@@ -174,7 +174,8 @@ def bars(page):
 
 
 def changed(page):
-    return any("→" in bar for bar in bars(page))
+    told = [bar.split("→") for bar in bars(page)]
+    return any(probs[0].strip() != probs[-1].strip() for probs in told)
 
 
 def until(page, holds):
