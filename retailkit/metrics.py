@@ -143,6 +143,19 @@ class Evaluation:
         frame = pd.DataFrame(rows, columns=["label", "n", "accuracy", "low", "high"])
         return frame.sort_values(["accuracy", "label"], ignore_index=True)
 
+    def by_group(self, groups: Sequence) -> pd.DataFrame:
+        """Return the accuracy of each group of samples: `group`, `accuracy`, `low`, `high` (95 %, Wilson), `n`.
+
+        Args:
+            groups: N names of groups, in the order of the samples; a categorical keeps its order.
+        """
+        rows = []
+        names = pd.Series(groups).reset_index(drop=True)
+        for group, right in pd.Series(self.correct).groupby(names, observed=True):
+            low, high = wilson(int(right.sum()), len(right))
+            rows.append({"group": group, "accuracy": right.mean(), "low": low, "high": high, "n": len(right)})
+        return pd.DataFrame(rows)
+
     def confusion_pairs(self, top: int = 10) -> pd.DataFrame:
         """Return the `top` unordered pairs of classes most often taken for one another.
 

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -53,6 +54,15 @@ def test_per_class_puts_the_hardest_first(evaluation):
     table = evaluation.per_class
     assert table["accuracy"].is_monotonic_increasing
     assert table["n"].sum() == evaluation.n
+
+
+def test_accuracy_by_group_is_that_of_each_group_alone(evaluation):
+    groups = pd.Series(np.where(evaluation.labels < 1, "few", "many"), index=range(500, 700))
+    table = evaluation.by_group(groups).set_index("group")
+    assert list(table.index) == ["few", "many"] and table["n"].sum() == 200
+    for name, row in table.iterrows():
+        right = evaluation.correct[groups.to_numpy() == name]
+        assert row["accuracy"] == right.mean() and (row["low"], row["high"]) == wilson(right.sum(), len(right))
 
 
 def test_calibration_error_of_a_model_that_is_sure_and_wrong_half_the_time():

@@ -55,7 +55,7 @@ def load_grocery_store(root: str | Path, *, subset: str | None = None) -> Produc
 
     Args:
         root: the folder with `classes.csv`, `train.txt` and so on (`dataset` in the repository).
-        subset: `fruit`, `packages` (31 cartons) or `vegetables`; None keeps all, and all 81 classes.
+        subset: `fruit`, `packages` (31 cartons) or `vegetables`; None or "" keeps all, and all 81 classes.
 
     Raises:
         UsageError: unknown subset.
@@ -63,7 +63,7 @@ def load_grocery_store(root: str | Path, *, subset: str | None = None) -> Produc
             list, the line and the cure. Only `test.txt` may be missing.
     """
     root, cure = Path(root), "run `retailkit fetch grocery_store` or point --root at the folder with classes.csv"
-    if subset is not None:
+    if subset:
         pick(SUBSETS, subset, "subset")
     if not (root / "classes.csv").is_file():
         raise DataError(f"{root}: no Grocery Store data set here (classes.csv is missing); {cure}")
@@ -74,11 +74,11 @@ def load_grocery_store(root: str | Path, *, subset: str | None = None) -> Produc
             rows += _read_grocery_list(root, split, names, cure)
         elif split != "test":
             raise DataError(f"{root / split}.txt: missing; {cure}")
-    if subset is not None:
+    if subset:
         rows = [row for row in rows if row["area"] == SUBSETS[subset]]
     table = _table(rows)
     info = GROCERY_STORE | {f"missing_{split}": f"{root / split}.txt is not there, {cure}" for split in SPLITS}
-    classes = sorted({fine for fine, _ in names.values()} if subset is None else set(table["label"]))
+    classes = sorted({fine for fine, _ in names.values()} if not subset else set(table["label"]))
     return ProductData("grocery_store", table, classes, info)
 
 

@@ -189,17 +189,14 @@ class KeypointMatcher(nn.Module):
         if not len(self.labels):
             raise UsageError("the gallery is empty; call prepare(train) or fit first")
         with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need every digit
-            scores = torch.stack([self._inliers(self._describe(image)) for image in images])
+            scores = torch.stack([self._scores(self._describe(image)) for image in images])
         return Features(scores, torch.ones(len(images), dtype=torch.bool))
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
         """Return logits (B,K): the most inliers with any gallery picture of a class, 0 below `unknown_below`."""
         if image_features is None:
             raise UserError("nothing to classify: this model uses image, and got none")
-        scores = image_features.values
-        best = scores.new_zeros(len(scores), len(self.classes))
-        best = best.scatter_reduce(1, self.labels.expand(len(scores), -1), scores, "amax")
-        return torch.where(best >= self.unknown_below, best, 0.0)
+        return self._by_class(image_features.values)
 
     encode_frozen = encode_image
 
@@ -236,6 +233,16 @@ class KeypointMatcher(nn.Module):
         here = partners >= 0
         return query.points[here].numpy(), self.points[g, partners[here]].numpy()
 
+    def _scores(self, query: Keypoints) -> Tensor:
+        """Return what `encode_image` says of one picture."""
+        return self._inliers(query)
+
+    def _by_class(self, scores: Tensor) -> Tensor:
+        """Return (B,K) of what `encode_image` says."""
+        best = scores.new_zeros(len(scores), len(self.classes))
+        best = best.scatter_reduce(1, self.labels.expand(len(scores), -1), scores, "amax")
+        return torch.where(best >= self.unknown_below, best, 0.0)
+
     def _inliers(self, query: Keypoints) -> Tensor:
         """Return (G,) inliers, and a fraction below one that breaks ties by the number of mutual matches."""
         scores = torch.zeros(len(self.labels))
@@ -251,8 +258,8 @@ class KeypointMatcher(nn.Module):
 class LocalNaiveBayes(KeypointMatcher):
     """Classify by the votes of single points; see `local_naive_bayes`.
 
-    It needs no geometry, so that it also answers where too few points of one gallery picture are seen; where the
-    geometry holds, `KeypointMatcher` is the surer of the two.
+    It needs no geometry, so that it also answers where too few points of one gallery picture are seen. `encode_image`
+    gives the votes for each class, (B,K), and they are the logits.
 
     Args:
         classes: names.
@@ -280,31 +287,16 @@ class LocalNaiveBayes(KeypointMatcher):
         self.build_args = {"name": "nbnn", "classes": list(classes), **given, "neighbours": neighbours}
         self.neighbours = neighbours
 
-    @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Features:
-        """Return the votes for each class, (B,K); a picture without keypoints has none.
+    def _scores(self, query: Keypoints) -> Tensor:
+        """Return the votes for each class, (K,); a picture without keypoints has none."""
+        if not len(query.points):
+            return torch.zeros(len(self.classes))
+        labels = self.labels.repeat_interleave(self.descriptors.shape[1])
+        gallery = self.descriptors.flatten(0, 1)
+        return local_naive_bayes(query.descriptors, gallery, labels, len(self.classes), self.neighbours)
 
-        Raises:
-            UsageError: the gallery is empty.
-        """
-        if not len(self.labels):
-            raise UsageError("the gallery is empty; call prepare(train) or fit first")
-        gallery, labels = self.descriptors.flatten(0, 1), self.labels.repeat_interleave(self.descriptors.shape[1])
-        votes = torch.zeros(len(images), len(self.classes))
-        with torch.autocast(images.device.type, enabled=False):
-            for row, image in enumerate(images):
-                query = self._describe(image).descriptors
-                if len(query):
-                    votes[row] = local_naive_bayes(query, gallery, labels, len(self.classes), self.neighbours)
-        return Features(votes, torch.ones(len(images), dtype=torch.bool))
-
-    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
-        """Return logits (B,K): the votes."""
-        if image_features is None:
-            raise UserError("nothing to classify: this model uses image, and got none")
-        return image_features.values
-
-    encode_frozen = encode_image
+    def _by_class(self, scores: Tensor) -> Tensor:
+        return scores
 
     def evidence(self, images: Tensor) -> Tensor:
         """Return (B,K) what it adds to a vote: votes grow with the number of points, and their root less so."""
