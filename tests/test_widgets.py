@@ -23,9 +23,9 @@ from retailkit.explain.perturb import Game
 from retailkit.inference import Predictor
 from retailkit.widgets import desk as desks
 from retailkit.widgets import uploads, views
+from retailkit.widgets.controls import SIDE as WIDE
 from retailkit.widgets.desk import Change, Desk
 from retailkit.widgets.picture import NOWHERE, Picture
-from retailkit.widgets.tool import SIDE as WIDE
 
 CLASSES = ["lean", "extra lean", "milk"]
 SIZE = 64

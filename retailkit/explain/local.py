@@ -49,7 +49,7 @@ from retailkit.inference import Predictor
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training import fingerprint
 
-TARGETS = ("margin", "logit", "log_prob", "prob")
+TARGETS = ("margin", "logit", "log_prob", "sqrt_prob", "prob")
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
 PAIRS = 8  # texts that each masked picture is paired with, unless players are few
 FOLDS = 5  # of the held-out R²
@@ -375,8 +375,9 @@ def explain(
         smooth: penalty on squared differences of superpixels that are near and of one colour: they share strength.
             Weights from few masks get steadier (0.5 is much), and small parts less distinct.
         budget: distinct masks of the picture (of the text, for a model that only reads) to encode at most.
-        target: `margin` (logit of the class less that of its rival), `logit`, `log_prob` (adds up better over parts
-            than `prob`, so that fewer masks do), or `prob`, as lime has it.
+        target: `margin` (logit of the class less that of its rival), `logit`, `prob` as lime has it, `log_prob` (adds
+            up better over parts, so that fewer masks do, but also tells what matters only where the class is lost
+            already), or `sqrt_prob` (between these two).
         tolerance: stop before the budget is spent once no standard error exceeds this share of the range of weights.
         seed: the same gives the same explanation.
         progress: show a bar if it takes longer than two seconds.
@@ -592,9 +593,9 @@ def _targets(logits: np.ndarray, frame: dict[str, Any], target: str) -> np.ndarr
     """Return (N,C) the values that are explained."""
     logits = logits.astype(float)
     explained, rivals = list(frame["explained"]), np.array(frame["rivals"])
-    if target in ("log_prob", "prob"):
+    if target.endswith("prob"):
         log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
-        return np.exp(log_probs) if target == "prob" else log_probs
+        return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]
     own = logits[:, explained]
     return own - np.where(rivals >= 0, logits[:, rivals], 0) if target == "margin" else own
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +19,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retailkit import plots
 from retailkit.config import UsageError, UserError, pick, replacing
 from retailkit.data.table import ProductData
 from retailkit.explain.aggregate import ClassExplanation
 from retailkit.explain.local import LocalExplanation
+from retailkit.widgets import controls, documents, views
 from retailkit.widgets import desk as desks
-from retailkit.widgets import views
-from retailkit.widgets.desk import BACKGROUNDS, SIDE_BY_SIDE, Change, Desk, Photo
+from retailkit.widgets.desk import SIDE_BY_SIDE, Change, Desk, Photo
+from retailkit.widgets.documents import VIEWS
 from retailkit.widgets.explorer import png
 from retailkit.widgets.picture import Picture
+from retailkit.widgets.state import FRESH, State
 
 Loader = Callable[[], tuple[ProductData, Mapping[str, Any]]]
-SIDE = 290  # pixels of a picture; three of them fit into a notebook on a screen of 1366
 AT_ONCE = 8  # thumbnails
 REMEMBERED = 20  # explanations that can be compared
-VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class", "compare": "Compare"}
-FRESH = Change()
-NOTHING = "nothing is explained yet; choose Explain first"
-
-
-@dataclass(frozen=True)
-class State:
-    """What is on screen.
-
-    Attributes:
-        models: names, the first one being the one that is asked first.
-        found: positions of the photos that pass the filters.
-        photo: the one that is looked at.
-        label: index of the class that is asked about.
-        rival: index of the class that it is contrasted with.
-        before: what models say of the photo, (K,) by name.
-        change: what if?
-        after: what models say then.
-        explanations: by name; what a model could not explain is missing.
-        problems: why, by name.
-        summed: what a class is recognised by, and the deletion check of that; or None.
-        remembered: explanations so far by what to call them, the latest last.
-    """
-
-    models: tuple[str, ...]
-    found: tuple[int, ...]
-    photo: Photo
-    label: int
-    rival: int
-    before: Mapping[str, np.ndarray]
-    change: Change = FRESH
-    after: Mapping[str, np.ndarray] = field(default_factory=dict)
-    explanations: Mapping[str, LocalExplanation] = field(default_factory=dict)
-    problems: Mapping[str, str] = field(default_factory=dict)
-    summed: tuple[ClassExplanation, pd.DataFrame] | None = None
-    remembered: Mapping[str, LocalExplanation] = field(default_factory=dict)
 
 
 def explanation_tool(
@@ -109,18 +73,23 @@ class ExplanationTool(W.VBox):
         self._loaders: dict[str, Loader] = {data.name: lambda: (data, models), **(others or {})}
         self._stopped, self._worker, self._following = threading.Event(), None, True
         self.desk = Desk(data, models)
-        self.controls = _controls(list(self._loaders), budget)
+        c = self.controls = controls.controls(list(self._loaders), budget)
         self.message, self.told = W.HTML(), W.HTML()
         self.strip, self.scene = Picture(), Picture()
-        self.panels = [_Panel() for _ in range(SIDE_BY_SIDE)]
+        self.panels = [controls.Panel() for _ in range(SIDE_BY_SIDE)]
         self.legend, self.bars, self.status = W.HTML(), W.HTML(), W.HTML()
         self.summary, self.compared, self.link = W.HTML(), W.HTML(), W.HTML()
         self.progress = W.IntProgress(layout=W.Layout(width="160px"))
         self.models = W.HBox(layout=W.Layout(flex_flow="row wrap"))
-        self.tabs = W.Tab(
-            [self._why_tab(), self._what_if_tab(), self._class_tab(), self._compare_tab()], titles=list(VIEWS.values())
-        )
-        super().__init__([W.HTML(views.STYLE), *self._choosing(), self.message, self.tabs, self._exporting()])
+        tabs = [
+            controls.why(c, self.progress, self.status, self.legend, self.panels),
+            controls.what_if(c, self.scene, self.bars),
+            controls.whole_class(c, self.summary),
+            controls.compare(c, self.compared),
+        ]
+        self.tabs = W.Tab(tabs, titles=list(VIEWS.values()))
+        chosen = controls.choosing(c, self.models, self.strip, self.told)
+        super().__init__([W.HTML(views.STYLE), *chosen, self.message, self.tabs, controls.exporting(c, self.link)])
         self.add_class("rk-tool")
         parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary", "compared")}
         for name, widget in (self.controls | parts | {"what_if": self.scene}).items():
@@ -240,7 +209,7 @@ class ExplanationTool(W.VBox):
         self.stop()
         found = self.state.explanations
         if not found:
-            raise UserError(NOTHING)
+            raise UserError(documents.NOTHING)
         goal = budget + max(desks.spent(e) for e in found.values())
         self._work(self._explained(desks.refining(found, goal), goal * len(found)), wait)
 
@@ -336,7 +305,7 @@ class ExplanationTool(W.VBox):
         for name in (left, right):
             pick(self.state.remembered, name, "explanation")
         self._set(left=left, right=right)
-        self.compared.value = views.block(self._comparison())
+        self.compared.value = views.block(documents.comparison(self.state, self._pair))
 
     def export(self, path: str | Path, view: str | None = None) -> Path:
         """Write a view to a file.
@@ -362,7 +331,12 @@ class ExplanationTool(W.VBox):
             raise UsageError(f"{suffix or 'no suffix'} is not a format; use .png or .html")
         if suffix == ".png":
             return png(self.figure(view), 110)
-        return views.page(f"{VIEWS[view]} {self.state.photo.name}", self._html(view)).encode()
+        body = documents.html(view, self.state, self.desk.classes, self._pair)
+        return views.page(f"{VIEWS[view]} {self.state.photo.name}", body).encode()
+
+    def figure(self, view: str) -> Figure:
+        """Return a view as a figure; see `documents.figure`."""
+        return documents.figure(view, self.state, self.desk.classes, self._pair)
 
     # -- What goes on in the background.
 
@@ -520,7 +494,7 @@ class ExplanationTool(W.VBox):
 
     def _show_scene(self) -> None:
         state = self.state
-        pixels = self._changed(state.change)
+        pixels = documents.changed(state, state.change)
         first = state.explanations.get(state.models[0])
         names = views.region_names(state.photo, first, state.change)
         hint = "Click a part of the picture or a word to switch it off or on; or use the arrow keys and Enter."
@@ -543,87 +517,13 @@ class ExplanationTool(W.VBox):
                     self.controls[control].options = names
                     self.controls[control].value = names[place]
         if names:
-            self.compared.value = views.block(self._comparison())
-
-    # -- Files.
-
-    def figure(self, view: str) -> Figure:
-        """Return a view as a figure.
-
-        Args:
-            view: key of `VIEWS`.
-
-        Raises:
-            UsageError: an unknown view.
-            UserError: there is nothing to show in it yet.
-        """
-        pick(VIEWS, view, "view")
-        state, photo = self.state, self.state.photo
-        if view == "what_if":
-            asked = (state.before, state.after, self.desk.classes, state.label, state.rival)
-            texts = (photo.text, state.change.read(photo))
-            return views.what_if_figure([self._changed(c) for c in (FRESH, state.change)], *asked, texts)
-        if view == "class":
-            return plots.class_explanation(self._class_found()[0])
-        found = state.explanations
-        if view == "compare":
-            found = {name: state.remembered[name] for name in self._pair()}
-        if not found:
-            raise UserError(NOTHING)
-        return views.why_figure(found, photo.sample.image)
-
-    def _html(self, view: str) -> str:
-        state, classes = self.state, self.desk.classes
-        if view == "class":
-            return views.class_summary(*self._class_found())
-        if view == "compare":
-            self._pair()
-            return self._comparison()
-        if view == "what_if":
-            bars = views.probabilities(state.before, state.after, classes, state.label, state.rival)
-            return views.beside(
-                self._shown_changed("as it is", FRESH), self._shown_changed("what if", state.change), bars
-            )
-        if not state.explanations:
-            raise UserError(NOTHING)
-        heads = {n: views.said(n, classes, state.before.get(n), None, self._truth) for n in state.explanations}
-        parts = [heads[name] + self._explanation(e) for name, e in state.explanations.items()]
-        return views.legend(classes, state.label, state.rival) + views.beside(*parts)
-
-    def _explanation(self, explanation: LocalExplanation) -> str:
-        pixels = views.signed_map(explanation, SIDE, self.state.photo.sample.image)
-        shown = views.image_tag(pixels, f"What speaks for and against: {explanation.question}")
-        return shown + views.badges(explanation) + views.word_weights(explanation)
-
-    def _changed(self, change: Change) -> np.ndarray:
-        photo = self.state.photo
-        return views.changed_picture(desks.changed(photo, change), photo, change, 400)
-
-    def _shown_changed(self, name: str, change: Change) -> str:
-        read = views.escape(change.read(self.state.photo))
-        return f"<h3>{name}</h3>{views.image_tag(self._changed(change), name)}<p>It reads: {read}</p>"
-
-    def _class_found(self) -> tuple[ClassExplanation, pd.DataFrame]:
-        if self.state.summed is None:
-            raise UserError("no class is explained yet; choose Explain the class first")
-        return self.state.summed
-
-    def _pair(self) -> list[str]:
-        if not self.state.remembered:
-            raise UserError(NOTHING)
-        return [self.controls[side].value for side in ("left", "right")]
-
-    def _comparison(self) -> str:
-        names = self._pair()
-        pair = [self.state.remembered[name] for name in names]
-        parts = [f"<h3>{views.escape(n)}</h3>{self._explanation(e)}" for n, e in zip(names, pair, strict=True)]
-        return views.beside(*parts) + views.comparison(*pair, names)
-
-    @property
-    def _truth(self) -> int:
-        return self.state.photo.sample.label if self.state.photo.known else -1
+            self.compared.value = views.block(documents.comparison(self.state, self._pair))
 
     # -- Controls.
+
+    @property
+    def _pair(self) -> list[str]:
+        return [self.controls[side].value for side in ("left", "right")]
 
     def _set(self, **values: Any) -> None:
         """Set controls without their calling anything."""
@@ -723,125 +623,7 @@ class ExplanationTool(W.VBox):
             f'<a class="rk-link" download="{views.escape(name)}" href="data:{kind};base64,{code}">Save {name}</a>'
         )
 
-    def _choosing(self) -> Sequence[W.Widget]:
-        c = self.controls
-        row = W.Layout(flex_flow="row wrap", align_items="center")
-        return (
-            W.HBox([c["dataset"], self.models], layout=row),
-            W.HBox([c["label"], c["show"], c["condition"], c["back"], c["on"], c["upload"]], layout=row),
-            self.strip,
-            self.told,
-        )
-
-    def _why_tab(self) -> W.Widget:
-        c = self.controls
-        row = W.Layout(flex_flow="row wrap", align_items="center")
-        asked = W.HBox([c["class"], c["against"], c["masks"]], layout=row)
-        acts = W.HBox([c["explain"], c["stop"], c["refine"], self.progress, self.status], layout=row)
-        return W.VBox([asked, acts, self.legend, W.HBox(self.panels, layout=W.Layout(flex_flow="row wrap"))])
-
-    def _what_if_tab(self) -> W.Widget:
-        c = self.controls
-        names = ("text", "brightness", "blur", "background", "occlusion", "undo")
-        middle = W.VBox([c[name] for name in names], layout=W.Layout(width="360px"))
-        left = W.VBox([self.scene], layout=W.Layout(width="420px"))
-        return W.HBox([left, middle, self.bars], layout=W.Layout(flex_flow="row wrap", grid_gap="16px"))
-
-    def _class_tab(self) -> W.Widget:
-        c = self.controls
-        return W.VBox([W.HBox([c["of"], c["photos"], c["explain_class"]]), self.summary])
-
-    def _compare_tab(self) -> W.Widget:
-        return W.VBox([self.controls["left"], self.controls["right"], self.compared])
-
-    def _exporting(self) -> W.Widget:
-        return W.HBox([self.controls["png"], self.controls["html"], self.link], layout=W.Layout(align_items="center"))
-
-
-class _Panel(W.VBox):
-    """What one model says of the photo, and why."""
-
-    def __init__(self) -> None:
-        self.head, self.picture, self.foot = W.HTML(), Picture(), W.HTML()
-        super().__init__(
-            [self.head, self.picture, self.foot], layout=W.Layout(width=f"{SIDE + 14}px", padding="0 8px 0 0")
-        )
-
-    def show(self, state: State, name: str, classes: Sequence[str]) -> None:
-        """Show a model's panel.
-
-        Args:
-            state: what is on screen.
-            name: of the model.
-            classes: K names.
-        """
-        photo, explanation = state.photo, state.explanations.get(name)
-        truth = photo.sample.label if photo.known else -1
-        told = views.said(name, classes, state.before.get(name), state.after.get(name), truth)
-        self.head.value = views.block(told)
-        names = views.region_names(photo, explanation, state.change)
-        if explanation is None:
-            pixels = views.enlarged(photo.sample.image, SIDE)
-            note = state.problems.get(name, "not explained yet")
-            self.foot.value = views.block(f"<p><small>{views.escape(note)}</small></p>")
-            alt = photo.name
-        else:
-            pixels = views.signed_map(explanation, SIDE, photo.sample.image)
-            self.foot.value = views.block(views.badges(explanation), views.word_weights(explanation))
-            alt = f"{name}: {explanation.question}; orange speaks for it, blue against it"
-        self.picture.show(pixels, views.regions(photo), names, alt)
-
 
 def _within(number: int, count: int, what: str) -> None:
     if not 0 <= number < count:
         raise UsageError(f"{what} {number} is out of range; there are {count}: 0 to {count - 1}")
-
-
-def _controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
-    wide, short = W.Layout(width="330px"), W.Layout(width="220px")
-    style = {"description_width": "70px"}
-
-    def menu(name: str, layout: W.Layout = wide, options: Sequence[Any] = ()) -> W.Dropdown:
-        return W.Dropdown(options=options, description=name, layout=layout, style=style)
-
-    def slider(name: str, value: float, low: float, high: float, step: float, shown: str) -> W.FloatSlider:
-        return W.FloatSlider(
-            value, min=low, max=high, step=step, description=name, continuous_update=False, readout_format=shown,
-            style=style, layout=W.Layout(width="350px"),
-        )  # fmt: skip
-
-    def button(name: str, tip: str, icon: str = "", **options: Any) -> W.Button:
-        return W.Button(description=name, tooltip=tip, icon=icon, layout=W.Layout(width="auto"), **options)
-
-    return {
-        "dataset": menu("Data set", short, datasets),
-        "label": menu("Class", short),
-        "show": menu("Show", wide),
-        "condition": menu("Taken", W.Layout(width="170px")),
-        "back": button("", "photos before", "chevron-left"),
-        "on": button("", "more photos", "chevron-right"),
-        "upload": W.FileUpload(accept="image/*", description="Your own photo", layout=W.Layout(width="auto")),
-        "class": menu("Why"),
-        "against": menu("and not"),
-        "masks": W.IntSlider(
-            budget, 64, 2048, 32, description="Masks", continuous_update=False, style=style, layout=wide
-        ),
-        "explain": button("Explain", "explain this photo by each model", "play", button_style="primary"),
-        "stop": button("Stop", "keep what has been found so far", "stop"),
-        "refine": button("Refine", "ask about as many masks again", "plus"),
-        "text": W.Textarea(description="It reads", continuous_update=False, rows=6, style=style,
-                           layout=W.Layout(width="350px")),
-        "brightness": slider("Brightness", 1.0, 0.1, 2.0, 0.05, ".2f"),
-        "blur": slider("Blur", 0.0, 0.0, 0.05, 0.002, ".3f"),
-        "background": W.Dropdown(options=list(BACKGROUNDS), description="Behind it", style=style,
-                                 layout=W.Layout(width="350px")),
-        "occlusion": slider("Covered", 0.0, 0.0, 0.9, 0.05, ".2f"),
-        "undo": button("Take all changes back", "show the photo as it is", "undo"),
-        "of": menu("Model", short),
-        "photos": W.IntSlider(6, 2, 40, description="Photos", continuous_update=False, style=style, layout=wide),
-        "explain_class": button("Explain the class", "explain some of its photos and sum up", "play"),
-        "left": menu("Left", W.Layout(width="95%")),
-        "right": menu("Right", W.Layout(width="95%")),
-        "png": button("View as PNG", "a picture of the open view", "download"),
-        "html": button("View as HTML", "a page of the open view that needs nothing else", "download"),
-    }  # fmt: skip

@@ -301,9 +301,10 @@ def test_margins_logits_and_probs(three):
     assert np.array_equal(alone.image_weights, plain.image_weights) and alone.question == "why extra lean"
     against = puzzle.explain(**how | {"contrast": "lean"})
     assert against.rivals == (0, 0, 1)  # lean itself has its runner-up
-    probs = puzzle.explain(**how | {"target": "prob"})
-    values = torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy()
-    assert probs.image_weights[0] == pytest.approx(by_ridge(probs, "lime", 0, values).coef_, abs=1e-8)
+    for target, of_probs in (("prob", np.positive), ("sqrt_prob", np.sqrt), ("log_prob", np.log)):
+        probs = puzzle.explain(**how | {"target": target})
+        values = of_probs(torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy())
+        assert probs.image_weights[0] == pytest.approx(by_ridge(probs, "lime", 0, values).coef_, abs=1e-8)
     with pytest.raises(UsageError, match="was not explained, only extra lean"):
         puzzle.explain(**how | {"classes": "top1"}).row("lean")
 
