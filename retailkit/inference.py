@@ -38,6 +38,7 @@ from retailkit.models.encoders import ImageEncoder
 EXAMPLES = 4  # pictures that backends are judged by, and as many masked variants
 ROUNDS = 2  # timed passes a backend; the quickest counts
 MARGIN = 2  # pictures to come may differ more than the examples: accepted is the tolerance divided by this
+TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
 
 ForwardMap = Callable[[Tensor], Tensor]
 
@@ -320,10 +321,16 @@ class Predictor:
         return self._encoded(variants, len(masks))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
-        """Return features of texts, as `model.encode_text` does; each distinct text is encoded once."""
-        distinct = list(dict.fromkeys(texts))
+        """Return features of texts, as `model.encode_text` does.
+
+        Each distinct text is encoded once, beside texts of about its length, since a batch is padded to its longest.
+        """
+        distinct = sorted(dict.fromkeys(texts), key=lambda text: len(text or ""))
+        starts = range(0, max(1, len(distinct)), TEXTS_AT_ONCE)
         with evaluating(self.model):
-            found = self.model.encode_text(distinct)
+            found = Features.joined(
+                [self.model.encode_text(distinct[start : start + TEXTS_AT_ONCE]) for start in starts]
+            )
         place = {text: row for row, text in enumerate(distinct)}
         rows = torch.tensor([place[text] for text in texts], dtype=torch.long, device=found.values.device)
         return found.rows(rows)

@@ -220,6 +220,21 @@ def test_texts():
         predictor()
 
 
+def test_texts_are_encoded_once_beside_texts_of_their_length(monkeypatch):
+    model = models.build("text", CLASSES, text_encoder="char_ngrams").eval()
+    encode, seen = model.encode_text, []
+    monkeypatch.setattr(model, "encode_text", lambda texts: seen.append(texts) or encode(texts))
+    texts = [" ".join(["beef"] * n) for n in (*range(40, 0, -1), *range(0, 30, 3))] + [None]
+    found = Predictor(model).encode_text(texts)
+    with torch.inference_mode():
+        wanted = encode(texts)
+    assert torch.allclose(found.values, wanted.values) and torch.equal(found.available, wanted.available)
+    assert len(found.values) == 51 and sum(len(batch) for batch in seen) == 42
+    lengths = [[len(text or "") for text in batch] for batch in seen]
+    assert sum(lengths, []) == sorted(sum(lengths, [])) and max(map(len, lengths)) == inference.TEXTS_AT_ONCE
+    assert len(Predictor(model).encode_text([]).values) == 0
+
+
 def test_matching_has_no_encoder_to_make_fast():
     model = models.build("matching", CLASSES)
     assert Predictor(model).backend == "eager"

@@ -205,10 +205,13 @@ def test_lime(compare, quick):
 
     mean, good = table.mean(numeric_only=True), []
     for n in BUDGETS:
-        steadier = mean[f"stability_{n}"] - mean["stability_lime"]
-        worse = mean[f"deletion_{n}"] - mean["deletion_lime"]
-        print(f"{n} masks, ours less lime's: stability {steadier:+.4f} (wanted: >= 0), deletion {worse:+.4f} (<= 0)")
-        if steadier >= 0 and worse <= 0:
+        steadier, worse = (table[f"{what}_{n}"] - table[f"{what}_lime"] for what in ("stability", "deletion"))
+        told = [
+            "{:+.4f} ({:+.4f} to {:+.4f})".format(gap.mean(), *metrics.bootstrap(gap.to_numpy()))
+            for gap in (steadier, worse)
+        ]
+        print(f"{n} masks, ours less lime's: stability {told[0]} (wanted: >= 0), deletion {told[1]} (<= 0)")
+        if steadier.mean() >= 0 and worse.mean() <= 0:
             good.append(n)
     budget = (good or BUDGETS[-1:])[0]
 
