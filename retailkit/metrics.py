@@ -136,25 +136,23 @@ class Evaluation:
     @property
     def per_class(self) -> pd.DataFrame:
         """One row a class that occurs: n, accuracy and its Wilson interval, hardest first."""
-        rows = []
-        for k in np.unique(self.labels):
-            hits, n = int(self.confusion[k, k]), int((self.labels == k).sum())
-            rows.append((self.classes[k], n, hits / n, *wilson(hits, n)))
-        frame = pd.DataFrame(rows, columns=["label", "n", "accuracy", "low", "high"])
+        frame = self.by_group([self.classes[k] for k in self.labels], "label")
         return frame.sort_values(["accuracy", "label"], ignore_index=True)
 
-    def by_group(self, groups: Sequence) -> pd.DataFrame:
-        """Return the accuracy of each group of samples: `group`, `accuracy`, `low`, `high` (95 %, Wilson), `n`.
+    def by_group(self, groups: Sequence, name: str = "group") -> pd.DataFrame:
+        """Return the accuracy of each group of samples: `name`, `n`, `accuracy`, `low` and `high` (95 %, Wilson).
 
         Args:
-            groups: N names of groups, in the order of the samples; a categorical keeps its order.
+            groups: N names of groups, in the order of the samples. A categorical keeps its order; whoever has none
+                is left out.
+            name: of the first column.
         """
-        rows = []
         names = pd.Series(groups).reset_index(drop=True)
-        for group, right in pd.Series(self.correct).groupby(names, observed=True):
-            low, high = wilson(int(right.sum()), len(right))
-            rows.append({"group": group, "accuracy": right.mean(), "low": low, "high": high, "n": len(right)})
-        return pd.DataFrame(rows)
+        rows = [
+            (group, len(right), right.mean(), *wilson(int(right.sum()), len(right)))
+            for group, right in pd.Series(self.correct).groupby(names, observed=True)
+        ]
+        return pd.DataFrame(rows, columns=[name, "n", "accuracy", "low", "high"])
 
     def confusion_pairs(self, top: int = 10) -> pd.DataFrame:
         """Return the `top` unordered pairs of classes most often taken for one another.

@@ -229,9 +229,9 @@ def test_texts_are_encoded_once_beside_texts_of_their_length(monkeypatch):
     with torch.inference_mode():
         wanted = encode(texts)
     assert torch.allclose(found.values, wanted.values) and torch.equal(found.available, wanted.available)
-    assert len(found.values) == 51 and sum(len(batch) for batch in seen) == 42
-    lengths = [[len(text or "") for text in batch] for batch in seen]
-    assert sum(lengths, []) == sorted(sum(lengths, [])) and max(map(len, lengths)) == inference.TEXTS_AT_ONCE
+    lengths = [len(text or "") for batch in seen for text in batch]
+    assert len(found.values) == 51 and len(lengths) == 42 and lengths == sorted(lengths)
+    assert max(map(len, seen)) == inference.TEXTS_AT_ONCE
     assert len(Predictor(model).encode_text([]).values) == 0
 
 

@@ -141,7 +141,10 @@ def model_card(
     """
     families = _families(table, evaluation.classes)
     looks, background = (find(wanted, dataset, folders) for wanted in (LOOKS_AT, BACKGROUND))
-    by_condition = accuracy_by(evaluation, table["condition"].to_numpy())
+    conditions = table["condition"].mask(table["condition"] == "")
+    by_condition = evaluation.by_group(conditions, "condition").sort_values(
+        ["accuracy", "condition"], ignore_index=True
+    )
     confused, labels = twins(evaluation, families), _label_check(evaluation, families)
     calibration = Measured(evaluation.calibration_error(), *_calibration_interval(evaluation))
     measured = {
@@ -185,21 +188,6 @@ def model_card(
 
 
 # -- What is computed.
-
-
-def accuracy_by(evaluation: Evaluation, groups: np.ndarray) -> pd.DataFrame:
-    """Return accuracy by group, hardest first: columns `condition`, `n`, `accuracy`, `low`, `high`.
-
-    Args:
-        evaluation: of N photos.
-        groups: (N,) names; photos of the group "" are left out.
-    """
-    rows = []
-    for name in sorted({g for g in groups if g}):
-        right = evaluation.correct[groups == name]
-        rows.append((name, len(right), right.mean(), *wilson(right.sum(), len(right))))
-    frame = pd.DataFrame(rows, columns=["condition", "n", "accuracy", "low", "high"])
-    return frame.sort_values(["accuracy", "condition"], ignore_index=True)
 
 
 def twins(evaluation: Evaluation, families: Sequence[str] | None = None, top: int = PAIRS_SHOWN) -> pd.DataFrame:
