@@ -156,6 +156,18 @@ def run_all(tmp_path_factory):
     return {result.notebook: result for result in results}, output
 
 
+def without_explorer(path, folder):
+    """Copy a notebook without its section "Explore", which no check needs."""
+    content = nbformat.read(path, as_version=4)
+    first, last = (
+        next(n for n, cell in enumerate(content.cells) if re.search(rf"^## {heading}$", cell.source, re.M))
+        for heading in ("Explore", "Checks")
+    )
+    del content.cells[first:last]
+    nbformat.write(content, folder / path.name)
+    return folder / path.name
+
+
 @pytest.fixture(scope="module")
 def causes_off(run_all, tmp_path_factory):
     """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check."""
@@ -163,7 +175,7 @@ def causes_off(run_all, tmp_path_factory):
     folders = {run: tmp_path_factory.mktemp(run[0]) for run in causes}
 
     def execute(run):
-        path = ROOT / "notebooks" / f"{run[0]}.ipynb"
+        path = without_explorer(ROOT / "notebooks" / f"{run[0]}.ipynb", tmp_path_factory.mktemp("notebooks"))
         (result,) = runs.execute([path], extra=causes[run], jobs=1, output=folders[run], say=print)
         assert result.status == "ok", result.error
         return runs.read_record(folders[run] / f"{run[0]}.json")
