@@ -12,11 +12,6 @@ import pytest
 LOCAL = ("127.", "::1", "localhost")
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with the notebooks, which take longest: another worker does the rest meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
-
-
 @pytest.fixture(autouse=True, scope="session")
 def offline():
     """Refuse every connection that is not to this machine."""

@@ -55,7 +55,7 @@ def html(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = 
         return comparison(state, pair)
     if view == "what_if":
         bars = views.probabilities(state.before, state.after, classes, state.label, state.rival)
-        return views.beside(_changed(state, "as it is", FRESH), _changed(state, "what if", state.change), bars)
+        return views.beside(_shown(state, "as it is", FRESH), _shown(state, "what if", state.change), bars)
     parts = [
         views.said(name, classes, state.before.get(name), None, state.truth) + _explanation(state, explanation)
         for name, explanation in _explained(state).items()
@@ -79,7 +79,7 @@ def changed(state: State, change: Change) -> np.ndarray:
     return views.changed_picture(desks.changed(state.photo, change), state.photo, change, CHANGED)
 
 
-def _changed(state: State, name: str, change: Change) -> str:
+def _shown(state: State, name: str, change: Change) -> str:
     read = views.escape(change.read(state.photo))
     return f"<h3>{name}</h3>{views.image_tag(changed(state, change), name)}<p>It reads: {read}</p>"
 
