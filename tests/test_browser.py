@@ -325,11 +325,14 @@ def test_two_explanations_lie_side_by_side(place):
     tab(page, "Compare")
     shown = page.locator(".rk-tool .rk-compared")
     expect(shown.locator("img")).to_have_count(2, timeout=SLOW)
-    left, before = page.locator(".rk-left select"), shown.inner_text()
-    assert left.locator("option").count() >= 2
-    left.select_option(index=0)
-    page.locator(".rk-right select").select_option(index=0)
-    until(page, lambda: shown.inner_text() != before)
+    menus = [page.locator(f".rk-{side} select") for side in ("left", "right")]
+    before, names = shown.inner_text(), menus[0].locator("option").all_inner_texts()
+    assert len(names) >= 2
+    for menu in menus:
+        menu.select_option(index=0)
+    until(page, lambda: shown.locator("h3").all_inner_texts() == names[:1] * 2)
+    assert shown.inner_text() != before
+    assert [menu.locator("option:checked").inner_text() for menu in menus] == names[:1] * 2
     shot(page, where, "compare")
 
 

@@ -92,7 +92,7 @@ def execute(
         extra: further parameters.
         jobs: notebooks at a time; None takes the number of cores, at most 4.
         fresh: run again what is done already.
-        prepare: called once before the first notebook that has to run.
+        prepare: called once before several notebooks that have to run; one alone makes what it needs itself.
         output: folder of the results; None takes `papermill_runs/latest/<profile>-<dataset>`.
         timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
         say: is told each event in a line.
@@ -109,21 +109,21 @@ def execute(
         _check_parameters(path, given)
     output = (output or run_dir(profile, dataset)).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    cores = os.cpu_count() or 1
-    jobs = max(1, jobs or min(cores, 4))
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
     timeout = timeout or CELL_SECONDS.get(profile, max(CELL_SECONDS.values()))
     data, sources = data_identity(given), _sources_identity()
-    batch = [_Job(path, output, given, timeout, threads, data, sources) for path in notebooks]
+    batch = [_Job(path, output, given, timeout, data, sources) for path in notebooks]
     to_do = [job for job in batch if fresh or not job.holds()]
     for job in batch:
         if job not in to_do:
             say(f"{job.name}: kept, nothing has changed since (use --fresh to run it again)")
-    if prepare and any(job.name[:2] != LAST for job in to_do):
+    if prepare and sum(job.name[:2] != LAST for job in to_do) > 1:
         started = time.monotonic()
         prepare()
         say(f"prepared in {time.monotonic() - started:.0f} s")
-    _run_all(to_do, jobs, say, tick)
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(jobs or min(cores, 4), len(to_do)))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
+    _run_all(to_do, jobs, threads, say, tick)
     return [job.result or Result(job.name, "kept", 0.0) for job in batch]
 
 
@@ -146,11 +146,9 @@ def _check_parameters(path: Path, given: dict[str, Any]) -> None:
 class _Job:
     """One notebook on its way through a process of its own."""
 
-    def __init__(
-        self, path: Path, output: Path, given: dict[str, Any], timeout: int, threads: int, data: str, sources: str
-    ) -> None:
+    def __init__(self, path: Path, output: Path, given: dict[str, Any], timeout: int, data: str, sources: str) -> None:
         self.path, self.name, self.output, self.given = path, path.stem, output, given
-        self.timeout, self.threads, self.data = timeout, threads, data
+        self.timeout, self.data = timeout, data
         decisive = [path.read_bytes(), json.dumps(given, sort_keys=True, default=str).encode()]
         self.key = _hash([*decisive, data.encode(), sources.encode()])
         self.process: subprocess.Popen | None = None
@@ -171,7 +169,7 @@ class _Job:
         whole = record is not None and record.get("status") == "ok" and record.get("key") == self.key
         return whole and self.name[:2] != LAST and (self.output / f"{self.name}.ipynb").is_file()
 
-    def start(self) -> None:
+    def start(self, threads: int) -> None:
         """Start papermill in a session of its own: an interrupt reaches it through `kill`, once."""
         self.started = time.monotonic()
         self._write_blank_record()
@@ -181,14 +179,16 @@ class _Job:
             "RETAILKIT_RUN_KEY": self.key,
             "RETAILKIT_RUN_DATA": self.data,
             "MPLBACKEND": "agg",
-            "OMP_NUM_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": str(threads),
             # Threads that wait by spinning take seven times as long where another program keeps a core busy.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "PYTHONHASHSEED": "0",
             "TQDM_MININTERVAL": "10",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
-        command = [sys.executable, "-m", "retailkit.runs.papermill", json.dumps(order | {"timeout": self.timeout})]
+        # By its path, so that no package is imported but papermill; -P keeps this folder out of the search path.
+        child = str(Path(__file__).with_name("papermill.py"))
+        command = [sys.executable, "-P", child, json.dumps(order | {"timeout": self.timeout})]
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -236,7 +236,7 @@ class _Job:
 
 
 def _run_all(
-    to_do: list[_Job], jobs: int, say: Callable[[str], None], tick: Callable[[str, int, int], None] | None
+    to_do: list[_Job], jobs: int, threads: int, say: Callable[[str], None], tick: Callable[[str, int, int], None] | None
 ) -> None:
     waiting, running = list(to_do), []
     with _interruptible():
@@ -244,7 +244,7 @@ def _run_all(
             while waiting or running:
                 while waiting and len(running) < jobs and not (waiting[0].name[:2] == LAST and running):
                     job = waiting.pop(0)
-                    job.start()
+                    job.start(threads)
                     running.append(job)
                     say(f"{job.name}: running")
                 for job in running:
@@ -312,7 +312,7 @@ def _hash(parts: Iterable[bytes]) -> str:
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `NAME=VALUE` pairs; values are YAML (`3`, `true`, `text`).
+    """Read `NAME=VALUE` pairs; values are YAML (`3`, `true`, `text`), and nothing after `=` is an empty string.
 
     Raises:
         UsageError: a pair without `=`.
@@ -324,5 +324,5 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"parameter {pair!r} has no value; write NAME=VALUE")
-        read[name.strip()] = yaml.safe_load(value)
+        read[name.strip()] = yaml.safe_load(value) if value.strip() else ""
     return read

@@ -1,4 +1,4 @@
-"""The child process that executes one notebook: `python -m retailkit.runs.papermill '{"input": ...}'`."""
+"""The child process that executes one notebook: `python -P retailkit/runs/papermill.py '{"input": ...}'`."""
 
 from __future__ import annotations
 
