@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from retailkit.config import PROFILES, UsageError, UserError, pick, replacing
+from retailkit.config import PRESETS, PROFILES, UsageError, UserError, pick, replacing
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
@@ -171,6 +171,7 @@ def fetch(
 
 @app.command()
 def train(
+    context: typer.Context,
     dataset: Dataset = "synthetic",
     root: Root = None,
     output: Annotated[Path, typer.Option(help="Checkpoint to write; an interrupted training goes on.")] = Path(
@@ -195,8 +196,15 @@ def train(
     """
     from dataclasses import replace
 
+    if output.is_dir():
+        raise UsageError(f"output={output} is a folder; name a file, such as {output / 'model.safetensors'}")
     if preset:
+        for name in ("dataset", "model", "backbone", "frozen", "epochs"):
+            if context.get_parameter_source(name).name == "COMMANDLINE":
+                raise UsageError(f"--{name} does not go with --preset, which decides it; leave one of them out")
         return _report(_train_preset(preset, root, output, seed, hold_out), json_line)
+    if hold_out:
+        raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
 
     from retailkit import data, models, training, workbook
     from retailkit.data import ocr
@@ -223,7 +231,6 @@ def train(
 def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_out: bool) -> dict:
     """Train a preset and say what it cost; on validation pictures only where they were held out."""
     from retailkit import presets, training
-    from retailkit.config import PRESETS
 
     products = presets.load(name, root)
     print(products)
@@ -255,9 +262,11 @@ def evaluate(
     from retailkit.data import ocr
 
     model, _, facts = training.load_checkpoint(checkpoint)
-    products = training.with_classes(data.load(dataset, root), model)
+    preset = PRESETS.get(facts.get("preset"))
+    options = preset.data_options if preset and preset.dataset == dataset else {}
+    products = training.with_classes(data.load(dataset, root, **options), model)
     if "text" in model.modalities:
-        products = ocr.add_text(products.select((products.table["split"] == split).to_numpy()))
+        products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
     part = products.split(split, size or facts["size"], facts["fit"])
     result = training.evaluate(model, part, bf16=True)
     if predictions:
@@ -358,7 +367,7 @@ def matrix(
 ):
     """Train on each background variant and test on each; the same command goes on after an interrupt.
 
-    Masks come from the data set, or else from GrabCut.
+    Masks come from the data set, and from GrabCut where it has none.
 
     Example: `retailkit matrix --train original --train mixed_rand --test mixed_same --test mixed_rand --csv cells.csv`
     """
@@ -372,10 +381,11 @@ def matrix(
     )
     spec = make(dataset, root, profile, 0, None if backbone == "auto" else backbone)
     side = size or models.build("image", ["any"], **spec.model_options).input_size
-    products = study.labelled_by(workbook.repetition(data.load(dataset, root), 0), labels)
-    if not products.has("mask"):
-        found, products = products, backgrounds.masked(products)
-        print(f"GrabCut: {len(products)} of {len(found)} masks accepted; the other pictures are left out")
+    found = study.labelled_by(workbook.repetition(data.load(dataset, root), 0), labels)
+    products, bare = backgrounds.masked(found), int((found.table["mask"] == "").sum())
+    if bare:
+        accepted = bare - len(found) + len(products)
+        print(f"GrabCut: {accepted} of {bare} masks accepted; the other pictures are left out")
     scenes = [backgrounds.Scenes(products.split(name, side)) for name in ("train", "test")]
     cells = study.run(*scenes, spec, rows, columns, range(seeds), jobs, folder)
     if csv:

@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,10 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
+NOT_A_FILE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
@@ -202,19 +206,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
     An error, an interrupt or a full disk inside the block leaves the old file as it was.
 
     Raises:
-        UserError: the disk is full or not writable; the message names the file.
+        UserError: the disk is full, or the place is not writable or a folder; the message names the file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in FULL_OR_FORBIDDEN | NOT_A_FILE:
             raise
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(NotADirectoryError, PermissionError):
+            draft.unlink(missing_ok=True)

@@ -692,7 +692,7 @@ def _typical(explained: ClassExplanation, number: int, ax: Axes) -> Axes:
 
 
 def differences(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
-    """Draw one difference a row with its interval, green where that lies above zero, and the number behind it.
+    """Draw one difference a row with its interval, green where that lies above zero, orange where below, and its n.
 
     Args:
         table: columns `name`, `difference`, `low`, `high` (NaN for no interval) and `n`.
@@ -701,7 +701,7 @@ def differences(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axe
     """
     ax = _axes(ax, (9, 0.32 * len(table) + 1.2))
     for y, row in enumerate(table.itertuples()):
-        shade = GOOD if row.low > 0 else QUIET
+        shade = GOOD if row.low > 0 else BAD if row.high < 0 else QUIET
         ax.plot([row.low, row.high], [y, y], color=shade, linewidth=2)
         ax.plot(row.difference, y, "o", color=shade)
         ax.text(1.01, y, f"n = {row.n}", transform=ax.get_yaxis_transform(), fontsize=8, va="center")

@@ -17,7 +17,7 @@ from torch import nn
 
 from retailkit import data as datasets
 from retailkit import training
-from retailkit.config import PRESETS, Member, Preset, UserError, pick
+from retailkit.config import PRESETS, Member, Preset, UserError, device, pick
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
@@ -75,7 +75,7 @@ def train(
     data = data or load(name, root)
     if hold_out and "val" not in data.splits:
         raise UserError(f"{data.name!r} has no split 'val' to hold out; train without it")
-    shown = data if hold_out else _merged(data, preset.learn_from)
+    shown = data if hold_out else _all_shown(data, preset.learn_from)
     members, histories = [], []
     for number, member in enumerate(preset.members, 1):
         print(f"member {number} of {len(preset.members)}: {described(member)}")
@@ -85,6 +85,7 @@ def train(
         histories.append(history)
     committee = Committee(members, [member.flip for member in preset.members]).eval()
     committee.weights.copy_(torch.tensor([member.weight for member in preset.members]))
+    committee.to(device())
     started = time.monotonic()
     if hold_out:
         seen = evidence(committee, data.split("val", committee.input_size))
@@ -217,7 +218,7 @@ def milliseconds(committees: Sequence[Committee], photos: ProductDataset, count:
         torch.set_num_threads(threads)
 
 
-def _merged(data: ProductData, splits: tuple[str, ...]) -> ProductData:
-    """Return the data with some splits as the training split."""
-    split = data.table["split"]
-    return replace(data, table=data.table.assign(split=split.where(~split.isin(splits), "train")))
+def _all_shown(data: ProductData, splits: tuple[str, ...]) -> ProductData:
+    """Return some splits as the training split and nothing else, so that no other picture chooses an epoch."""
+    kept = data.select(data.table["split"].isin(splits).to_numpy())
+    return replace(kept, table=kept.table.assign(split="train"))

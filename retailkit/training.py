@@ -14,7 +14,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import itemgetter
@@ -257,7 +257,7 @@ def _to_cpu(features: Features) -> Features:
 def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int, config: TrainConfig) -> EncodedDataset:
     """Return `views` encodings of a split laid end to end, from the disk cache where they are there already.
 
-    The key covers the encoders' weights, the files (path, size, time), the words, the transform and the seed.
+    The key covers the encoders' weights and code, the files (path, size, time), the words, the transform and the seed.
     """
     key = _digest(
         [
@@ -265,6 +265,7 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
             data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
             [*dataset.appearance, views, config.bf16],
             config.seed if dataset.augment else None,
+            code_fingerprint(SEEING),
         ]
     )
     path = cache_dir("features") / f"{key}.safetensors"
@@ -338,10 +339,11 @@ def fit(
             it is, and only a head learns from it.
         val: validation split; with it the weights of the epoch with the best top-1 (then the lowest loss) are kept.
         config: how to train.
-        resume: file that holds the state after each epoch; an interrupted run goes on from it.
+        resume: file that holds the state after each epoch, the last one included; an interrupted run goes on from it.
+            Whoever keeps the model removes it (`fit_and_save`).
 
     Returns:
-        The history of all epochs, those before an interrupt included.
+        The history of all epochs, and the time of all parts, those before an interrupt included.
 
     Raises:
         TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
@@ -451,7 +453,7 @@ class _Loop:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "score": (-math.inf, 0.0), "weights": None}
-        self.seconds_before = 0.0
+        self.started, self.seconds_before = time.monotonic(), 0.0  # before: of the parts that were interrupted
 
     def run(self) -> History:
         first = self._restore()
@@ -466,8 +468,6 @@ class _Loop:
         if self.best["weights"] is not None:
             self.model.load_state_dict(self.best["weights"])
         self.model.eval()
-        if self.resume and self.accelerator.is_main_process:
-            self.resume.unlink(missing_ok=True)
         return History(pd.DataFrame(self.rows), self.best["epoch"], 0.0)
 
     def _epoch(self, epoch: int) -> dict[str, float]:
@@ -487,7 +487,7 @@ class _Loop:
         if score > self.best["score"]:
             weights = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best = {"epoch": epoch + 1, "score": score, "weights": weights}
-        self._save(epoch + 1)
+        self._save()
         return row
 
     def _batches(self, epoch: int) -> Iterator[Batch | EncodedBatch]:
@@ -519,12 +519,11 @@ class _Loop:
             "average": self.average.state_dict() if self.average else None,
             "best": self.best,
             "rows": self.rows,
-            "seconds": self.seconds_before + sum(r["seconds"] for r in self.rows),
+            "seconds": self.seconds_before + time.monotonic() - self.started,
         }
 
-    def _save(self, epoch: int) -> None:
-        last = epoch == self.config.epochs
-        if self.resume and not last and self.config.mode == "finetune" and self.accelerator.is_main_process:
+    def _save(self) -> None:
+        if self.resume and self.config.mode == "finetune" and self.accelerator.is_main_process:
             with replacing(self.resume) as draft:
                 torch.save(self._state(), draft)
 
@@ -537,7 +536,7 @@ class _Loop:
         self.schedule.load_state_dict(state["schedule"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.best, self.rows = state["best"], state["rows"]
+        self.best, self.rows, self.seconds_before = state["best"], state["rows"], state["seconds"]
         return len(self.rows)
 
 
@@ -658,6 +657,22 @@ def save_checkpoint(model: ProductClassifier, path: str | Path, history: History
     return Path(path)
 
 
+def fit_and_save(
+    model: ProductClassifier,
+    path: str | Path,
+    train: ProductDataset,
+    val: ProductDataset | None,
+    config: TrainConfig,
+    resume: Path,
+    **facts: Any,
+) -> History:
+    """Train a model (`fit`) and write its checkpoint; only then is the state of the interrupted training dropped."""
+    history = fit(model, train, val, config, resume)
+    save_checkpoint(model, path, history, **facts)
+    resume.unlink(missing_ok=True)
+    return history
+
+
 def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[str, Any]]:
     """Read what `save_checkpoint` wrote; the encoders' own weight files are not needed.
 
@@ -729,7 +744,7 @@ class TrainSpec:
     def key(self, data: ProductData) -> str:
         """Return a hash of everything that decides the result: spec, data, our sources, library versions."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("root", "config")}
-        return _digest([plain, asdict(self.config), data_fingerprint(data), _sources(), _versions()])
+        return _digest([plain, asdict(self.config), data_fingerprint(data), code_fingerprint()])
 
 
 def fit_or_load(
@@ -761,22 +776,21 @@ def fit_or_load(
     size, splits = spec.size or model.input_size, data.splits
     val = data.split("val", size) if "val" in splits else None
     partial = cache_dir("partial") / f"{key}.pt"
-    history = fit(model, data.split("train", size), val, spec.config, resume=partial)
     facts = {
         "key": key,
         "spec": json.loads(json.dumps(asdict(spec), default=str)),
         "size": size,
         "fit": data.fit,
     }
-    save_checkpoint(model, path, history, **facts)
+    history = fit_and_save(model, path, data.split("train", size), val, spec.config, partial, **facts)
     return model, history
 
 
 def data_fingerprint(data: ProductData, rows: np.ndarray | None = None, text: bool = True) -> str:
-    """Return a hash of a data set's rows: labels, splits, each file's size and time, and the text if it matters."""
+    """Return a hash of a data set: labels, splits, size and time of pictures and masks, the text if it matters."""
     table = data.table if rows is None else data.table.iloc[rows]
     columns = ["label", "split"] + (["text"] if text else [])
-    stats = [_stat(path) for path in table["image"]]
+    stats = [_stat(path) for column in ("image", "mask") for path in table[column] if path]
     return _digest([table[columns].to_numpy().tolist(), list(data.classes), stats])
 
 
@@ -806,14 +820,15 @@ def _hash(kind: Any, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _sources() -> str:
-    here = Path(__file__).parent
-    files = [here / "training.py", here / "losses.py", *sorted((here / "models").glob("*.py"))]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+SEEING = ("models/*.py", "data/table.py", "data/conditions.py")  # sources that decide what an encoder says
+LEARNING = ("training.py", "losses.py", *SEEING)
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "opencv-python-headless")
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "transformers")}
+def code_fingerprint(sources: Sequence[str] = LEARNING) -> str:
+    """Return a hash of our sources that decide a result, and of the versions of the libraries that do."""
+    files = [file for pattern in sources for file in sorted(Path(__file__).parent.glob(pattern))]
+    return _digest([[file.read_text() for file in files], [importlib.metadata.version(name) for name in LIBRARIES]])
 
 
 def _digest(thing: Any) -> str:

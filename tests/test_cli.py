@@ -148,6 +148,20 @@ def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
     assert not Path("model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["--preset", "grocery_best", "--epochs", 2], "--epochs does not go with --preset"),
+        (["--preset", "grocery_best", "--dataset", "synthetic"], "--dataset does not go with --preset"),
+        (["--hold-out"], "--hold-out goes with --preset only"),
+        (["--output", "."], "output=. is a folder; name a file"),
+    ],
+)
+def test_options_of_training_that_would_do_nothing_are_refused(call, given, told):
+    code, _, err = call("train", *given)
+    assert code == 2 and told in err
+
+
 def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
     picture = Image.new("RGB", (50, 40), (90, 160, 90))
     rotated = Image.Exif()
@@ -257,7 +271,8 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
     assert code == 1 and "none.png" in err
 
 
-def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, tmp_path):
+@pytest.fixture
+def shop(tmp_path):
     """Photos without masks: a light product on dark wood, and once nothing that could be cut out."""
     rng = np.random.default_rng(0)
     for label, colour in (("milk", (235, 235, 225)), ("juice", (250, 150, 30))):
@@ -268,7 +283,34 @@ def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, tmp_path):
             ImageDraw.Draw(picture).rectangle((20, 14 + i % 3, 42 + i % 4, 50), fill=colour)
             picture.save(tmp_path / "shop" / label / f"{i}.png")
     Image.new("RGB", (64, 64), (70, 50, 35)).save(tmp_path / "shop" / "milk" / "nothing.png")
-    told = ["matrix", "--dataset", "folder", "--root", tmp_path / "shop", "--size", 48, "--folder", tmp_path / "cells"]
+    return tmp_path / "shop"
+
+
+def test_the_matrix_cuts_out_what_has_no_mask_yet(call, shop, tmp_path):
+    rows = [(path, path.parent.name, "") for path in sorted(shop.glob("*/?.png"))]
+    outline = Image.new("L", (64, 64))
+    ImageDraw.Draw(outline).rectangle((20, 14, 42, 50), fill=255)
+    outline.save(tmp_path / "mask.png")
+    rows[0] = (*rows[0][:2], tmp_path / "mask.png")
+    pd.DataFrame(rows, columns=["image", "label", "mask"]).to_csv(tmp_path / "shop.csv", index=False)
+    told = [
+        "matrix",
+        "--dataset",
+        "folder",
+        "--root",
+        tmp_path / "shop.csv",
+        "--size",
+        48,
+        "--folder",
+        tmp_path / "cells",
+    ]
+    code, out, err = call(*told, "--train", "original", "--test", "only_fg")
+    assert code == 0, err
+    assert "15 of 15 masks accepted" in out
+
+
+def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
+    told = ["matrix", "--dataset", "folder", "--root", shop, "--size", 48, "--folder", tmp_path / "cells"]
     told += ["--train", "original", "--test", "mixed_same", "--test", "mixed_rand", "--csv", tmp_path / "cells.csv"]
     code, out, err = call(*told, "--seeds", 2)
     assert code == 0, err

@@ -55,6 +55,12 @@ def test_the_final_members_learn_from_all_splits_named_and_never_from_test(data,
     assert facts["megabytes"] > 100
 
 
+def test_pictures_that_are_not_to_be_learned_from_choose_no_epoch(data, tiny, monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "tiny", replace(config.PRESETS["tiny"], learn_from=("train",)))
+    presets.train("tiny", data=data)
+    assert [val for _, val in tiny] == [None, None]
+
+
 def test_held_out_pictures_choose_the_weights_and_teach_nothing(data, tiny):
     committee, _, facts = presets.train("tiny", hold_out=True, data=data)
     for train, val in tiny:

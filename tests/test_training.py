@@ -218,12 +218,32 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(data, tmp_pat
         training.fit(stopped, data.split("train", 48), data.split("val", 48), TUNED, resume=state)
     monkeypatch.setattr(training._Loop, "_epoch", real_epoch)
 
+    before = torch.load(state, weights_only=True)["seconds"]
     resumed = small_model(data, seed=9)  # other weights: all must come from the file
     history = training.fit(resumed, data.split("train", 48), data.split("val", 48), TUNED, resume=state)
-    assert history.epochs["epoch"].tolist() == [1, 2, 3]
+    assert history.epochs["epoch"].tolist() == [1, 2, 3] and history.seconds > before > 0
     for name, value in whole.state_dict().items():
         assert torch.allclose(value.float(), resumed.state_dict()[name].float(), atol=1e-6), name
-    assert not state.exists()
+
+
+def test_a_training_outlives_a_checkpoint_that_cannot_be_written(data, tmp_path, monkeypatch):
+    spec = TrainSpec(model_options={"backbone": "shufflenet_v2_x1_0", "weights": None}, size=48, config=TUNED)
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
+        training.fit_or_load(spec, data, tmp_path)  # a folder
+    monkeypatch.setattr(training._Loop, "_epoch", lambda *_: pytest.fail("trained again"))
+    _, history = training.fit_or_load(spec, data, tmp_path / "model.safetensors")
+    assert history.epochs["epoch"].tolist() == [1, 2, 3]
+    assert not list(training.cache_dir("partial").glob(f"{spec.key(data)}*"))
+
+
+def test_worse_masks_train_another_model(data, tmp_path):
+    """Augmentation of packshots cuts products out by their masks."""
+    mask = tmp_path / "mask.png"
+    Image.new("L", (48, 48), 255).save(mask)
+    masked = replace(data, table=data.table.assign(mask=str(mask)))
+    keys = {TrainSpec().key(data), TrainSpec().key(masked)}
+    Image.new("L", (48, 40), 255).save(mask)
+    assert len(keys | {TrainSpec().key(masked)}) == 3
 
 
 def test_fit_or_load_trains_once_and_again_when_the_data_change(data):

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,15 @@ class Cutouts(Scenes):
         self.__dict__.update(vars(scenes))
         self._hold(scenes.rows, scenes.images * scenes.masks, scenes.masks, scenes.labels)
         self.source = scenes
-        self.outlines = f"cut out {scenes.outlines}"  # cached features know them by it
 
-    def at(self, size: int) -> Cutouts:
-        """Return the same at another size."""
-        return Cutouts(self.source.at(size))
+    @cached_property
+    def outlines(self) -> str:
+        """Return what tells cached features apart: by which masks they were cut out, and the masks now."""
+        return f"cut out {self.source.outlines} {super().outlines}"
+
+    def _read_at(self, size: int) -> Cutouts:
+        cut = Cutouts(self.source.at(size))
+        return cut if self.recut == self.source.recut else cut.with_recut(*self.recut)
 
 
 class DealtSplit(ProductDataset):
@@ -221,7 +226,8 @@ def from_scratch(
     """
     config = TrainConfig(mode="finetune", epochs=epochs, lr=2e-3, encoder_lr=2e-3, augment="light", seed=seed,
                          train_size=train.size)  # fmt: skip
-    facts = [backbone, asdict(config), train.appearance, training.data_fingerprint(train.data, train.rows, text=False)]
+    files = training.data_fingerprint(train.data, train.rows, text=False)
+    facts = [backbone, asdict(config), train.appearance, files, training.code_fingerprint()]
     key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
     path = cache_dir("factors") / f"{key}.safetensors"
     if path.exists():
@@ -232,9 +238,7 @@ def from_scratch(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = models.build("image", train.classes, backbone, weights=None)
-    history = training.fit(model, train, None, config, resume=path.with_suffix(".pt"))
-    training.save_checkpoint(model, path, history)
-    return model, history
+    return model, training.fit_and_save(model, path, train, None, config, path.with_suffix(".pt"))
 
 
 def spread(seen: EncodedDataset) -> np.ndarray:

@@ -118,6 +118,8 @@ def run(
         raise UsageError(f"jobs={jobs}; use 1 or more processes")
     if train.split.classes != test.split.classes or train.split.size != test.split.size:
         raise UsageError("the training and the test pictures differ in classes or size; make both splits alike")
+    if jobs > 1 and {type(train), type(test)} != {Scenes}:
+        raise UsageError(f"jobs={jobs}: other processes can only read plain scenes; use jobs=1 for what was cut out")
     work = _Work(train, test, spec, Path(folder or cache_dir("matrix")))
     rows = [(name, seed, work.unfinished(name, seed, test_variants)) for seed in seeds for name in train_variants]
     rows = [row for row in rows if row[2]]
@@ -179,8 +181,8 @@ class _Work:
         if path.exists():
             return training.load_checkpoint(path)[0]
         model, split = self.blank(seed), self.scenes("train").variant(train)
-        history = training.fit(model, split, None, config, resume=path.with_suffix(".partial"))
-        training.save_checkpoint(model, path, history, size=split.size, fit=split.fit, trained_on=train)
+        facts = {"size": split.size, "fit": split.fit, "trained_on": train}
+        training.fit_and_save(model, path, split, None, config, path.with_suffix(".partial"), **facts)
         return model
 
     def unfinished(self, train: str, seed: int, tests: Sequence[str]) -> list[str]:

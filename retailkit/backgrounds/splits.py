@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from retailkit.backgrounds.masks import degrade, grabcut_of
 from retailkit.backgrounds.paper import boxes, choose_donors
 from retailkit.backgrounds.variants import PAPER, VARIANTS, PaperVariants, apply_variant, usable
-from retailkit.config import UserError, pick
+from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductDataset, Sample
 
 Recut = tuple[str, float]
@@ -50,7 +50,7 @@ class Scenes:
     def __init__(
         self, split: ProductDataset, seed: int = 0, own_class: bool = True, recut: Recut | None = None
     ) -> None:
-        self.split, self.seed, self.own_class, self.recut = split, seed, own_class, recut
+        self.split, self.seed, self.own_class, self.recut = split, seed, own_class, None
         with_masks = split.rows[(split.table["mask"] != "").to_numpy()]
         plain = split.with_options(rows=with_masks, augment=None, reads=("mask",))
         bar = tqdm(range(len(plain)), desc="read pictures", delay=2, mininterval=2, leave=False)
@@ -58,7 +58,9 @@ class Scenes:
         if not samples:
             raise UserError(f"no picture of {split.data.name!r} has a product mask; make some with backgrounds.masked")
         images, masks = (torch.stack(part) for part in zip(*samples, strict=True))
-        self._hold(with_masks, images, _recut(images, masks, recut, seed), torch.tensor(plain.labels))
+        self._hold(with_masks, images, masks, torch.tensor(plain.labels))
+        if recut:
+            self._cut_again(recut)
 
     def _hold(self, rows: np.ndarray, images: Tensor, masks: Tensor, labels: Tensor) -> None:
         """Keep the pictures whose mask is of use, and what follows from them."""
@@ -70,6 +72,8 @@ class Scenes:
         self.rows, self.images, self.masks, self.labels = rows[good.numpy()], images[good], masks[good], labels[good]
         self.left_out = len(self.split) - len(self.rows)
         self.__dict__.pop("outlines", None)  # of the masks before
+        self._at: dict[int, Scenes] = {}
+        self._generic: dict[int | None, Tensor] = {}
         self._paper = PaperVariants(self.images, self.masks, self.labels, self.seed, self.own_class)
 
     def with_recut(self, how: str, amount: float) -> Scenes:
@@ -83,10 +87,12 @@ class Scenes:
             UserError: no mask is left that is of use.
         """
         changed = copy.copy(self)
-        changed.recut = (how, amount)
-        masks = _recut(self.images, self.masks, changed.recut, self.seed)
-        changed._hold(self.rows, self.images, masks, self.labels)
+        changed._cut_again((how, amount))
         return changed
+
+    def _cut_again(self, recut: Recut) -> None:
+        self.recut = recut
+        self._hold(self.rows, self.images, _recut(self.images, self.masks, recut, self.seed), self.labels)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,7 +113,13 @@ class Scenes:
         return self._paper.backgrounds
 
     def variant(self, name: str, **options: Any) -> VariantSplit:
-        """Return the pictures as a variant shows them; `options` are those of `apply_variant`."""
+        """Return the pictures as a variant shows them; `options` are those of `apply_variant`.
+
+        Raises:
+            UsageError: an unknown variant or option; the paper's eight have none.
+        """
+        if options and pick(VARIANTS, name, "variant") in PAPER:
+            raise UsageError(f"{name} has no option {next(iter(options))!r}; what its donors may be, Scenes is told")
         return VariantSplit(self, pick(VARIANTS, name, "variant"), options)
 
     def picture(self, position: int, name: str, options: dict[str, Any]) -> Tensor:
@@ -126,19 +138,22 @@ class Scenes:
         )
         return changed[0].mul(255).round().byte()
 
-    @cache  # noqa: B019  it lives as long as the pictures do
     def _generic_donors(self, from_class: int | None) -> Tensor:
-        return choose_donors(self.labels, "generic_paste", self.seed, from_class=from_class)
+        if from_class not in self._generic:
+            self._generic[from_class] = choose_donors(self.labels, "generic_paste", self.seed, from_class=from_class)
+        return self._generic[from_class]
 
-    @cache  # noqa: B019
     def at(self, size: int) -> Scenes:
         """Return the same at another size."""
+        if size not in self._at:
+            self._at[size] = self._read_at(size)
+        return self._at[size]
+
+    def _read_at(self, size: int) -> Scenes:
         return Scenes(self.split.with_options(size=size), self.seed, self.own_class, self.recut)
 
 
-def _recut(images: Tensor, masks: Tensor, recut: Recut | None, seed: int) -> Tensor:
-    if recut is None:
-        return masks
+def _recut(images: Tensor, masks: Tensor, recut: Recut, seed: int) -> Tensor:
     if recut[0] == "grabcut":
         return grabcut_of(images / 255, boxes(masks), seed)[0]
     return degrade(masks, *recut, seed)
@@ -179,6 +194,7 @@ class VariantSplit(ProductDataset):
         parts = self.augment(parts) if self.augment else parts
         image, mask = parts["image"].as_subclass(Tensor).float() / 255, parts["mask"].as_subclass(Tensor).bool()
         label = int(self.scenes.labels[position])
+        mask = None if VARIANTS[self.name].moves else mask
         return Sample(image, label, "", [], mask, None, int(self.rows[position]))
 
 

@@ -26,12 +26,14 @@ class Variant:
         mask: the product must be somewhere.
         background: there must be something beside the product's box.
         donors: backgrounds of other pictures are pasted.
+        moves: the product is not where its mask says any more.
     """
 
     make: Callable[..., Tensor]
     mask: bool = True
     background: bool = False
     donors: bool = False
+    moves: bool = False
 
 
 VARIANTS: dict[str, Variant] = {
@@ -48,7 +50,7 @@ VARIANTS: dict[str, Variant] = {
     "region_reduced": Variant(factors.region_reduced),
     "generic_paste": Variant(factors.generic_paste, donors=True),
     "paste_own": Variant(factors.paste_own, background=True),
-    "object_size": Variant(factors.object_size, background=True),
+    "object_size": Variant(factors.object_size, background=True, moves=True),
     "shadow": Variant(factors.shadow),
     "reflection": Variant(factors.reflection),
     "occlusion": Variant(factors.occlusion),

@@ -49,19 +49,20 @@ def train_detectors(
     Returns:
         `with` and `without`.
     """
-    seen = encode(test, config)
+    seen = encode(test, config) if config.weights else None
     made = {name: Detectors([], pd.DataFrame(), [], {}) for name in ("with", "without")}
     histories: dict[str, list[pd.DataFrame]] = {name: [] for name in made}
     for seed in seeds:
         train, own = draw(seed), replace(config, seed=seed)
         maps = encode(train, own)
+        judged = encode(test, own) if seen is None else seen  # without weights each seed has a trunk of its own
         for name, kind in made.items():
             region = learn_region and name == "with"
             model, history = fit(train, own, maps, region)
             kind.models.append(model)
-            kind.found.append(detect(model, test, seen))
+            kind.found.append(detect(model, test, judged))
             histories[name].append(history.assign(seed=seed))
             for ruler, counted in (("own labels", region), ("products only", False)):
-                losses = held_out_losses(model, test, seen, counted)
+                losses = held_out_losses(model, test, judged, counted)
                 kind.held_out.setdefault(ruler, []).append(losses)
     return {name: replace(kind, history=pd.concat(histories[name])) for name, kind in made.items()}

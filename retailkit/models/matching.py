@@ -152,6 +152,10 @@ class KeypointMatcher(nn.Module):
         self.register_buffer("counts", counts.long())
         self.register_buffer("labels", labels.long())
 
+    def _apply(self, fn, recurse=True) -> KeypointMatcher:
+        """Stay in main memory whatever `to` says: OpenCV works there."""
+        return self
+
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         self._fill(*(state_dict[prefix + name] for name in ("points", "descriptors", "counts", "labels")))
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -190,7 +194,8 @@ class KeypointMatcher(nn.Module):
             raise UsageError("the gallery is empty; call prepare(train) or fit first")
         with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need every digit
             scores = torch.stack([self._scores(self._describe(image)) for image in images])
-        return Features(scores, torch.ones(len(images), dtype=torch.bool))
+        scores = scores.to(images.device)
+        return Features(scores, torch.ones(len(images), dtype=torch.bool, device=images.device))
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
         """Return logits (B,K): the most inliers with any gallery picture of a class, 0 below `unknown_below`."""
@@ -240,7 +245,8 @@ class KeypointMatcher(nn.Module):
     def _by_class(self, scores: Tensor) -> Tensor:
         """Return (B,K) of what `encode_image` says."""
         best = scores.new_zeros(len(scores), len(self.classes))
-        best = best.scatter_reduce(1, self.labels.expand(len(scores), -1), scores, "amax")
+        labels = self.labels.to(scores.device).expand(len(scores), -1)
+        best = best.scatter_reduce(1, labels, scores, "amax")
         return torch.where(best >= self.unknown_below, best, 0.0)
 
     def _inliers(self, query: Keypoints) -> Tensor:

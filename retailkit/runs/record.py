@@ -269,17 +269,20 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
         records: from `collect`; unfinished ones do not count.
 
     Returns:
-        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no figure), `run`, `here`,
-        `low`, `high`, `n` and `verdict` (see `metrics.verdict`, of the interval; "no interval" where there is none).
+        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no figure), `run`, `here`
+        (above zero where it speaks for the claim), `low`, `high`, `n` and `verdict` (see `metrics.verdict`, of the
+        interval; "no interval" where there is none).
     """
     told = _packaged("claims.csv").fillna("")
     found = told.merge(records[records["status"] == "ok"], on=["notebook", "metric"])
+    against = found["sign"] < 0  # measured the other way round
+    found.loc[against, "value"] *= -1
+    found.loc[against, ["low", "high"]] = -found.loc[against, ["high", "low"]].to_numpy()
     verdicts = [
-        metrics.verdict(row.low, row.high, row.sign) if pd.notna(row.low) else "no interval"
-        for row in found.itertuples()
+        metrics.verdict(row.low, row.high) if pd.notna(row.low) else "no interval" for row in found.itertuples()
     ]
     columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
-    return found.rename(columns={"value": "here"}).assign(verdict=verdicts)[columns]
+    return found.rename(columns={"value": "here"}).assign(verdict=verdicts).astype({"n": int})[columns]
 
 
 def tables(name: str, profile: str = "fast", dataset: str = "synthetic") -> dict[str, pd.DataFrame]:

@@ -78,6 +78,14 @@ def test_cutouts_are_black_behind_the_product_whatever_its_size(scenes):
     assert torch.equal(alone.at(16).variant("original")[0].image, scenes.at(16).variant("only_fg")[0].image)
 
 
+def test_cutouts_with_worse_masks_are_told_from_scenes_with_them(scenes):
+    worse, worse_cutouts = (s.with_recut("dilation", 0.1) for s in (scenes, factor_study.Cutouts(scenes)))
+    assert torch.equal(worse.masks, worse_cutouts.masks)
+    assert not torch.equal(worse.variant("only_fg")[0].image, worse_cutouts.variant("only_fg")[0].image)
+    assert worse.variant("only_fg").appearance != worse_cutouts.variant("only_fg").appearance
+    assert worse_cutouts.at(16).recut == ("dilation", 0.1)
+
+
 @pytest.mark.parametrize("name", factor_study.LIGHT)
 def test_light_is_that_of_the_own_class_of_another_or_of_any(scenes, name):
     own, other, anyone = (factor_study.lit(scenes, name, how, seed=1) for how in ("own", "other", "any"))

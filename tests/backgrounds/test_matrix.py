@@ -10,6 +10,7 @@ from PIL import Image
 
 from retailkit import models, training
 from retailkit.backgrounds import PAPER, Scenes, matrix
+from retailkit.backgrounds.factor_study import Cutouts
 from retailkit.config import UsageError
 from retailkit.data.table import COLUMNS, ProductData
 from retailkit.metrics import wilson
@@ -172,6 +173,11 @@ def test_a_bad_call_names_value_and_cure(scenes, tmp_path, case):
     changes, part = BAD_CALLS[case]
     with pytest.raises(UsageError, match=part):
         matrix.run(*scenes, SPEC, **({"folder": tmp_path} | changes))
+
+
+def test_other_processes_are_not_asked_for_what_they_cannot_read(scenes, tmp_path):
+    with pytest.raises(UsageError, match="jobs=2: other processes"):
+        matrix.run(Cutouts(scenes[0]), scenes[1], SPEC, folder=tmp_path, jobs=2)
 
 
 def test_splits_of_other_classes_are_refused(data, scenes):

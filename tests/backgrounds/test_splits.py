@@ -74,6 +74,8 @@ def test_wrong_names_fail_at_once(data):
         scenes.variant("only_foreground")
     with pytest.raises(UsageError, match="option of blurred"):
         scenes.variant("blurred", radius=3)
+    with pytest.raises(UsageError, match="mixed_rand has no option 'own_class'"):
+        scenes.variant("mixed_rand", own_class=False)
 
 
 def test_worse_masks_cut_another_product(data):
@@ -81,6 +83,19 @@ def test_worse_masks_cut_another_product(data):
     plain, eroded = Scenes(split), Scenes(split, recut=("erosion", 0.05))
     assert (eroded.masks.sum((1, 2, 3)) < plain.masks.sum((1, 2, 3))).all()
     assert not torch.equal(eroded.variant("only_fg")[0].image, plain.variant("only_fg")[0].image)
+
+
+def test_masks_made_worse_never_bring_back_a_picture(data):
+    """Picture 3 is all product, and would leave a background once its mask is eroded."""
+    split = data.split("train", 40)
+    read_so, made_so = Scenes(split, recut=("erosion", 0.05)), Scenes(split).with_recut("erosion", 0.05)
+    assert read_so.rows.tolist() == made_so.rows.tolist() == made_so.at(32).rows.tolist()
+    assert 3 not in read_so.rows
+
+
+def test_a_product_that_was_moved_has_no_mask(data):
+    scenes = Scenes(data.split("train", 40))
+    assert scenes.variant("object_size", scale=0.5)[0].mask is None and scenes.variant("shadow")[0].mask is not None
 
 
 def test_features_of_variants_are_kept_apart(data):
