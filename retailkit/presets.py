@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,16 @@ from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 
-def spec(preset: Preset, member: Member, root: str | Path | None = None, seed: int = 0) -> TrainSpec:
-    """Return the training run of one member of a preset."""
-    config = TrainConfig(**{**member.config, "seed": seed})
+def spec(
+    preset: Preset,
+    member: Member,
+    root: str | Path | None = None,
+    seed: int = 0,
+    finetune: Mapping[str, Any] | None = None,
+) -> TrainSpec:
+    """Return the training run of one member of a preset; see `train`."""
+    changes = (finetune or {}) if member.config.get("mode") == "finetune" else {}
+    config = TrainConfig(**{**member.config, **changes, "seed": seed})
     where = {"dataset": preset.dataset, "root": str(root) if root else None}
     return TrainSpec(**where, model=member.model, model_options=dict(member.options), size=member.size, config=config)
 
@@ -52,7 +59,12 @@ def described(member: Member) -> str:
 
 
 def train(
-    name: str, root: str | Path | None = None, seed: int = 0, hold_out: bool = False, data: ProductData | None = None
+    name: str,
+    root: str | Path | None = None,
+    seed: int = 0,
+    hold_out: bool = False,
+    data: ProductData | None = None,
+    finetune: Mapping[str, Any] | None = None,
 ) -> tuple[Committee, History, dict[str, Any]]:
     """Train a preset, or load what is trained already; an interrupted training goes on.
 
@@ -63,6 +75,7 @@ def train(
         hold_out: the members learn from `train` alone, and their weights are chosen on `val`: what the preset's own
             values were chosen by. Otherwise they learn from all splits of `learn_from` and have the preset's weights.
         data: the data set, if it is loaded already.
+        finetune: fields of `TrainConfig` that fine-tuned members get in place of the preset's, fewer epochs, say.
 
     Returns:
         The committee, the epochs of all members (column `member`), and facts: input size, fit, seconds of each member
@@ -79,7 +92,7 @@ def train(
     members, histories = [], []
     for number, member in enumerate(preset.members, 1):
         print(f"member {number} of {len(preset.members)}: {described(member)}")
-        model, history = training.fit_or_load(spec(preset, member, root, seed), shown)
+        model, history = training.fit_or_load(spec(preset, member, root, seed, finetune), shown)
         model.input_size = member.size
         members.append(model)
         histories.append(history)
@@ -132,6 +145,7 @@ def ladder(
     judge: str = "val",
     data: ProductData | None = None,
     matching: bool = True,
+    finetune: Mapping[str, Any] | None = None,
 ) -> list[Rung]:
     """Climb from frozen features of EfficientNet-Lite0 to the preset, a member at a time, mirror images last.
 
@@ -144,12 +158,13 @@ def ladder(
         judge: split that rungs are judged on; judged on `val`, their one weight a member flatters them a little.
         data: the data set, if it is loaded already.
         matching: False leaves keypoint matching out.
+        finetune: see `train`.
     """
     preset = PRESETS[pick(PRESETS, name, "preset")]
     data = data or load(name, root)
     plain = TrainSpec(preset.dataset, str(root) if root else None, config=TrainConfig(seed=seed, batch_size=128))
     first, history = training.fit_or_load(plain, data)
-    whole, _, facts = train(name, root, seed, hold_out=True, data=data)
+    whole, _, facts = train(name, root, seed, hold_out=True, data=data, finetune=finetune)
     kept = [k for k, member in enumerate(preset.members) if matching or member.model not in MATCHERS]
     members, flips = [whole.members[k] for k in kept], [whole.flips[k] for k in kept]
     costs = np.cumsum([facts["seconds_of_members"][k] for k in kept])
@@ -169,6 +184,18 @@ def ladder(
         size = sum(t.numel() * t.element_size() for t in committee.state_dict().values()) / 1e6
         rungs.append(Rung(step, committee, training.evaluate(committee, judged_on), seconds, took, size))
     return rungs
+
+
+def pooled(ladders: Sequence[list[Rung]]) -> list[Rung]:
+    """Return ladders that were judged on different pictures as one; costs are means, committees those of the first."""
+    found = []
+    for rungs in zip(*ladders, strict=True):
+        results = [rung.result for rung in rungs]
+        parts = (np.concatenate([getattr(r, name) for r in results]) for name in ("probs", "labels", "indices"))
+        probs, labels, indices = parts
+        costs = {name: float(np.mean([getattr(r, name) for r in rungs])) for name in ("seconds", "milliseconds")}
+        found.append(replace(rungs[0], result=Evaluation(probs, labels, results[0].classes, indices), **costs))
+    return found
 
 
 def evidence(committee: Committee, photos: ProductDataset) -> EncodedDataset:

@@ -241,6 +241,20 @@ def repetition(data: ProductData, seed: int, count: int = 5) -> ProductData:
     return replace(data, table=data.table.assign(split=split))
 
 
+def inside_train(data: ProductData, count: int = 5) -> list[ProductData]:
+    """Return a data set for each fold of the training pictures: it is `test`, the next one `val`, the others `train`.
+
+    What is chosen on these has seen none of the other splits; look-alikes stay together (see `folds`).
+    """
+    shown = data.select((data.table["split"] == "train").to_numpy())
+    dealt = folds(shown, count)
+    parts = []
+    for fold in range(count):
+        split = np.select([dealt == fold, dealt == (fold + 1) % count], ["test", "val"], "train")
+        parts.append(replace(shown, table=shown.table.assign(split=split)))
+    return parts
+
+
 @dataclass(frozen=True)
 class CrossValidation:
     """One head a fold on features that were encoded once: each picture is judged by the head that has not seen it.

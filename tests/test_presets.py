@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retailkit import config, presets, training
+from retailkit import config, presets, training, workbook
 from retailkit.config import PRESETS, Member, Preset, UsageError, UserError
 from retailkit.data.table import COLUMNS, ProductData
 from retailkit.models.encoders import BACKBONES
@@ -93,6 +93,24 @@ def test_the_ladder_adds_one_thing_a_rung_and_judges_all_on_the_same_photos(data
     assert np.allclose(again.probs, rungs[-1].result.probs, atol=1e-4)
     one, other = presets.alone(whole, data.split("test", 64))
     assert one.n == other.n == 6 and len(one.probs[0]) == 2
+
+
+def test_ladders_of_folds_are_judged_together_on_every_training_picture_once(data, tiny, monkeypatch):
+    monkeypatch.setattr(
+        presets, "TrainSpec", lambda *a, **k: TrainSpec(*a, **({"model_options": SMALL, "size": 48} | k))
+    )
+    parts = workbook.inside_train(data, 3)
+    assert all(len(part) == 12 and part.splits == ["train", "val", "test"] for part in parts)
+    epochs = {"epochs": 2}
+    climbed = [presets.ladder("tiny", judge="test", data=part, finetune=epochs) for part in parts]
+    assert {len(train.table) for train, _ in tiny} == {len(part.split("train", 48)) for part in parts}
+    whole = presets.pooled(climbed)
+    assert [rung.name for rung in whole] == [rung.name for rung in climbed[0]]
+    for k, rung in enumerate(whole):
+        assert sorted(rung.result.indices) == list(range(12))
+        assert rung.result.correct.sum() == sum(rungs[k].result.correct.sum() for rungs in climbed)
+    member = presets.PRESETS["tiny"].members[0]
+    assert presets.spec(presets.PRESETS["tiny"], member, finetune=epochs).config.epochs == 2
 
 
 def test_evidence_of_a_loaded_member_comes_from_the_cache(data, tiny, monkeypatch):
