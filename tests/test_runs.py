@@ -192,9 +192,10 @@ def test_every_claim_has_a_record_and_a_verdict_of_its_interval(committed):
     told = pd.read_csv(Path(runs.__file__).parents[1] / "claims.csv")
     assert set(told["claim"]) == set(found["claim"]), "a claim whose metric no committed record has"
     assert set(told["sign"]) <= {-1, 1}
-    sign = found["claim"].map(told.set_index("claim")["sign"])
-    wrong = (found["high"] * sign < 0) & (found["low"] * sign < 0)
-    assert (found["verdict"] == "the opposite").equals(wrong)
+    assert (found["verdict"] == "the opposite").equals(found["high"] < 0), "above zero speaks for the claim"
+    merged = found.merge(told, on="claim").merge(records, on=["run", "notebook", "metric"], suffixes=("", "_measured"))
+    assert len(merged) == len(found) and np.allclose(merged["here"], merged["sign"] * merged["value"])
+    assert (merged["low"] <= merged["here"]).all() and (merged["here"] <= merged["high"]).all()
     unfinished = runs.claims(records.assign(status="running"))
     assert unfinished.empty and list(unfinished.columns) == list(found.columns)
     bare = runs.claims(records.assign(low=np.nan, high=np.nan))

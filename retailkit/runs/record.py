@@ -279,7 +279,7 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     found.loc[against, "value"] *= -1
     found.loc[against, ["low", "high"]] = -found.loc[against, ["high", "low"]].to_numpy()
     verdicts = [
-        metrics.verdict(row.low, row.high) if pd.notna(row.low) else "no interval" for row in found.itertuples()
+        metrics.verdict(row.low, row.high, 1) if pd.notna(row.low) else "no interval" for row in found.itertuples()
     ]
     columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
     return found.rename(columns={"value": "here"}).assign(verdict=verdicts).astype({"n": int})[columns]
