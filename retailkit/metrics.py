@@ -38,9 +38,10 @@ def verdict(low: float, high: float, sign: int) -> str:
         sign: what is claimed: above 0 a gain, below 0 a loss, 0 for no claim.
 
     Returns:
-        `as claimed` or `the opposite`; `more` or `less` where nothing is claimed; `not decided` where 0 lies inside.
+        `as claimed` or `the opposite`; `more` or `less` where nothing is claimed; `not decided` where 0 lies inside,
+        or an end is NaN.
     """
-    if low <= 0 <= high:
+    if not (low > 0 or high < 0):
         return "not decided"
     if not sign:
         return "more" if low > 0 else "less"

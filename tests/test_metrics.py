@@ -139,6 +139,7 @@ def test_the_crossed_bootstrap_covers_what_varies():
         (0.0, 0.2, 1, "not decided"),
         (0.1, 0.2, 0, "more"),
         (-0.2, -0.1, 0, "less"),
+        (float("nan"), float("nan"), 1, "not decided"),
     ],
 )
 def test_a_verdict_follows_the_interval(low, high, sign, says):
