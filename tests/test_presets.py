@@ -99,6 +99,7 @@ def test_ladders_of_folds_are_judged_together_on_every_training_picture_once(dat
     monkeypatch.setattr(
         presets, "TrainSpec", lambda *a, **k: TrainSpec(*a, **({"model_options": SMALL, "size": 48} | k))
     )
+    monkeypatch.setattr(presets, "milliseconds", lambda committees, photos: [1.0] * len(committees))
     parts = workbook.inside_train(data, 3)
     assert all(len(part) == 12 and part.splits == ["train", "val", "test"] for part in parts)
     epochs = {"epochs": 2}
