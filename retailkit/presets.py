@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from retailkit import data as datasets
-from retailkit import training
+from retailkit import metrics, training
 from retailkit.config import PRESETS, Member, Preset, UserError, device, pick
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.inference import Predictor
@@ -191,11 +191,43 @@ def pooled(ladders: Sequence[list[Rung]]) -> list[Rung]:
     found = []
     for rungs in zip(*ladders, strict=True):
         results = [rung.result for rung in rungs]
-        parts = (np.concatenate([getattr(r, name) for r in results]) for name in ("probs", "labels", "indices"))
-        probs, labels, indices = parts
+        probs, labels, indices = (
+            np.concatenate([getattr(result, name) for result in results]) for name in ("probs", "labels", "indices")
+        )
         costs = {name: float(np.mean([getattr(r, name) for r in rungs])) for name in ("seconds", "milliseconds")}
         found.append(replace(rungs[0], result=Evaluation(probs, labels, results[0].classes, indices), **costs))
     return found
+
+
+def ladder_table(rungs: Sequence[Rung]) -> pd.DataFrame:
+    """Return a ladder as a table, a row a rung.
+
+    Columns are `name`, `accuracy` with its 95 % interval (`low`, `high`), `gain` over the rung below on the same photos
+    (`gain_low`, `gain_high`; NaN in the first row), `minutes` of training, `ms` a photo, `MB` and `weights`.
+    """
+    rows = []
+    for below, rung in zip([None, *rungs], rungs, strict=False):
+        gain, gain_low, gain_high = np.nan, np.nan, np.nan
+        if below:
+            pair = [rung.result], [below.result]
+            gain, (gain_low, gain_high) = metrics.gain(*pair), metrics.gain_interval(*pair)
+        low, high = rung.result.interval
+        rows.append(
+            {
+                "name": rung.name,
+                "accuracy": rung.result.top1,
+                "low": low,
+                "high": high,
+                "gain": gain,
+                "gain_low": gain_low,
+                "gain_high": gain_high,
+                "minutes": rung.seconds / 60,
+                "ms": rung.milliseconds,
+                "MB": rung.megabytes,
+                "weights": ", ".join(f"{weight:g}" for weight in rung.committee.weights.tolist()),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def evidence(committee: Committee, photos: ProductDataset) -> EncodedDataset:
