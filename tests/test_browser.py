@@ -182,12 +182,12 @@ def plain(text):
     return text.replace("\xa0", " ")  # menus keep their words together
 
 
-def until(page, holds):
+def until(page, holds, told=lambda: ""):
     for _ in range(SLOW // 200):
         if holds():
             return
         page.wait_for_timeout(200)
-    raise AssertionError("it did not come to hold")
+    raise AssertionError(f"it did not come to hold: {told()}")
 
 
 def test_a_click_on_a_thumbnail_opens_that_photo(place):
@@ -334,7 +334,8 @@ def test_two_explanations_lie_side_by_side(place):
     assert len(names) >= 2
     for menu in menus:
         menu.select_option(index=0)
-    until(page, lambda: shown.locator("h3").all_inner_texts() == names[:1] * 2)
+    heads = shown.locator("h3")
+    until(page, lambda: heads.all_inner_texts() == names[:1] * 2, lambda: (heads.all_inner_texts(), names))
     assert shown.inner_text() != before
     assert [plain(menu.locator("option:checked").inner_text()) for menu in menus] == names[:1] * 2
     shot(page, where, "compare")

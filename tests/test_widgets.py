@@ -440,6 +440,37 @@ def test_two_explanations_are_compared(tool):
     assert views.same_order(left, tool.state.remembered[names[2]]) is None, "the third one only reads"
 
 
+def test_a_chosen_comparison_stays_when_something_else_is_explained(tool):
+    tool.explain()
+    names = list(tool.state.remembered)
+    for side in ("left", "right"):
+        tool.controls[side].value = names[0]
+    tool.select(1)
+    tool.explain()
+    assert len(tool.state.remembered) == 6
+    assert [tool.controls[side].value for side in ("left", "right")] == names[:1] * 2
+    assert tool.compared.value.count(f"<h3>{names[0]}</h3>") == 2
+
+
+def test_a_control_works_while_the_background_sets_others(tool):
+    quiet, done = threading.Event(), threading.Event()
+
+    def background():
+        with tool._not_following():
+            quiet.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=background)
+    thread.start()
+    assert quiet.wait(60)
+    tool.controls["brightness"].value = 1.5
+    with tool._not_following():
+        done.set()
+        thread.join()
+    tool.controls["blur"].value = 0.03
+    assert (tool.state.change.brightness, tool.state.change.blur) == (1.5, 0.03)
+
+
 @pytest.mark.parametrize("view", ["why", "what_if", "class", "compare"])
 def test_every_view_can_be_saved(tool, tmp_path, view):
     if view in ("why", "class", "compare"):

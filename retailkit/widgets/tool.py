@@ -71,7 +71,10 @@ class ExplanationTool(W.VBox):
         budget: int = 160,
     ) -> None:
         self._loaders: dict[str, Loader] = {data.name: lambda: (data, models), **(others or {})}
-        self._stopped, self._worker, self._following = threading.Event(), None, True
+        self._stopped, self._worker = threading.Event(), None
+        self._lock = threading.RLock()  # the state changes in the page's thread and in the background's
+        self._quiet = threading.local()  # each thread sets controls for itself
+        self._compared: tuple[str, ...] = ()  # the pair that somebody chose
         self.desk = Desk(data, models)
         c = self.controls = controls.controls(list(self._loaders), budget)
         self.message, self.told = W.HTML(), W.HTML()
@@ -122,7 +125,7 @@ class ExplanationTool(W.VBox):
         if not 1 <= len(models) <= SIDE_BY_SIDE:
             raise UsageError(f"{len(models)} models are chosen; choose 1 to {SIDE_BY_SIDE}")
         self.stop()
-        self.state = replace(self.state, models=models)
+        self._update(models=models)
         self.filter()
 
     def filter(self, label: str = "", show: str = "all", condition: str = "") -> None:
@@ -140,7 +143,7 @@ class ExplanationTool(W.VBox):
         found = self.desk.find(self.state.models[0], label, show, condition)
         if not found:
             raise UserError("no photo passes these filters; choose others")
-        self.state = replace(self.state, found=tuple(found))
+        self._update(found=tuple(found))
         self._set(label=label, show=show, condition=condition)
         self.select(found[0])
 
@@ -180,7 +183,7 @@ class ExplanationTool(W.VBox):
         if ours == theirs:
             raise UsageError(f"{self.desk.classes[ours]!r} cannot be told from itself; choose two classes")
         self.stop()
-        self.state = replace(self.state, label=ours, rival=theirs, explanations={}, problems={})
+        self._update(label=ours, rival=theirs, explanations={}, problems={})
         self._show()
 
     def explain(self, budget: int | None = None, wait: bool = True) -> None:
@@ -192,7 +195,7 @@ class ExplanationTool(W.VBox):
         """
         self.stop()
         state, budget = self.state, budget or self.controls["masks"].value
-        self.state = replace(state, explanations={}, problems={})
+        self._update(explanations={}, problems={})
         steps = desks.explaining(self._predictors, state.photo, state.label, state.rival, budget)
         self._work(self._explained(steps, budget * len(state.models)), wait)
 
@@ -261,7 +264,7 @@ class ExplanationTool(W.VBox):
         """Ask the models about a changed photo; see `adjust`, `switch` and `set_text`."""
         photo = self.state.photo
         after = desks.answer(self._predictors, desks.changed(photo, change), change.read(photo))
-        self.state = replace(self.state, change=change, after=after)
+        self._update(change=change, after=after)
         self._show()
 
     def probabilities(self) -> pd.DataFrame:
@@ -293,7 +296,7 @@ class ExplanationTool(W.VBox):
         self._work(self._summed(self.desk.explaining_class(name, index, photos, self.controls["masks"].value)), wait)
 
     def compare(self, left: str, right: str) -> None:
-        """Lay two explanations side by side: of two models, or of two photos.
+        """Lay two explanations side by side: of two models, or of two photos. They stay there when others are found.
 
         Args:
             left: key of `state.remembered`.
@@ -304,8 +307,8 @@ class ExplanationTool(W.VBox):
         """
         for name in (left, right):
             pick(self.state.remembered, name, "explanation")
-        self._set(left=left, right=right)
-        self.compared.value = views.block(documents.comparison(self.state, self._pair))
+        self._compared = (left, right)
+        self._show_compare()
 
     def export(self, path: str | Path, view: str | None = None) -> Path:
         """Write a view to a file.
@@ -363,7 +366,7 @@ class ExplanationTool(W.VBox):
         self._begin(total, "masks")
         for name, found in steps:
             if isinstance(found, str):
-                self.state = replace(self.state, problems={**self.state.problems, name: found})
+                self._update(problems={**self.state.problems, name: found})
             else:
                 self._remember(name, found)
             done = sum(desks.spent(e) for e in self.state.explanations.values())
@@ -377,14 +380,14 @@ class ExplanationTool(W.VBox):
         called = f"{state.photo.name}, {name}: {found.question}"
         kept = {key: e for key, e in state.remembered.items() if key != called} | {called: found}
         kept = dict(list(kept.items())[-REMEMBERED:])
-        self.state = replace(state, explanations={**state.explanations, name: found}, remembered=kept)
+        self._update(explanations={**state.explanations, name: found}, remembered=kept)
 
     def _summed(self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]]) -> Iterator[None]:
         self._begin(self.controls["photos"].value, "photos")
         for count, summed, check in steps:
             self._advance(count, "photos")
             if summed is not None:
-                self.state = replace(self.state, summed=(summed, check))
+                self._update(summed=(summed, check))
                 self._show_class()
             yield
         self._end("done")
@@ -510,20 +513,28 @@ class ExplanationTool(W.VBox):
             self.summary.value = views.block(views.class_summary(*self.state.summed))
 
     def _show_compare(self) -> None:
-        names = list(self.state.remembered)
-        if list(self.controls["left"].options) != names and names:
+        with self._lock:
+            names = list(self.state.remembered)
+            if not names:
+                return
+            chosen = self._compared and all(name in names for name in self._compared)
+            pair = self._compared if chosen else (names[-min(2, len(names))], names[-1])
             with self._not_following():
-                for control, place in (("left", -min(2, len(names))), ("right", -1)):
-                    self.controls[control].options = names
-                    self.controls[control].value = names[place]
-        if names:
-            self.compared.value = views.block(documents.comparison(self.state, self._pair))
+                for control, name in zip(("left", "right"), pair, strict=True):
+                    if list(self.controls[control].options) != names:
+                        self.controls[control].options = names
+                    self.controls[control].value = name
+            self.compared.value = views.block(documents.comparison(self.state, pair))
 
     # -- Controls.
 
     @property
     def _pair(self) -> list[str]:
         return [self.controls[side].value for side in ("left", "right")]
+
+    def _update(self, **fields: Any) -> None:
+        with self._lock:
+            self.state = replace(self.state, **fields)
 
     def _set(self, **values: Any) -> None:
         """Set controls without their calling anything."""
@@ -533,17 +544,17 @@ class ExplanationTool(W.VBox):
 
     @contextmanager
     def _not_following(self) -> Iterator[None]:
-        before, self._following = self._following, False
+        before, self._quiet.on = getattr(self._quiet, "on", False), True
         try:
             yield
         finally:
-            self._following = before
+            self._quiet.on = before
 
     def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
         """Return `act` so that a problem is shown, and that it stays quiet while controls are set."""
 
         def call(*_: Any) -> None:
-            if not self._following:
+            if getattr(self._quiet, "on", False):
                 return
             self.message.value = ""
             try:
