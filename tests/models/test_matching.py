@@ -217,3 +217,10 @@ def test_points_that_vote_are_a_classifier_like_the_others(shop, tmp_path):
     assert torch.equal(again(image), model(image)) and again.neighbours == 4
     with pytest.raises(UsageError, match="neighbours=0"):
         models.build("nbnn", ["a"], neighbours=0)
+
+
+def test_its_pictures_stay_in_main_memory_whatever_to_says(shop):
+    model = models.build("matching", shop.classes)
+    model.prepare(shop.split("train", 240))
+    assert model.to("meta").points.device.type == "cpu"
+    assert model(shop.split("test", 240)[0].image[None]).isfinite().all()
