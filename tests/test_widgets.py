@@ -435,9 +435,9 @@ def test_two_explanations_are_compared(tool):
     assert len(names) == 3
     tool.compare(names[0], names[1])
     assert "rank correlation" in tool.compared.value
-    left, right = (tool.state.remembered[name] for name in names[:2])
+    left, right, third = (tool.state.remembered[name][1] for name in names)
     assert views.same_order(left, left) == pytest.approx(1) and views.same_order(left, right) is not None
-    assert views.same_order(left, tool.state.remembered[names[2]]) is None, "the third one only reads"
+    assert views.same_order(left, third) is None, "the third one only reads"
 
 
 def test_a_chosen_comparison_stays_when_something_else_is_explained(tool):
@@ -450,6 +450,15 @@ def test_a_chosen_comparison_stays_when_something_else_is_explained(tool):
     assert len(tool.state.remembered) == 6
     assert [tool.controls[side].value for side in ("left", "right")] == names[:1] * 2
     assert tool.compared.value.count(f"<h3>{names[0]}</h3>") == 2
+
+
+def test_a_comparison_shows_each_explanation_on_the_photo_it_is_of(tool):
+    tool.explain()
+    name = next(name for name in tool.state.remembered if ", text:" in name)
+    tool.compare(name, name)
+    shown, drawn = tool.compared.value, tool.rendered("compare", ".png")
+    tool.select(5)
+    assert tool.compared.value == shown and tool.rendered("compare", ".png") == drawn
 
 
 def test_a_control_works_while_the_background_sets_others(tool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,12 @@ from retailkit.explain.local import LocalExplanation
 from retailkit.widgets import desk as desks
 from retailkit.widgets import views
 from retailkit.widgets.controls import SIDE
-from retailkit.widgets.desk import Change
+from retailkit.widgets.desk import Change, Photo
 from retailkit.widgets.state import FRESH, State
 
 VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class", "compare": "Compare"}
 NOTHING = "nothing is explained yet; choose Explain first"
+Explained = tuple[Photo, LocalExplanation]
 CHANGED = 400  # pixels of a photo as changed
 
 
@@ -44,7 +45,7 @@ def figure(view: str, state: State, classes: Sequence[str], pair: Sequence[str] 
     if view == "class":
         return plots.class_explanation(_summed(state)[0])
     found = dict(_two(state, pair)) if view == "compare" else _explained(state)
-    return views.why_figure(found, state.photo.sample.image)
+    return views.why_figure({name: (photo.sample.image, explanation) for name, (photo, explanation) in found.items()})
 
 
 def html(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = ()) -> str:
@@ -57,8 +58,8 @@ def html(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = 
         bars = views.probabilities(state.before, state.after, classes, state.label, state.rival)
         return views.beside(_shown(state, "as it is", FRESH), _shown(state, "what if", state.change), bars)
     parts = [
-        views.said(name, classes, state.before.get(name), None, state.truth) + _explanation(state, explanation)
-        for name, explanation in _explained(state).items()
+        views.said(name, classes, state.before.get(name), None, state.truth) + _explanation(photo, explanation)
+        for name, (photo, explanation) in _explained(state).items()
     ]
     return views.legend(classes, state.label, state.rival) + views.beside(*parts)
 
@@ -70,8 +71,8 @@ def comparison(state: State, pair: Sequence[str]) -> str:
         UserError: nothing is explained yet.
     """
     two = _two(state, pair)
-    parts = [f"<h3>{views.escape(name)}</h3>{_explanation(state, explanation)}" for name, explanation in two]
-    return views.beside(*parts) + views.comparison(*(explanation for _, explanation in two), pair)
+    parts = [f"<h3>{views.escape(name)}</h3>{_explanation(*found)}" for name, found in two]
+    return views.beside(*parts) + views.comparison(*(explanation for _, (_, explanation) in two), pair)
 
 
 def changed(state: State, change: Change) -> np.ndarray:
@@ -84,22 +85,22 @@ def _shown(state: State, name: str, change: Change) -> str:
     return f"<h3>{name}</h3>{views.image_tag(changed(state, change), name)}<p>It reads: {read}</p>"
 
 
-def _explanation(state: State, explanation: LocalExplanation) -> str:
-    pixels = views.signed_map(explanation, SIDE, state.photo.sample.image)
+def _explanation(photo: Photo, explanation: LocalExplanation) -> str:
+    pixels = views.signed_map(explanation, SIDE, photo.sample.image)
     shown = views.image_tag(pixels, f"What speaks for and against: {explanation.question}")
     return shown + views.badges(explanation) + views.word_weights(explanation)
 
 
-def _explained(state: State) -> dict[str, LocalExplanation]:
-    return _or_nothing(dict(state.explanations))
+def _explained(state: State) -> Mapping[str, Explained]:
+    return _or_nothing({name: (state.photo, explanation) for name, explanation in state.explanations.items()})
 
 
-def _two(state: State, pair: Sequence[str]) -> list[tuple[str, LocalExplanation]]:
-    _or_nothing(state.remembered)
-    return [(name, state.remembered[name]) for name in pair]
+def _two(state: State, pair: Sequence[str]) -> list[tuple[str, Explained]]:
+    found = _or_nothing(state.remembered)
+    return [(name, found[name]) for name in pair]
 
 
-def _or_nothing(found: dict[str, LocalExplanation]) -> dict[str, LocalExplanation]:
+def _or_nothing(found: Mapping[str, Explained]) -> Mapping[str, Explained]:
     if not found:
         raise UserError(NOTHING)
     return found

@@ -31,7 +31,7 @@ class State:
         explanations: by name; what a model could not explain is missing.
         problems: why, by name.
         summed: what a class is recognised by, and the deletion check of that; or None.
-        remembered: explanations so far by what to call them, the latest last.
+        remembered: photos and explanations of them so far, by what to call them, the latest last.
     """
 
     models: tuple[str, ...]
@@ -45,7 +45,7 @@ class State:
     explanations: Mapping[str, LocalExplanation] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     summed: tuple[ClassExplanation, pd.DataFrame] | None = None
-    remembered: Mapping[str, LocalExplanation] = field(default_factory=dict)
+    remembered: Mapping[str, tuple[Photo, LocalExplanation]] = field(default_factory=dict)
 
     @property
     def truth(self) -> int:

@@ -378,7 +378,7 @@ class ExplanationTool(W.VBox):
     def _remember(self, name: str, found: LocalExplanation) -> None:
         state = self.state
         called = f"{state.photo.name}, {name}: {found.question}"
-        kept = {key: e for key, e in state.remembered.items() if key != called} | {called: found}
+        kept = {key: e for key, e in state.remembered.items() if key != called} | {called: (state.photo, found)}
         kept = dict(list(kept.items())[-REMEMBERED:])
         self._update(explanations={**state.explanations, name: found}, remembered=kept)
 

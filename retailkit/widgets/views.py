@@ -114,7 +114,7 @@ def tint(weight: float, limit: float) -> str:
     return to_hex(plots.SIGNED(0.5 + 0.5 * float(np.clip(weight / limit, -1, 1)) if limit else 0.5))
 
 
-def signed_map(explanation: LocalExplanation, side: int = 320, image: Tensor | None = None) -> np.ndarray:
+def signed_map(explanation: LocalExplanation, side: int, image: Tensor) -> np.ndarray:
     """Lay the weights of superpixels over the picture in grey, and those of words over their boxes.
 
     Args:
@@ -490,22 +490,17 @@ def same_order(left: LocalExplanation, right: LocalExplanation) -> float | None:
 # -- Figures: for files and for the notebook.
 
 
-def why_figure(explanations: Mapping[str, LocalExplanation], image: Tensor | None = None) -> Figure:
+def why_figure(explained: Mapping[str, tuple[Tensor, LocalExplanation]]) -> Figure:
     """Draw explanations side by side: maps above, words below.
 
     Args:
-        explanations: by name; at least one.
-        image: (3,H,W) to show for models without a picture of their own.
+        explained: pictures, (3,H,W), and their explanations, by name; at least one.
     """
-    figure, axes = plt.subplots(2, len(explanations), figsize=(4.3 * len(explanations), 7.2), squeeze=False)
-    for (name, explanation), (top, below) in zip(explanations.items(), axes.T, strict=True):
-        shown = explanation.image if explanation.image is not None else image
-        if shown is None:
-            top.set_axis_off()
-        else:
-            top.imshow(signed_map(explanation, 480, shown))
-            top.set_xticks([])
-            top.set_yticks([])
+    figure, axes = plt.subplots(2, len(explained), figsize=(4.3 * len(explained), 7.2), squeeze=False)
+    for (name, (image, explanation)), (top, below) in zip(explained.items(), axes.T, strict=True):
+        top.imshow(signed_map(explanation, 480, image))
+        top.set_xticks([])
+        top.set_yticks([])
         probability = explanation.probs[explanation.explained[0]]
         top.set_title(f"{name}\n{explanation.question}\np = {probability:.2f}", fontsize=9)
         plots.word_bars(explanation, 0, below, strongest(explanation) or None)
