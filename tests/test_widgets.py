@@ -264,7 +264,7 @@ def test_the_panels_show_what_the_views_make_of_the_state(tool, state):
         assert np.array_equal(pixels_of(panel.picture), views.enlarged(now.photo.sample.image, WIDE))
     else:
         found = now.explanations["score_fusion"]
-        assert np.array_equal(pixels_of(panel.picture), views.signed_map(found, WIDE))
+        assert np.array_equal(pixels_of(panel.picture), views.signed_map(found, WIDE, now.photo.sample.image))
         assert views.badges(found) in panel.foot.value and views.word_weights(found) in panel.foot.value
     shown = views.changed_picture(desks.changed(now.photo, now.change), now.photo, now.change, 400)
     assert np.array_equal(pixels_of(tool.scene), shown)
