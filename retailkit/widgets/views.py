@@ -398,10 +398,14 @@ def class_summary(explained: ClassExplanation, check: pd.DataFrame) -> str:
     """
     share = "" if math.isnan(explained.text_share) else f", words have {explained.text_share:.0%} of the weight"
     skipped = f", {explained.skipped} had nothing to explain" if explained.skipped else ""
-    parts = [f"<h3>{escape(explained.name)}</h3><p>{len(explained.photos)} photos{share}{skipped}</p>"]
+    parts = [f"<h3>{escape(explained.name)}</h3><p>{_photos(len(explained.photos))}{share}{skipped}</p>"]
     parts += ["<h3>What it sees</h3>", _seen(explained), "<h3>What it reads</h3>", _phrases(explained)]
     parts += ["<h3>Does it need that? Hidden on photos that were not explained</h3>", _check(check)]
     return "".join(parts)
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo" + "s" * (count != 1)
 
 
 def _seen(explained: ClassExplanation) -> str:
@@ -411,7 +415,7 @@ def _seen(explained: ClassExplanation) -> str:
     for row in explained.image_features.head(explained.top).itertuples():
         crops = "".join(image_tag(enlarged(c, 84), f"typical part {row.cluster}") for c in explained.crops(row.cluster))
         side = "for" if row.weight > 0 else "against"
-        told = f"part {row.cluster}: {side}, {row.share:.0%} of the picture's weight, on {row.support} photos"
+        told = f"part {row.cluster}: {side}, {row.share:.0%} of the picture's weight, on {_photos(row.support)}"
         figures.append(f"<figure>{crops}<figcaption>{told}</figcaption></figure>")
     return "".join(figures)
 
