@@ -94,6 +94,9 @@ def run(
     jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks at a time; default the number of cores.")] = None,
     parameter: Pairs = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
+    cell_seconds: Annotated[
+        int | None, typer.Option(min=1, help="That a cell may take; default half an hour in fast, six hours in full.")
+    ] = None,
     update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
 ):
     """Execute notebooks and write records, figures and an index.html.
@@ -122,6 +125,7 @@ def run(
             jobs,
             fresh,
             prepare=lambda: workbook.prepare(profile, dataset, root),
+            timeout=cell_seconds,
             say=say,
             tick=tick,
         )

@@ -84,7 +84,8 @@ def test_unknown_parameters_stop_everything_before_it_starts(workbook):
 
 def test_a_cell_that_never_ends_is_stopped(workbook):
     (result,) = runs.execute([workbook("10_long", "import time; time.sleep(60)")], timeout=2, say=lambda line: None)
-    assert result.status == "failed" and "timed out" in result.error.lower()
+    assert result.status == "failed" and record("10_long")["error"] == result.error
+    assert "more than 2 seconds" in result.error and "--cell-seconds" in result.error
 
 
 SLOW = "open('started', 'w').close(); import time; time.sleep(60)"

@@ -218,6 +218,11 @@ class _Job:
         error = "the notebook never called run.finish()"
         if self.process.returncode:
             error = _last_line(self.log) or f"the process ended with code {self.process.returncode}"
+            if error.startswith("CellTimeoutError"):
+                error = (
+                    f"a cell took more than {self.timeout} seconds; run it again, what is trained or encoded by now is "
+                    "kept, or give it longer: --cell-seconds"
+                )
         if record:
             seconds_so_far = {"seconds": round(seconds, 2)}
             write_record(self.record_path, record | {"status": "failed", "error": error} | seconds_so_far)
