@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from retailkit import data as datasets
 from retailkit import models, training
-from retailkit.config import data_root, profile
+from retailkit.config import UsageError, data_root, profile
 from retailkit.data import ocr
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.inference import Predictor
@@ -203,13 +203,18 @@ def folds(data: ProductData, count: int = 5, clusters: int = 5, seed: int = 0) -
 
     Args:
         data: all of its pictures are dealt, whatever their split.
-        count: folds.
+        count: folds, three at least.
         clusters: in each class; fewer are harder.
         seed: of the dealing.
 
     Returns:
         (N,) fold of each row, 0 to count - 1.
+
+    Raises:
+        UsageError: fewer than three folds.
     """
+    if count < 3:
+        raise UsageError(f"{count} folds are too few: one is judged, one chooses, the others are learned from; use 3")
     model = models.build("image", data.classes)
     everything = data.split("+".join(data.splits), model.input_size)
     seen = training.encode_cached(model, everything, 1, TrainConfig()).image.values

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from retailkit import data, models, workbook
+from retailkit.config import UsageError
 from retailkit.inference import Predictor
 
 CLASSES = ["lean", "medium"]
@@ -31,6 +32,11 @@ def shelf(tmp_path_factory):
                 rows.append({"image": path.name, "label": label, "split": "train", "group": f"{label}-{scene}"})
     pd.DataFrame(rows).to_csv(root / "photos.csv", index=False)
     return data.load("folder", root / "photos.csv")
+
+
+def test_two_folds_leave_nothing_to_learn_from(shelf):
+    with pytest.raises(UsageError, match="2 folds are too few"):
+        workbook.folds(shelf, count=2)
 
 
 def test_folds_keep_look_alikes_together(shelf):
