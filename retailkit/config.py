@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,31 @@ def device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+ENDS = 512 * 1024  # bytes that `file_identity` reads at each end of a file
+
+
+def file_identity(path: str | Path) -> str:
+    """Return a file's name, size and a hash of its content, so that a copy elsewhere counts as the same file.
+
+    Of a file over 1 MiB the first and the last half MiB go into the hash. A file that cannot be read is its path.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+        return f"{path.name} {found.st_size} {_content(str(path), found.st_size, found.st_mtime_ns)}"
+    except OSError:
+        return str(path)
+
+
+@lru_cache(maxsize=1 << 17)
+def _content(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as file:
+        ends = [file.read(ENDS)]
+        file.seek(max(ENDS, size - ENDS))
+        ends.append(file.read())
+    return hashlib.blake2b(b"".join(ends), digest_size=12).hexdigest()
 
 
 FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}

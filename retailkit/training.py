@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from retailkit import data as datasets
 from retailkit import models
-from retailkit.config import UsageError, UserError, cache_dir, device, pick, replacing
+from retailkit.config import UsageError, UserError, cache_dir, device, file_identity, pick, replacing
 from retailkit.data.conditions import packshot_policy
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
 from retailkit.inference import Predictor
@@ -787,16 +787,11 @@ def fit_or_load(
 
 
 def data_fingerprint(data: ProductData, rows: np.ndarray | None = None, text: bool = True) -> str:
-    """Return a hash of a data set: labels, splits, size and time of pictures and masks, the text if it matters."""
+    """Return a hash of a data set: labels, splits, content of pictures and masks, the text if it matters."""
     table = data.table if rows is None else data.table.iloc[rows]
     columns = ["label", "split"] + (["text"] if text else [])
-    stats = [_stat(path) for column in ("image", "mask") for path in table[column] if path]
-    return _digest([table[columns].to_numpy().tolist(), list(data.classes), stats])
-
-
-def _stat(path: str) -> list[Any]:
-    found = Path(path).stat() if Path(path).exists() else None
-    return [Path(path).name, found.st_size, found.st_mtime_ns] if found else [str(path)]
+    files = [file_identity(path) for column in ("image", "mask") for path in table[column] if path]
+    return _digest([table[columns].to_numpy().tolist(), list(data.classes), files])
 
 
 def encoder_fingerprint(model: ProductClassifier) -> str:

@@ -1,6 +1,7 @@
 """The loop on a small real data set of drawn pictures: learning, resuming, checkpoints, several processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from retailkit import models, training
-from retailkit.config import UsageError, UserError
+from retailkit.config import UsageError, UserError, file_identity
 from retailkit.data.table import COLUMNS, ProductData
 from retailkit.training import TrainConfig, TrainingError, TrainSpec
 
@@ -255,6 +256,28 @@ def test_fit_or_load_trains_once_and_again_when_the_data_change(data):
     fewer = data.select(np.arange(len(data)) != 0)
     assert spec.key(fewer) != spec.key(data)
     assert replace(spec, config=replace(FROZEN, seed=1)).key(data) != spec.key(data)
+
+
+def test_data_copied_elsewhere_are_the_same_data_and_a_changed_picture_is_not(data, tmp_path):
+    """Archives, clones and copies give files new times."""
+    copies = [shutil.copyfile(path, tmp_path / Path(path).name) for path in data.table["image"]]
+    copied = replace(data, table=data.table.assign(image=[str(path) for path in copies]))
+    assert TrainSpec().key(copied) == TrainSpec().key(data)
+    picture = copies[0].read_bytes()
+    copies[0].write_bytes(picture[:-20] + bytes([picture[-20] ^ 1]) + picture[-19:])
+    assert TrainSpec().key(copied) != TrainSpec().key(data)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_both_ends_of_a_large_file_tell_it_from_another(place, tmp_path):
+    path = tmp_path / "photo.bmp"
+    content = bytearray(3 << 20)
+    path.write_bytes(content)
+    identity = file_identity(path)
+    content[place] = 1
+    path.write_bytes(content)
+    assert file_identity(path) != identity
+    assert file_identity(tmp_path / "missing.png") == str(tmp_path / "missing.png")
 
 
 def test_a_checkpoint_holds_all_that_is_needed(data, tmp_path):

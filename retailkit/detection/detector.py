@@ -27,7 +27,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, cache_dir, device, replacing
+from retailkit.config import UsageError, cache_dir, device, file_identity, replacing
 from retailkit.detection.scenes import Scenes
 from retailkit.models.encoders import build_image_encoder
 
@@ -317,7 +317,7 @@ def _key(scenes: Scenes, config: DetectorConfig, region: bool) -> str:
         if isinstance(image, Tensor):
             digest.update(image.numpy().tobytes())
         else:
-            digest.update(f"{image.name} {image.stat().st_size} {image.stat().st_mtime_ns}".encode())
+            digest.update(file_identity(image).encode())
         digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
     return digest.hexdigest()[:24]
 
