@@ -128,8 +128,8 @@ def _onnx(encoder: ImageEncoder, size: int) -> ForwardMap:
         side = images.shape[2:]  # paddings are computed from it, so that a graph serves one size
         if side not in sessions:
             sessions[side] = _session(folded, images[:2].shape)
-        (maps,) = sessions[side].run(None, {"images": images.float().contiguous().numpy()})
-        return torch.from_numpy(maps)
+        (maps,) = sessions[side].run(None, {"images": images.float().contiguous().cpu().numpy()})
+        return torch.from_numpy(maps).to(images.device)
 
     return forward_map
 

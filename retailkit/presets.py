@@ -17,7 +17,7 @@ from torch import nn
 
 from retailkit import data as datasets
 from retailkit import metrics, training
-from retailkit.config import PRESETS, Member, Preset, UserError, device, pick
+from retailkit.config import PRESETS, Member, Preset, UserError, pick
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
@@ -98,7 +98,6 @@ def train(
         histories.append(history)
     committee = Committee(members, [member.flip for member in preset.members]).eval()
     committee.weights.copy_(torch.tensor([member.weight for member in preset.members]))
-    committee.to(device())
     started = time.monotonic()
     if hold_out:
         seen = evidence(committee, data.split("val", committee.input_size))

@@ -73,7 +73,7 @@ class TrainConfig:
         views: augmented views a picture whose features are kept, in `frozen` mode.
         ema: decay of the exponential moving average of weights; 0 keeps the last weights.
         bf16: compute in bfloat16 where the device is faster so.
-        patience: epochs without a better validation accuracy before stopping; None never stops early.
+        patience: epochs in a row without a better validation accuracy that end it; None never stops early.
         workers: processes that load images.
         seed: of weights, order and augmentation.
     """
@@ -99,8 +99,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         pick(MODES, self.mode, "training mode")
         pick(AUGMENTATIONS, self.augment, "augmentation")
-        if self.epochs < 1 or self.batch_size < 1 or self.views < 1:
-            raise UsageError("epochs, batch_size and views must be at least 1")
+        if min(self.epochs, self.batch_size, self.views, 1 if self.patience is None else self.patience) < 1:
+            raise UsageError("epochs, batch_size, views and patience must be at least 1")
 
 
 @dataclass
@@ -232,14 +232,14 @@ def encode(
         dataset: the split, at the size it was made with.
         bf16: compute in bfloat16 where the device is faster so.
         see: what encodes images (B,3,H,W); None takes `model.encode_frozen`, whose result further training may use.
-            `model.encode_image` gives finished features.
+            `model.encode_image` gives finished features. It computes where the model is.
 
     Returns:
         Float32 features on the CPU, in the order of `dataset`.
     """
-    where, images, texts = device(), [], []
-    model, see = model.to(where), see or model.encode_frozen
-    with evaluating(model), _autocast(where, bf16):
+    images, texts = [], []
+    with _placed(model, stay=see is not None) as where, evaluating(model), _autocast(where.type, bf16):
+        see = see or model.encode_frozen
         for batch in tqdm(_loader(dataset, 32), desc="encode", mininterval=2, leave=False, disable=len(dataset) < 100):
             batch = batch.to(where)
             if "image" in model.modalities:
@@ -257,14 +257,15 @@ def _to_cpu(features: Features) -> Features:
 def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int, config: TrainConfig) -> EncodedDataset:
     """Return `views` encodings of a split laid end to end, from the disk cache where they are there already.
 
-    The key covers the encoders' weights and code, the files (path, size, time), the words, the transform and the seed.
+    The key covers the encoders' weights and code, the files, the words, the transform and the seed.
     """
+    first = config.seed * 10_007  # of the views: no two seeds share one
     key = _digest(
         [
             encoder_fingerprint(model),
             data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
             [*dataset.appearance, views, config.bf16],
-            config.seed if dataset.augment else None,
+            first if dataset.augment else None,
             code_fingerprint(SEEING),
         ]
     )
@@ -277,7 +278,7 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
             path.unlink()  # cut off by a kill: made again below
     parts = []
     for view in range(views):
-        with _seeded(config.seed + view):
+        with _seeded(first + view):
             parts.append(encode(model, dataset, config.bf16))
     joined = EncodedDataset(
         Features.joined([p.image for p in parts]) if parts[0].image else None,
@@ -355,7 +356,7 @@ def fit(
     if not any(p.requires_grad for p in model.parameters()):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
     accelerator = Accelerator(cpu=device() == "cpu")
-    with _seeded(config.seed):
+    with _placed(model), _seeded(config.seed):
         loader, val_data = _training_data(model, train, val, config)
         learner = _with_fast_encoder(model, config) if config.mode == "finetune" else model
         loop = _Loop(learner, loader, val_data, config, accelerator, Path(resume) if resume else None)
@@ -461,10 +462,10 @@ class _Loop:
         bar = tqdm(range(first, self.config.epochs), desc="train", initial=first, total=self.config.epochs,
                    mininterval=2, disable=quiet)  # fmt: skip
         for epoch in bar:
+            if self.config.patience is not None and epoch - self.best["epoch"] >= self.config.patience:
+                break
             row = self._epoch(epoch)
             bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_top1") if k in row}, refresh=False)
-            if self.config.patience is not None and epoch + 1 - self.best["epoch"] > self.config.patience:
-                break
         if self.best["weights"] is not None:
             self.model.load_state_dict(self.best["weights"])
         self.model.eval()
@@ -574,26 +575,48 @@ def evaluate(
     """Classify a whole split.
 
     Args:
-        model: put into evaluation mode for the call and given back as it was.
+        model: put into evaluation mode, and on a GPU if there is one, for the call and given back as it was.
         dataset: a split of pictures, or one that `encode` made.
         batch_size: images a forward pass; does not change the result.
-        bf16: compute in bfloat16 where the device is faster so.
+        bf16: encode in bfloat16 where the device is faster so.
     """
-    where = next(model.parameters(), torch.empty(0)).device
     probs = []
-    with evaluating(model), _autocast(where.type, bf16):
+    with _placed(model) as where, evaluating(model):
         if isinstance(dataset, EncodedDataset):
             for rows in torch.arange(len(dataset)).split(POOLED_AT_ONCE):
                 part = dataset[rows.tolist()].to(where)
-                probs.append(model.classify(model.pool(part.image), part.text).float().softmax(-1))
+                with _autocast(where.type, bf16):
+                    image = model.pool(part.image)
+                probs.append(_probabilities(model, image, part.text))
             labels, indices = dataset.labels.numpy(), dataset.rows
         else:
             loader = _loader(dataset, batch_size)
             for batch in tqdm(loader, desc="evaluate", mininterval=2, leave=False, disable=len(dataset) < 100):
                 batch = batch.to(where)
-                probs.append(model(batch.images, batch.texts).float().softmax(-1))
+                with _autocast(where.type, bf16):
+                    image = model.encode_image(batch.images) if "image" in model.modalities else None
+                    text = model.encode_text(batch.texts) if "text" in model.modalities else None
+                probs.append(_probabilities(model, image, text))
             labels, indices = dataset.labels, dataset.rows
     return Evaluation(torch.cat(probs).cpu().numpy(), labels, list(model.classes), indices)
+
+
+def _probabilities(model: ProductClassifier, image: Features | None, text: Features | None) -> Tensor:
+    """Return (B,K) in float32 whatever the encoders computed in: in bfloat16 logits would tie."""
+    exact = [part and Features(part.values.float(), part.available) for part in (image, text)]
+    return model.classify(*exact).softmax(-1)
+
+
+@contextmanager
+def _placed(model: nn.Module, stay: bool = False) -> Iterator[torch.device]:
+    """Lend a model that is on the CPU to the fastest device, unless it shall `stay`; then it is back where it was."""
+    home = next(model.parameters(), torch.empty(0)).device
+    where = torch.device(device()) if home.type == "cpu" and not stay else home
+    try:
+        model.to(where)
+        yield where
+    finally:
+        model.to(home)
 
 
 def _loader(dataset: ProductDataset, batch_size: int, shuffle: bool = False, workers: int = 0) -> DataLoader:

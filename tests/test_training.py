@@ -176,10 +176,42 @@ def test_the_best_epoch_is_kept(data, monkeypatch):
     assert training.evaluate(model, data.split("val", 48)).top1 == pytest.approx(best)
 
 
-def test_patience_stops_early(data):
+def test_patience_ends_a_training_after_as_many_epochs_without_a_better_one(data, tmp_path):
     config = replace(FROZEN, patience=2, lr=0.0)
-    history = training.fit(small_model(data), data.split("train", 48), data.split("val", 48), config)
-    assert len(history.epochs) < config.epochs
+    splits = data.split("train", 48), data.split("val", 48)
+    history = training.fit(small_model(data), *splits, config)
+    assert history.best_epoch == 1 and history.epochs["epoch"].tolist() == [1, 2, 3]
+    config, resume = replace(TUNED, patience=1, lr=0.0, encoder_lr=0.0), tmp_path / "state.pt"
+    before = training.fit(small_model(data), *splits, config, resume)
+    again = training.fit(small_model(data), *splits, config, resume)  # killed before the checkpoint was written
+    assert len(again.epochs) == len(before.epochs) == before.best_epoch + 1
+
+
+def test_two_seeds_share_no_augmented_view(data):
+    """The second view of one seed was the first of the next."""
+    model, views = small_model(data), {}
+    pictures = data.split("train", 48)
+    pictures = pictures.with_options(augment=training.AUGMENTATIONS["light"](48))
+    for seed in (0, 1):
+        seen = training.encode_cached(model, pictures, 2, replace(FROZEN, seed=seed)).image.values
+        views |= {(seed, view): part for view, part in enumerate(seen.chunk(2))}
+    assert not torch.equal(views[0, 1], views[1, 0])
+    assert not torch.equal(views[0, 0], views[0, 1])
+
+
+def test_rounded_encoders_make_no_ties(data, monkeypatch):
+    """What encoders say may be rounded to bfloat16; logits in it would tie, and the first class would win."""
+    model = small_model(data)
+    kept, classify = [], model.classify
+
+    def spy(image, text):
+        kept.append(classify(image, text))
+        return kept[-1]
+
+    monkeypatch.setattr(model, "classify", spy)
+    monkeypatch.setattr(training, "_cpu_bf16", lambda: True)
+    training.evaluate(model, data.split("val", 48), bf16=True)
+    assert all(logits.dtype == torch.float32 for logits in kept) and kept
 
 
 def test_weight_averaging_gives_other_weights(data):
