@@ -176,7 +176,7 @@ class Evaluation:
         )
 
     def reliability(self, bins: int = 10) -> pd.DataFrame:
-        """Return confidence against accuracy in `bins` equally populated bins (Guo et al. 2017, section 2).
+        """Return confidence against accuracy in `bins` equally populated bins (Guo et al. 2017 take equally wide ones).
 
         Columns: `confidence` (mean), `accuracy`, `n`.
         """

@@ -226,11 +226,15 @@ def _label_check(evaluation: Evaluation, families: Sequence[str] | None) -> tupl
 
 
 def _calibration_interval(evaluation: Evaluation) -> tuple[float, float]:
+    """Return the basic bootstrap interval, which takes the bias off: binned errors add up even where there is none."""
+
     def error(rows: np.ndarray) -> float:
         part = Evaluation(evaluation.probs[rows], evaluation.labels[rows], evaluation.classes, rows)
         return part.calibration_error()
 
-    return bootstrap(np.arange(evaluation.n), error, DRAWS)
+    low, high = bootstrap(np.arange(evaluation.n), error, DRAWS)
+    twice = 2 * evaluation.calibration_error()
+    return max(0.0, twice - high), max(0.0, twice - low)
 
 
 # -- What the checklist asks for.
@@ -248,8 +252,11 @@ def _worst_class(evaluation: Evaluation) -> Measured:
 
 
 def _worst_pair(evaluation: Evaluation, confused: pd.DataFrame) -> Measured:
+    """Return the errors of the pair most often confused; without any, what the pair with the fewest photos allows."""
     if not len(confused):
-        return Measured(0.0, *wilson(0, evaluation.n))
+        counts = np.bincount(evaluation.labels, minlength=len(evaluation.classes))
+        fewest = int(np.sort(counts)[:2].sum())
+        return Measured(0.0, *(wilson(0, fewest) if fewest else (0.0, 1.0)))
     return Measured(*confused[["rate", "low", "high"]].iloc[0].tolist())
 
 

@@ -62,6 +62,31 @@ def test_counts_are_those_counted_by_hand():
     assert facts["evaluation"]["calibration_error"] == evaluation().calibration_error()
 
 
+def test_no_confusion_among_few_photos_is_no_go_for_twins():
+    """What no pair confused is judged by the photos of a pair, not by all."""
+    right = [(k, k) for k in range(3) for _ in range(40)] + [(0, 0)] * 400
+    for answers, verdict in ((right, GO), (right[:42], NOT_DECIDED), ([(0, 0)] * 400, NOT_DECIDED)):
+        twins = card(evaluation(answers), rows(answers)).checklist.set_index("criterion").loc["twins"]
+        assert (twins["value"], twins["verdict"]) == (0.0, verdict), len(answers)
+
+
+def test_a_model_that_is_as_sure_as_it_is_right_is_no_no_go():
+    """Errors of bins add up even where the model is calibrated, and a bootstrap adds them once more."""
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        probs = rng.dirichlet([0.3] * 3, size=192)
+        labels = np.array([rng.choice(3, p=p) for p in probs])
+        found = Evaluation(probs, labels, NAMES, np.arange(192))
+        table = pd.DataFrame({"label": [NAMES[y] for y in labels], "family": "", "condition": ""})
+        assert card(found, table).checklist.set_index("criterion").loc["calibration", "verdict"] != NO_GO
+    assert (
+        card(evaluation([(0, 1)] * 60), rows([(0, 1)] * 60))
+        .checklist.set_index("criterion")
+        .loc["calibration", "verdict"]
+        == NO_GO
+    )
+
+
 def test_names_cannot_break_the_page_or_a_table():
     page, text = card().html(), card().markdown()
     assert "<b>milk" not in page and "&lt;b&gt;milk&lt;/b&gt; | whole" in page and "<script>" not in page
