@@ -16,7 +16,7 @@ from retailkit.config import UsageError
 from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-CLUTTER = ("thumbs.db", "desktop.ini")  # left behind by file managers; files that start with a dot as well
+CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers; what starts with a dot as well
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CURE = "use a folder per class, train/val/test folders with a folder per class, or a CSV with image,label"
 
@@ -55,6 +55,9 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
     if (table["split"] == "").all():
         table["split"] = split_by_class(table, val, test, seed)
     classes = sorted(set(table["label"]))
+    learned = set(table.loc[table["split"] == "train", "label"])
+    if learned and (never := sorted(set(classes) - learned)):
+        warnings.warn(f"{_some(never)} never in train, so that no model learns it; add photos", stacklevel=3)
     hint = f"give {root} images of it, or no splits at all to have them made"
     info = {"licence": "your own", "citation": "", "url": "", "size": f"{len(table)} images"}
     return ProductData("folder", table, classes, info | {f"missing_{split}": hint for split in SPLITS})
@@ -73,10 +76,18 @@ def split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> p
         rng = np.random.default_rng([seed, zlib.crc32(str(label).encode())])
         sizes = members.value_counts()
         place |= _deal([free[i] for i in rng.permutation(len(free))], sizes, {"test": test, "val": val})
-        if len(sizes) == 1 and val + test > 0:
+        if len(sizes) == 1 and val + test > 0 and place[members.iloc[0]] == "train":
             kind = "image" if len(members) == 1 else "group"
             warnings.warn(f"class {label!r} has one {kind}: it is used for training only", stacklevel=3)
     return units.map(place)
+
+
+def _some(names: Sequence[str], shown: int = 5) -> str:
+    """Return names for a message, the first few of many, and their verb."""
+    listed = ", ".join(repr(name) for name in names[:shown]) + (
+        f" and {len(names) - shown} more" * (len(names) > shown)
+    )
+    return f"{listed} {'is' if len(names) == 1 else 'are'}"
 
 
 def _deal(units: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict[str, str]:
@@ -109,9 +120,14 @@ def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
 
 
 def _read_folder(root: Path) -> pd.DataFrame:
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    given = bool(folders) and all(p.name.lower() in SPLIT_NAMES for p in folders)
-    parts = [(SPLIT_NAMES[p.name.lower()], p) for p in folders] if given else [("", root)]
+    splits = [p for p in _folders(root) if p.name.lower() in SPLIT_NAMES and _folders(p)]  # a class holds pictures
+    others = [
+        p.name for p in _folders(root) if p not in splits and any(f.suffix.lower() in SUFFIXES for f in p.rglob("*"))
+    ]
+    if splits and others:
+        kept = ", ".join(p.name for p in splits)
+        raise DataError(f"{root}: {_some(others)} no split, beside {kept}; move it out, or name each photo in a CSV")
+    parts = [(SPLIT_NAMES[p.name.lower()], p) for p in splits] or [("", root)]
     rows = [row for split, part in parts for row in _read_classes(part, split)]
     if not rows:
         tables = sorted(root.glob("*.csv"))
@@ -120,10 +136,15 @@ def _read_folder(root: Path) -> pd.DataFrame:
     return _table(pd.DataFrame(rows))
 
 
+def _folders(root: Path) -> list[Path]:
+    found = sorted(p for p in root.iterdir() if p.is_dir())
+    return [p for p in found if not p.name.startswith(".") and p.name.lower() not in CLUTTER]
+
+
 def _read_classes(root: Path, split: str) -> list[dict[str, str]]:
     """List the images of a folder per class."""
     rows = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    for folder in _folders(root):
         for at, inner, names in os.walk(folder):
             inner.sort()
             for name in sorted(names):

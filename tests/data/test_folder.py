@@ -80,6 +80,40 @@ def test_given_splits_are_kept(tmp_path):
         data.split("test")
 
 
+def test_a_folder_beside_the_splits_is_no_class(tmp_path):
+    folders(tmp_path / "train", cola=4, fanta=4)
+    folders(tmp_path / "test", cola=2)
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    draw(tmp_path / "__MACOSX" / "train" / "a.png")
+    (tmp_path / "notes").mkdir()
+    data = load("folder", tmp_path)
+    assert data.classes == ["cola", "fanta"] and data.splits == ["train", "test"]
+    draw(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"'masks' is no split, beside test, train; move it out"):
+        load("folder", tmp_path)
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    assert load("folder", folders(tmp_path, cola=4, test=4), val=0, test=0).classes == ["cola", "test"]
+
+
+def test_classes_that_are_never_learned_are_named(tmp_path):
+    """A group goes where its first class puts it, which may leave another class without a training picture."""
+    folders(tmp_path, apple=4, pear=4)
+    names = {label: sorted(p.name for p in (tmp_path / label).iterdir()) for label in ("apple", "pear")}
+    lines = [f"apple/{name},apple,g{n}" for n, name in enumerate(names["apple"])]
+    lines += [f"pear/{name},pear{n},g{n}" for n, name in enumerate(names["pear"])]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label,group", *lines]))
+    with pytest.warns(UserWarning) as warned:
+        data = load("folder", tmp_path / "list.csv")
+    table = data.table
+    never = sorted(set(table["label"]) - set(table.loc[table["split"] == "train", "label"]))
+    said = " ".join(str(w.message) for w in warned)
+    assert never and all(f"'{name}'" in said.split(" never in train")[0] for name in never)
+    for name in never:
+        assert f"class '{name}' has one image: it is used for training only" not in said
+
+
 def test_deeper_folders_belong_to_their_class_and_clutter_to_none(tmp_path):
     draw(tmp_path / "cola" / "monday" / "a.JPG")
     draw(tmp_path / "cola" / "b.png")
@@ -154,7 +188,7 @@ def test_a_class_that_is_one_group_trains_with_a_warning(tmp_path):
 def test_given_splits_in_a_csv_warn_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = load("folder", table(tmp_path, "image,label,split\n0.jpg,a,test\n1.jpg,b,\n"))
+        data = load("folder", table(tmp_path, "image,label,split\n0.jpg,a,test\n1.jpg,a,\n"))
     assert data.table["split"].tolist() == ["test", "train"]
 
 
