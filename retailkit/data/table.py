@@ -8,7 +8,7 @@ words go through one and the same geometric transform (torchvision `tv_tensors`)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,17 +147,14 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty, not an image, or cut off.
     """
+    return _decoded(path, _as_rgb)
+
+
+def _decoded(path: str | Path, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Return what `read` makes of a picture file, turned upright; raise `DataError` where it cannot be decoded."""
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I") or picture.mode == "F":
-                wide = np.asarray(picture, dtype=np.float32)
-                top = 65535.0 if wide.max() > 255 else 255.0
-                picture = Image.fromarray(np.clip(wide / top * 255, 0, 255).astype(np.uint8))
-            elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return np.array(picture.convert("RGB"))
+            return read(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise DataError(f"{path}: no such image; restore the file or drop its row") from None
     except UnidentifiedImageError:
@@ -166,15 +163,41 @@ def read_image(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be decoded ({error}); replace the file or drop its row") from None
 
 
+def _as_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        wide = np.asarray(picture, dtype=np.float32)
+        whites = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
+        white = next((level for level in whites if wide.max() <= level), whites[-1])
+        picture = Image.fromarray(np.clip(wide / white * 255, 0, 255).astype(np.uint8))
+    elif _transparent(picture):
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))
+
+
+def _as_product(picture: Image.Image) -> np.ndarray:
+    if _transparent(picture):
+        opacity = np.asarray(picture.convert("RGBA"))[..., 3]
+        if opacity.min() < opacity.max():  # a cut-out
+            return opacity >= 128
+    level = _as_rgb(picture)[..., 0]
+    return level >= (128 if level.max() > 1 else 1)  # or 0 and 1 for false and true
+
+
+def _transparent(picture: Image.Image) -> bool:
+    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+
+
 def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     """Read a product mask as (H,W) bool: a pixel of at least half the white level is product.
 
-    In a `.npy` file of an array (H,W), anything above 0 is product.
+    Of a picture that is transparent in places, what is opaque is product; of one that holds only 0 and 1, the ones; in
+    a `.npy` file of an array (H,W), anything above 0.
 
     Raises:
         DataError: the file cannot be read, or its size differs from its image's `shape` (H,W).
     """
-    mask = _read_array(path) > 0 if Path(path).suffix == ".npy" else read_image(path)[..., 0] >= 128
+    mask = _read_array(path) > 0 if Path(path).suffix == ".npy" else _decoded(path, _as_product)
     if mask.shape != tuple(shape):
         raise DataError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} for an image of {shape[1]}x{shape[0]}")
     return mask
@@ -229,8 +252,8 @@ def check_images(data: ProductData, progress: bool = True) -> pd.DataFrame:
     for row, (image, mask) in enumerate(tqdm(pairs, "check", len(table), disable=not progress, leave=False)):
         try:
             pixels = read_image(image)
-            if mask:
-                read_mask(mask, pixels.shape[:2])
+            if mask and not read_mask(mask, pixels.shape[:2]).any():
+                raise DataError(f"{mask}: no pixel of this mask is product; replace it or leave it out")
         except DataError as error:
             problems.append({"row": row, "image": image, "problem": str(error)})
     return pd.DataFrame(problems, columns=["row", "image", "problem"])

@@ -94,6 +94,35 @@ def test_sixteen_bits_become_eight(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "colour.png"), gradient())
 
 
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_floats_may_reach_1_or_more(tmp_path, white):
+    grey = gradient()[..., 0].astype(np.float32)
+    grey[0, 0] = 255
+    Image.fromarray(grey / 255 * white).save(tmp_path / "x.tif")
+    assert np.abs(read_image(tmp_path / "x.tif")[..., 0].astype(float) - grey).max() <= 1
+
+
+PRODUCT = np.arange(54).reshape(6, 9) % 9 < 4
+
+
+@pytest.mark.parametrize("kind", ["grey", "ones", "cut-out", "cut-out on black", "opaque"])
+def test_masks_are_read_as_their_makers_mean_them(tmp_path, kind):
+    grey = Image.fromarray(PRODUCT.astype(np.uint8) * (1 if kind == "ones" else 255))
+    mask = grey
+    if kind not in ("grey", "ones"):
+        colour = "black" if "black" in kind else "white"
+        mask = (grey if kind == "opaque" else Image.new("RGB", grey.size, colour)).convert("RGBA")
+        mask.putalpha(255 if kind == "opaque" else grey)
+    mask.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(contract.read_mask(tmp_path / "mask.png", PRODUCT.shape), PRODUCT)
+
+
+def test_a_mask_without_a_product_is_a_problem(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    data = make_data([{"image": str(tmp_path / "x.png"), "mask": str(tmp_path / "x.png")}])
+    assert "no pixel of this mask is product" in contract.check_images(data, progress=False)["problem"].item()
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_stands_upright(tmp_path, orientation):
     stored = {  # how a camera stores the upright picture
