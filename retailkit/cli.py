@@ -34,7 +34,8 @@ Pairs = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME
 
 @app.command()
 def check(
-    dataset: Annotated[str, typer.Option(help="Also read every image of this data set.")] = "", root: Root = None
+    dataset: Annotated[str, typer.Option(help="Read every image of this data set; with --root alone, folder.")] = "",
+    root: Root = None,
 ):
     """Check the installation, and a data set: lists every broken row at once.
 
@@ -43,8 +44,8 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
-    if dataset:
-        return _check_data(dataset, root)
+    if dataset or root:
+        return _check_data(dataset or "folder", root)
     from retailkit import runs
 
     table, grid = runs.environment(), Table("", "what", "found", "cure")
@@ -274,7 +275,8 @@ def evaluate(
     part = products.split(split, size or facts["size"], facts["fit"])
     result = training.evaluate(model, part, bf16=True)
     if predictions:
-        result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(predictions, index=False)
+        with replacing(predictions) as draft:
+            result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(draft, index=False)
     for pair in result.confusion_pairs(5).itertuples():
         print(f"confused: {pair.first} / {pair.second} in {pair.errors} of {pair.errors / pair.rate:.0f} photos")
     _report(result.summary() | {"split": split, "dataset": dataset}, json_line)

@@ -103,6 +103,7 @@ def test_check_lists_broken_files_and_fails(call, tmp_path):
         for i in range(3):
             Image.new("RGB", (40, 40), (50 * i, 90, 10)).save(tmp_path / "photos" / label / f"{i}.jpg")
     assert call("check", "--dataset", "folder", "--root", "photos")[0] == 0
+    assert "6 images" in call("check", "--root", "photos")[1]
     (tmp_path / "photos" / "milk" / "0.jpg").write_text("no picture")
     code, out, err = call("check", "--dataset", "folder", "--root", "photos")
     assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
@@ -188,11 +189,11 @@ def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
             "train",
             "--json",
             "--predictions",
-            "p.csv",
+            "new/p.csv",
         )
     facts = json.loads(out.splitlines()[-1])
     assert code == 0 and {"top1", "macro_f1", "n", "interval"} <= facts.keys()
-    assert len(Path("p.csv").read_text().splitlines()) == facts["n"] + 1
+    assert len(Path("new/p.csv").read_text().splitlines()) == facts["n"] + 1
     table = photos.with_name("other.csv")
     table.write_text("image,label,split\nphotos/milk/0.jpg,coffee,test\n")
     code, _, err = call("evaluate", "--dataset", "folder", "--root", table, "--checkpoint", "model.safetensors")

@@ -18,7 +18,7 @@ import pytest
 from retailkit import runs
 from retailkit.config import UsageError, UserError
 from retailkit.runs import pages
-from retailkit.runs.execute import parse_parameters
+from retailkit.runs.execute import data_identity, parse_parameters
 from retailkit.runs.record import FIGURE_BYTES
 
 BODY = """from retailkit import runs
@@ -74,6 +74,20 @@ def test_a_rerun_does_only_what_is_not_done(workbook):
     assert [r.status for r in third] == ["kept", "kept"] and prepared == [1]
     changed = runs.execute(files[:1], extra={"VALUE": 0.75}, say=lambda line: None)
     assert changed[0].status == "ok" and record("10_good")["metrics"]["value"]["value"] == 0.75
+
+
+@pytest.mark.parametrize("root", ["photos", "photos/list.csv"])
+def test_a_photo_of_the_same_size_makes_another_data_set(tmp_path, root):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"one")
+    (tmp_path / "photos" / "list.csv").write_text(f"image,label,text\na.png,milk,{'long ' * 200}\n")
+    given = {"DATASET": "folder", "ROOT": str(tmp_path / root)}
+    before = data_identity(given)
+    (tmp_path / "photos" / "a.png").write_bytes(b"two")
+    assert data_identity(given) != before
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "a.png").write_bytes(b"one")
+    assert data_identity(given | {"ROOT": str(tmp_path / root.replace("photos", "moved"))}) == before
 
 
 def test_unknown_parameters_stop_everything_before_it_starts(workbook):

@@ -66,7 +66,7 @@ def read_words(image: np.ndarray) -> list[Word]:
 def add_text(
     data: ProductData, limit: int | None = None, jobs: int | None = None, progress: bool = True
 ) -> ProductData:
-    """Return the data set with `text` and `words` read from its pictures.
+    """Return the data set with `text` and `words` read from its pictures, and `read`: whether the engine looked at it.
 
     Each picture is read once: results are cached by the file's bytes, the settings and the engine's version.
     Barcodes are redacted from both columns. `text` is the words in reading order, joined by spaces. Rows that come
@@ -88,7 +88,7 @@ def add_text(
     read = _read_files(data.name, table["image"].iloc[rows], jobs, progress)
     for row in rows:
         words[row] = redact_words(read[row])
-    table["words"] = words
+    table["words"], table["read"] = words, np.isin(np.arange(len(table)), rows)
     texts = [" ".join(word.text for word in found) for found in words]
     table["text"] = [redact_barcodes(own) or text for own, text in zip(table["text"], texts, strict=True)]
     return replace(data, table=table)
@@ -163,9 +163,9 @@ def error_rate(data: ProductData) -> tuple[float, int]:
     Returns:
         Rate (NaN where no word is printed, or none was read) and number of printed words.
     """
-    if "words" not in data.table:
+    if "read" not in data.table:
         return float("nan"), 0
-    rows = data.table[(data.table["text"] != "") & (data.table["truth"] != "")]
+    rows = data.table[data.table["read"] & (data.table["truth"] != "")]  # nothing found on one is an error, too
     printed = [read_truth(path)[1]["words"] for path in rows["truth"]]
     counts = [character_errors(truth, read) for truth, read in zip(printed, rows["words"], strict=True)]
     edits, length = np.sum(counts, axis=0) if counts else (0, 0)

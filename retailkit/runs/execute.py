@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retailkit.config import UsageError, data_root, pick
+from retailkit.config import UsageError, data_root, file_identity, pick
 from retailkit.runs.record import SCHEMA, home, read_record, run_dir, write_record
 
 LAST = "90"  # reads the records of all others
@@ -289,18 +289,19 @@ def _last_line(log: Path) -> str:
 
 
 def data_identity(given: dict[str, Any]) -> str:
-    """Hash the data set behind `DATASET` and `ROOT`: listings by content, pictures by name and size.
+    """Hash the files of the data set behind `DATASET` and `ROOT`, or a CSV and the files that it names.
 
     Empty for a data set that is made at first use: our sources decide what is in it.
     """
     root = Path(given.get("ROOT") or data_root(given["DATASET"]))
     if root.is_file():
-        return _hash([root.read_bytes()])
-    if given["DATASET"] == "synthetic" or not root.is_dir():
+        cells = set(re.split(r"[,;\t\r\n\"]+", root.read_text(errors="replace")))
+        files = [root, *sorted(root.parent / cell for cell in cells if os.path.isfile(root.parent / cell))]
+    elif given["DATASET"] == "synthetic" or not root.is_dir():
         return ""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    listings = [path.read_bytes() for path in files if path.suffix in (".csv", ".txt")]
-    return _hash([*(f"{path.relative_to(root)} {path.stat().st_size}".encode() for path in files), *listings])
+    else:
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+    return _hash(f"{os.path.relpath(path, root)} {file_identity(path)}".encode() for path in files)
 
 
 def _sources_identity() -> str:

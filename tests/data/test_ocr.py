@@ -6,6 +6,7 @@ import math
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 
@@ -305,3 +306,7 @@ def test_the_error_rate_of_a_set_is_that_of_all_its_characters(tmp_path):
     assert rate == pytest.approx(sum(e for e, _ in counts) / sum(n for _, n in counts)) and rate < 0.5
     assert words == sum(len(truth) for truth, _ in pairs) > 0
     assert math.isnan(ocr.error_rate(shop)[0])
+    blind = replace(read, table=read.table.assign(words=[[]] * len(read), text=""))
+    assert ocr.error_rate(blind) == (1.0, words), "where nothing was found, everything is wrong"
+    one = ocr.add_text(shop, limit=1, progress=False)
+    assert one.table["read"].sum() == 1 and ocr.error_rate(one)[1] < words
