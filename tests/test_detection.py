@@ -221,6 +221,16 @@ def test_held_out_losses_are_repeatable_and_count_what_they_are_told_to(scenes, 
 def test_wrong_sizes_of_a_training_say_so():
     with pytest.raises(UsageError, match="steps=0"):
         detection.DetectorConfig(steps=0)
+    for size in (32, 200):  # maps of 200 pixels hold 7 cells of 32, and anchors would lie 29 apart
+        with pytest.raises(UsageError, match=rf"size={size}: use a multiple of 32"):
+            detection.DetectorConfig(size=size)
+
+
+def test_another_trunk_is_another_training(scenes, tmp_path):
+    keys = {detector._key(scenes, TINY, True, detection.build(len(scenes.classes), TINY)) for _ in range(2)}
+    model = detection.build(len(scenes.classes), TINY)
+    model.backbone.encoder.network.conv_stem.weight.data.mul_(2)
+    assert len(keys) == 1 and detector._key(scenes, TINY, True, model) not in keys
 
 
 # -- Average precision

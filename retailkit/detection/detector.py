@@ -49,7 +49,7 @@ class DetectorConfig:
         batch_size: pictures an update.
         lr: peak learning rate (AdamW, linear warm-up over a tenth of all steps, cosine decay to zero).
         weight_decay: decoupled weight decay.
-        size: side in pixels to which pictures are squeezed.
+        size: side in pixels to which pictures are squeezed, a multiple of 32.
         weights: of the trunk; see `models.encoders.build_image_encoder`.
         seed: of weights, order of pictures, and what torchvision samples of anchors and proposals.
     """
@@ -63,9 +63,11 @@ class DetectorConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.size < 64:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UsageError(f"steps={self.steps}, batch_size={self.batch_size}: use at least 1")
+        if self.size < 64 or self.size % 32:  # the stride of the last stage: anchors lie on its cells
             raise UsageError(
-                f"steps={self.steps}, batch_size={self.batch_size}, size={self.size}: use at least 1, 1 and 64"
+                f"size={self.size}: use a multiple of 32 from 64 on, such as {max(64, self.size // 32 * 32)}"
             )
 
 
@@ -184,9 +186,9 @@ def fit(
         (Ren et al. 2015), and `total`, their sum.
     """
     maps = maps or encode(scenes, config)
-    key = _key(scenes, config, region)
-    path = Path(path) if path else cache_dir("detection") / f"{key}.pt"
     model, where = build(len(scenes.classes), config), device()
+    key = _key(scenes, config, region, model)
+    path = Path(path) if path else cache_dir("detection") / f"{key}.pt"
     model = model.to(where).train()
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
@@ -307,12 +309,15 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def _key(scenes: Scenes, config: DetectorConfig, region: bool) -> str:
-    """Return a hash of pictures, boxes, configuration, our sources and the libraries."""
+def _key(scenes: Scenes, config: DetectorConfig, region: bool, model: FasterRCNN) -> str:
+    """Return a hash of pictures, boxes, configuration, first weights, our sources and the libraries."""
     plain = [asdict(config), scenes.classes, scenes.region, region, torch.__version__, torchvision.__version__]
     digest = hashlib.sha256(json.dumps(plain).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parents[1]
+    for source in sorted((*package.glob("detection/*.py"), *package.glob("models/*.py"))):
         digest.update(source.read_bytes())
+    for weights in model.state_dict().values():
+        digest.update(weights.numpy().tobytes())
     for image, boxes, labels in zip(scenes.images, scenes.boxes, scenes.labels, strict=True):
         if isinstance(image, Tensor):
             digest.update(image.numpy().tobytes())

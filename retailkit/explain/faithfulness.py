@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
-from scipy.special import softmax
 
 from retailkit.config import UsageError, pick
+from retailkit.explain.perturb import targets
 
 if TYPE_CHECKING:
     from retailkit.explain.local import LocalExplanation
@@ -210,12 +210,8 @@ def faithfulness(
 
 def _target(explanation: LocalExplanation, row: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return what is explained as a function of logits (N,K)."""
-    ours, rival, target = explanation.explained[row], explanation.rivals[row], explanation.options.target
-    if target == "prob":
-        return lambda logits: softmax(logits.astype(float), axis=1)[:, ours]
-    if target == "margin" and rival >= 0:
-        return lambda logits: logits[:, ours] - logits[:, rival]
-    return lambda logits: logits[:, ours]
+    ours, rival = [explanation.explained[row]], [explanation.rivals[row]]
+    return lambda logits: targets(logits, ours, rival, explanation.options.target)[:, 0]
 
 
 def _summary(found: Curves) -> dict[str, float]:

@@ -9,6 +9,7 @@ evaluation serves every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import re
@@ -43,11 +44,12 @@ from retailkit.explain.perturb import (
     cut_out,
     masks,
     segment,
+    targets,
     units_of,
 )
 from retailkit.inference import Predictor
 from retailkit.models.classifier import ProductClassifier
-from retailkit.training import fingerprint
+from retailkit.training import SEEING, code_fingerprint, fingerprint
 
 TARGETS = ("margin", "logit", "log_prob", "sqrt_prob", "prob")
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
@@ -589,22 +591,11 @@ def _rival(options: Options, index: int, logits: np.ndarray, names: Sequence[str
     return others[0] if chosen == index else chosen
 
 
-def _targets(logits: np.ndarray, frame: dict[str, Any], target: str) -> np.ndarray:
-    """Return (N,C) the values that are explained."""
-    logits = logits.astype(float)
-    explained, rivals = list(frame["explained"]), np.array(frame["rivals"])
-    if target.endswith("prob"):
-        log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
-        return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]
-    own = logits[:, explained]
-    return own - np.where(rivals >= 0, logits[:, rivals], 0) if target == "margin" else own
-
-
 def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> LocalExplanation:
     """Fit the surrogate to what has been evaluated."""
     if not len(samples.pairs):
         return _empty(frame, samples, options, "there is only one part to hide")
-    values = _targets(samples.logits, frame, options.target)
+    values = targets(samples.logits, frame["explained"], frame["rivals"], options.target)
     if np.ptp(values, axis=0).max() < SAME:
         return _empty(frame, samples, options, "the model says the same whatever is hidden")
     kept = samples.kept
@@ -884,9 +875,9 @@ def explain_dataset(
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     folder = Path(cache) if cache else cache_dir("explanations")
-    start = hashlib.sha256(fingerprint(predictor.model).encode())
-    for name in ("local.py", "perturb.py"):
-        start.update(Path(__file__).with_name(name).read_bytes())
+    sources = (*SEEING, "inference.py", "data/ocr.py", "explain/local.py", "explain/perturb.py")
+    deciding = [fingerprint(predictor.model), code_fingerprint(sources), importlib.metadata.version("scikit-image")]
+    start = hashlib.sha256(" ".join(deciding).encode())
     found = []
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2):
         sample, chosen, key = data[position], dict(options), start.copy()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from retailkit.config import UsageError, UserError, pick
-from retailkit.data.ocr import redact_words
+from retailkit.data.ocr import kept_apart, redact_words
 from retailkit.data.table import Word
 from retailkit.inference import Predictor, composite
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
@@ -305,7 +305,7 @@ class Game:
         baseline: see `fill`.
         linked: a hidden unit is hidden on the picture as well: its boxes leave the superpixels.
         feather: standard deviation in pixels by which the edges of hidden segments are softened; sharp edges are
-            seen by networks as something that is there (Pihlgren and Framling 2025).
+            seen by networks as something that is there (Grund Pihlgren and Främling 2024).
 
     Attributes:
         segments: (H,W) labels 0..S-1; those from S on are boxes of linked units.
@@ -454,7 +454,7 @@ class Game:
     def _encoded_texts(self, texts: Sequence[str]) -> Features:
         fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if fresh:
-            read = self.predictor.encode_text(fresh)
+            read = self.predictor.encode_text([kept_apart(text) for text in fresh])
             self._texts.update({text: read.rows(slice(n, n + 1)) for n, text in enumerate(fresh)})
         return Features.joined([self._texts[text] for text in texts])
 
@@ -498,3 +498,13 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
         wanted = f"(3, {side}, {side})" if given else "a square one, (3, size, size), as a data set does"
         raise UserError(f"the image is {shape}; give {wanted}")
     return model if given else Predictor(model, side, examples=image[None])
+
+
+def targets(logits: np.ndarray, explained: Sequence[int], rivals: Sequence[int], target: str) -> np.ndarray:
+    """Return what is explained of logits (N,K): (N,C) values of the `explained` classes, each beside its rival."""
+    logits, explained, rivals = logits.astype(float), list(explained), np.array(rivals)
+    if target.endswith("prob"):
+        log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
+        return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]
+    own = logits[:, explained]
+    return own - np.where(rivals >= 0, logits[:, rivals], 0) if target == "margin" else own

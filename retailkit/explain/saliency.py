@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from retailkit.config import UsageError, pick
-from retailkit.data.ocr import without_barcodes
+from retailkit.data.ocr import kept_apart, without_barcodes
 from retailkit.data.table import Word
 from retailkit.models.classifier import Features
 from retailkit.models.lca import LocalConceptsAccumulation
@@ -470,7 +470,8 @@ def words_left_out(margin: TextMargin, words: Sequence[Word]) -> np.ndarray:
     picture to go by either, the average training text stands in.
     """
     texts = [words, *([*words[:i], *words[i + 1 :]] for i in range(len(words)))]
-    read = [margin.model.encode_text([joined(t)[0] for t in texts[s : s + BATCH]]) for s in range(0, len(texts), BATCH)]
+    left = [kept_apart(joined(some)[0]) for some in texts]
+    read = [margin.model.encode_text(left[start : start + BATCH]) for start in range(0, len(left), BATCH)]
     text = Features(*(torch.cat(parts) for parts in zip(*read, strict=True)))
     if margin.image is None:
         average = margin.model.head.scalers["text"].mean

@@ -206,6 +206,8 @@ def test_the_table_has_a_row_for_each_modality_and_baseline():
         ("logit", 0, lambda worth: worth),
         ("prob", 0, lambda worth: 1 / (1 + math.exp(1 - worth))),
         ("prob", 1, lambda worth: 1 / (1 + math.exp(worth - 1))),
+        ("log_prob", 0, lambda worth: -math.log1p(math.exp(1 - worth))),
+        ("sqrt_prob", 0, lambda worth: (1 + math.exp(1 - worth)) ** -0.5),
     ],
 )
 def test_the_score_is_what_is_explained(target, row, score):

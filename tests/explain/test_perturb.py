@@ -14,6 +14,7 @@ from retailkit.data.table import Word
 from retailkit.explain import perturb
 from retailkit.explain.perturb import DESIGNS, SEGMENTERS, Game, Unit, as_predictor, fill, masks, segment, units_of
 from retailkit.inference import Predictor
+from retailkit.models.classifier import Features
 
 CLASSES = ["lean", "extra lean", "medium"]
 SIDE = 32
@@ -517,6 +518,15 @@ def test_a_picture_that_is_not_square_is_refused(both, shape):
 def test_a_picture_of_another_size_than_the_predictor_takes_is_refused(both):
     with pytest.raises(UserError, match=r"give \(3, 32, 32\)"):
         as_predictor(Predictor(both, SIDE, "eager"), picture(40))
+
+
+def test_numbers_on_both_sides_of_a_hidden_word_stay():
+    """Side by side they would look like a barcode, which models never read."""
+    reader = network("text")
+    game = Game(Predictor(reader, backend="eager"), units=units_of("1046 lean 2501"))
+    with torch.inference_mode():
+        both = reader.classify(None, Features(reader.text_encoder(["1046 2501"]), torch.tensor([True])))
+    assert torch.allclose(torch.as_tensor(game.logits([[]], [[True, False, True]])), both, atol=1e-5)
 
 
 def test_a_duck_with_a_text_is_enough():

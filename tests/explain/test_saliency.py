@@ -567,6 +567,17 @@ def test_a_barcode_says_nothing_and_leaves_the_others_as_they_are(reader, method
     assert values[1] == values[2] == 0 and np.allclose(values[[0, 3]], without, atol=1e-6)
 
 
+def test_a_word_between_numbers_is_not_charged_with_them(reader):
+    """Without it they would stand side by side like a barcode, and go as well."""
+    numbers = words("1046", "lean", "2501")
+    (values,) = saliency.attribute_words(reader, [numbers], torch.tensor([1]), method="leave_one_out")
+    margin = saliency.TextMargin(reader, "1046 lean 2501", torch.tensor(1), None)
+    with torch.no_grad():
+        without = margin(Features(reader.text_encoder(["1046 2501"]), torch.tensor([True])))
+        full = margin(reader.encode_text(["1046 lean 2501"]))
+    assert values[1] == pytest.approx(float((full - without)[0]), rel=1e-4)
+
+
 def test_a_word_alone_is_compared_with_the_average_text(reader):
     reader.fit_scalers(None, reader.encode_text(["oat milk", "lean beef", "extra"]))
     (values,) = saliency.attribute_words(reader, [words("lean")], torch.tensor([1]), method="leave_one_out")
