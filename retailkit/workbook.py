@@ -461,7 +461,8 @@ class SharedPredictor(Predictor):
         if fresh := [row for row, key in enumerate(keys) if key not in self._known]:
             found = super().encode_perturbed(image, masks[fresh], baseline).values
             self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
-        return Features(torch.stack([self._known[key] for key in keys]), torch.ones(len(keys), dtype=torch.bool))
+        values = torch.stack([self._known[key] for key in keys])
+        return Features(values, torch.ones(len(keys), dtype=torch.bool, device=values.device))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
         """Return features of texts, see `Predictor`."""
