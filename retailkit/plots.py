@@ -13,6 +13,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -109,7 +110,7 @@ def contact_sheet(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     cell = width / columns
-    titles = ["\n".join(textwrap.fill(line, int(15 * cell)) for line in t.split("\n")) for t in titles or []]
+    titles = ["\n".join(textwrap.fill(line, int(12 * cell)) for line in t.split("\n")) for t in titles or []]
     lines = max((t.count("\n") + 1 for t in titles), default=0)
     figure, grid = plt.subplots(rows, columns, figsize=(width, rows * (cell + 0.15 * lines)), squeeze=False)
     for ax in grid.flat[len(images) :]:
@@ -195,13 +196,13 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], axes: Sequence[Axes] 
     """
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(10, 3.6))[1]
-    for (name, epochs), colour in zip(histories.items(), COLOURS, strict=False):
+    for (name, epochs), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         axes[0].plot(epochs["epoch"], epochs["loss"], color=colour, label=name)
         if "val_top1" in epochs:
             axes[1].plot(epochs["epoch"], epochs["val_top1"], color=colour, label=name)
-            best = epochs["val_top1"].to_numpy()[::-1].argmax()
-            row = epochs.iloc[len(epochs) - 1 - best]
-            axes[1].plot(row["epoch"], row["val_top1"], "o", color=colour, markersize=6)
+            best = epochs[epochs["val_top1"] == epochs["val_top1"].max()]
+            kept = best.loc[best["val_loss"].idxmin()] if "val_loss" in best else best.iloc[0]
+            axes[1].plot(kept["epoch"], kept["val_top1"], "o", color=colour, markersize=6)
     axes[0].set(title="training loss", xlabel="epoch", yscale="log")
     axes[1].set(title="validation top-1 (dot: epoch kept)", xlabel="epoch")
     axes[1].legend(loc="lower right")
@@ -212,7 +213,7 @@ def reliability(evaluations: Mapping[str, Evaluation], bins: int = 10, ax: Axes 
     """Draw accuracy against confidence with the share of images in each bin (Guo et al. 2017, figure 1)."""
     ax = _axes(ax, (4.6, 4.4))
     ax.plot([0, 1], [0, 1], color=QUIET, linestyle=":", label="as confident as right")
-    for (name, evaluation), colour in zip(evaluations.items(), COLOURS, strict=False):
+    for (name, evaluation), colour in zip(evaluations.items(), cycle(COLOURS), strict=False):
         table = evaluation.reliability(bins)
         label = f"{name} (error {evaluation.calibration_error(bins):.3f})"
         ax.plot(table["confidence"], table["accuracy"], "o-", color=colour, label=label, markersize=5)
@@ -434,14 +435,14 @@ def word_bars(
 
 
 def _trust(explanation: LocalExplanation, row: int) -> str:
-    """Return one line on how far to trust an explanation."""
+    """Return a few lines on how far to trust an explanation."""
     if explanation.nothing:
         return f"nothing to explain: {explanation.nothing}"
     count, (low, high) = explanation.evaluations, explanation.share_intervals[row]
     weak = ": weak, read it as a hint" if not explanation.r2[row] >= WEAK else ""
     line = f"held-out R² {explanation.r2[row]:.2f}{weak}"
     if count["images"] and count["texts"]:
-        line = f"words' share {explanation.share[row]:.2f} ({low:.2f} to {high:.2f}) · {line}"
+        line = f"words' share {explanation.share[row]:.2f} ({low:.2f} to {high:.2f})\n{line}"
     return f"{line}\n{count['images']} masked pictures, {count['texts']} masked texts, {count['pairs']} pairs"
 
 
@@ -564,7 +565,7 @@ def curves(table: pd.DataFrame, x: str, xlabel: str, ax: Axes | None = None) -> 
         ax: where to draw.
     """
     ax = _axes(ax, (5.5, 3.6))
-    for (name, part), colour in zip(table.groupby("name", sort=False), COLOURS, strict=False):
+    for (name, part), colour in zip(table.groupby("name", sort=False), cycle(COLOURS), strict=False):
         ax.plot(part[x], part["accuracy"], "o-", color=colour, label=name, markersize=4)
         ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
     ax.set(xlabel=xlabel, ylabel="accuracy (95 % interval)", ylim=(0, 1))
@@ -764,7 +765,8 @@ def loss_curves(histories: Mapping[str, pd.DataFrame], losses: Sequence[str], ax
         axes: where to draw.
     """
     for ax, loss in zip(axes, losses, strict=True):
-        for (name, frame), colour in zip(histories.items(), (COLOURS[5], COLOURS[0], *COLOURS[1:4]), strict=False):
+        shades = cycle((COLOURS[5], COLOURS[0], *COLOURS[1:4]))
+        for (name, frame), colour in zip(histories.items(), shades, strict=False):
             line = frame.groupby("step")[loss].mean()
             ax.plot(line.rolling(max(1, len(line) // 20), min_periods=1, center=True).mean(), color=colour, label=name)
         ax.set(xlabel="step", title=loss.removeprefix("loss_").replace("_", " "))
@@ -783,8 +785,8 @@ def side_by_side(tables: Mapping[str, pd.DataFrame], value: str, xlabel: str, ax
     """
     names = list(dict.fromkeys(name for table in tables.values() for name in table["name"]))
     ax = _axes(ax, (6, 0.4 * len(names) + 1.2))
-    shift = np.linspace(-0.14, 0.14, len(tables))
-    for (label, table), dy, colour in zip(tables.items(), shift, (COLOURS[5], COLOURS[0], *COLOURS[1:4]), strict=False):
+    shift, shades = np.linspace(-0.14, 0.14, len(tables)), cycle((COLOURS[5], COLOURS[0], *COLOURS[1:4]))
+    for (label, table), dy, colour in zip(tables.items(), shift, shades, strict=False):
         y = [names.index(name) + dy for name in table["name"]]
         ax.hlines(y, table["low"], table["high"], color=colour, linewidth=2)
         ax.plot(table[value], y, "o", color=colour, label=label, markersize=5)
@@ -825,7 +827,7 @@ def between_bounds(
         ax: where to draw.
     """
     ax = _axes(ax, (7, 3.8))
-    for (name, bound), colour in zip(bounds.items(), (GOOD, BAD, *COLOURS[3:]), strict=False):
+    for (name, bound), colour in zip(bounds.items(), cycle((GOOD, BAD, *COLOURS[3:])), strict=False):
         ax.axhline(bound["accuracy"], color=colour, linestyle="--", label=name)
         ax.axhspan(bound["low"], bound["high"], color=colour, alpha=0.12, linewidth=0)
     spread = np.abs(table[["low", "high"]].to_numpy(float).T - table["accuracy"].to_numpy(float))
@@ -842,7 +844,7 @@ def by_epoch(histories: Mapping[str, pd.DataFrame], axes: Sequence[Axes]) -> Seq
         histories: name -> columns `epoch`, `loss` and maybe `accuracy`.
         axes: for loss and, if there are two, accuracy.
     """
-    for (name, epochs), colour in zip(histories.items(), [*COLOURS[:6], COLOURS[7]], strict=False):
+    for (name, epochs), colour in zip(histories.items(), cycle([*COLOURS[:6], COLOURS[7]]), strict=False):
         for ax, column in zip(axes, ("loss", "accuracy"), strict=False):
             ax.plot(epochs["epoch"], epochs[column], color=colour, label=name)
     for ax, title in zip(axes, ("training loss", "test accuracy"), strict=False):
@@ -879,7 +881,7 @@ def false_alarms_and_misses(table: pd.DataFrame, marks: Sequence[float] = (), ax
         ax: where to draw.
     """
     ax = _axes(ax, (5.6, 4.2))
-    for (claim, part), colour in zip(table.groupby("claim", sort=False), COLOURS, strict=False):
+    for (claim, part), colour in zip(table.groupby("claim", sort=False), cycle(COLOURS), strict=False):
         ax.step(part["false_alarms"], part["misses"], where="post", color=colour, label=claim)
     for mark in marks:
         ax.axvline(mark, color=QUIET, linestyle=":", linewidth=1)

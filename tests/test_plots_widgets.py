@@ -1,6 +1,8 @@
 """Plots draw what they are given; explorers redraw when a control moves and name their errors."""
 
 import io
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib
@@ -18,6 +20,7 @@ from retailkit.data.table import Sample, Truth, Word
 from retailkit.explain.local import LocalExplanation, Options, Samples
 from retailkit.explain.perturb import Unit
 from retailkit.metrics import Evaluation
+from retailkit.widgets import views
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,54 @@ def test_a_contact_sheet_shows_every_picture_once():
     assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["x", "y", "z"]
     with pytest.raises(ValueError, match="at least one"):
         plots.contact_sheet([])
+
+
+def titles_of(figure):
+    figure.canvas.draw()
+    return [ax.title.get_window_extent() for ax in figure.axes if ax.get_title()]
+
+
+def test_long_names_side_by_side_do_not_run_into_each_other():
+    with plt.rc_context():
+        plots.use_style()
+        names = [f"SOLVEA ORANGE JUICE {kind} PULP" for kind in ("EXTRA", "SOME", "MUCH")]
+        columns = 6
+        sheet = titles_of(plots.contact_sheet([np.zeros((3, 8, 8))] * columns, names * 2, columns))
+        long = replace(made_up_explanation(), classes=names)
+        figure = views.why_figure({name: (long.image, long) for name in ("image", f"photo 0: {names[0]}", "c")})
+        why, trust = titles_of(figure), [ax.xaxis.label.get_window_extent() for ax in figure.axes if ax.get_xlabel()]
+        for boxes in (sheet, why, trust):
+            assert len(boxes) > 2 and all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_the_dot_is_at_the_epoch_that_training_keeps():
+    epochs = pd.DataFrame({"epoch": range(1, 6), "loss": 1.0, "val_top1": [0.5, 0.9, 0.9, 0.9, 0.8]})
+    losses = epochs.assign(val_loss=[0.9, 0.4, 0.3, 0.3, 0.1])
+    _, ax = plots.learning_curves({"by top-1 alone": epochs, "then by loss": losses})
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [dot.get_xdata()[0] for dot in dots] == [2, 3]
+
+
+def test_lines_beyond_the_colours_are_drawn_all_the_same(evaluation):
+    names = [f"run {k}" for k in range(12)]
+    epochs = pd.DataFrame({"epoch": [1, 2], "step": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.4, 0.6],
+                           "low": 0.3, "high": 0.7, "val_top1": [0.5, 0.6], "name": ["p", "q"],
+                           "false_alarms": [0.0, 1.0], "misses": [1.0, 0.0]})  # fmt: skip
+    runs, table = dict.fromkeys(names, epochs), pd.concat([epochs.assign(name=name, claim=name) for name in names])
+    bound = {"accuracy": 0.5, "low": 0.4, "high": 0.6}
+    drawn = [
+        plots.learning_curves(runs)[1],
+        plots.reliability(dict.fromkeys(names, evaluation)),
+        plots.curves(table, "epoch", "epoch"),
+        plots.loss_curves(runs, ["loss"], [plt.figure().gca()])[0],
+        plots.side_by_side(runs, "accuracy", "accuracy"),
+        plots.between_bounds(epochs, "epoch", "epoch", dict.fromkeys(names, bound)),
+        plots.by_epoch(runs, plt.subplots(1, 2)[1])[1],
+        plots.false_alarms_and_misses(table),
+    ]
+    for ax in drawn:
+        labels = [label.split(" (")[0] for label in ax.get_legend_handles_labels()[1]]
+        assert [label for label in labels if label in names] == names
 
 
 def test_classes_are_ordered_by_family_and_each_family_framed(evaluation):

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -506,7 +507,8 @@ def why_figure(explained: Mapping[str, tuple[Tensor, LocalExplanation]]) -> Figu
         top.set_xticks([])
         top.set_yticks([])
         probability = explanation.probs[explanation.explained[0]]
-        top.set_title(f"{name}\n{explanation.question}\np = {probability:.2f}", fontsize=9)
+        title = (name, explanation.question, f"p = {probability:.2f}")
+        top.set_title("\n".join(textwrap.fill(line, 40) for line in title), fontsize=9)
         plots.word_bars(explanation, 0, below, strongest(explanation) or None)
     return figure
 
