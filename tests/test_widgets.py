@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -19,6 +20,7 @@ from PIL import Image
 from retailkit import data, models, widgets
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
+from retailkit.explain import quality
 from retailkit.explain.perturb import Game
 from retailkit.inference import Predictor
 from retailkit.widgets import desk as desks
@@ -174,6 +176,20 @@ def test_steadiness_falls_with_the_width_of_the_intervals(tool):
     assert desks.steadiness(widened(0)) > desks.steadiness(widened(2)) > desks.steadiness(widened(20))
     unknown = replace(found, image_intervals=np.full_like(found.image_intervals, np.nan))
     assert np.isnan(desks.steadiness(unknown))
+
+
+@pytest.mark.parametrize("signal, strong", [(0, 40), (1, 40), (2, 40), (10, 5)])
+def test_steadiness_is_what_two_explanations_have_in_common(signal, strong):
+    rng, promised, found = np.random.default_rng(0), [], []
+    for _ in range(40):
+        truth = signal * rng.standard_normal(40) * (np.arange(40) < strong)
+        one, other = truth + rng.standard_normal((2, 40))
+        spans = np.stack([one - 1.96, one + 1.96], 1)[None]
+        made = SimpleNamespace(image_weights=one[None, :9], text_weights=one[None, 9:], nothing="",
+                               image_intervals=spans[:, :9], text_intervals=spans[:, 9:])  # fmt: skip
+        promised.append(desks.steadiness(made, 10))
+        found.append(quality.stability([one, other]).spearman)
+    assert np.mean(promised) == pytest.approx(np.mean(found), abs=0.12)
 
 
 # -- Photos from outside.

@@ -183,7 +183,9 @@ def spent(explanation: LocalExplanation) -> int:
 def steadiness(explanation: LocalExplanation, draws: int = 20) -> float:
     """Return the rank correlation to expect between two such explanations with other masks, NaN where unknown.
 
-    Weights are drawn within their 95 % intervals; see `quality.stability`.
+    Weights are drawn within their 95 % intervals and compared, see `quality.stability`. A draw carries the noise twice,
+    as it was estimated and as it is drawn: with weights of variance V and noise of variance E, draws correlate by
+    (V + E) / (V + 2E), which is 1/2 where all is noise, and explanations by V / (V + E): 2 less the inverse of that.
 
     Args:
         explanation: its first row is judged.
@@ -195,7 +197,7 @@ def steadiness(explanation: LocalExplanation, draws: int = 20) -> float:
     if explanation.nothing or not np.isfinite(errors).all():
         return float("nan")
     drawn = weights + errors * np.random.default_rng(0).standard_normal((draws, len(weights)))
-    return quality.stability(drawn).spearman
+    return 2 - 1 / max(quality.stability(drawn).spearman, 0.5)  # NaN stays NaN
 
 
 class Desk:
