@@ -23,6 +23,7 @@ from retailkit.data.table import Word
 from retailkit.explain import quality
 from retailkit.explain.perturb import Game
 from retailkit.inference import Predictor
+from retailkit.metrics import Evaluation
 from retailkit.widgets import desk as desks
 from retailkit.widgets import uploads, views
 from retailkit.widgets.controls import SIDE as WIDE
@@ -109,13 +110,35 @@ def test_filters_find_photos_by_class_condition_and_mistake(tool):
     assert len(desk.find("text", condition="dark")) == 3
     wrong = desk.find("image", show="wrong")
     assert wrong == np.flatnonzero(~desk.judged["image"].correct).tolist()
-    for show in desk.shows("image")[3:]:
-        first, second = show.split(desks.BETWEEN)
+    assert desk.shows("image")[3:] == list(desk.pairs("image"))
+    for show, pair in desk.pairs("image").items():
         rows = desk.find("image", show=show)
         assert rows and set(rows) <= set(wrong)
-        assert {desk.classes[desk.judged["image"].labels[p]] for p in rows} <= {first, second}
+        assert {desk.judged["image"].labels[p] for p in rows} <= set(pair)
     with pytest.raises(UsageError, match="filter"):
         desk.find("image", show="wrnog")
+
+
+def confusing(desk, name, one, other):
+    """Let a model take all photos of one class for another one, and know the rest; return those photos."""
+    labels = desk.judged[name].labels
+    probs = np.eye(len(desk.classes))[np.where(labels == one, other, labels)]
+    desk.judged[name] = Evaluation(probs, labels, desk.classes, desk.judged[name].indices)
+    return np.flatnonzero(labels == one).tolist()
+
+
+def test_a_pair_of_classes_is_found_whatever_they_are_called(tool):
+    desk = tool.desk
+    desk.classes = ["MILK 1 / 2 L", "extra lean", "milk"]
+    wrong = confusing(desk, "image", 0, 2)
+    assert desk.shows("image")[3:] == ["MILK 1 / 2 L / milk"]
+    assert desk.find("image", show="MILK 1 / 2 L / milk") == wrong
+
+
+def test_models_are_in_evaluation_mode_from_the_start(shop, predictors):
+    model = predictors["image"].model.train()
+    Desk(shop, {"image": predictors["image"]})
+    assert not any(part.training for part in model.modules())
 
 
 def test_the_twin_is_the_most_probable_class_of_the_family(tool):
@@ -232,6 +255,14 @@ def test_an_uploaded_photo_can_be_asked_about(tool, monkeypatch):
     assert tool.state.photo.name == "mine.png" and not tool.state.photo.known and tool.state.photo.text == "milk"
     assert set(tool.state.before) == {"score_fusion", "image", "text"}
     assert "not known" in tool.told.value
+
+
+def test_photos_of_one_name_are_told_apart(tool, monkeypatch):
+    monkeypatch.setattr(desks.ocr, "add_text", lambda data, **_: replace(data, table=data.table.assign(text="milk")))
+    for size in ((200, 100), (100, 100)):
+        tool.upload(png(size), "image.jpg")
+        tool.explain(64)
+    assert tool.state.photo.name == "image.jpg (2)" and len(tool.state.remembered) == 6
 
 
 # -- Views.
@@ -406,8 +437,21 @@ def test_choosing_another_photo_ends_what_goes_on(tool):
     assert not tool.state.explanations and threading.active_count() < 10 and not tool._worker.is_alive()
 
 
+def silenced(photo):
+    return replace(photo, units=(), sample=replace(photo.sample, words=[], text=""))
+
+
+def test_a_class_is_summed_up_and_checked_where_a_photo_has_no_words(tool, monkeypatch):
+    *_, without = tool.desk.find("text", "milk")
+    laid = tool.desk.photo
+    monkeypatch.setattr(tool.desk, "photo", lambda row: silenced(laid(row)) if row == without else laid(row))
+    tool.explain_class("milk", photos=2, model="text")
+    explained, check = tool.state.summed
+    assert len(explained.photos) == 2 and check["n"].max() == 1
+
+
 def test_a_model_that_only_reads_needs_words(tool, photo):
-    silent = replace(photo, units=(), sample=replace(photo.sample, words=[], text=""))
+    silent = silenced(photo)
     found = dict(desks.explaining({"text": tool.desk.predictors["text"]}, silent, 0, 1, 64))
     assert "nothing to explain" in found["text"]
 

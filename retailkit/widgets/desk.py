@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -205,7 +206,8 @@ class Desk:
 
     Args:
         data: with words, if models read.
-        models: by name; predictors save choosing a backend. All look at pictures of one size.
+        models: by name; predictors save choosing a backend. All look at pictures of one size. They are put into
+            evaluation mode and stay in it, since what asks them may be several threads.
 
     Attributes:
         classes: K names.
@@ -220,6 +222,8 @@ class Desk:
         if not models:
             raise UsageError("models is empty; give at least one, as {'name': model}")
         self.predictors = {n: m if isinstance(m, Predictor) else Predictor(m) for n, m in models.items()}
+        for predictor in self.predictors.values():
+            predictor.model.eval()
         sizes = {p.size for p in self.predictors.values() if "image" in p.model.modalities}
         kinds = {tuple(p.model.classes) for p in self.predictors.values()}
         if len(sizes) > 1 or len(kinds) > 1:
@@ -232,6 +236,7 @@ class Desk:
         kin = table["family"].where(table["family"] != "", table["coarse"])
         self.kin = dict(zip(table["label"], kin, strict=True))
         self._outside = tempfile.TemporaryDirectory(prefix="retailkit")  # gone with the desk
+        self._uploads: Counter[str] = Counter()  # photos from outside, by name
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -247,8 +252,12 @@ class Desk:
 
     def shows(self, name: str) -> list[str]:
         """Return what photos can be filtered by: all, wrong, unsure, and pairs of classes that a model confuses."""
-        table = self.judged[name].confusion_pairs(PAIRS)
-        return ["all", "wrong", "unsure", *(pair_name(row.first, row.second) for row in table.itertuples())]
+        return ["all", "wrong", "unsure", *self.pairs(name)]
+
+    def pairs(self, name: str) -> dict[str, tuple[int, int]]:
+        """Return the pairs of classes that a model confuses: what a filter calls them, and their indices."""
+        table, index = self.judged[name].confusion_pairs(PAIRS), self.classes.index
+        return {f"{row.first} / {row.second}": (index(row.first), index(row.second)) for row in table.itertuples()}
 
     def conditions(self) -> list[str]:
         """Return the capture conditions that photos come in."""
@@ -275,9 +284,8 @@ class Desk:
         elif show == "unsure":
             chosen &= np.diff(np.sort(judged.probs, 1)[:, -2:], axis=1)[:, 0] < UNSURE
         elif show != "all":
-            first, second = (self.classes.index(one) for one in show.split(BETWEEN))
-            here = np.isin(judged.labels, (first, second))
-            chosen &= here & ~judged.correct & np.isin(judged.predicted, (first, second))
+            pair = self.pairs(name)[show]
+            chosen &= np.isin(judged.labels, pair) & ~judged.correct & np.isin(judged.predicted, pair)
         return np.flatnonzero(chosen).tolist()
 
     def photo(self, position: int) -> Photo:
@@ -295,7 +303,7 @@ class Desk:
 
         Args:
             content: of the file.
-            name: of the file.
+            name: of the file; the second photo of that name is called "name (2)".
 
         Raises:
             UserError: see `uploads.decoded`.
@@ -305,7 +313,9 @@ class Desk:
         outside = folder.photos([path], self.classes)
         if any("text" in p.model.modalities for p in self.predictors.values()):
             outside = ocr.add_text(outside, progress=False)
-        return self._laid(name, outside.split("test", self.pictures.size, self.pictures.fit)[0], False)
+        self._uploads[name] += 1
+        called = name if self._uploads[name] == 1 else f"{name} ({self._uploads[name]})"
+        return self._laid(called, outside.split("test", self.pictures.size, self.pictures.fit)[0], False)
 
     def _laid(self, name: str, sample: Sample, known: bool, position: int = -1) -> Photo:
         units = units_of(sample.words or sample.text)
@@ -366,17 +376,13 @@ class Desk:
             found += [explanation] if isinstance(explanation, LocalExplanation) else []
             yield len(found), None, pd.DataFrame()
         summed = aggregate.explain_class(found, label, predictor.model.image_encoder)
-        held = [self._game(predictor, self.photo(row)) for row in rows[count:]]
+        held = list(self._games(predictor, rows[count:]))
         check = aggregate.deletion_check(summed, held, seed=seed) if held else pd.DataFrame()
         yield len(found), summed, check
 
-    def _game(self, predictor: Predictor, photo: Photo) -> Game:
-        return Game(predictor, photo.sample.image, photo.segments, photo.units)
-
-
-BETWEEN = " / "
-
-
-def pair_name(first: str, second: str) -> str:
-    """Return what a pair of classes is called among the filters."""
-    return f"{first}{BETWEEN}{second}"
+    def _games(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[Game]:
+        for photo in map(self.photo, rows):
+            try:
+                yield Game(predictor, photo.sample.image, photo.segments, photo.units)
+            except UserError:  # a model that only reads, and no words
+                continue
