@@ -135,6 +135,29 @@ def test_a_pair_of_classes_is_found_whatever_they_are_called(tool):
     assert desk.find("image", show="MILK 1 / 2 L / milk") == wrong
 
 
+def test_the_pairs_on_offer_are_those_of_the_first_model(tool):
+    confusing(tool.desk, "image", 0, 1)
+    confusing(tool.desk, "text", 1, 2)
+    for name in ("image", "text"):
+        tool.use(name)
+        pair = tool.desk.shows(name)[-1]
+        assert list(tool.controls["show"].options) == tool.desk.shows(name)
+        tool.filter(show=pair)
+        assert tool.controls["show"].value == pair
+
+
+def test_a_photo_without_an_answer_is_named_as_no_class(tool, monkeypatch):
+    judged, told = tool.desk.judged["image"], []
+    unknown = judged.probs.copy()
+    unknown[0] = 1 / 3
+    tool.desk.judged["image"] = Evaluation(unknown, judged.labels, judged.classes, judged.indices)
+    draw = views.thumbnails
+    monkeypatch.setattr(views, "thumbnails", lambda images, captions, *rest: told.append(captions) or draw(
+        images, captions, *rest))  # fmt: skip
+    tool.use("image")
+    assert told[-1][0] == "no answer" and "no answer" not in told[-1][1:]
+
+
 def test_models_are_in_evaluation_mode_from_the_start(shop, predictors):
     model = predictors["image"].model.train()
     Desk(shop, {"image": predictors["image"]})
@@ -418,7 +441,8 @@ def test_explaining_goes_on_in_the_background_and_can_be_stopped_and_refined(too
     until(lambda: tool.state.explanations)
     tool.controls["stop"].click()
     spent = desks.spent(tool.state.explanations["score_fusion"])
-    assert spent < 2048 and "stopped" in tool.status.value and not tool._worker.is_alive()
+    assert spent < 2048 and "masks; what they say is kept" in tool.status.value and not tool._worker.is_alive()
+    assert tool.controls["left"].value in tool.state.remembered and tool.rendered("compare", ".html")
     tool.refine(64)
     assert desks.spent(tool.state.explanations["score_fusion"]) == spent + 64 and "done" in tool.status.value
 
@@ -435,6 +459,20 @@ def test_choosing_another_photo_ends_what_goes_on(tool):
     until(lambda: tool.state.explanations)
     tool.select(4)
     assert not tool.state.explanations and threading.active_count() < 10 and not tool._worker.is_alive()
+
+
+def test_a_stopped_explanation_of_a_class_says_that_nothing_is_kept(tool, monkeypatch):
+    def endless(*_):
+        while True:
+            time.sleep(0.01)
+            yield 1, None, pd.DataFrame()
+
+    monkeypatch.setattr(tool.desk, "explaining_class", endless)
+    for act in (tool.stop, lambda: tool.select(4)):
+        tool.explain_class("milk", photos=3, wait=False)
+        until(lambda: "1 of 3 photos" in tool.status.value)
+        act()
+        assert "stopped: 1 of 3 photos; " in tool.status.value and "nothing is kept" in tool.status.value
 
 
 def silenced(photo):
@@ -487,6 +525,8 @@ def test_a_class_is_summed_up_and_checked_on_other_photos(tool):
     explained, check = tool.state.summed
     assert explained.name == "milk" and len(explained.photos) <= 3 and set(check["kind"]) <= {"image", "text"}
     assert "milk" in tool.summary.value and "What it reads" in tool.summary.value
+    tool.select(0)
+    assert tool.state.summed == (explained, check) and tool.rendered("class", ".html")
 
 
 def test_two_explanations_are_compared(tool):
@@ -563,14 +603,21 @@ def test_a_view_is_offered_as_a_link(tool):
     tool.tabs.selected_index = 1
     tool.controls["html"].click()
     assert re.search(r'download="what_if_photo_0.html" href="data:text/html;base64,', tool.link.value)
+    tool._update(photo=replace(tool.state.photo, name="<img>"))
+    tool.controls["html"].click()
+    assert "Save what_if_&lt;img&gt;.html" in tool.link.value and "<img" not in tool.link.value
 
 
 def test_another_data_set_brings_its_own_models(shop, predictors):
     fewer = shop.select((shop.table["label"] != "milk").to_numpy())
     others = {"second": lambda: (fewer, {"image": predictors["image"]})}
     made = widgets.explanation_tool(shop, predictors, others, budget=64)
+    made.explain_class("milk", photos=2)
     made.controls["dataset"].value = "second"
     assert made.state.models == ("image",) and len(made.desk) == 8 and not made.message.value
+    assert made.state.summed is None and not made.summary.value, "milk is a class of the other one"
+    made.load(shop.name)
+    assert len(made.desk) == 12 and made.controls["dataset"].value == shop.name
 
 
 def test_a_picture_holds_regions_and_pixels_of_no_region():

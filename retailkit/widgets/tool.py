@@ -34,6 +34,7 @@ from retailkit.widgets.state import FRESH, State
 Loader = Callable[[], tuple[ProductData, Mapping[str, Any]]]
 AT_ONCE = 8  # thumbnails
 REMEMBERED = 20  # explanations that can be compared
+STOPPED = {"masks": "what they say is kept", "photos": "a class is summed up at the end only, so nothing is kept"}
 
 
 def explanation_tool(
@@ -75,6 +76,7 @@ class ExplanationTool(W.VBox):
         self._lock = threading.RLock()  # the state changes in the page's thread and in the background's
         self._quiet = threading.local()  # each thread sets controls for itself
         self._compared: tuple[str, ...] = ()  # the pair that somebody chose
+        self._unit = "masks"  # that progress is counted in, or "photos"
         self.desk = Desk(data, models)
         c = self.controls = controls.controls(list(self._loaders), budget)
         self.message, self.told = W.HTML(), W.HTML()
@@ -112,6 +114,9 @@ class ExplanationTool(W.VBox):
         """
         self.stop()
         self.desk = Desk(*self._loaders[pick(self._loaders, name, "data set")]())
+        self._set(dataset=name)
+        self._update(summed=None)
+        self._show_class()
         self._open()
 
     def use(self, *models: str) -> None:
@@ -126,6 +131,8 @@ class ExplanationTool(W.VBox):
             raise UsageError(f"{len(models)} models are chosen; choose 1 to {SIDE_BY_SIDE}")
         self.stop()
         self._update(models=models)
+        with self._not_following():
+            self.controls["show"].options = self.desk.shows(models[0])
         self.filter()
 
     def filter(self, label: str = "", show: str = "all", condition: str = "") -> None:
@@ -217,7 +224,7 @@ class ExplanationTool(W.VBox):
         self._work(self._explained(desks.refining(found, goal), goal * len(found)), wait)
 
     def stop(self) -> None:
-        """End what goes on in the background; what has been found so far stays."""
+        """End what goes on in the background; what was found of a photo so far stays, of a class nothing."""
         self._stopped.set()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
@@ -293,7 +300,8 @@ class ExplanationTool(W.VBox):
         self.stop()
         index = self.state.label if label is None else self._index(label)
         name = pick(self.desk.predictors, model or self.state.models[0], "model")
-        self._work(self._summed(self.desk.explaining_class(name, index, photos, self.controls["masks"].value)), wait)
+        steps = self.desk.explaining_class(name, index, photos, self.controls["masks"].value)
+        self._work(self._summed(steps, photos), wait)
 
     def compare(self, left: str, right: str) -> None:
         """Lay two explanations side by side: of two models, or of two photos. They stay there when others are found.
@@ -357,7 +365,7 @@ class ExplanationTool(W.VBox):
             for _ in steps:
                 if stopped.is_set():
                     self.progress.bar_style = "warning"
-                    self.status.value = views.block(f"stopped: {self.progress.value} of {self.progress.max} masks")
+                    self.status.value = views.block(f"stopped: {self._counted}; {STOPPED[self._unit]}")
                     return
         except Exception as error:  # nobody would see what a thread raises
             self.message.value = views.problem(f"{type(error).__name__}: {error}")
@@ -369,9 +377,9 @@ class ExplanationTool(W.VBox):
                 self._update(problems={**self.state.problems, name: found})
             else:
                 self._remember(name, found)
-            done = sum(desks.spent(e) for e in self.state.explanations.values())
-            self._advance(done, "masks")
+            self._advance(sum(desks.spent(e) for e in self.state.explanations.values()))
             self._show_why()
+            self._show_compare()
             yield
         self._end("done: better with Refine, if a badge is not green")
 
@@ -382,29 +390,33 @@ class ExplanationTool(W.VBox):
         kept = dict(list(kept.items())[-REMEMBERED:])
         self._update(explanations={**state.explanations, name: found}, remembered=kept)
 
-    def _summed(self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]]) -> Iterator[None]:
-        self._begin(self.controls["photos"].value, "photos")
+    def _summed(self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]], total: int) -> Iterator[None]:
+        self._begin(total, "photos")
         for count, summed, check in steps:
-            self._advance(count, "photos")
-            if summed is not None:
+            self._advance(count)
+            if summed is None:
+                yield
+            else:
                 self._update(summed=(summed, check))
                 self._show_class()
-            yield
         self._end("done")
 
-    def _begin(self, total: int, what: str) -> None:
+    def _begin(self, total: int, unit: str) -> None:
         self.message.value, self.progress.bar_style = "", ""
-        self.progress.max, self.progress.value = total, 0
-        self.status.value = views.block(f"0 of {total} {what}")
+        self.progress.max, self._unit = total, unit
+        self._advance(0)
 
-    def _advance(self, done: int, what: str) -> None:
+    def _advance(self, done: int) -> None:
         self.progress.value = min(done, self.progress.max)
-        self.status.value = views.block(f"{done} of {self.progress.max} {what}")
+        self.status.value = views.block(self._counted)
+
+    @property
+    def _counted(self) -> str:
+        return f"{self.progress.value} of {self.progress.max} {self._unit}"
 
     def _end(self, message: str) -> None:
         self.progress.value, self.progress.bar_style = self.progress.max, "success"
         self.status.value = views.block(message)
-        self._show_compare()
 
     # -- What is on screen.
 
@@ -431,15 +443,15 @@ class ExplanationTool(W.VBox):
         self._look(desk.photo(found[0]), models, found)
 
     def _look(self, photo: Photo, models: tuple[str, ...] = (), found: tuple[int, ...] = ()) -> None:
-        self.stop()
+        self.message.value = self.status.value = self.link.value = ""
+        self.stop()  # and say so, where something was going on
         before = getattr(self, "state", None)
         models, found = models or before.models, found or before.found
         asked = {name: self.desk.predictors[name] for name in models}
         said = desks.answer(asked, photo.sample.image, photo.text)
         label, rival = self.desk.question(photo, models[0])
-        kept = before.remembered if before else {}
-        self.state = State(models, found, photo, label, rival, said, after=said, remembered=kept)
-        self.message.value = self.status.value = self.link.value = ""
+        kept = {"summed": before.summed, "remembered": before.remembered} if before else {}
+        self.state = State(models, found, photo, label, rival, said, after=said, **kept)
         self._show()
 
     @property
@@ -470,7 +482,10 @@ class ExplanationTool(W.VBox):
         first = place - place % AT_ONCE
         shown = state.found[first : first + AT_ONCE]
         judged = desk.judged[state.models[0]]
-        captions = [f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}" for p in shown]
+        captions = [
+            f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}" if judged.answered[p] else "no answer"
+            for p in shown
+        ]
         images = [desk.pictures[p].image for p in shown]
         chosen = shown.index(state.photo.position) if state.photo.position in shown else -1
         pixels, labels = views.thumbnails(images, captions, [bool(judged.correct[p]) for p in shown], chosen)
@@ -509,8 +524,8 @@ class ExplanationTool(W.VBox):
         self.bars.value = views.block(told, "<p><small>black line: as it was</small></p>")
 
     def _show_class(self) -> None:
-        if self.state.summed is not None:
-            self.summary.value = views.block(views.class_summary(*self.state.summed))
+        summed = self.state.summed
+        self.summary.value = views.block(views.class_summary(*summed)) if summed else ""
 
     def _show_compare(self) -> None:
         with self._lock:
@@ -629,10 +644,8 @@ class ExplanationTool(W.VBox):
         view = list(VIEWS)[self.tabs.selected_index]
         kind = {".png": "image/png", ".html": "text/html"}[suffix]
         code = base64.b64encode(self.rendered(view, suffix)).decode()
-        name = f"{view}_{self.state.photo.name}".replace(" ", "_") + suffix
-        self.link.value = (
-            f'<a class="rk-link" download="{views.escape(name)}" href="data:{kind};base64,{code}">Save {name}</a>'
-        )
+        name = views.escape(f"{view}_{self.state.photo.name}".replace(" ", "_") + suffix)
+        self.link.value = f'<a class="rk-link" download="{name}" href="data:{kind};base64,{code}">Save {name}</a>'
 
 
 def _within(number: int, count: int, what: str) -> None:
