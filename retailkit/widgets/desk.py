@@ -125,11 +125,14 @@ def changed(photo: Photo, change: Change) -> Tensor:
 
 
 def answer(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> dict[str, np.ndarray]:
-    """Return what each model says, (K,) probabilities by model; a model that has nothing to go by is left out."""
+    """Return what each model says, (K,) probabilities by model; a model that has nothing to go by is left out.
+
+    The text has been redacted: numbers that stand side by side since a word between them is switched off stay.
+    """
     found = {}
     for name, predictor in predictors.items():
         try:
-            found[name] = predictor(image[None], [text])[0].cpu().numpy()
+            found[name] = predictor(image[None], [ocr.kept_apart(text)])[0].cpu().numpy()
         except UserError:  # a model that only reads, and no words
             continue
     return found
