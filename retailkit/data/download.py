@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, data_root, pick, replacing
 from retailkit.data.finegrainocr import FINEGRAINOCR, PER_CLASS, copy_subset
-from retailkit.data.public import GROCERY_STORE, GROZI120
+from retailkit.data.public import GROCERY_STORE, GROZI120, LISTS
 from retailkit.data.table import DataError
 
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two pieces
@@ -126,7 +126,8 @@ def fetch(
     if name == "grozi120":
         raise UsageError(
             f"grozi120 cannot be downloaded by this command: get it from {GROZI120['url']} and lay it out as "
-            "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root"
+            "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root; for the "
+            f"published list of 1,200 test crops, put {' and '.join(LISTS)} of github.com/jonathan016/rpdr beside them"
         )
     if name != "finegrainocr" and source is not None:
         raise UsageError(f"{name} is downloaded: --from is for finegrainocr only")

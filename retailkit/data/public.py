@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,7 @@ DM4VM = {
 }
 SUBSETS = {"fruit": "Fruit", "packages": "Packages", "vegetables": "Vegetables"}
 RUN = 5  # photos a group, in Grocery Store
+LISTS = ("recog_val_test.json", "recog_val_test_classes_files.json")  # Grozi-120's crops: github.com/jonathan016/rpdr
 
 
 def load_grocery_store(root: str | Path, *, subset: str | None = None) -> ProductData:
@@ -88,17 +90,21 @@ def load_grozi120(root: str | Path, *, halves: bool = True) -> ProductData:
     The packshots (`inVitro`) are the training split. The crops (`inSitu`) are test images of the published
     protocol and never enter training. With `halves`, the first half of each class's crops by file number is `val`,
     to choose settings on, and the second half `test`, to report on; crops are video frames, so a cut in the
-    middle keeps neighbours together. `group` is a run of consecutive frames in one half; each packshot is its own.
+    middle keeps neighbours together. `group` is a run of consecutive frames in one split; each packshot is its own.
+
+    A published list names 1,200 crops to test on, ten of each product, and up to ten others each to choose settings
+    on. Where its two files (`LISTS`) lie in the folder or in its `val_test`, they decide the split instead, and all
+    other crops are left out. It deals the frames of a video at random: those of `val` and `test` are often neighbours.
 
     Masks are `inVitro/<id>/web/masks/maskN.png`, where there. Labels are the names of `Index/UPC_index.txt`, else
     `grozi-001` and so on.
 
     Args:
         root: the folder with `inVitro` and `inSitu`; pictures may be JPEG or PNG.
-        halves: False puts all crops into `test`.
+        halves: False puts all crops into `test`, listed or not.
 
     Raises:
-        DataError: the folder is missing or holds no packshots.
+        DataError: the folder is missing or holds no packshots, a list is broken, or some of its crops are missing.
     """
     root, cure = Path(root), "get Grozi-120 from its page (see `retailkit fetch grozi120`) or point --root at it"
     if not (root / "inVitro").is_dir():
@@ -120,10 +126,13 @@ def load_grozi120(root: str | Path, *, halves: bool = True) -> ProductData:
             )
     if not rows:
         raise DataError(f"{root / 'inVitro'}: no packshots (<id>/web/JPEG/webN.jpg or <id>/web/PNG/webN.png); {cure}")
-    for folder in _numbered_folders(root / "inSitu"):
-        rows += _grozi_crops(folder, _grozi_label(names, int(folder.name)), halves)
+    crops = {int(at.name): _numbered_files(at / "video", "video") for at in _numbered_folders(root / "inSitu")}
+    listed = _read_grozi_lists(root, crops) if halves else None
+    for number, files in crops.items():
+        splits = _halves(files, halves) if listed is None else listed.get(number, {})
+        rows += _grozi_crops(number, _grozi_label(names, number), files, splits)
     table = _table(rows)
-    hint = f"{root / 'inSitu'} has no crops (<id>/video/videoN.png), {cure}"
+    hint = f"{root / 'inSitu'} has no crops of it (<id>/video/videoN.png), {cure}"
     info = GROZI120 | {"missing_test": hint, "missing_val": hint if halves else "load with halves=True"}
     return ProductData("grozi120", table, sorted(set(table["label"])), info, fit="pad")
 
@@ -233,16 +242,63 @@ def _grozi_label(names: dict[int, str], number: int) -> str:
     return names.get(number, f"grozi-{number:03d}")
 
 
-def _grozi_crops(folder: Path, label: str, halves: bool) -> list[dict[str, str]]:
-    crops = sorted(_numbered_files(folder / "video", "video").items())
-    middle = len(crops) // 2 if halves else 0
-    numbers = [n for n, _ in crops]
-    starts = {0, middle} | {i for i, (a, b) in enumerate(pairwise(numbers), start=1) if b != a + 1}
-    rows, run = [], 0
-    for i, (n, path) in enumerate(crops):
-        run = n if i in starts else run
-        split = "val" if i < middle else "test"
-        rows.append({"image": path, "label": label, "split": split, "group": f"video/{folder.name}/{run}"})
+def _read_grozi_lists(root: Path, crops: Mapping[int, Mapping[int, str]]) -> dict[int, dict[int, str]] | None:
+    """Return the split of each listed crop by product and file number; None where there are no lists."""
+    found = [path for name in LISTS for path in (root / name, root / "val_test" / name) if path.is_file()]
+    if not found:
+        return None
+    if [path.name for path in found] != list(LISTS):
+        raise DataError(f"{root}: {' and '.join(LISTS)} make the list together; put each there once, or neither")
+    listed: dict[int, dict[int, str]] = {}
+    try:
+        splits, files = (json.loads(path.read_text()) for path in found)
+        for product, split, index in _places(splits):
+            zero_based, name = files["classes_files"][index]
+            if zero_based != product:
+                raise ValueError(name)
+            listed.setdefault(product + 1, {})[int(re.fullmatch(r"video(\d+)\.jpg", name)[1])] = split
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise DataError(
+            f"{found[0]}: it and {LISTS[1]} are not the published list; get both again or remove both"
+        ) from None
+    _require_listed(listed, crops, root)
+    return listed
+
+
+def _places(splits: Mapping[str, Mapping[str, list[int]]]) -> Iterator[tuple[int, str, int]]:
+    """Yield product, counted from 0, split, and place among all crops."""
+    for product, parts in splits.items():
+        for split in ("val", "test"):
+            yield from ((int(product), split, index) for index in parts[split])
+
+
+def _require_listed(
+    listed: Mapping[int, Mapping[int, str]], crops: Mapping[int, Mapping[int, str]], root: Path
+) -> None:
+    """Make sure that of each listed split all crops are there, or none: part of a list is not the list."""
+    for split in ("val", "test"):
+        wanted = [(product, n) for product, numbers in listed.items() for n in numbers if numbers[n] == split]
+        lacking = [(product, n) for product, n in wanted if n not in crops.get(product, {})]
+        if 0 < len(lacking) < len(wanted):
+            product, n = lacking[0]
+            raise DataError(
+                f"{root / 'inSitu' / str(product) / 'video'}: video{n} is missing, the first of {len(lacking)} crops "
+                f"that {LISTS[0]} has in {split}; restore them, or remove the list"
+            )
+
+
+def _halves(crops: Mapping[int, str], halves: bool) -> dict[int, str]:
+    """Return the split of each crop of a product by file number."""
+    cut = len(crops) // 2 if halves else 0
+    return {n: "val" if i < cut else "test" for i, n in enumerate(sorted(crops))}
+
+
+def _grozi_crops(number: int, label: str, files: Mapping[int, str], splits: Mapping[int, str]) -> list[dict[str, str]]:
+    rows, before, run = [], None, 0
+    for n in sorted(set(files) & set(splits)):
+        run = run if before == (splits[n], n - 1) else n
+        before = splits[n], n
+        rows.append({"image": files[n], "label": label, "split": splits[n], "group": f"video/{number}/{run}"})
     return rows
 
 

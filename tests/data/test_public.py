@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from retailkit.config import UsageError
 from retailkit.data import load, ocr
+from retailkit.data.public import LISTS
 from retailkit.data.table import DataError, Word
 
 CLASSES = [("Kiwi", "Kiwi", "Fruit"), ("Apple-Juice", "Juice", "Packages"), ("Orange-Juice", "Juice", "Packages")]
@@ -157,6 +159,53 @@ def test_grozi_halves_are_fixed_and_cut_by_frame_number(grozi):
     groups = table[table["split"] != "train"].groupby("group")
     assert (groups["split"].nunique() == 1).all() and len(groups) == 4  # 1-2, 3, 10-11 and 7
     assert set(load("grozi120", grozi, halves=False).table["split"]) == {"train", "test"}
+
+
+def published(root: Path, val: list[int], test: list[int], product: int = 0) -> None:
+    """Write a list as published: places among all crops, which are sorted by name, products counted from 0."""
+    names = [[0, f"video{n}.jpg"] for n in (1, 10, 11, 2, 3)] + [[1, "video7.jpg"]]
+    root.mkdir(exist_ok=True)
+    (root / LISTS[1]).write_text(json.dumps({"classes_files": names}))
+    (root / LISTS[0]).write_text(json.dumps({str(product): {"val": val, "test": test}}))
+
+
+@pytest.mark.parametrize("folder", ["", "val_test"])
+def test_grozi_takes_its_crops_from_the_published_list(grozi, folder):
+    published(grozi / folder, val=[4, 3], test=[0, 1])
+    table = load("grozi120", grozi).table
+    crops = {s: [Path(p).stem for p in table.loc[table["split"] == s, "image"]] for s in ("val", "test")}
+    assert crops == {"val": ["video2", "video3"], "test": ["video1", "video10"]}, "by number; the others are left out"
+    groups = table[table["split"] != "train"].groupby("group")
+    assert (groups["split"].nunique() == 1).all() and len(groups) == 3  # 1, 2-3 and 10
+    assert (load("grozi120", grozi, halves=False).table["split"] == "test").sum() == 6
+
+
+def test_grozi_with_one_split_of_the_list_alone(grozi):
+    """The crops of one split may be all that somebody has; part of a split would be another list."""
+    published(grozi, val=[4, 3], test=[0, 1])
+    for n in (1, 10):
+        (grozi / f"inSitu/1/video/video{n}.png").unlink()
+    data = load("grozi120", grozi)
+    assert data.splits == ["train", "val"]
+    with pytest.raises(DataError, match="has no crops"):
+        data.split("test")
+    draw(grozi / "inSitu/1/video/video1.png")
+    with pytest.raises(
+        DataError, match=r"video10 is missing, the first of 1 crops that recog_val_test\.json has in test"
+    ):
+        load("grozi120", grozi)
+
+
+def test_grozi_with_a_broken_list(grozi):
+    published(grozi, val=[0], test=[5])  # a crop of the other product
+    with pytest.raises(DataError, match=r"recog_val_test\.json: .* not the published list"):
+        load("grozi120", grozi)
+    (grozi / LISTS[0]).write_text("[1, 2]")
+    with pytest.raises(DataError, match="not the published list"):
+        load("grozi120", grozi)
+    (grozi / LISTS[0]).unlink()
+    with pytest.raises(DataError, match="make the list together"):
+        load("grozi120", grozi)
 
 
 def test_grozi_takes_names_from_its_index(grozi):
