@@ -254,7 +254,7 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote.")],
     dataset: Dataset = "synthetic",
     root: Root = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
     size: Annotated[int | None, typer.Option(help="Side of the images; default as the checkpoint says.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
     json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
