@@ -38,6 +38,7 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#0072B2", "#F7F7F7", "#D55E00"])
 WEAK = 0.3  # held-out R² below which a surrogate is a hint at best
+COSTS = {"minutes": "training, min", "ms": "ms a photo", "MB": "MB"}  # of a rung
 LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
 
 
@@ -244,6 +245,30 @@ def accuracy_bars(table: pd.DataFrame, ax: Axes | None = None, chance: float | N
     ax.set(xlim=(0, min(1.1, 1.12 * float(table["high"].max())) or 1.0), xlabel="accuracy (95 % interval)")
     ax.invert_yaxis()
     return ax
+
+
+def ladder(table: pd.DataFrame, chance: float | None = None) -> Figure:
+    """Draw an ablation ladder: how good each rung is, what its step bought, and what all that is there by then costs.
+
+    Args:
+        table: a row a rung; columns `name`, `accuracy`, `low`, `high`, `gain`, `gain_low`, `gain_high` (NaN in the
+            first row), and those of `COSTS` that are known.
+        chance: a dotted line, if given.
+    """
+    costs = [name for name in COSTS if name in table]
+    widths = [3, 2.2, *[1] * len(costs)]
+    figure, axes = plt.subplots(1, len(widths), sharey=True, width_ratios=widths, figsize=(12, 0.42 * len(table) + 1.2))
+    accuracy_bars(table, axes[0], chance)
+    for y, row in enumerate(table.itertuples()):
+        shade = GOOD if row.gain_low > 0 else BAD if row.gain_high < 0 else QUIET
+        axes[1].plot([row.gain_low, row.gain_high], [y, y], color=shade, linewidth=2)
+        axes[1].plot(row.gain, y, "o", color=shade)
+    axes[1].axvline(0, color=QUIET, linestyle=":")
+    axes[1].set_xlabel("gain of the step (95 % interval)")
+    for ax, cost in zip(axes[2:], costs, strict=True):
+        ax.bar_label(ax.barh(table["name"], table[cost], color=QUIET, alpha=0.6), fmt="%.3g", fontsize=8, padding=2)
+        ax.set(xlabel=COSTS[cost], xticks=[], xlim=(0, 1.5 * float(table[cost].max()) or 1.0))
+    return figure
 
 
 def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:

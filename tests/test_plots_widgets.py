@@ -107,6 +107,17 @@ def test_bars_carry_their_intervals():
     assert np.allclose([s[:, 0] for s in segments], [[0.4, 0.6], [0.6, 0.8]])
 
 
+def test_a_ladder_shows_what_each_step_bought_and_cost():
+    table = pd.DataFrame({"name": ["p", "+ q"], "accuracy": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]})
+    table[["gain", "gain_low", "gain_high"]] = [[np.nan] * 3, [0.2, 0.1, 0.3]]
+    table[["minutes", "ms"]] = [[1.0, 0.0], [2.5, 0.0]]
+    accuracy, gain, *costs = plots.ladder(table, chance=0.25).axes
+    assert [t.get_text() for t in accuracy.get_yticklabels()] == ["p", "+ q"] and accuracy.yaxis_inverted()
+    assert any(np.allclose(line.get_xdata(), [0.1, 0.3]) and line.get_color() == plots.GOOD for line in gain.lines)
+    assert [ax.get_xlabel() for ax in costs] == ["training, min", "ms a photo"], "no MB in this table"
+    assert [t.get_text() for t in costs[0].texts] == ["1", "2.5"]
+
+
 def test_the_reliability_of_several_runs_shares_one_plot(evaluation):
     ax = plots.reliability({"one": evaluation, "two": evaluation})
     assert len(ax.lines) == 3

@@ -126,8 +126,8 @@ def fetch(
     if name == "grozi120":
         raise UsageError(
             f"grozi120 cannot be downloaded by this command: get it from {GROZI120['url']} and lay it out as "
-            "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root; for the "
-            f"published list of 1,200 test crops, put {' and '.join(LISTS)} of github.com/jonathan016/rpdr beside them"
+            "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root; for "
+            f"the published list of 1,200 test crops put {' and '.join(LISTS)} of github.com/jonathan016/rpdr beside"
         )
     if name != "finegrainocr" and source is not None:
         raise UsageError(f"{name} is downloaded: --from is for finegrainocr only")
