@@ -260,9 +260,7 @@ def ladder(table: pd.DataFrame, chance: float | None = None) -> Figure:
     figure, axes = plt.subplots(1, len(widths), sharey=True, width_ratios=widths, figsize=(12, 0.42 * len(table) + 1.2))
     accuracy_bars(table, axes[0], chance)
     for y, row in enumerate(table.itertuples()):
-        shade = GOOD if row.gain_low > 0 else BAD if row.gain_high < 0 else QUIET
-        axes[1].plot([row.gain_low, row.gain_high], [y, y], color=shade, linewidth=2)
-        axes[1].plot(row.gain, y, "o", color=shade)
+        _difference(axes[1], y, row.gain, row.gain_low, row.gain_high)
     axes[1].axvline(0, color=QUIET, linestyle=":")
     axes[1].set_xlabel("gain of the step (95 % interval)")
     for ax, cost in zip(axes[2:], costs, strict=True):
@@ -727,15 +725,20 @@ def differences(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axe
     """
     ax = _axes(ax, (9, 0.32 * len(table) + 1.2))
     for y, row in enumerate(table.itertuples()):
-        shade = GOOD if row.low > 0 else BAD if row.high < 0 else QUIET
-        ax.plot([row.low, row.high], [y, y], color=shade, linewidth=2)
-        ax.plot(row.difference, y, "o", color=shade)
+        _difference(ax, y, row.difference, row.low, row.high)
         ax.text(1.01, y, f"n = {row.n}", transform=ax.get_yaxis_transform(), fontsize=8, va="center")
     ax.set_yticks(range(len(table)), table["name"], fontsize=8)
     ax.invert_yaxis()
     ax.axvline(0, color=QUIET, linestyle=":")
     ax.set_xlabel(xlabel)
     return ax
+
+
+def _difference(ax: Axes, y: float, value: float, low: float, high: float) -> None:
+    """Draw a difference and its interval, green where that lies above zero, orange where below."""
+    shade = GOOD if low > 0 else BAD if high < 0 else QUIET
+    ax.plot([low, high], [y, y], color=shade, linewidth=2)
+    ax.plot(value, y, "o", color=shade)
 
 
 def verdicts(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
