@@ -98,12 +98,13 @@ def test_the_readme_lists_every_notebook_with_its_question_and_time():
         assert took / 3 < int(seconds) < max(3 * took, 10), f"{name} took {took:.0f} s; correct its row"
 
 
-def test_the_figures_of_the_readme_are_those_of_the_records():
+@pytest.mark.parametrize("page, spoken", [("README.md", 2), ("docs/results.md", 0)])
+def test_the_figures_of_a_page_are_those_of_the_records(page, spoken):
     figure, source = r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", r"`([\w-]+)/(\w+)\.json` `(\w+)`"
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(rf"\| {figure} \| (\d+) \| {source} \|$", readme, re.M)
-    sentences = re.findall(rf"\b{figure}()[\w\s]+\({source}\)", readme)  # they leave out n
-    assert len(rows) > 5 and len(sentences) == 2
+    text = (ROOT / page).read_text()
+    rows = re.findall(rf"\| {figure} \| (\d+) \| {source} \|$", text, re.M)
+    sentences = re.findall(rf"\b{figure}()[\w\s]+\({source}\)", text)  # they leave out n
+    assert len(rows) > 5 and len(sentences) == spoken
     for value, low, high, n, run, notebook, name in rows + sentences:
         metric = runs.read_record(ROOT / "papermill_runs" / run / f"{notebook}.json")["metrics"][name]
         told = (metric["value"], *metric["interval"])
