@@ -37,7 +37,7 @@ NOT_RUN = {
     "retailkit run 60 --profile full --dataset grocery_store -p SIZE=160 -p FINETUNE=6 -p SUBSET=": "long",
     "retailkit run 61 --profile full --dataset grocery_store -p LABELS=coarse -p SCRATCH=4": "long",
     "retailkit run 33 --dataset grocery_store -p FOLDS=5 --cell-seconds 7200": "long",
-    "retailkit run 33 --profile full --dataset grocery_store -p SEEDS=3 -p FOLDS=5 --cell-seconds 20000": "long",
+    "retailkit run 33 --profile full --dataset grocery_store -p SEEDS=3 -p FOLDS=5": "long",
     "retailkit train --preset grocery_best --root path/to/grocery_store --output grocery.safetensors": "long",
     "retailkit train --preset grozi_best --root path/to/grozi120 --output grozi.safetensors": "long",
     "retailkit evaluate --dataset grocery_store --root path/to/grocery_store --checkpoint grocery.safetensors": "long",
