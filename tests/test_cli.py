@@ -16,7 +16,7 @@ from retailkit.explain.local import LocalExplanation
 
 KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # of all randomness'
 BODY = """from retailkit import runs
-run = runs.start("90_tiny", PROFILE=PROFILE, DATASET=DATASET, SEED=SEED)
+run = runs.start("90_tiny")
 run.metric("seed", SEED, better="none")
 run.finish()"""
 

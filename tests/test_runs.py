@@ -22,7 +22,7 @@ from retailkit.runs.execute import data_identity, parse_parameters
 from retailkit.runs.record import FIGURE_BYTES
 
 BODY = """from retailkit import runs
-run = runs.start({name!r}, PROFILE=PROFILE, DATASET=DATASET, ROOT=ROOT, SEED=SEED, VALUE=VALUE)
+run = runs.start({name!r})
 {code}
 run.metric("value", VALUE, n=1)
 run.finish()"""
@@ -59,6 +59,7 @@ def test_a_failed_notebook_is_kept_and_the_others_go_on(workbook):
     assert (good.status, bad.status) == ("ok", "failed")
     assert "ZeroDivisionError: division by zero" in bad.error
     assert record("10_good")["status"] == "ok" and record("10_good")["metrics"]["value"]["value"] == 0.5
+    assert record("10_good")["parameters"] == {"PROFILE": "fast", "DATASET": "synthetic", "SEED": 0, "VALUE": 0.5}
     assert record("20_bad")["status"] == "failed"
     assert "ZeroDivisionError" in Path("papermill_runs/latest/fast-synthetic/20_bad.ipynb").read_text()
 
@@ -180,7 +181,7 @@ display(ipywidgets.VBox())"""
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("RETAILKIT_RUN_DIR", str(tmp_path))
-    return runs.start("10_test", PROFILE="fast", DATASET="synthetic", ROOT="somewhere", SEED=3)
+    return runs.Run("10_test", {"PROFILE": "fast", "DATASET": "synthetic", "ROOT": "somewhere", "SEED": 3})
 
 
 def test_a_record_is_running_until_it_is_finished(run, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
+import inspect
 import io
 import json
 import math
@@ -46,18 +47,22 @@ def run_dir(profile: str, dataset: str) -> Path:
     return Path(given) if given else home() / "papermill_runs" / "latest" / f"{profile}-{dataset}"
 
 
-def start(notebook: str, **parameters: Any) -> Run:
-    """Begin a record.
+def start(notebook: str) -> Run:
+    """Begin the record of the notebook that calls this, with the values of its parameters.
+
+    Parameters are the caller's global variables with an upper-case name and a plain value (a number, a string or a
+    bool), so call it right after the parameters cell.
 
     Args:
         notebook: its name, `20_training`.
-        **parameters: every value of its parameters cell, `PROFILE` and `DATASET` among them.
     """
-    return Run(notebook, parameters)
+    names = inspect.currentframe().f_back.f_globals
+    plain = {name: value for name, value in names.items() if isinstance(value, bool | int | float | str)}
+    return Run(notebook, {name: value for name, value in plain.items() if name.isupper()})
 
 
 class Run:
-    """What one run of a notebook leaves behind; see `start`.
+    """What one run of a notebook leaves behind; notebooks make one with `start`.
 
     Attributes:
         folder: where the record, figures and tables go.

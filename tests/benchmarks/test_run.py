@@ -8,7 +8,7 @@ from retailkit import runs
 KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # s'
 BODY = """from retailkit import runs
 import torch
-run = runs.start({name!r}, PROFILE=PROFILE, DATASET=DATASET, SEED=SEED)
+run = runs.start({name!r})
 run.finish()"""
 
 
