@@ -303,7 +303,7 @@ def explain(
     """
     from retailkit import plots, training
     from retailkit.data import folder, ocr
-    from retailkit.explain import local
+    from retailkit.explain import lime
 
     if output.suffix not in (".html", ".safetensors"):
         raise UsageError(f"output={output} has an unknown suffix; use .html or .safetensors")
@@ -312,8 +312,8 @@ def explain(
     if "text" in model.modalities:
         photos = ocr.add_text(photos)
     sample = photos.split("test", facts["size"], facts["fit"])[0]
-    chosen = {"classes": classes, "contrast": contrast, "unit": unit, "link_ocr": link_ocr, "seed": seed}
-    found = local.explain(model, sample.image, sample.words, budget=budget, **chosen)
+    chosen = {"classes": classes, "contrast": contrast, "token": unit, "link_ocr": link_ocr, "seed": seed}
+    found = lime.explain(model, sample.image, sample.words, budget=budget, **chosen)
     if output.suffix == ".html":
         with replacing(output) as draft:
             draft.write_text(plots.explanation_page(found), encoding="utf-8")

@@ -32,7 +32,7 @@ from retailkit.metrics import Evaluation
 
 if TYPE_CHECKING:  # pictures of explanations do not need what makes them
     from retailkit.explain.aggregate import ClassExplanation
-    from retailkit.explain.local import LocalExplanation
+    from retailkit.explain.lime import LocalExplanation
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444"]
 GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
@@ -417,7 +417,7 @@ def local_explanation(explanation: LocalExplanation, row: int = 0, axes: Sequenc
     parts = [explanation.image_weights[row], explanation.text_weights[row]]
     limit = max((float(np.abs(part).max(initial=0)) for part in parts), default=0) or None
     name, rival = (
-        explanation.classes[i] if i >= 0 else "" for i in (explanation.explained[row], explanation.rivals[row])
+        explanation.classes[i] if i >= 0 else "" for i in (explanation.explained[row], explanation.contrasts[row])
     )
     title = f"{name}\nand not {rival}" if rival else name
     if explanation.image is None:
@@ -425,7 +425,7 @@ def local_explanation(explanation: LocalExplanation, row: int = 0, axes: Sequenc
         axes[0].set_title(title, fontsize=8, fontweight="normal")
     else:
         attribution(explanation.image, explanation.heat(row), axes[0], limit, title)
-        for unit, weight in zip(explanation.units, explanation.text_weights[row], strict=True):
+        for unit, weight in zip(explanation.tokens, explanation.text_weights[row], strict=True):
             words(unit.words, axes[0], SIGNED(0.5 + 0.5 * weight / limit) if limit else QUIET, label=False)
     word_bars(explanation, row, axes[1], limit)
     return axes[0].figure
@@ -479,7 +479,7 @@ def explanation_page(explanation: LocalExplanation) -> str:
         code, name = base64.b64encode(drawn.getvalue()).decode(), html.escape(explanation.classes[label])
         parts += [f"<h2>{name}: probability {explanation.probs[label]:.3f}</h2>"]
         parts += [f'<img src="data:image/png;base64,{code}" alt="Superpixels and words that speak for {name}">']
-        parts += [explanation.words(row).round(3).to_html(index=False)] if explanation.units else []
+        parts += [explanation.words(row).round(3).to_html(index=False)] if explanation.tokens else []
     options = pd.Series(asdict(explanation.options)).astype(str).rename("value").to_frame().to_html()
     style = "body{font:15px system-ui;max-width:60rem;margin:2rem auto}img{max-width:100%}td,th{padding:.1rem .6rem}"
     head = f'<meta charset="utf-8"><title>{html.escape(explanation.question)}</title><style>{style}</style>'

@@ -37,8 +37,8 @@ from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
 
 if TYPE_CHECKING:
     from retailkit.explain.aggregate import ClassExplanation
-    from retailkit.explain.local import LocalExplanation
-    from retailkit.explain.perturb import Game
+    from retailkit.explain.lime import LocalExplanation
+    from retailkit.explain.masking import MaskedModel
     from retailkit.models.encoders import ImageEncoder
 
 
@@ -474,7 +474,7 @@ class SharedPredictor(Predictor):
 
 def explain_unseen(
     judge: CrossValidation, pictures: ProductDataset, rows: np.ndarray, shared: SharedPredictor, **options: Any
-) -> tuple[dict[int, LocalExplanation], dict[int, Game]]:
+) -> tuple[dict[int, LocalExplanation], dict[int, MaskedModel]]:
     """Explain pictures, each by the head that has not seen it; finished ones come from the cache.
 
     Args:
@@ -482,27 +482,27 @@ def explain_unseen(
         pictures: all N that `judge` speaks of, in their order.
         rows: positions of those to explain.
         shared: does the work.
-        **options: of `local.explain`.
+        **options: of `lime.explain`.
 
     Returns:
-        Explanation by position; those from the cache have no `game`. Game by position, for all.
+        Explanation by position; those from the cache have no `masked_model`. MaskedModel by position, for all.
     """
-    from retailkit.explain import local  # few notebooks need it
+    from retailkit.explain import lime  # few notebooks need it
 
     found, games = {}, {}
     for fold in np.unique(judge.folds[rows]):
         own = rows[judge.folds[rows] == fold]
         part = pictures.with_options(rows=pictures.rows[own])
         predictor = shared.with_model(judge.with_head(judge.heads[fold]))
-        for row, e in zip(own.tolist(), local.explain_dataset(predictor, part, **options), strict=True):
+        for row, e in zip(own.tolist(), lime.explain_dataset(predictor, part, **options), strict=True):
             found[row] = e
-            games[row] = e.playable(predictor)
+            games[row] = e.rebuilt(predictor)
     return found, games
 
 
 def hide_top_features(
     found: Mapping[int, LocalExplanation],
-    games: Mapping[int, Game],
+    games: Mapping[int, MaskedModel],
     label: int,
     halves: np.ndarray,
     encoder: ImageEncoder | None = None,
@@ -542,12 +542,12 @@ def hide_top_features(
     return table[table["n"] > 0]  # photos that show the feature
 
 
-def _any_feature(features: ClassExplanation, game: Game, rng: np.random.Generator) -> ClassExplanation:
+def _any_feature(features: ClassExplanation, game: MaskedModel, rng: np.random.Generator) -> ClassExplanation:
     """Return a class explanation with one feature of each kind, drawn from those that a photo shows."""
     from retailkit.explain import aggregate
 
     own, tables = aggregate.assign(features, game), {}
-    for name, found in (("image_features", own.segments), ("text_features", own.units)):
+    for name, found in (("image_features", own.segments), ("text_features", own.tokens)):
         shown = np.unique(found[found >= 0])
         tables[name] = getattr(features, name).loc[rng.permutation(shown)[:1]]
     return replace(features, **tables)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from retailkit import cli
-from retailkit.explain.local import LocalExplanation
+from retailkit.explain.lime import LocalExplanation
 
 KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # of all randomness'
 BODY = """from retailkit import runs

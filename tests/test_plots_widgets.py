@@ -17,8 +17,8 @@ from PIL import Image
 
 from retailkit import plots, widgets
 from retailkit.data.table import Sample, Truth, Word
-from retailkit.explain.local import LocalExplanation, Options, Samples
-from retailkit.explain.perturb import Unit
+from retailkit.explain.lime import LocalExplanation, Options, Samples
+from retailkit.explain.masking import Token
 from retailkit.metrics import Evaluation
 from retailkit.widgets import views
 
@@ -260,10 +260,10 @@ def made_up_explanation(nothing=""):
     return LocalExplanation(
         classes=["extra lean", "lean <3 %>"],
         explained=(0,),
-        rivals=(1,),
+        contrasts=(1,),
         image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)),
         segments=segments,
-        units=tuple(Unit(word.text, (word,)) for word in words),
+        tokens=tuple(Token(word.text, (word,)) for word in words),
         links=np.array([-1, -1]),
         logits=np.array([1.0, 0.0]),
         image_weights=weights["image"],

@@ -20,8 +20,8 @@ from PIL import Image
 from retailkit import data, models, widgets
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
-from retailkit.explain import quality
-from retailkit.explain.perturb import Game
+from retailkit.explain import metrics as explain_metrics
+from retailkit.explain.masking import MaskedModel
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.widgets import desk as desks
@@ -182,7 +182,7 @@ def test_models_must_agree_in_classes_and_size(shop, predictors):
 
 def test_hidden_superpixels_look_as_they_do_in_explanations(photo, predictors):
     hidden = frozenset({0, 3})
-    game = Game(predictors["image"], photo.sample.image, photo.segments, photo.units)
+    game = MaskedModel(predictors["image"], photo.sample.image, photo.segments, photo.tokens)
     kept = ~np.isin(np.arange(game.n_segments), list(hidden))
     assert torch.allclose(desks.changed(photo, Change(hidden=hidden)), game.pictures(kept[None])[0], atol=1e-5)
 
@@ -234,7 +234,7 @@ def test_steadiness_is_what_two_explanations_have_in_common(signal, strong):
         made = SimpleNamespace(image_weights=one[None, :9], text_weights=one[None, 9:], nothing="",
                                image_intervals=spans[:, :9], text_intervals=spans[:, 9:])  # fmt: skip
         promised.append(desks.steadiness(made, 10))
-        found.append(quality.stability([one, other]).spearman)
+        found.append(explain_metrics.stability([one, other]).spearman)
     assert np.mean(promised) == pytest.approx(np.mean(found), abs=0.12)
 
 
@@ -293,13 +293,13 @@ def test_photos_of_one_name_are_told_apart(tool, monkeypatch):
 
 def test_a_click_on_a_word_is_a_click_on_the_word(photo):
     labels, count = views.regions(photo), photo.segments.max() + 1
-    x0, y0, x1, y1 = (round(edge) for edge in photo.units[1].words[0].box)
+    x0, y0, x1, y1 = (round(edge) for edge in photo.tokens[1].words[0].box)
     assert (labels[y0:y1, x0:x1] == count + 1).all()
     outside = labels < count
     assert np.array_equal(labels[outside], photo.segments[outside])
     names = views.region_names(photo, None, Change(hidden=frozenset({2}), unread=frozenset({0})))
-    assert len(names) == count + len(photo.units) and "switch on" in names[2] and "switch off" in names[3]
-    assert names[count].startswith(f"word {photo.units[0].text}") and "switch on" in names[count]
+    assert len(names) == count + len(photo.tokens) and "switch on" in names[2] and "switch off" in names[3]
+    assert names[count].startswith(f"word {photo.tokens[0].text}") and "switch on" in names[count]
 
 
 def test_thumbnails_know_which_photo_was_hit():
@@ -476,7 +476,7 @@ def test_a_stopped_explanation_of_a_class_says_that_nothing_is_kept(tool, monkey
 
 
 def silenced(photo):
-    return replace(photo, units=(), sample=replace(photo.sample, words=[], text=""))
+    return replace(photo, tokens=(), sample=replace(photo.sample, words=[], text=""))
 
 
 def test_a_class_is_summed_up_and_checked_where_a_photo_has_no_words(tool, monkeypatch):

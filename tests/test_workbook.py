@@ -200,8 +200,8 @@ def test_each_picture_is_explained_by_the_head_that_has_not_seen_it(shelf, tmp_p
             own = judge.with_head(heads[fold])(sample.image[None], [sample.text])[0]
         assert np.allclose(found[row].logits, own, atol=1e-3)
     again, same = workbook.explain_unseen(judge, pictures, rows, shared, **options)
-    keep = np.ones((1, games[1].n_segments), bool), np.ones((1, games[1].n_units), bool)
-    assert again[1].game is None and np.allclose(same[1].logits(*keep), games[1].logits(*keep), atol=1e-2)
+    keep = np.ones((1, games[1].n_segments), bool), np.ones((1, games[1].n_tokens), bool)
+    assert again[1].masked_model is None and np.allclose(same[1].logits(*keep), games[1].logits(*keep), atol=1e-2)
 
 
 class Reader:
@@ -210,8 +210,8 @@ class Reader:
     classes, n_segments, segments, image = CLASSES, 0, None, None
 
     def __init__(self, **weights):
-        self.units = tuple(SimpleNamespace(text=text, words=()) for text in weights)
-        self.weights, self.n_units = np.array(list(weights.values())), len(weights)
+        self.tokens = tuple(SimpleNamespace(text=text, words=()) for text in weights)
+        self.weights, self.n_tokens = np.array(list(weights.values())), len(weights)
 
     def logits(self, image_keep, text_keep):
         return np.stack([text_keep @ self.weights, np.zeros(len(text_keep))], 1).astype(np.float32)
@@ -220,7 +220,7 @@ class Reader:
 def read_photo(game):
     """What is known of a game, exactly."""
     weights = game.weights[None]
-    facts = {"classes": CLASSES, "explained": (0,), "units": game.units, "text_weights": weights, "share": np.ones(1)}
+    facts = {"classes": CLASSES, "explained": (0,), "tokens": game.tokens, "text_weights": weights, "share": np.ones(1)}
     return SimpleNamespace(**facts, image_weights=np.zeros((1, 0)), segments=None, image=None, nothing="")
 
 

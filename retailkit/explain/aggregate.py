@@ -1,7 +1,7 @@
 """Global explanations: what a model recognises a class by, from the local explanations of its photos.
 
 Superpixels of different photos have nothing in common, so they are matched by what an image encoder makes of them.
-Words are matched by spelling, see `retailkit.explain.spellings`.
+Words are matched by spelling, see `retailkit.explain.phrases`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from retailkit.config import UsageError, UserError
 from retailkit.config import pick as pick_name
-from retailkit.explain import quality, spellings
-from retailkit.explain.spellings import Spelling
+from retailkit.explain import metrics
+from retailkit.explain.phrases import Spelling, group, match, normalise
 from retailkit.metrics import bootstrap
 
 if TYPE_CHECKING:
-    from retailkit.explain.local import LocalExplanation
-    from retailkit.explain.perturb import Game
+    from retailkit.explain.lime import LocalExplanation
+    from retailkit.explain.masking import MaskedModel
     from retailkit.models.encoders import ImageEncoder
 
 MOST = 4000  # superpixels that are clustered: their distances fill 64 MB
@@ -45,11 +45,11 @@ class Assignment:
 
     Attributes:
         segments: (S,) clusters.
-        units: (T,) rows of `ClassExplanation.text_features`.
+        tokens: (T,) rows of `ClassExplanation.text_features`.
     """
 
     segments: np.ndarray
-    units: np.ndarray
+    tokens: np.ndarray
 
 
 @dataclass(eq=False)
@@ -302,7 +302,7 @@ def _clusters(photos: list[_Photo], encoder: ImageEncoder, threshold: float) -> 
     return _Clusters(table[list(IMAGE_COLUMNS)], mean, centres, members)
 
 
-def _describe(item: LocalExplanation | Game, count: int, encoder: ImageEncoder) -> np.ndarray:
+def _describe(item: LocalExplanation | MaskedModel, count: int, encoder: ImageEncoder) -> np.ndarray:
     """Return (S,D): the encoder's last map, averaged over each of `count` superpixels by its area in each cell."""
     if encoder.training:
         raise UsageError("the encoder is in training mode; call encoder.eval() first")
@@ -362,8 +362,8 @@ def _medoids(
 
 
 def _phrases(photos: list[_Photo]) -> _Phrases:
-    texts = [[spellings.normalise(unit.text) for unit in photo.explanation.units] for photo in photos]
-    groups = spellings.group([text for own in texts for text in dict.fromkeys(own)])
+    texts = [[normalise(unit.text) for unit in photo.explanation.tokens] for photo in photos]
+    groups = group([text for own in texts for text in dict.fromkeys(own)])
     place = {variant: number for number, found in enumerate(groups) for variant in found.variants}
     members = [np.array([place.get(text, -1) for text in own], dtype=int) for own in texts]
     order, members = _by_weight(photos, "text", members, len(groups))
@@ -415,7 +415,7 @@ def _table(photos: list[_Photo], kind: str, members: list[np.ndarray], count: in
     return pd.DataFrame(table)
 
 
-def _areas(item: LocalExplanation | Game, count: int) -> np.ndarray:
+def _areas(item: LocalExplanation | MaskedModel, count: int) -> np.ndarray:
     """Return (S,) the share of the picture that is each superpixel."""
     if item.segments is None:
         return np.zeros(0)
@@ -431,7 +431,7 @@ def _crop(explanation: LocalExplanation, segment: int) -> Tensor:
     return torch.where(inside[box], picture, 1 - PALE * (1 - picture))
 
 
-def assign(explained: ClassExplanation, item: LocalExplanation | Game) -> Assignment:
+def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) -> Assignment:
     """Say which global features the parts of a photo belong to; it may be new.
 
     Args:
@@ -448,8 +448,8 @@ def assign(explained: ClassExplanation, item: LocalExplanation | Game) -> Assign
     if count and len(explained.centres):
         units = _directions(_describe(item, count, explained.encoder), explained.mean)
         segments = _nearest(units, explained.centres, explained.threshold)
-    texts = [unit.text for unit in item.units]
-    return Assignment(segments, np.array(spellings.match(texts, explained.phrases), dtype=int))
+    texts = [unit.text for unit in item.tokens]
+    return Assignment(segments, np.array(match(texts, explained.phrases), dtype=int))
 
 
 # -- Which photos to show.
@@ -496,7 +496,7 @@ def _sure_weights(explanation: LocalExplanation, features: ClassExplanation, at:
         return np.zeros(sum(counts))
     row, own = _row(explanation, features.label, at), assign(features, explanation)
     found = []
-    for kind, members, count in zip(("image", "text"), (own.segments, own.units), counts, strict=True):
+    for kind, members, count in zip(("image", "text"), (own.segments, own.tokens), counts, strict=True):
         low, high = np.moveaxis(getattr(explanation, f"{kind}_intervals")[row], -1, 0)
         weights = np.abs(getattr(explanation, f"{kind}_weights")[row]) * ((low > 0) | (high < 0))
         found.append(_sums([weights], [members], count)[0])
@@ -509,7 +509,7 @@ SCORES = ("accuracy", "margin")
 
 
 def deletion_check(
-    explained: ClassExplanation, games: Sequence[Game], repeats: int = 10, seed: int = 0
+    explained: ClassExplanation, games: Sequence[MaskedModel], repeats: int = 10, seed: int = 0
 ) -> pd.DataFrame:
     """Hide the top features in held-out photos of the class, and compare with hiding as much at random.
 
@@ -519,7 +519,7 @@ def deletion_check(
 
     Args:
         explained: the class and its features; the top ones of each kind are checked.
-        games: of photos of the class, best such that were not explained (`LocalExplanation.game`).
+        games: of photos of the class, best such that were not explained (`LocalExplanation.masked_model`).
         repeats: random sets a photo and feature.
         seed: of the random sets.
 
@@ -553,15 +553,15 @@ class _Drop:
 
 
 def _drops(
-    explained: ClassExplanation, top: list[tuple[str, int]], game: Game | None, at: int, repeats: int, seed: int
+    explained: ClassExplanation, top: list[tuple[str, int]], game: MaskedModel | None, at: int, repeats: int, seed: int
 ) -> Iterator[_Drop]:
     """Yield what hiding each feature does on one photo; all masks are judged at once."""
     if game is None:
         raise UsageError(f"photo {at} has no game; explain it again rather than load it")
     label = list(game.classes).index(pick_name(game.classes, explained.name, "class"))
     own, rng = assign(explained, game), np.random.default_rng([seed, at])
-    sizes = {"image": _areas(game, game.n_segments), "text": np.ones(game.n_units)}
-    members = {"image": own.segments, "text": own.units}
+    sizes = {"image": _areas(game, game.n_segments), "text": np.ones(game.n_tokens)}
+    members = {"image": own.segments, "text": own.tokens}
     plans = []
     for kind, number in top:
         feature = members[kind] == number
@@ -667,7 +667,7 @@ def _parts(found: ClassExplanation, kind: str) -> np.ndarray:
 def _text_parts(explained: Mapping[str, ClassExplanation]) -> dict[str, dict[str, float]]:
     """Return the parts of phrases by model, for phrases among the top ones of any of them."""
     seen = [item for found in explained.values() for phrase in found.phrases for item in phrase.variants.items()]
-    groups = spellings.group([text for text, _ in seen], [count for _, count in seen])
+    groups = group([text for text, _ in seen], [count for _, count in seen])
     place = {variant: group.canonical for group in groups for variant in group.variants}
     parts: dict[str, dict[str, float]] = {group.canonical: dict.fromkeys(explained, 0.0) for group in groups}
     top = set()
@@ -688,7 +688,7 @@ def _agreement(a: ClassExplanation, b: ClassExplanation) -> float:
         other = theirs.get(photo)
         if other is not None and _same_picture(one, other):
             heats = [e.heat(e.explained.index(c.label))[None] for e, c in ((one, a), (other, b))]
-            found.append(quality.rank_correlation(*heats)[0])
+            found.append(metrics.rank_correlation(*heats)[0])
     found = np.array(found)
     return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 

@@ -19,10 +19,11 @@ from retailkit import backgrounds, training
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data import folder, ocr
 from retailkit.data.table import ProductData, Sample
-from retailkit.explain import aggregate, local, quality
+from retailkit.explain import aggregate, lime
+from retailkit.explain import metrics as explain_metrics
 from retailkit.explain.aggregate import ClassExplanation
-from retailkit.explain.local import LocalExplanation
-from retailkit.explain.perturb import Game, Unit, hide, segment, units_of
+from retailkit.explain.lime import LocalExplanation
+from retailkit.explain.masking import MaskedModel, Token, hide, segment, tokens_of
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.models import ProductClassifier
@@ -54,7 +55,7 @@ class Photo:
         sample: picture and words at the models' size.
         known: whether the label is the truth.
         segments: (H,W) superpixels 0..S-1.
-        units: T words, as explanations number them.
+        tokens: T words, as explanations number them.
         position: among the desk's photos, -1 for one from outside.
     """
 
@@ -62,13 +63,13 @@ class Photo:
     sample: Sample
     known: bool
     segments: np.ndarray
-    units: tuple[Unit, ...]
+    tokens: tuple[Token, ...]
     position: int = -1
 
     @property
     def text(self) -> str:
         """Return what was read."""
-        return " ".join(unit.text for unit in self.units)
+        return " ".join(unit.text for unit in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Change:
         """Return what is left to read."""
         if self.text is not None:
             return ocr.redact_barcodes(self.text)
-        return " ".join(unit.text for n, unit in enumerate(photo.units) if n not in self.unread)
+        return " ".join(unit.text for n, unit in enumerate(photo.tokens) if n not in self.unread)
 
 
 def changed(photo: Photo, change: Change) -> Tensor:
@@ -159,7 +160,7 @@ def explaining(
     for name, predictor in predictors.items():
         try:
             words = photo.sample.words or photo.sample.text
-            found[name] = local.explain(predictor, photo.sample.image, words, budget=min(PREVIEW, budget), **options)
+            found[name] = lime.explain(predictor, photo.sample.image, words, budget=min(PREVIEW, budget), **options)
         except UserError as error:
             yield name, str(error)
         else:
@@ -187,7 +188,7 @@ def spent(explanation: LocalExplanation) -> int:
 def steadiness(explanation: LocalExplanation, draws: int = 20) -> float:
     """Return the rank correlation to expect between two such explanations with other masks, NaN where unknown.
 
-    Weights are drawn within their 95 % intervals and compared, see `quality.stability`. A draw carries the noise twice,
+    Weights are drawn within their 95 % intervals and compared, see `metrics.stability`. A draw carries the noise twice,
     as it was estimated and as it is drawn: with weights of variance V and noise of variance E, draws correlate by
     (V + E) / (V + 2E), which is 1/2 where all is noise, and explanations by V / (V + E): 2 less the inverse of that.
 
@@ -201,7 +202,7 @@ def steadiness(explanation: LocalExplanation, draws: int = 20) -> float:
     if explanation.nothing or not np.isfinite(errors).all():
         return float("nan")
     drawn = weights + errors * np.random.default_rng(0).standard_normal((draws, len(weights)))
-    return 2 - 1 / max(quality.stability(drawn).spearman, 0.5)  # NaN stays NaN
+    return 2 - 1 / max(explain_metrics.stability(drawn).spearman, 0.5)  # NaN stays NaN
 
 
 class Desk:
@@ -321,7 +322,7 @@ class Desk:
         return self._laid(called, outside.split("test", self.pictures.size, self.pictures.fit)[0], False)
 
     def _laid(self, name: str, sample: Sample, known: bool, position: int = -1) -> Photo:
-        units = units_of(sample.words or sample.text)
+        units = tokens_of(sample.words or sample.text)
         return Photo(name, sample, known, segment(sample.image, "slic", SEGMENTS), units, position)
 
     def question(self, photo: Photo, name: str) -> tuple[int, int]:
@@ -383,9 +384,9 @@ class Desk:
         check = aggregate.deletion_check(summed, held, seed=seed) if held else pd.DataFrame()
         yield len(found), summed, check
 
-    def _games(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[Game]:
+    def _games(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[MaskedModel]:
         for photo in map(self.photo, rows):
             try:
-                yield Game(predictor, photo.sample.image, photo.segments, photo.units)
+                yield MaskedModel(predictor, photo.sample.image, photo.segments, photo.tokens)
             except UserError:  # a model that only reads, and no words
                 continue

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from retailkit.explain.aggregate import ClassExplanation
-from retailkit.explain.local import LocalExplanation
+from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets.desk import Change, Photo
 
 FRESH = Change()

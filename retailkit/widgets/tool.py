@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from retailkit.config import UsageError, UserError, pick, replacing
 from retailkit.data.table import ProductData
 from retailkit.explain.aggregate import ClassExplanation
-from retailkit.explain.local import LocalExplanation
+from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import controls, documents, views
 from retailkit.widgets import desk as desks
 from retailkit.widgets.desk import SIDE_BY_SIDE, Change, Desk, Photo
@@ -244,7 +244,7 @@ class ExplanationTool(W.VBox):
             _within(segment, int(photo.segments.max()) + 1, "superpixel")
             change = replace(change, hidden=change.hidden ^ {segment})
         if word is not None:
-            _within(word, len(photo.units), "word")
+            _within(word, len(photo.tokens), "word")
             change = replace(change, unread=change.unread ^ {word}, text=None)
         self.change(change)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from retailkit import plots
 from retailkit.explain.aggregate import ClassExplanation
-from retailkit.explain.local import LocalExplanation
+from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets.desk import Change, Photo, steadiness
 
 STYLE = """<style>
@@ -134,7 +134,7 @@ def signed_map(explanation: LocalExplanation, side: int, image: Tensor) -> np.nd
         alpha = 0.85 * np.abs(heat).clip(0, 1)[..., None]
         pixels = (1 - alpha) * pixels + alpha * plots.SIGNED(0.5 + 0.5 * heat.clip(-1, 1))[..., :3]
     canvas = Image.fromarray(enlarged(pixels, side))
-    for unit, weight in zip(explanation.units, explanation.text_weights[0], strict=True):
+    for unit, weight in zip(explanation.tokens, explanation.text_weights[0], strict=True):
         _word_boxes(canvas, unit.words, side / grey.shape[1], tint(weight, limit), abs(weight) / limit if limit else 0)
     return np.asarray(canvas)
 
@@ -174,7 +174,7 @@ def changed_picture(image: Tensor, photo: Photo, change: Change, side: int = 320
     pixels[off & stripes] = 40
     canvas = Image.fromarray(pixels.astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
-    for number, unit in enumerate(photo.units):
+    for number, unit in enumerate(photo.tokens):
         gone = number in change.unread and change.text is None
         for word in unit.words:
             box = [scale * edge for edge in word.box]
@@ -188,7 +188,7 @@ def changed_picture(image: Tensor, photo: Photo, change: Change, side: int = 320
 def regions(photo: Photo) -> np.ndarray:
     """Return which part each pixel belongs to, (H,W): superpixels 0..S-1, words from S on, a word over its place."""
     labels, first = photo.segments.copy(), int(photo.segments.max()) + 1
-    for number, unit in enumerate(photo.units):
+    for number, unit in enumerate(photo.tokens):
         for word in unit.words:
             x0, y0, x1, y1 = (max(0, round(edge)) for edge in word.box)
             labels[y0:y1, x0:x1] = first + number
@@ -204,10 +204,10 @@ def region_names(photo: Photo, explanation: LocalExplanation | None, change: Cha
             seen = dict(enumerate(explanation.image_weights[0]))
         read = dict(enumerate(explanation.text_weights[0]))
     names = []
-    for number in range(count + len(photo.units)):
+    for number in range(count + len(photo.tokens)):
         word = number - count
         weight = (seen if word < 0 else read).get(number if word < 0 else word)
-        name = f"part {number}" if word < 0 else f"word {photo.units[word].text}"
+        name = f"part {number}" if word < 0 else f"word {photo.tokens[word].text}"
         off = number in change.hidden if word < 0 else word in change.unread
         told = "" if weight is None else f", weight {weight:+.2f}"
         names.append(f"{name}{told}: click to switch {'on' if off else 'off'}")

@@ -18,7 +18,7 @@ from sklearn.linear_model import LinearRegression
 from retailkit import data, models, training
 from retailkit.config import UserError
 from retailkit.data import ocr
-from retailkit.explain import local, perturb
+from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
 from retailkit.models.encoders import find_folder
 
@@ -44,11 +44,11 @@ def reader():
 @torch.inference_mode()
 def loop(model, sample, segments, seed=0):
     """Weights (S+T,) of superpixels and words."""
-    units = [unit.text for unit in perturb.units_of(sample.words)]
+    units = [unit.text for unit in masking.tokens_of(sample.words)]
     count = segments.max() + 1
     kept = np.random.default_rng(seed).random((SAMPLES, count + len(units))) < 0.5
     kept[0] = True
-    filling, probs = perturb.fill(sample.image, segments, "mean"), []
+    filling, probs = masking.fill(sample.image, segments, "mean"), []
     for some in np.split(kept, SAMPLES // AT_ONCE):
         seen = torch.from_numpy(some[:, :count][:, segments])[:, None]
         texts = [" ".join(itertools.compress(units, row)) for row in some[:, count:]]
@@ -61,7 +61,7 @@ def loop(model, sample, segments, seed=0):
 def by_us(predictor, sample, segments, budget, seed=0):
     """The same of ours."""
     options = {"segments": segments, "classes": (sample.label,), "budget": budget, "seed": seed}
-    found = local.explain(predictor, sample.image, sample.words, **options, **OURS)
+    found = lime.explain(predictor, sample.image, sample.words, **options, **OURS)
     return np.concatenate([found.image_weights[0], found.text_weights[0]])
 
 
@@ -79,7 +79,7 @@ def readable(shop, predictor):
     test = shop.split("test", SIZE)
     for sample in (test[i] for i in range(len(test))):
         right = predictor(sample.image[None], [sample.text]).argmax() == sample.label
-        if right and len(perturb.units_of(sample.words)) in WORDS:
+        if right and len(masking.tokens_of(sample.words)) in WORDS:
             return sample
     raise AssertionError(f"no test picture has {WORDS[0]} to {WORDS[-1]} words and is recognised")
 
@@ -97,8 +97,8 @@ def test_joint(tmp_path, compare, quick):
     making = time.perf_counter() - start
     print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s ({predictor.backend})")
     sample = readable(shop, predictor)
-    segments = perturb.segment(sample.image)
-    parts = f"{segments.max() + 1} superpixels, {len(perturb.units_of(sample.words))} words"
+    segments = masking.segment(sample.image)
+    parts = f"{segments.max() + 1} superpixels, {len(masking.tokens_of(sample.words))} words"
 
     budget, steady, note = BUDGETS[-1], True, "stability not measured"
     if not quick:

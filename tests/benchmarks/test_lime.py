@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 
 from retailkit import data, inference, metrics, training, workbook
 from retailkit.config import cache_dir, data_root, replacing
-from retailkit.explain import local, perturb
+from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
 
 BUDGETS = (128, 256, 512)
@@ -61,7 +61,7 @@ def by_lime(probs, photo, seed=0):
 
 def by_us(predictor, photo, budget, seed=0):
     options = {"segments": photo["segments"], "classes": (photo["label"],), "budget": budget, "seed": seed}
-    return local.explain(predictor, photo["image"], **options, **OURS)
+    return lime.explain(predictor, photo["image"], **options, **OURS)
 
 
 def as_tensor(batch):
@@ -92,7 +92,7 @@ def first(explanation, count):
     """What the first masks of a longer run say: the same as a run that ends there."""
     samples = explanation.samples
     parts = (getattr(samples, name)[:count] for name in ("image_masks", "text_masks", "pairs", "logits"))
-    return replace(explanation, samples=local.Samples(*parts)).with_kernel("lime")
+    return replace(explanation, samples=lime.Samples(*parts)).with_kernel("lime")
 
 
 def stability(weights):
@@ -116,7 +116,7 @@ def measured(predictor, photo, seeds):
     found = [by_us(predictor, photo, BUDGETS[-1], seed) for seed in range(seeds)]
     seconds.append(time.perf_counter())
     weights |= {str(n): np.array([first(one, n).image_weights[0] for one in found]) for n in BUDGETS}
-    hard = perturb.Game(predictor, photo["image"], photo["segments"], feather=0.0)
+    hard = masking.MaskedModel(predictor, photo["image"], photo["segments"], feather=0.0)
     row = {"photo": photo["name"], "seeds": seeds, "superpixels": hard.n_segments}
     for who, rows in weights.items():
         row[f"stability_{who}"] = stability(rows)
@@ -142,7 +142,7 @@ def chosen(predictor, split, count):
         sample = split[place]
         if predictor(sample.image[None]).argmax() == sample.label:
             name = Path(split.table["image"].iloc[place]).relative_to(data_root("grocery_store")).as_posix()
-            segments = perturb.segment(sample.image, "slic", SEGMENTS)
+            segments = masking.segment(sample.image, "slic", SEGMENTS)
             found.append({"name": name, "image": sample.image, "label": sample.label, "segments": segments})
         if len(found) == count:
             return found
@@ -152,7 +152,7 @@ def chosen(predictor, split, count):
 def folder_for(model, seeds):
     """Where the record is: another model, source, version or number of seeds has another one."""
     digest = hashlib.sha256(training.fingerprint(model).encode())
-    for path in (local.__file__, perturb.__file__, inference.__file__, __file__):
+    for path in (lime.__file__, masking.__file__, inference.__file__, __file__):
         digest.update(Path(path).read_bytes())
     for name in ("lime", "numpy", "onnxruntime", "scikit-image", "scikit-learn", "torch"):
         digest.update(version(name).encode())

@@ -9,7 +9,7 @@ import torch
 
 from retailkit import models, plots
 from retailkit.data.table import Word
-from retailkit.explain import local
+from retailkit.explain import lime
 
 PAGE = Path(__file__).parents[2] / "docs" / "user_study.md"
 CLASSES = ["class of oats", "class of rye"]
@@ -39,7 +39,7 @@ def explained(tmp_path_factory):
         model = models.build("concat", CLASSES, **options)
         model.text_encoder.prepare(["LEAN BEEF", "RYE BREAD"])
         words = [Word("LEAN", (2, 2, 20, 10)), Word("BREAD", (2, 20, 30, 30))]
-        found = local.explain(model.eval(), torch.rand(3, 64, 64), words, budget=32, classes="top1")
+        found = lime.explain(model.eval(), torch.rand(3, 64, 64), words, budget=32, classes="top1")
     path = tmp_path_factory.mktemp("study") / "photo.safetensors"
     found.save(path)
     return path
@@ -56,7 +56,7 @@ def test_a_stimulus_never_names_the_answer(code, explained, condition):
 
 
 def test_the_control_has_the_same_weights_in_other_places(code, explained):
-    found = local.LocalExplanation.load(explained)
+    found = lime.LocalExplanation.load(explained)
     dealt = code["shuffled"](found, 7)
     assert np.array_equal(np.sort(dealt.image_weights), np.sort(found.image_weights))
     assert not np.array_equal(dealt.image_weights, found.image_weights)

@@ -39,14 +39,14 @@ class Linear:
 
     def __init__(self, picture, texts, image_weights, text_weights, label=0, classes=CLASSES, rival=1.0):
         self.image, self.segments = picture
-        self.units, self.classes = texts, classes
-        self.n_segments, self.n_units = len(image_weights), len(text_weights)
+        self.tokens, self.classes = texts, classes
+        self.n_segments, self.n_tokens = len(image_weights), len(text_weights)
         self.weights, self.label, self.rival = (np.array(image_weights), np.array(text_weights)), label, rival
         self.calls = 0
 
     def logits(self, image_keep, text_keep):
         self.calls += 1
-        assert image_keep.shape[1] == self.n_segments and text_keep.shape[1] == self.n_units
+        assert image_keep.shape[1] == self.n_segments and text_keep.shape[1] == self.n_tokens
         logits = np.full((len(image_keep), len(self.classes)), self.rival, np.float32)
         logits[:, self.label] = image_keep @ self.weights[0] + text_keep @ self.weights[1]
         return logits
@@ -71,14 +71,14 @@ def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="",
         explained=(label,),
         image=picture[0],
         segments=picture[1],
-        units=units,
+        tokens=units,
         image_weights=image,
         text_weights=text,
         image_intervals=np.stack([image - error, image + error], -1),
         text_intervals=np.stack([text - error, text + error], -1),
         share=np.array([np.abs(text).sum() / total if total else np.nan]),
         nothing=nothing,
-        game=Linear(picture, units, image_weights, text_weights, label),
+        masked_model=Linear(picture, units, image_weights, text_weights, label),
     )
     found.heat = lambda row=0: found.image_weights[row][found.segments]
     found.__dict__.update(more)
@@ -154,10 +154,10 @@ def test_every_part_has_its_feature():
     letters = ["rggggggg", "ggggrrgg", "gbgggggr"]
     for members, colours in zip(found.members, letters, strict=True):
         assert members.segments.tolist() == [{"r": 0, "b": 1, "g": 2}[c] for c in colours]
-    assert [m.units.tolist() for m in found.members] == [[0, 1], [0, 1, 0], [1]]
+    assert [m.tokens.tolist() for m in found.members] == [[0, 1], [0, 1, 0], [1]]
     for own, members in zip(found.explanations, found.members, strict=True):
         again = assign(found, SimpleNamespace(**own.__dict__))  # not known by identity: described anew
-        assert np.array_equal(again.segments, members.segments) and np.array_equal(again.units, members.units)
+        assert np.array_equal(again.segments, members.segments) and np.array_equal(again.tokens, members.tokens)
         assert assign(found, own) is members
     assert encoder.passes == 6
 
@@ -178,7 +178,7 @@ def test_superpixels_are_averaged_by_the_area_they_have_in_each_cell():
     cells = avg_pool2d(image[None], 4)[0].repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
     for segment in range(5):
         assert found[segment] == pytest.approx(cells[:, segments == segment].mean(1), abs=1e-6)
-    assert np.array_equal(aggregate._describe(item, 3, Colours()), found[:3])  # the others are boxes of linked words
+    assert aggregate._describe(item, 3, Colours()) == pytest.approx(found[:3])  # the others are boxes of linked words
 
 
 def test_boxes_of_linked_words_are_no_superpixels():
@@ -203,7 +203,7 @@ def test_a_model_that_only_reads_has_only_phrases():
     found = explain_class(blind, encoder=Colours())
     assert found.image_note == aggregate.NO_PICTURES and found.image_features.empty
     assert found.text_features["weight"].tolist() == [-2, 1] and found.text_share == 1
-    checked = deletion_check(found, [photo.game for photo in blind])
+    checked = deletion_check(found, [photo.masked_model for photo in blind])
     assert checked["n"].tolist() == [0, 0], "nothing else could be hidden"
 
 
@@ -314,9 +314,9 @@ def test_parts_of_a_new_photo_find_their_feature_or_none():
     found, _ = everything()
     new = made("grbw", [0] * 4, ["LEAN.", "EXTRA LEAN", "BEEF", " "], [0] * 4)
     own = assign(found, new)
-    assert own.segments.tolist()[:3] == [2, 0, 1] and own.units.tolist() == [0, -1, 1, -1]
-    game = assign(found, new.game)
-    assert np.array_equal(game.segments, own.segments) and np.array_equal(game.units, own.units)
+    assert own.segments.tolist()[:3] == [2, 0, 1] and own.tokens.tolist() == [0, -1, 1, -1]
+    game = assign(found, new.masked_model)
+    assert np.array_equal(game.segments, own.segments) and np.array_equal(game.tokens, own.tokens)
     strict = explain_class(photos(), encoder=Colours(), threshold=0.05)
     assert assign(strict, new).segments.tolist() == [2, 0, 1, -1]
 
@@ -337,7 +337,7 @@ def random_photos(seed, count=7):
 def coverage(explanations, chosen):
     """Plain version: the importance of the words that the chosen photos show."""
     sure = [
-        {u.text: abs(w) for u, w in zip(e.units, e.text_weights[0], strict=True) if abs(w) > 0.3} for e in explanations
+        {u.text: abs(w) for u, w in zip(e.tokens, e.text_weights[0], strict=True) if abs(w) > 0.3} for e in explanations
     ]
     shown = {text for at in chosen for text in sure[at]}
     return sum(math.sqrt(sum(own.get(text, 0) for own in sure)) for text in shown)
@@ -387,14 +387,14 @@ def held_out(rival):
         weights = [{"r": 3.0, "b": 0.0, "g": 0.0}[c] for c in letters]
         texts = ["LEAN" if n % 2 else "LE4N", "BEEF", "FRESH", "CUT"]
         found.append(made("".join(letters), weights, texts, [2.0, 0, 0, 0]))
-        found[-1].game.rival = rival
+        found[-1].masked_model.rival = rival
     return found
 
 
 def test_hiding_what_matters_costs_what_it_weighs_and_chance_costs_nothing():
     explanations = held_out(2.5)
     found = explain_class(explanations[:4], encoder=Colours(), top=2)
-    games = [e.game for e in explanations[4:]]
+    games = [e.masked_model for e in explanations[4:]]
     table = deletion_check(found, games, repeats=5)
     assert [game.calls for game in games] == [1, 1, 1, 1]
     assert table["kind"].tolist() == ["image", "image", "text", "text"] and table["n"].tolist() == [4, 4, 4, 4]
@@ -431,9 +431,9 @@ def test_random_sets_leave_the_feature_alone_and_have_its_size():
 def test_the_random_drop_is_the_mean_of_what_random_sets_cost():
     explanations = held_out(0.0)
     for e in explanations:
-        e.game.weights = (np.ones(16), np.ones(4))  # every superpixel matters as much
+        e.masked_model.weights = (np.ones(16), np.ones(4))  # every superpixel matters as much
     found = explain_class(explanations[:4], encoder=Colours(), top=1)
-    table = deletion_check(found, [e.game for e in explanations[4:]], repeats=3)
+    table = deletion_check(found, [e.masked_model for e in explanations[4:]], repeats=3)
     assert table["margin_drop"].tolist() == pytest.approx([1, 1])
     assert table["margin_random_drop"].tolist() == pytest.approx([1, 1])
     assert table["margin_difference"].tolist() == pytest.approx([0, 0])
@@ -442,9 +442,14 @@ def test_the_random_drop_is_the_mean_of_what_random_sets_cost():
 def test_the_random_drop_is_the_mean_over_repeats():
     explanations = held_out(2.5)
     for e in explanations:
-        e.game.weights = (np.zeros(16), np.array([2.0, 1, 3, 8]))  # one of the other three is hidden: 4 in the mean
+        e.masked_model.weights = (
+            np.zeros(16),
+            np.array([2.0, 1, 3, 8]),
+        )  # one of the other three is hidden: 4 in the mean
     found = explain_class(explanations[:4], encoder=Colours(), top=1)
-    (lean,) = deletion_check(found, [explanations[5].game], repeats=300).query("kind == 'text'").to_dict("records")
+    (lean,) = (
+        deletion_check(found, [explanations[5].masked_model], repeats=300).query("kind == 'text'").to_dict("records")
+    )
     assert lean["margin_drop"] == 2 and lean["margin_random_drop"] == pytest.approx(4, abs=0.6)
 
 
@@ -452,9 +457,9 @@ def test_photos_without_the_feature_and_single_photos_are_told():
     explanations = held_out(2.5)
     found = explain_class(explanations[:4], encoder=Colours(), top=1)
     bare = made("ggggbbgg", [0] * 8, ["BEEF", "FRESH"], [0, 0])
-    none = deletion_check(found, [bare.game])
+    none = deletion_check(found, [bare.masked_model])
     assert none["n"].tolist() == [0, 0] and none["margin_drop"].isna().all() and none["margin_low"].isna().all()
-    one = deletion_check(found, [bare.game, explanations[5].game])
+    one = deletion_check(found, [bare.masked_model, explanations[5].masked_model])
     assert one["n"].tolist() == [1, 1] and one["margin_drop"].tolist() == [3, 2] and one["margin_low"].isna().all()
 
 
@@ -462,8 +467,8 @@ def test_the_same_seed_draws_the_same_sets():
     explanations = held_out(2.5)
     rng = np.random.default_rng(0)
     for e in explanations:
-        e.game.weights = (rng.normal(size=16), rng.normal(size=4))
-    found, games = explain_class(explanations, encoder=Colours()), [e.game for e in explanations]
+        e.masked_model.weights = (rng.normal(size=16), rng.normal(size=4))
+    found, games = explain_class(explanations, encoder=Colours()), [e.masked_model for e in explanations]
     one, again, other = (deletion_check(found, games, seed=seed) for seed in (3, 3, 4))
     pd.testing.assert_frame_equal(one, again)
     assert not one["margin_random_drop"].equals(other["margin_random_drop"])
@@ -474,7 +479,7 @@ def test_the_same_seed_draws_the_same_sets():
 def test_the_class_is_found_by_name():
     explanations = held_out(2.5)
     found = explain_class(explanations, encoder=Colours(), top=1)
-    game = explanations[0].game
+    game = explanations[0].masked_model
     game.classes, game.label = ["medium", "lean"], 1
     assert deletion_check(found, [game])["margin_drop"].tolist() == [3, 2]
     game.classes = ["medium", "pork"]

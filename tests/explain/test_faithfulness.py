@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retailkit.config import UsageError
-from retailkit.explain.faithfulness import MODALITIES, curves, faithfulness
+from retailkit.explain.metrics import MODALITIES, curves, faithfulness
 
 
 class Additive:
@@ -16,7 +16,7 @@ class Additive:
 
     def __init__(self, image=(), text=(), areas=None, factor=1.0):
         self.image, self.text, self.factor = np.array(image, dtype=float), np.array(text, dtype=float), factor
-        self.n_segments, self.n_units = len(self.image), len(self.text)
+        self.n_segments, self.n_tokens = len(self.image), len(self.text)
         self.areas = np.full(self.n_segments, 1 / max(self.n_segments, 1)) if areas is None else np.array(areas)
         self.asked = []
 
@@ -38,7 +38,7 @@ def plain(game, weights, modality, order):
     """Deletion and insertion, a player at a time, without a game that is asked at once."""
     worth = np.concatenate([game.image, game.text])
     played = {"image": range(game.n_segments), "text": range(game.n_segments, len(worth)), "joint": range(len(worth))}
-    size = np.concatenate([np.ones(game.n_segments), np.ones(game.n_units)])
+    size = np.concatenate([np.ones(game.n_segments), np.ones(game.n_tokens)])
     if game.n_segments:
         size[: game.n_segments] = game.areas * game.n_segments
     total, areas = sum(size[i] for i in played[modality]), []
@@ -172,7 +172,7 @@ def test_a_wrong_call_says_what_to_change(options, message):
 def explanation(game, changes=(), target="margin"):
     weights = {"image_weights": np.stack([game.image, -game.image]), "text_weights": np.stack([game.text, -game.text])}
     return SimpleNamespace(
-        **{"game": game, "explained": (0, 1), "rivals": (1, -1), "options": SimpleNamespace(target=target)}
+        **{"masked_model": game, "explained": (0, 1), "contrasts": (1, -1), "options": SimpleNamespace(target=target)}
         | weights
         | dict(changes)
     )
@@ -218,7 +218,7 @@ def test_the_score_is_what_is_explained(target, row, score):
 
 def test_a_row_is_judged_by_its_own_weights():
     worth = np.array([4.0, -1.0, 2.0])
-    turned = explanation(Additive(worth), {"rivals": (1, 0)})  # the second row's weights are the first's, negated
+    turned = explanation(Additive(worth), {"contrasts": (1, 0)})  # the second row's weights are the first's, negated
     gains = [faithfulness(turned, row, baselines=["mean"], modalities=["image"])["srg"].item() for row in (0, 1)]
     assert gains[0] == pytest.approx(gains[1]) and gains[0] > 3
 
@@ -240,7 +240,7 @@ def test_a_baseline_is_asked_once_for_each_modality():
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        ({}, {"game": None}, "no model with it, as after loading"),
+        ({}, {"masked_model": None}, "no model with it, as after loading"),
         ({"row": 2}, {}, "row=2 is out of range; this explanation has 2 classes"),
         ({"modalities": ["words"]}, {}, "unknown modality 'words'"),
     ],

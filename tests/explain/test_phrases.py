@@ -9,8 +9,8 @@ import pytest
 from retailkit.config import UsageError
 from retailkit.data.ocr import misread
 from retailkit.data.synthetic.catalogue import FAMILIES
-from retailkit.explain import spellings
-from retailkit.explain.spellings import group, match
+from retailkit.explain import phrases
+from retailkit.explain.phrases import group, match
 
 STEAK = "STRIPLOIN GRILLING STEAK CLUB PACK"
 SIX = [
@@ -28,7 +28,7 @@ COUNTS = [(1, 1), (1, OFTEN), (OFTEN, 1), (OFTEN, OFTEN), (3, 12)]
 def together(a, b, *others, counts=(1, 1)):
     """Whether two texts are in one group, among others that were seen once each."""
     groups = group([a, b, *others], [*counts, *[1] * len(others)])
-    return any({spellings.normalise(a), spellings.normalise(b)} <= found.variants.keys() for found in groups)
+    return any({phrases.normalise(a), phrases.normalise(b)} <= found.variants.keys() for found in groups)
 
 
 # -- One phrase
@@ -235,7 +235,7 @@ def test_every_text_is_in_one_group_and_counts_add_up(seed):
     groups = group(texts, counts)
     total = Counter()
     for text, count in zip(texts, counts, strict=True):
-        total[spellings.normalise(text)] += count
+        total[phrases.normalise(text)] += count
     held = [item for found in groups for item in found.variants.items()]
     assert len(held) == len(dict(held)) and dict(held) == total
     for found in groups:
@@ -259,8 +259,8 @@ def test_the_order_of_the_texts_does_not_matter(seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_groups_do_not_chain(seed):
     texts, _ = readings(seed, 100)
-    counts = Counter(map(spellings.normalise, texts))
-    corpus = spellings._Corpus(dict(sorted(counts.items())))
+    counts = Counter(map(phrases.normalise, texts))
+    corpus = phrases._Corpus(dict(sorted(counts.items())))
     for found in group(texts):
         assert all(found.canonical in corpus.link(text) for text in found.variants if text != found.canonical)
 
@@ -268,32 +268,32 @@ def test_groups_do_not_chain(seed):
 def test_the_cost_of_a_misreading_is_the_plain_recursion():
     def plain(a, b):
         if not a or not b:
-            return sum(spellings._loss(c) for c in a + b)
-        ways = [plain(a[1:], b) + spellings._loss(a[0]), plain(a, b[1:]) + spellings._loss(b[0])]
-        ways.append(plain(a[1:], b[1:]) + spellings._swap(a[0], b[0]))
+            return sum(phrases._loss(c) for c in a + b)
+        ways = [plain(a[1:], b) + phrases._loss(a[0]), plain(a, b[1:]) + phrases._loss(b[0])]
+        ways.append(plain(a[1:], b[1:]) + phrases._swap(a[0], b[0]))
         for m, n in ((2, 1), (1, 2)):
-            if (a[:m], b[:n]) in spellings.MELTED:
-                ways.append(plain(a[m:], b[n:]) + spellings.COST_ALIKE)
+            if (a[:m], b[:n]) in phrases.MELTED:
+                ways.append(plain(a[m:], b[n:]) + phrases.COST_ALIKE)
         return min(ways)
 
     rng = np.random.default_rng(0)
     near = 0
     for _ in range(1000):
         a, b = ("S" + "".join(rng.choice(list("ERNMI1O0W"), rng.integers(3, 6))) for _ in range(2))
-        cost = spellings._cost(a, b)
-        assert cost == spellings._cost(b, a)
-        if cost < spellings.NEVER:
+        cost = phrases._cost(a, b)
+        assert cost == phrases._cost(b, a)
+        if cost < phrases.NEVER:
             assert cost == plain(a, b), (a, b)
-            near += 0 < cost <= spellings.LOOSE_MOST
-        elif "RN" not in a + b and not spellings._is_number(a) and not spellings._is_number(b):
-            assert plain(a, b) > spellings.LOOSE_MOST, (a, b)
+            near += 0 < cost <= phrases.LOOSE_MOST
+        elif "RN" not in a + b and not phrases._is_number(a) and not phrases._is_number(b):
+            assert plain(a, b) > phrases.LOOSE_MOST, (a, b)
     assert near > 10
 
 
 def test_letters_that_look_alike_are_of_one_family():
-    for pair in spellings.EVIDENT | spellings.ALIKE:
-        assert any(pair <= set(family) for family in spellings.FAMILIES), pair
-    assert len("".join(spellings.FAMILIES)) == len(set("".join(spellings.FAMILIES)))
+    for pair in phrases.EVIDENT | phrases.ALIKE:
+        assert any(pair <= set(family) for family in phrases.FAMILIES), pair
+    assert len("".join(phrases.FAMILIES)) == len(set("".join(phrases.FAMILIES)))
 
 
 def test_blank_texts_are_left_out_and_marks_are_texts():
@@ -303,8 +303,8 @@ def test_blank_texts_are_left_out_and_marks_are_texts():
 
 def test_thousands_of_texts_are_looked_at_in_parts(monkeypatch):
     calls = []
-    read = spellings._Corpus._read
-    monkeypatch.setattr(spellings._Corpus, "_read", lambda *args: calls.append(1) or read(*args))
+    read = phrases._Corpus._read
+    monkeypatch.setattr(phrases._Corpus, "_read", lambda *args: calls.append(1) or read(*args))
     rng = np.random.default_rng(0)
     letters = np.array(list("ABCDEFGHIKLMNOPRSTU"))
     words = ["".join(rng.choice(letters, rng.integers(3, 10))) for _ in range(800)]

@@ -1,7 +1,7 @@
 """Hiding parts of a picture and of its words, and asking a model what it says then.
 
 The parts are players: superpixels of the picture, and units of text (words or lines). A mask says which of them are
-kept. `Game` gives the logits of any masks. Image and text are encoded once for each distinct mask and fused in pairs,
+kept. `MaskedModel` gives the logits of any masks. Image and text are encoded once per distinct mask and fused in pairs,
 because an encoder costs a thousand times what the head does.
 """
 
@@ -89,7 +89,7 @@ def segment(image: Tensor, segments: str | np.ndarray | Segmenter = "slic", coun
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
-def cut_out(segments: np.ndarray, units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
+def cut_out(segments: np.ndarray, units: Sequence[Token]) -> tuple[np.ndarray, np.ndarray]:
     """Make the boxes of text segments of their own.
 
     Args:
@@ -116,7 +116,7 @@ def cut_out(segments: np.ndarray, units: Sequence[Unit]) -> tuple[np.ndarray, np
 
 
 @dataclass(frozen=True)
-class Unit:
+class Token:
     """A piece of text that is kept or hidden as a whole.
 
     Attributes:
@@ -128,26 +128,26 @@ class Unit:
     words: tuple[Word, ...]
 
 
-def units_of(words: Sequence[Word] | str | None, unit: str = "word") -> tuple[Unit, ...]:
-    """Divide what was read into units, in reading order; barcodes are taken out, as encoders never see them.
+def tokens_of(words: Sequence[Word] | str | None, token: str = "word") -> tuple[Token, ...]:
+    """Divide what was read into tokens, in reading order; barcodes are taken out, as encoders never see them.
 
     Args:
         words: with boxes, in reading order; or a plain text, whose words have no place on the picture; or None.
-        unit: `word`, or `line`: neighbours that stand on one height with less than two characters' space between them.
+        token: `word`, or `line`: neighbours that stand on one height with less than two characters' space between them.
 
     Raises:
-        UsageError: unknown unit.
+        UsageError: unknown kind of token.
     """
-    pick(("word", "line"), unit, "unit of text")
+    pick(("word", "line"), token, "kind of token")
     if isinstance(words, str):
         words = [Word(text, (0.0, 0.0, 0.0, 0.0)) for text in words.split()]
     lines: list[list[Word]] = []
     for word in (word for word in redact_words(words or []) if word.text.strip()):
-        if unit == "line" and lines and _on_one_line(lines[-1][-1], word):
+        if token == "line" and lines and _on_one_line(lines[-1][-1], word):
             lines[-1].append(word)
         else:
             lines.append([word])
-    return tuple(Unit(" ".join(word.text for word in line), tuple(line)) for line in lines)
+    return tuple(Token(" ".join(word.text for word in line), tuple(line)) for line in lines)
 
 
 def _on_one_line(left: Word, right: Word) -> bool:
@@ -294,25 +294,25 @@ def masks(players: int, design: str = "paired", seed: int = 0) -> Iterator[np.nd
 # -- The game.
 
 
-class Game:
+class MaskedModel:
     """What a model says of a picture and its words when parts of them are hidden.
 
     Args:
         predictor: of the model.
         image: (3,size,size) in [0,1] as the predictor takes it; None where the model only reads.
         segments: (H,W) labels as of `segment`.
-        units: of text; left out where the model neither reads them nor sees their boxes hidden.
+        tokens: of text; left out where the model neither reads them nor sees their boxes hidden.
         baseline: see `fill`.
         linked: a hidden unit is hidden on the picture as well: its boxes leave the superpixels.
         feather: standard deviation in pixels by which the edges of hidden segments are softened; sharp edges are
             seen by networks as something that is there (Grund Pihlgren and Främling 2024).
 
     Attributes:
-        segments: (H,W) labels 0..S-1; those from S on are boxes of linked units.
-        units: T of them.
-        links: (T,) labels of the boxes of linked units, or -1.
+        segments: (H,W) labels 0..S-1; those from S on are boxes of linked tokens.
+        tokens: T of them.
+        links: (T,) labels of the boxes of linked tokens, or -1.
         n_segments: S.
-        n_units: T.
+        n_tokens: T.
         areas: (S,) share of the picture that is each superpixel.
         classes: K names.
 
@@ -326,7 +326,7 @@ class Game:
         predictor: Predictor,
         image: Tensor | None = None,
         segments: np.ndarray | None = None,
-        units: Sequence[Unit] = (),
+        tokens: Sequence[Token] = (),
         baseline: str | Sequence[float] = "mean",
         linked: bool = False,
         feather: float = 2.0,
@@ -336,22 +336,22 @@ class Game:
         self.baseline, self.feather = baseline, feather
         self.image = image if "image" in uses else None
         linked = linked and self.image is not None
-        self.units = tuple(units) if "text" in uses or linked else ()
-        if self.image is None and not self.units:
+        self.tokens = tuple(tokens) if "text" in uses or linked else ()
+        if self.image is None and not self.tokens:
             raise UserError(
                 f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
             )
-        self.segments, self.links = None, np.full(len(self.units), -1)
+        self.segments, self.links = None, np.full(len(self.tokens), -1)
         if self.image is not None:
             self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)
             if linked:
-                self.segments, self.links = cut_out(self.segments, self.units)
+                self.segments, self.links = cut_out(self.segments, self.tokens)
             self.filling = fill(self.image, self.segments, baseline)
             self._soft = _feathered(self.segments, feather)
         if "text" not in uses:
-            self.units = tuple(unit for unit, link in zip(self.units, self.links, strict=True) if link >= 0)
+            self.tokens = tuple(unit for unit, link in zip(self.tokens, self.links, strict=True) if link >= 0)
             self.links = self.links[self.links >= 0]
-        self.n_units, self.n_segments = len(self.units), self._labels - int((self.links >= 0).sum())
+        self.n_tokens, self.n_segments = len(self.tokens), self._labels - int((self.links >= 0).sum())
         self._images: dict[bytes, Tensor] = {}
         self._texts: dict[str, Tensor] = {}
 
@@ -366,9 +366,9 @@ class Game:
             return np.zeros(0)
         return np.bincount(self.segments.ravel())[: self.n_segments] / self.segments.size
 
-    def with_baseline(self, baseline: str | Sequence[float]) -> Game:
+    def with_baseline(self, baseline: str | Sequence[float]) -> MaskedModel:
         """Return the same game with another filling of what is hidden; see `fill`."""
-        other = object.__new__(Game)
+        other = object.__new__(MaskedModel)
         other.__dict__ = {**self.__dict__, "baseline": baseline, "_images": {}}
         if self.image is not None:
             other.filling = fill(self.image, self.segments, baseline)
@@ -376,7 +376,7 @@ class Game:
 
     def texts(self, text_keep: np.ndarray) -> list[str]:
         """Return what is left to read of masks (N,T), N texts."""
-        words = [unit.text for unit in self.units]
+        words = [unit.text for unit in self.tokens]
         return [" ".join(word for word, keep in zip(words, row, strict=True) if keep) for row in text_keep]
 
     def pictures(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> Tensor:
@@ -419,8 +419,10 @@ class Game:
 
     def _checked(self, image_keep: np.ndarray, text_keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         image_keep = np.asarray(image_keep, dtype=bool)
-        text_keep = np.ones((len(image_keep), self.n_units), bool) if text_keep is None else np.asarray(text_keep, bool)
-        wanted = ((len(image_keep), self.n_segments), (len(image_keep), self.n_units))
+        text_keep = (
+            np.ones((len(image_keep), self.n_tokens), bool) if text_keep is None else np.asarray(text_keep, bool)
+        )
+        wanted = ((len(image_keep), self.n_segments), (len(image_keep), self.n_tokens))
         if (image_keep.shape, text_keep.shape) != wanted:
             raise UsageError(f"masks are {image_keep.shape} and {text_keep.shape}; give {wanted[0]} and {wanted[1]}")
         return image_keep, text_keep
@@ -477,7 +479,7 @@ def hide(image: Tensor, segments: np.ndarray, labels: Sequence[int], feather: fl
         image: (3,H,W) in [0,1].
         segments: (H,W) labels 0..S-1.
         labels: which of them to hide.
-        feather: see `Game`.
+        feather: see `MaskedModel`.
     """
     kept = 1 - _feathered(segments, feather)[list(labels)].sum(0, keepdim=True)
     return composite(image, kept[None], fill(image, segments, "mean"))[0].clamp(0, 1)

@@ -1,7 +1,7 @@
 """Local explanations: which superpixels and which words made a model say this product and not its twin.
 
 A linear surrogate is fitted to what the model says of masked inputs, as in LIME (Ribeiro et al. 2016), with image and
-words in one regression, so that their weights share one scale. Three things make it cheap: `Game` encodes each
+words in one regression, so that their weights share one scale. Three things make it cheap: `MaskedModel` encodes each
 distinct mask once, all classes come from one set of evaluations, and masks come in pairs of complements. One
 evaluation serves every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or none.
 """
@@ -33,19 +33,19 @@ from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, cache_dir, pick, replacing
 from retailkit.data.table import ProductDataset, Sample, Word
-from retailkit.explain.perturb import (
+from retailkit.explain.masking import (
     BASELINES,
     DESIGNS,
     ENUMERATED,
-    Game,
+    MaskedModel,
     Segmenter,
-    Unit,
+    Token,
     as_predictor,
     cut_out,
     masks,
     segment,
     targets,
-    units_of,
+    tokens_of,
 )
 from retailkit.inference import Predictor
 from retailkit.models.classifier import ProductClassifier
@@ -113,10 +113,10 @@ class LocalExplanation:
     Attributes:
         classes: all K names of the model.
         explained: C indices of classes, in the order asked for; `top3` has the most probable one first.
-        rivals: C indices of the class that each is contrasted with; -1 without contrast.
+        contrasts: C indices of the class that each is contrasted with; -1 without contrast.
         image: (3,H,W) in [0,1], or None for a model that only reads.
         segments: (H,W) superpixels 0..S-1; labels from S on are boxes of words that are hidden with their text.
-        units: T units of text.
+        tokens: T pieces of text.
         links: (T,) label of each unit's boxes in `segments`, or -1.
         logits: (K,) of the untouched input.
         image_weights: (C,S) signed.
@@ -133,15 +133,15 @@ class LocalExplanation:
         samples: the evaluations.
         options: how they were made.
         nothing: "" or why there is nothing to explain.
-        game: for refining and for judging the explanation; None after loading it from a file.
+        masked_model: for refining and for judging the explanation; None after loading it from a file.
     """
 
     classes: list[str]
     explained: tuple[int, ...]
-    rivals: tuple[int, ...]
+    contrasts: tuple[int, ...]
     image: Tensor | None
     segments: np.ndarray | None
-    units: tuple[Unit, ...]
+    tokens: tuple[Token, ...]
     links: np.ndarray
     logits: np.ndarray
     image_weights: np.ndarray
@@ -155,7 +155,7 @@ class LocalExplanation:
     samples: Samples
     options: Options
     nothing: str = ""
-    game: Game | None = field(default=None, repr=False, compare=False)
+    masked_model: MaskedModel | None = field(default=None, repr=False, compare=False)
 
     @property
     def evaluations(self) -> dict[str, int]:
@@ -173,7 +173,7 @@ class LocalExplanation:
     @property
     def question(self) -> str:
         """Return what the first row of weights answers."""
-        rival = f" and not {self.classes[self.rivals[0]]}" if self.rivals[0] >= 0 else ""
+        rival = f" and not {self.classes[self.contrasts[0]]}" if self.contrasts[0] >= 0 else ""
         return f"why {self.classes[self.explained[0]]}{rival}"
 
     def row(self, label: int | str) -> int:
@@ -200,8 +200,8 @@ class LocalExplanation:
 
     def words(self, row: int = 0) -> pd.DataFrame:
         """Return the units of text by weight: `text`, `weight`, `low`, `high`."""
-        low, high = self.text_intervals[row].T if self.units else ([], [])
-        table = {"text": [u.text for u in self.units], "weight": self.text_weights[row], "low": low, "high": high}
+        low, high = self.text_intervals[row].T if self.tokens else ([], [])
+        table = {"text": [u.text for u in self.tokens], "weight": self.text_weights[row], "low": low, "high": high}
         return pd.DataFrame(table).sort_values("weight", ascending=False, kind="stable", ignore_index=True)
 
     def with_kernel(self, kernel: str, target: str | None = None) -> LocalExplanation:
@@ -221,7 +221,7 @@ class LocalExplanation:
         """
         if budget < 0:
             raise UsageError(f"budget={budget} is negative; give the number of further masks")
-        frame = {**self._frame(), "game": self.playable(model)}
+        frame = {**self._frame(), "masked_model": self.rebuilt(model)}
         *_, last = _grow(frame, self.samples, self.options, _spent(self.samples) + budget)
         return last
 
@@ -237,8 +237,8 @@ class LocalExplanation:
         facts = {
             "classes": self.classes,
             "explained": self.explained,
-            "rivals": self.rivals,
-            "units": [[asdict(word) for word in unit.words] for unit in self.units],
+            "contrasts": self.contrasts,
+            "tokens": [[asdict(word) for word in token.words] for token in self.tokens],
             "interactions": self.interactions.to_dict("list"),
             "options": asdict(self.options),
             "nothing": self.nothing,
@@ -267,11 +267,11 @@ class LocalExplanation:
 
     def _frame(self) -> dict[str, Any]:
         """Return what does not depend on the samples, under the names of this class."""
-        names = ("classes", "explained", "rivals", "image", "segments", "units", "links", "logits", "game")
+        names = ("classes", "explained", "contrasts", "image", "segments", "tokens", "links", "logits", "masked_model")
         return {name: getattr(self, name) for name in names}
 
-    def playable(self, model: ProductClassifier | Predictor | None = None) -> Game:
-        """Return the game, made again where the explanation was loaded from a file.
+    def rebuilt(self, model: ProductClassifier | Predictor | None = None) -> MaskedModel:
+        """Return the masked model, made again where the explanation was loaded from a file.
 
         Args:
             model: of the explanation; needed only then.
@@ -279,18 +279,18 @@ class LocalExplanation:
         Raises:
             UsageError: a loaded explanation without its model, or with one of other classes.
         """
-        if model is None and self.game is None:
+        if model is None and self.masked_model is None:
             raise UsageError("this explanation was loaded from a file; give its model, as in refine(budget, model)")
-        if self.game is not None:
-            return self.game
+        if self.masked_model is not None:
+            return self.masked_model
         predictor = as_predictor(model, self.image)
         if list(predictor.model.classes) != self.classes:
             raise UsageError("this model has other classes than the explained one; give that one")
         options = self.options
-        game = Game(predictor, self.image, self.segments, self.units, options.baseline, feather=options.feather)
+        game = MaskedModel(predictor, self.image, self.segments, self.tokens, options.baseline, feather=options.feather)
         # The boxes of linked units are labels already.
-        game.units, game.links = self.units, self.links
-        game.n_segments, game.n_units = self.image_weights.shape[1], len(self.units)
+        game.tokens, game.links = self.tokens, self.links
+        game.n_segments, game.n_tokens = self.image_weights.shape[1], len(self.tokens)
         return game
 
 
@@ -306,20 +306,22 @@ _ARRAYS = (
     "links",
 )
 _INTERACTION = {"label": object, "segment": int, "unit": int, "weight": float, "z": float}
+_FORMER = {"rivals": "contrasts", "units": "tokens"}  # names in older files
 _SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
 
 
 def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExplanation:
-    words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in unit) for unit in facts["units"]]
+    facts = {_FORMER.get(name, name): value for name, value in facts.items()}
+    words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in token) for token in facts["tokens"]]
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["options"].items()}
     image = torch.from_numpy(arrays["image"]).float() / 255 if "image" in arrays else None
     return LocalExplanation(
         classes=facts["classes"],
         explained=tuple(facts["explained"]),
-        rivals=tuple(facts["rivals"]),
+        contrasts=tuple(facts["contrasts"]),
         image=image,
         segments=arrays.get("segments"),
-        units=tuple(Unit(" ".join(word.text for word in unit), unit) for unit in words),
+        tokens=tuple(Token(" ".join(word.text for word in unit), unit) for unit in words),
         interactions=pd.DataFrame(facts["interactions"], columns=list(_INTERACTION)).astype(_INTERACTION),
         samples=Samples(*(arrays[f"samples.{name}"] for name in _SAMPLES)),
         options=Options(**options),
@@ -341,7 +343,7 @@ def explain(
     word_segments: bool = False,
     baseline: str | tuple[float, float, float] = "mean",
     feather: float = 2.0,
-    unit: str = "word",
+    token: str = "word",
     link_ocr: bool = False,
     classes: str | int | Sequence[str | int] = "top3",
     contrast: str | int | None = "runner_up",
@@ -361,17 +363,17 @@ def explain(
         model: of any kind; or a predictor of it, which saves choosing the fastest way again for every photo.
         image: (3,size,size) in [0,1]; None for a model that only reads.
         words: what was read on the photo; what the model does not read is left out.
-        segments: key of `perturb.SEGMENTERS`, a function (image (H,W,3), count) -> labels, or labels (H,W).
+        segments: key of `masking.SEGMENTERS`, a function (image (H,W,3), count) -> labels, or labels (H,W).
         n_segments: superpixels wished for.
         word_segments: OCR boxes become superpixels of their own.
-        baseline: what hidden superpixels show: key of `perturb.BASELINES`, or a colour (r, g, b).
+        baseline: what hidden superpixels show: key of `masking.BASELINES`, or a colour (r, g, b).
         feather: pixels by which the edges of what is hidden are softened.
-        unit: `word` or `line`: what of the text is hidden as a whole.
+        token: `word` or `line`: what of the text is hidden as a whole.
         link_ocr: hide a word's box with its text, as one part; otherwise a hidden word is still seen.
         classes: `top1`, `top3`, ...: as many of the most probable ones; or names or indices.
         contrast: `runner_up` (the most probable other class), a class (that class itself has its runner-up), or
             None. It matters to the target `margin`.
-        design: key of `perturb.DESIGNS`: how masks are drawn.
+        design: key of `masking.DESIGNS`: how masks are drawn.
         kernel: key of `KERNELS`: how evaluations are weighted.
         ridge: penalty on squared weights; lime has 1. 0 is least squares.
         smooth: penalty on squared differences of superpixels that are near and of one colour: they share strength.
@@ -404,7 +406,7 @@ def steps(
     segments: str | np.ndarray | Segmenter = "slic",
     n_segments: int = 50,
     word_segments: bool = False,
-    unit: str = "word",
+    token: str = "word",
     budget: int = 512,
     **options: Any,
 ) -> Iterator[LocalExplanation]:
@@ -412,12 +414,12 @@ def steps(
     chosen = _checked(Options(**{name: _plain(value) for name, value in options.items()}))
     if budget < 2:
         raise UsageError(f"budget={budget} is too small; use at least 2, better ten for each part")
-    predictor, units = as_predictor(model, image), units_of(words, unit)
+    predictor, units = as_predictor(model, image), tokens_of(words, token)
     uses_image = image is not None and "image" in predictor.model.modalities
     labels = segment(image, segments, n_segments) if uses_image else None
     if word_segments and uses_image and not chosen.link_ocr:
         labels, _ = cut_out(labels, units)
-    game = Game(predictor, image, labels, units, chosen.baseline, chosen.link_ocr, chosen.feather)
+    game = MaskedModel(predictor, image, labels, units, chosen.baseline, chosen.link_ocr, chosen.feather)
     yield from _grow(_framed(game, chosen), _nothing_yet(game), chosen, budget)
 
 
@@ -439,20 +441,20 @@ def _checked(options: Options) -> Options:
     return options
 
 
-def _nothing_yet(game: Game) -> Samples:
-    shapes = (0, game.n_segments), (0, game.n_units)
+def _nothing_yet(game: MaskedModel) -> Samples:
+    shapes = (0, game.n_segments), (0, game.n_tokens)
     pairs, logits = np.zeros((0, 2), int), np.zeros((0, len(game.classes)), np.float32)
     return Samples(*(np.zeros(shape, bool) for shape in shapes), pairs, logits)
 
 
 def _grow(frame: dict[str, Any], samples: Samples, options: Options, budget: int) -> Iterator[LocalExplanation]:
     """Yield explanations while evaluating further masks, until there are `budget` or no more of them."""
-    game = frame["game"]
-    if game.n_segments + game.n_units < 2:
+    game = frame["masked_model"]
+    if game.n_segments + game.n_tokens < 2:
         yield _explained(frame, samples, options)
         return
     spent = _spent(samples)
-    chunk = max(32, 2 * (game.n_segments + game.n_units), (budget - spent) // 8)
+    chunk = max(32, 2 * (game.n_segments + game.n_tokens), (budget - spent) // 8)
     for goal in [*range(spent + chunk, budget, chunk), budget]:
         count = len(samples.pairs)
         samples = _evaluated(game, samples, options, goal)
@@ -475,19 +477,19 @@ def _together(samples: Samples) -> bool:
     return np.array_equal(samples.pairs[:, 0], samples.pairs[:, 1])
 
 
-def _evaluated(game: Game, old: Samples, options: Options, goal: int) -> Samples:
+def _evaluated(game: MaskedModel, old: Samples, options: Options, goal: int) -> Samples:
     """Return samples grown to `goal` masks of the picture, or of the text where there is no picture."""
     goal = max(goal, len(old.image_masks))
-    if game.n_segments and game.n_units and not (game.links >= 0).any():
+    if game.n_segments and game.n_tokens and not (game.links >= 0).any():
         image_masks = _masks(game.n_segments, options, options.seed, goal)
-        texts = max(2, min(goal, goal * game.n_units // game.n_segments))  # as many masks a part as of the picture
-        text_masks = _masks(game.n_units, options, options.seed + 1, texts)
+        texts = max(2, min(goal, goal * game.n_tokens // game.n_segments))  # as many masks a part as of the picture
+        text_masks = _masks(game.n_tokens, options, options.seed + 1, texts)
         text_masks = text_masks if len(text_masks) > len(old.text_masks) else old.text_masks
-        each = PAIRS if game.n_segments + game.n_units > ENUMERATED else 2**ENUMERATED
+        each = PAIRS if game.n_segments + game.n_tokens > ENUMERATED else 2**ENUMERATED
         counts = len(old.image_masks), len(image_masks), len(old.text_masks), len(text_masks)
         pairs = _paired(*counts, each, options.seed)
     else:  # one kind of part, or parts of both kinds that hang together
-        both = _masks(game.n_segments + game.n_units, options, options.seed, goal)
+        both = _masks(game.n_segments + game.n_tokens, options, options.seed, goal)
         image_masks, text_masks = both[:, : game.n_segments], both[:, game.n_segments :]
         pairs = np.repeat(np.arange(len(old.pairs), len(both))[:, None], 2, 1)
     logits = game.logits(image_masks[pairs[:, 0]], text_masks[pairs[:, 1]]) if len(pairs) else old.logits[:0]
@@ -547,20 +549,20 @@ def _inner(kept: np.ndarray) -> np.ndarray:
     return kept.any(1) & ~kept.all(1)
 
 
-def _framed(game: Game, options: Options) -> dict[str, Any]:
+def _framed(game: MaskedModel, options: Options) -> dict[str, Any]:
     """Return the parts of an explanation that masks do not change."""
-    logits = game.logits(np.ones((1, game.n_segments), bool), np.ones((1, game.n_units), bool))[0]
+    logits = game.logits(np.ones((1, game.n_segments), bool), np.ones((1, game.n_tokens), bool))[0]
     explained = _which(options.classes, logits, game.classes)
     return {
         "classes": list(game.classes),
         "explained": explained,
-        "rivals": tuple(_rival(options, index, logits, game.classes) for index in explained),
+        "contrasts": tuple(_rival(options, index, logits, game.classes) for index in explained),
         "image": game.image,
         "segments": game.segments,
-        "units": game.units,
+        "tokens": game.tokens,
         "links": game.links,
         "logits": logits,
-        "game": game,
+        "masked_model": game,
     }
 
 
@@ -595,7 +597,7 @@ def _explained(frame: dict[str, Any], samples: Samples, options: Options) -> Loc
     """Fit the surrogate to what has been evaluated."""
     if not len(samples.pairs):
         return _empty(frame, samples, options, "there is only one part to hide")
-    values = targets(samples.logits, frame["explained"], frame["rivals"], options.target)
+    values = targets(samples.logits, frame["explained"], frame["contrasts"], options.target)
     if np.ptp(values, axis=0).max() < SAME:
         return _empty(frame, samples, options, "the model says the same whatever is hidden")
     kept = samples.kept
@@ -867,7 +869,7 @@ def explain_dataset(
         **options: of `explain`.
 
     Returns:
-        One explanation a photo, in order; those from the cache have no `game`.
+        One explanation a photo, in order; those from the cache have no `masked_model`.
 
     Raises:
         UsageError: see `explain`.
@@ -875,7 +877,7 @@ def explain_dataset(
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     folder = Path(cache) if cache else cache_dir("explanations")
-    sources = (*SEEING, "inference.py", "data/ocr.py", "explain/local.py", "explain/perturb.py")
+    sources = (*SEEING, "inference.py", "data/ocr.py", "explain/lime.py", "explain/masking.py")
     deciding = [fingerprint(predictor.model), code_fingerprint(sources), importlib.metadata.version("scikit-image")]
     start = hashlib.sha256(" ".join(deciding).encode())
     found = []

@@ -20,9 +20,9 @@ from torch import nn
 from retailkit import models
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
-from retailkit.explain import local
-from retailkit.explain.local import KERNELS, LocalExplanation, explain, explain_dataset, steps
-from retailkit.explain.perturb import DESIGNS, masks
+from retailkit.explain import lime
+from retailkit.explain.lime import KERNELS, LocalExplanation, explain, explain_dataset, steps
+from retailkit.explain.masking import DESIGNS, masks
 from retailkit.inference import Predictor
 from retailkit.models import Features
 
@@ -137,7 +137,7 @@ def test_linear_weights_are_found(linear, design, kernel):
     assert found.image_weights[0] == pytest.approx(image, abs=2e-6)  # logits are float32
     assert found.text_weights[0] == pytest.approx(text, abs=2e-6)
     assert np.abs(ends(found) - joint(found)[:, None]).max() < 1e-5 and found.r2[0] == pytest.approx(1)
-    assert found.nothing == "" and (found.explained, found.rivals) == ((0,), (-1,))
+    assert found.nothing == "" and (found.explained, found.contrasts) == ((0,), (-1,))
     share = np.abs(text).sum() / (np.abs(image).sum() + np.abs(text).sum())
     assert found.share[0] == pytest.approx(share, abs=1e-5)
     assert found.share_intervals[0] == pytest.approx([share, share], abs=1e-5)
@@ -181,7 +181,7 @@ def test_the_kernel_is_that_of_lime():
     """lime_image: sqrt(exp(-d²/0.25²)) of the cosine distance from the row of ones."""
     kept = np.array(list(itertools.islice(masks(20, "paired"), 200)))
     distance = pairwise_distances(kept, np.ones((1, 20)), metric="cosine").ravel()
-    assert local._lime(kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
+    assert lime._lime(kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
 
 
 def plain_ties(image, labels, count):
@@ -206,15 +206,15 @@ def test_roughness_is_the_laplacian_of_what_is_near_and_alike():
     for count in (6, 4):  # labels from 4 on are boxes of linked words
         ties = plain_ties(image, labels, count)
         wanted = np.diag(ties.sum(1)) - ties
-        assert local._roughness(image, labels, count) == pytest.approx(wanted * count / ties.sum())
-        assert np.trace(local._roughness(image, labels, count)) == pytest.approx(count)
-    assert not local._roughness(image, labels * 0, 1).any()
+        assert lime._roughness(image, labels, count) == pytest.approx(wanted * count / ties.sum())
+        assert np.trace(lime._roughness(image, labels, count)) == pytest.approx(count)
+    assert not lime._roughness(image, labels * 0, 1).any()
 
 
 def test_what_looks_different_keeps_its_own_strength():
     image, labels = torch.zeros(3, 6, 60), np.kron(np.arange(10), np.ones((6, 6), int))
     image[:, :, 30:] = 1.0
-    roughness = local._roughness(image, labels, 10)
+    roughness = lime._roughness(image, labels, 10)
     assert abs(roughness[4, 5]) < 1e-8 < 0.1 < abs(roughness[3, 4]) == pytest.approx(abs(roughness[5, 6]))
     assert abs(roughness[3, 4]) > abs(roughness[2, 4]) > abs(roughness[1, 4])
 
@@ -290,7 +290,7 @@ def test_margins_logits_and_probs(three):
     puzzle, weights = three
     how = {"classes": "top3", "contrast": "runner_up", "budget": 80}
     found = puzzle.explain(**how)
-    assert (found.explained, found.rivals) == ((1, 2, 0), (2, 1, 1))
+    assert (found.explained, found.contrasts) == ((1, 2, 0), (2, 1, 1))
     assert found.logits == pytest.approx([0, 9, 5], abs=1e-5) and found.probs.argmax() == 1
     assert found.probs == pytest.approx(np.exp([0, 9, 5]) / np.exp([0, 9, 5]).sum(), abs=1e-5)
     assert found.image_weights == pytest.approx((weights[:, [1, 2, 0]] - weights[:, [2, 1, 1]]).T, abs=1e-5)
@@ -300,7 +300,7 @@ def test_margins_logits_and_probs(three):
     alone = puzzle.explain(**how | {"contrast": None})
     assert np.array_equal(alone.image_weights, plain.image_weights) and alone.question == "why extra lean"
     against = puzzle.explain(**how | {"contrast": "lean"})
-    assert against.rivals == (0, 0, 1)  # lean itself has its runner-up
+    assert against.contrasts == (0, 0, 1)  # lean itself has its runner-up
     for target, of_probs in (("prob", np.positive), ("sqrt_prob", np.sqrt), ("log_prob", np.log)):
         probs = puzzle.explain(**how | {"target": target})
         values = of_probs(torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy())
@@ -346,7 +346,7 @@ def test_another_kernel_needs_no_further_evaluation():
     puzzle = Puzzle(tangled(14, 3), 14, 3)
     found = puzzle.explain(budget=100)
     before = puzzle.seer.pictures, puzzle.seer.read
-    for kernel, target in itertools.product(KERNELS, local.TARGETS):
+    for kernel, target in itertools.product(KERNELS, lime.TARGETS):
         other, fresh = found.with_kernel(kernel, target), puzzle.explain(budget=100, kernel=kernel, target=target)
         assert np.array_equal(joint(other), joint(fresh)) and other.options == fresh.options
         assert other.samples is found.samples
@@ -448,7 +448,7 @@ def test_a_known_share_is_covered(share):
     hits, found, naive = 0, [], []
     for seed in range(60):
         surrogate, weights = noisy(seed, share, idle=True)
-        shares, intervals = local._share(surrogate, 20)
+        shares, intervals = lime._share(surrogate, 20)
         absolute = np.abs(surrogate.coefficients[0, 1:])
         found.append(shares[0])
         naive.append(absolute[20:].sum() / absolute.sum())
@@ -462,7 +462,7 @@ def test_the_share_of_mere_noise_is_anything():
     rng = np.random.default_rng(0)
     surrogate, _ = noisy(0, 0.5)
     surrogate.coefficients = rng.normal(size=(1, 29)) * 1e-3
-    shares, intervals = local._share(surrogate, 20)
+    shares, intervals = lime._share(surrogate, 20)
     assert math.isnan(shares[0]) or np.ptp(intervals[0]) > 0.9
 
 
@@ -478,7 +478,7 @@ def test_a_superpixel_and_a_word_that_need_each_other_are_named():
             top = found.iloc[0]
             assert (top.label, top.segment, top.unit) == ("lean", 9, 1) and abs(top.z) > 10
             assert top.weight == pytest.approx(1, abs=0.15)
-            assert found.z.abs().is_monotonic_decreasing and len(found) == local.SHOWN
+            assert found.z.abs().is_monotonic_decreasing and len(found) == lime.SHOWN
     assert puzzle.explain(classes="top3", contrast="runner_up").interactions.label.value_counts().tolist() == [5] * 3
 
 
@@ -511,10 +511,10 @@ def test_complements_are_no_further_evidence():
     rng = np.random.default_rng(0)
     linked = np.repeat(np.arange(20)[:, None], 2, 1)
     residuals = np.repeat(rng.normal(size=10), 2)
-    assert local._paired_squares(residuals, linked) == pytest.approx(2 * residuals**2)
-    pairs = local._paired(0, 12, 0, 6, 4, 0)
+    assert lime._paired_squares(residuals, linked) == pytest.approx(2 * residuals**2)
+    pairs = lime._paired(0, 12, 0, 6, 4, 0)
     residuals = rng.normal(size=len(pairs))
-    found, cells = local._paired_squares(residuals, pairs), {}
+    found, cells = lime._paired_squares(residuals, pairs), {}
     for (image, text), residual in zip(pairs.tolist(), residuals, strict=True):
         sign = 1 if image % 2 == text % 2 else -1
         cells[image // 2, text // 2] = cells.get((image // 2, text // 2), 0) + sign * residual
@@ -542,12 +542,12 @@ def noisy(seed, share=0.5, split=20, players=28, masks_of=(120, 40), idle=False)
         np.array(list(itertools.islice(masks(n, "paired", seed + at), count)))
         for at, (n, count) in enumerate(zip((split, players - split), masks_of, strict=True))
     )
-    pairs = local._paired(0, len(images), 0, len(texts), 8, seed)
+    pairs = lime._paired(0, len(images), 0, len(texts), 8, seed)
     kept = np.hstack([images[pairs[:, 0]], texts[pairs[:, 1]]])
     noise = (rng.normal(size=n) for n in (len(images), len(texts), len(pairs)))
     values = kept @ weights + next(noise)[pairs[:, 0]] + next(noise)[pairs[:, 1]] + next(noise)
     uniform = np.ones(len(kept))
-    return local._Surrogate(kept, values[:, None], uniform, pairs, np.zeros((players, players)), split), weights
+    return lime._Surrogate(kept, values[:, None], uniform, pairs, np.zeros((players, players)), split), weights
 
 
 def test_95_percent_of_intervals_hold_the_weight():
@@ -750,11 +750,11 @@ def test_each_mask_is_evaluated_once():
 def same(one, other, but=()):
     for name in LocalExplanation.__dataclass_fields__:
         a, b = getattr(one, name), getattr(other, name)
-        if name in ("game", *but):
+        if name in ("masked_model", *but):
             continue
         if name == "samples":
-            assert all(np.array_equal(*(getattr(s, n) for s in (a, b))) for n in local._SAMPLES)
-            assert all(getattr(a, n).dtype == getattr(b, n).dtype for n in local._SAMPLES)
+            assert all(np.array_equal(*(getattr(s, n) for s in (a, b))) for n in lime._SAMPLES)
+            assert all(getattr(a, n).dtype == getattr(b, n).dtype for n in lime._SAMPLES)
         elif isinstance(a, pd.DataFrame):
             pd.testing.assert_frame_equal(a, b)
         elif isinstance(a, np.ndarray):
@@ -771,12 +771,22 @@ WORDS = [Word("w0", (0.0, 0.0, 5.5, 3.0), 0.5, True), Word("w1", (np.float32(8),
 def test_what_is_saved_is_loaded(tmp_path):
     puzzle = Puzzle(tangled(14, 2), 14, 2)
     options = puzzle.own | {"classes": ["lean", 2], "contrast": 1, "budget": 60, "smooth": 0.1, "design": "random"}
-    for more in ({}, {"link_ocr": True}, {"unit": "line"}, {"word_segments": True}, {"seed": np.int64(3), "budget": 3}):
+    for more in (
+        {},
+        {"link_ocr": True},
+        {"token": "line"},
+        {"word_segments": True},
+        {"seed": np.int64(3), "budget": 3},
+    ):
         found = explain(puzzle.seer, puzzle.image * 0.7, WORDS, **options | more)
         found.save(tmp_path / "e.safetensors")
         loaded = LocalExplanation.load(str(tmp_path / "e.safetensors"))
         same(found, loaded)
-        assert loaded.game is None and loaded.options.classes == ("lean", 2) and loaded.options.baseline == (0, 0, 0)
+        assert (
+            loaded.masked_model is None
+            and loaded.options.classes == ("lean", 2)
+            and loaded.options.baseline == (0, 0, 0)
+        )
         assert np.array_equal(loaded.heat(), found.heat()) and loaded.words().equals(found.words())
         assert loaded.with_kernel("uniform").options.kernel == "uniform"
     plain = Puzzle(additive((), [1.0, 2.0]), 0, 2).explain()
@@ -836,13 +846,13 @@ def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
     more = loaded.refine(30, puzzle.seer)
     assert 20 < puzzle.seer.pictures - before <= 33  # new masks, though they meet old texts in old pictures
     same(found.refine(30), more)
-    assert np.array_equal(more.samples.image_masks[:50], found.samples.image_masks) and more.game is not None
+    assert np.array_equal(more.samples.image_masks[:50], found.samples.image_masks) and more.masked_model is not None
 
 
 def test_a_loaded_explanation_of_linked_words_that_are_only_seen(tmp_path):
     puzzle = Puzzle(tangled(14), 14, 0)
     found = explain(puzzle.seer, puzzle.image, WORDS, **puzzle.own | {"link_ocr": True, "budget": 60})
-    assert found.text_weights.shape == (1, 2) and found.units[0].words == (WORDS[0],)
+    assert found.text_weights.shape == (1, 2) and found.tokens[0].words == (WORDS[0],)
     found.save(tmp_path / "e.safetensors")
     same(found.refine(20), LocalExplanation.load(tmp_path / "e.safetensors").refine(20, puzzle.seer))
 
@@ -862,7 +872,7 @@ def test_another_models_classes_are_refused(tmp_path):
 def test_without_text_only_the_picture_is_explained(text):
     puzzle = Puzzle(lambda z, t: z @ np.arange(5.0) + t.sum(1), 5, 3)
     found = explain(puzzle.seer, puzzle.image, text, **puzzle.own)
-    assert found.units == () and found.text_weights.shape == (1, 0) and found.words().empty
+    assert found.tokens == () and found.text_weights.shape == (1, 0) and found.words().empty
     assert list(found.words().columns) == ["text", "weight", "low", "high"]
     assert found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5) and found.share[0] == 0
 
@@ -917,7 +927,7 @@ def test_a_model_that_always_says_the_same(tmp_path, counts):
         ({"baseline": "gray"}, "unknown baseline"),
         ({"baseline": (1, 2, 3)}, "is no colour"),
         ({"baseline": 0.5}, "is no colour"),
-        ({"unit": "letter"}, "unknown unit"),
+        ({"token": "letter"}, "unknown kind of token"),
         ({"ridge": -1}, "ridge=-1 is negative"),
         ({"smooth": -0.1}, "smooth=-0.1"),
         ({"tolerance": -1}, "tolerance=-1"),
@@ -941,7 +951,9 @@ def test_wrong_options_are_refused_without_a_picture():
 def test_what_the_model_does_not_use_is_left_out():
     looks = Puzzle(additive(np.arange(5.0)), 5, 0)
     found = explain(looks.seer, looks.image, "some words here", **looks.own)
-    assert found.units == () and found.share[0] == 0 and found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5)
+    assert (
+        found.tokens == () and found.share[0] == 0 and found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5)
+    )
     reads = Puzzle(additive((), np.arange(5.0)), 0, 5)
     found = explain(reads.seer, torch.rand(3, 7, 9), " ".join(reads.words), **reads.own | {"segments": "slic"})
     assert (found.image, found.segments, found.heat().tolist()) == (None, None, [[0]]) and found.share[0] == 1
@@ -981,7 +993,7 @@ def test_words_can_have_superpixels_of_their_own():
 def test_lines_are_hidden_as_one():
     puzzle = Puzzle(additive(np.arange(5.0), [1.0, 2.0, 4.0]), 5, 3)
     words = [Word("w0", (0, 0, 8, 5)), Word("w1", (10, 0, 18, 5)), Word("w2", (0, 10, 8, 15))]
-    found = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"unit": "line"})
+    found = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"token": "line"})
     table = found.words()
     assert table.text.tolist() == ["w2", "w0 w1"] and table.weight.to_numpy() == pytest.approx([4, 3], abs=1e-5)
     assert (table.low <= table.weight).all() and (table.weight <= table.high).all()
@@ -1042,7 +1054,7 @@ def shelf(tmp_path):
 def test_a_data_set_is_explained_once(shelf):
     seer, photos, options, folder = shelf
     first = explain_dataset(seer, photos, folder, **options)
-    assert [[u.text for u in e.units] for e in first] == [["w0", "w1"], ["w2"], ["w1", "w2", "w0"], []]
+    assert [[u.text for u in e.tokens] for e in first] == [["w0", "w1"], ["w2"], ["w1", "w2", "w0"], []]
     for found, photo in zip(first, photos, strict=True):
         same(found, explain(seer, photo.image, photo.words or photo.text, **options, progress=False))
     before, files = (seer.pictures, seer.read), sorted(folder.iterdir())
@@ -1050,12 +1062,12 @@ def test_a_data_set_is_explained_once(shelf):
     assert (seer.pictures, seer.read) == before and sorted(folder.iterdir()) == files and len(files) == 4
     for one, other in zip(first, again, strict=True):
         same(one, other)
-        assert one.game is not None and other.game is None
+        assert one.masked_model is not None and other.masked_model is None
     # a run that was interrupted, in another order
     files[0].unlink()
     more = explain_dataset(seer, photos[::-1], folder, **options)
-    assert sum(e.game is not None for e in more) == 1
-    assert [e.units for e in more] == [e.units for e in first[::-1]] and sorted(folder.iterdir()) == files
+    assert sum(e.masked_model is not None for e in more) == 1
+    assert [e.tokens for e in more] == [e.tokens for e in first[::-1]] and sorted(folder.iterdir()) == files
     assert explain_dataset(seer, photos[:0], folder, **options) == []
 
 
@@ -1067,7 +1079,7 @@ def test_a_damaged_file_is_made_again(shelf):
     broken.write_bytes(content[:700])
     with pytest.warns(UserWarning, match=f"{broken.name}.*made again"):
         again = explain_dataset(seer, photos, folder, **options)
-    assert broken.read_bytes() == content and sum(e.game is not None for e in again) == 1
+    assert broken.read_bytes() == content and sum(e.masked_model is not None for e in again) == 1
     for one, other in zip(first, again, strict=True):
         same(one, other)
 
@@ -1091,9 +1103,12 @@ def test_what_changes_an_explanation_changes_its_file(shelf, monkeypatch):
     ]
     for count, (predictor, sample, more) in enumerate(changed, 2):
         (found,) = explain_dataset(predictor, [sample], folder, **options | more)
-        assert found.game is not None and len(list(folder.iterdir())) == count
+        assert found.masked_model is not None and len(list(folder.iterdir())) == count
     (found,) = explain_dataset(seer, [photo], folder, **options | {"segments": lambda image, count: stripes(4)})
-    assert found.game is None and found.image_weights.shape == (1, 4)  # what a function does counts, not its name
+    assert found.masked_model is None and found.image_weights.shape == (
+        1,
+        4,
+    )  # what a function does counts, not its name
 
 
 def test_files_are_kept_in_the_cache(shelf, tmp_path, monkeypatch):

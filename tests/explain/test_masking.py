@@ -11,8 +11,18 @@ from torch import nn
 from retailkit import models
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
-from retailkit.explain import perturb
-from retailkit.explain.perturb import DESIGNS, SEGMENTERS, Game, Unit, as_predictor, fill, masks, segment, units_of
+from retailkit.explain import masking
+from retailkit.explain.masking import (
+    DESIGNS,
+    SEGMENTERS,
+    MaskedModel,
+    Token,
+    as_predictor,
+    fill,
+    masks,
+    segment,
+    tokens_of,
+)
 from retailkit.inference import Predictor
 from retailkit.models.classifier import Features
 
@@ -122,20 +132,20 @@ def test_wrong_segmenters_are_refused():
 
 def test_boxes_become_segments():
     units = (
-        Unit(
+        Token(
             "a b", (Word("a", (1.2, 0.0, 2.5, 1.0)), Word("b", (3.0, 2.0, 9.0, 3.1)))
         ),  # the second leaves the picture
-        Unit("none", (Word("none", (2.0, 2.0, 2.0, 4.0)),)),  # an empty box
-        Unit("over", (Word("over", (2.0, 0.0, 3.0, 2.0)),)),  # lies on the first
-        Unit("away", (Word("away", (-5.0, -5.0, -1.0, 3.0)),)),
+        Token("none", (Word("none", (2.0, 2.0, 2.0, 4.0)),)),  # an empty box
+        Token("over", (Word("over", (2.0, 0.0, 3.0, 2.0)),)),  # lies on the first
+        Token("away", (Word("away", (-5.0, -5.0, -1.0, 3.0)),)),
     )
-    labels, links = perturb.cut_out(np.array([[0, 0, 1, 1]] * 4), units)
+    labels, links = masking.cut_out(np.array([[0, 0, 1, 1]] * 4), units)
     assert labels.tolist() == [[0, 2, 3, 1], [0, 0, 3, 1], [0, 0, 1, 2], [0, 0, 1, 2]]
     assert links.tolist() == [2, -1, 3, -1]
 
 
 def test_a_superpixel_that_a_box_covers_is_gone():
-    labels, links = perturb.cut_out(np.array([[0, 1]] * 2), [Unit("x", (Word("x", (1, 0, 2, 2)),))])
+    labels, links = masking.cut_out(np.array([[0, 1]] * 2), [Token("x", (Word("x", (1, 0, 2, 2)),))])
     assert labels.tolist() == [[0, 1]] * 2 and links.tolist() == [1]
 
 
@@ -143,16 +153,16 @@ def test_a_superpixel_that_a_box_covers_is_gone():
 
 
 def test_words_are_units():
-    units = units_of(WORDS)
+    units = tokens_of(WORDS)
     assert [u.text for u in units] == ["oat", "milk", "bio"] and [u.words for u in units] == [(w,) for w in WORDS]
-    assert units_of(None) == units_of([]) == units_of("") == units_of("  \n") == ()
+    assert tokens_of(None) == tokens_of([]) == tokens_of("") == tokens_of("  \n") == ()
     blank = [WORDS[0], Word("  ", (10, 2, 12, 7)), WORDS[1]]
-    assert [u.text for u in units_of(blank)] == [u.text for u in units_of(blank, "line")] == ["oat", "milk"]
+    assert [u.text for u in tokens_of(blank)] == [u.text for u in tokens_of(blank, "line")] == ["oat", "milk"]
 
 
 @pytest.mark.parametrize("unit", ["word", "line"])
 def test_a_plain_text_has_no_lines(unit):
-    units = units_of("oat  milk\nbio", unit)
+    units = tokens_of("oat  milk\nbio", unit)
     assert [u.text for u in units] == ["oat", "milk", "bio"]
     assert all(box == (0, 0, 0, 0) for u in units for box in (w.box for w in u.words))
 
@@ -167,19 +177,19 @@ def test_lines_are_words_side_by_side():
         Word("net", (100, 30, 130, 40)),  # to the left of the word before
         Word("huge", (131, 0, 190, 90)),  # as high as all lines: half of the smaller one's height decides
     ]
-    assert [u.text for u in units_of(words, "line")] == ["whole grain oats", "500", "g", "net huge"]
-    assert units_of(words, "line")[0].words == tuple(words[:3])
+    assert [u.text for u in tokens_of(words, "line")] == ["whole grain oats", "500", "g", "net huge"]
+    assert tokens_of(words, "line")[0].words == tuple(words[:3])
 
 
 def test_barcodes_are_no_units():
     words = [Word("oat", (0, 0, 1, 1)), *(Word(digits, (1, 0, 2, 1)) for digits in ("4006381", "333931")), *WORDS[1:]]
-    assert [u.text for u in units_of(words)] == ["oat", "milk", "bio"]
-    assert [u.text for u in units_of("oat 4006381333931 milk 500")] == ["oat", "milk", "500"]
+    assert [u.text for u in tokens_of(words)] == ["oat", "milk", "bio"]
+    assert [u.text for u in tokens_of("oat 4006381333931 milk 500")] == ["oat", "milk", "500"]
 
 
 def test_an_unknown_unit_is_refused():
     with pytest.raises(UsageError, match="known: line, word"):
-        units_of("a", "sentence")
+        tokens_of("a", "sentence")
 
 
 # -- Fillings.
@@ -207,7 +217,7 @@ def test_what_is_no_colour_is_refused(wrong):
         fill(picture(), QUARTERS, wrong)
 
 
-@pytest.mark.parametrize("name", perturb.BASELINES)
+@pytest.mark.parametrize("name", masking.BASELINES)
 def test_every_filling_is_a_picture(name):
     for image in (picture(), torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE)):
         for labels in (QUARTERS, QUARTERS * 0):
@@ -269,7 +279,7 @@ def test_few_players_have_all_their_masks(design, players):
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_masks_end_when_all_have_come(design, monkeypatch):
-    monkeypatch.setattr(perturb, "ENUMERATED", 3)
+    monkeypatch.setattr(masking, "ENUMERATED", 3)
     assert len(drawn(5, design, 100)) == 32
 
 
@@ -309,7 +319,7 @@ def every_mask(players):
 
 
 def all_pairs(game):
-    image, text = every_mask(game.n_segments), every_mask(game.n_units)
+    image, text = every_mask(game.n_segments), every_mask(game.n_tokens)
     return np.repeat(image, len(text), 0), np.tile(text, (len(image), 1))
 
 
@@ -325,20 +335,20 @@ def one_by_one(model, image, filling, labels, units, image_keep, text_keep):
 
 
 def test_pairs_say_what_the_model_says_of_each(both):
-    game = Game(Counted(both), picture(), QUARTERS, units_of(WORDS), feather=0)
+    game = MaskedModel(Counted(both), picture(), QUARTERS, tokens_of(WORDS), feather=0)
     pairs = all_pairs(game)
     found = game.logits(*pairs)
-    wanted = one_by_one(both, picture(), fill(picture(), QUARTERS, "mean"), QUARTERS, units_of(WORDS), *pairs)
+    wanted = one_by_one(both, picture(), fill(picture(), QUARTERS, "mean"), QUARTERS, tokens_of(WORDS), *pairs)
     assert found.dtype == np.float32 and found.shape == (128, 3)
     assert found == pytest.approx(wanted, abs=1e-4) and np.ptp(wanted, axis=0).min() > 0.1
     assert np.ptp(found.reshape(16, 8, 3), axis=0).min() > 1e-3 and np.ptp(found.reshape(16, 8, 3), axis=1).min() > 1e-3
 
 
 def test_each_mask_is_encoded_once(both, monkeypatch):
-    monkeypatch.setattr(perturb, "IMAGES_AT_ONCE", 3)
-    monkeypatch.setattr(perturb, "PAIRS_AT_ONCE", 10)
+    monkeypatch.setattr(masking, "IMAGES_AT_ONCE", 3)
+    monkeypatch.setattr(masking, "PAIRS_AT_ONCE", 10)
     predictor = Counted(both)
-    game = Game(predictor, picture(), QUARTERS, units_of("oat milk oat"))
+    game = MaskedModel(predictor, picture(), QUARTERS, tokens_of("oat milk oat"))
     image, text = all_pairs(game)
     first = game.logits(image[:40], text[:40])
     assert (predictor.pictures, len(predictor.read)) == (5, 7)  # eight masks of the text, of which two leave "oat"
@@ -355,7 +365,7 @@ def test_each_mask_is_encoded_once(both, monkeypatch):
 @pytest.mark.parametrize("feather", [0.0, 1.0, 2.0, 30.0])
 def test_everything_kept_is_the_input_itself(both, feather):
     image = picture()
-    game = Game(Predictor(both, SIDE, "eager"), image, QUARTERS, units_of(WORDS), "blur", feather=feather)
+    game = MaskedModel(Predictor(both, SIDE, "eager"), image, QUARTERS, tokens_of(WORDS), "blur", feather=feather)
     whole, none = game.logits([[True] * 4, [False] * 4], [[True] * 3, [False] * 3])
     with torch.inference_mode():
         own = both(image[None], ["oat milk bio"])[0].numpy()
@@ -366,37 +376,37 @@ def test_everything_kept_is_the_input_itself(both, feather):
 
 
 def test_soft_edges_add_up_to_one():
-    game = Game(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
+    game = MaskedModel(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
     alone = game._alpha(np.eye(4, dtype=bool))
     assert alone.sum(0).numpy() == pytest.approx(1, abs=1e-5) and 0.4 < alone[0, 0, 4, 15] < 0.6
     assert alone[0, 0, 0, 0] == pytest.approx(1) and alone[0, 0, 31, 31] == 0
     # not as one superpixel after the other: the seam between two that are kept does not show
     assert game._alpha(np.array([[True, True, False, False]]))[0, 0, 4].numpy() == pytest.approx(1, abs=1e-5)
-    hard = Game(game.predictor, picture(), QUARTERS, feather=0)._alpha(np.eye(4, dtype=bool))
+    hard = MaskedModel(game.predictor, picture(), QUARTERS, feather=0)._alpha(np.eye(4, dtype=bool))
     assert np.array_equal(hard[:, 0].numpy(), np.eye(4)[:, QUARTERS])
     with pytest.raises(UsageError, match="feather=-1"):
-        Game(game.predictor, picture(), QUARTERS, feather=-1)
+        MaskedModel(game.predictor, picture(), QUARTERS, feather=-1)
 
 
 def test_small_pictures_can_have_soft_edges():
-    assert perturb._feathered(np.array([[0, 1], [1, 0]]), 5.0).sum(0).numpy() == pytest.approx(1)
-    assert perturb._feathered(np.array([[0]]), 5.0).numpy() == pytest.approx(1)
+    assert masking._feathered(np.array([[0, 1], [1, 0]]), 5.0).sum(0).numpy() == pytest.approx(1)
+    assert masking._feathered(np.array([[0]]), 5.0).numpy() == pytest.approx(1)
 
 
 def test_a_superpixel_is_hidden_as_the_game_hides_it():
-    game = Game(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
-    shown = perturb.hide(picture(), QUARTERS, [0, 3], feather=2)
+    game = MaskedModel(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
+    shown = masking.hide(picture(), QUARTERS, [0, 3], feather=2)
     assert torch.allclose(shown, game.pictures([[False, True, True, False]])[0], atol=1e-5)
-    assert torch.allclose(perturb.hide(picture(), QUARTERS, []), picture(), atol=1e-6)
+    assert torch.allclose(masking.hide(picture(), QUARTERS, []), picture(), atol=1e-6)
     mean = fill(picture(), QUARTERS, "mean")
-    assert torch.allclose(perturb.hide(picture(), QUARTERS, [0, 1, 2, 3]), mean, atol=1e-5)
+    assert torch.allclose(masking.hide(picture(), QUARTERS, [0, 1, 2, 3]), mean, atol=1e-5)
 
 
 def test_linked_words_are_hidden_on_the_picture(both):
-    image, units = picture(), units_of(WORDS)
+    image, units = picture(), tokens_of(WORDS)
     predictor = Counted(both)
-    linked = Game(predictor, image, QUARTERS, units, (0, 0, 0), linked=True, feather=0)
-    assert (linked.n_segments, linked.n_units) == (4, 3) and linked.links.tolist() == [4, 5, -1]
+    linked = MaskedModel(predictor, image, QUARTERS, units, (0, 0, 0), linked=True, feather=0)
+    assert (linked.n_segments, linked.n_tokens) == (4, 3) and linked.links.tolist() == [4, 5, -1]
     keep = np.ones((1, 4), bool), np.array([[True, False, True]])
     shown = linked.pictures(*keep)[0]
     box = np.zeros((SIDE, SIDE), bool)
@@ -406,7 +416,7 @@ def test_linked_words_are_hidden_on_the_picture(both):
     shown = linked.pictures([[False] * 4], [[False, True, False]])[0]
     assert torch.equal(shown[:, box], image[:, box]) and not shown[:, ~box].any()
     assert linked.texts(keep[1]) == ["oat bio"]
-    free = Game(predictor, image, QUARTERS, units, (0, 0, 0), feather=0)
+    free = MaskedModel(predictor, image, QUARTERS, units, (0, 0, 0), feather=0)
     assert torch.equal(free.pictures(*keep)[0], image) and free.texts(keep[1]) == ["oat bio"]
     assert (free.links == -1).all() and free.n_segments == 4
     with torch.inference_mode():
@@ -418,21 +428,21 @@ def test_areas_are_shares_of_the_picture(both):
     labels = np.zeros((SIDE, SIDE), int)
     labels[:, 8:] = 1
     predictor = Predictor(both, SIDE, "eager")
-    assert Game(predictor, picture(), labels, units_of(WORDS)).areas.tolist() == [0.25, 0.75]
-    linked = Game(predictor, picture(), labels, units_of(WORDS), linked=True).areas
+    assert MaskedModel(predictor, picture(), labels, tokens_of(WORDS)).areas.tolist() == [0.25, 0.75]
+    linked = MaskedModel(predictor, picture(), labels, tokens_of(WORDS), linked=True).areas
     assert linked * SIDE**2 == pytest.approx([256 - 7 * 5, 768 - 1 * 5 - 10 * 4])
-    assert Game(Predictor(network("text"), backend="eager"), units=units_of("a b")).areas.tolist() == []
-    assert Game(predictor, picture()).areas.tolist() == [1.0]
+    assert MaskedModel(Predictor(network("text"), backend="eager"), tokens=tokens_of("a b")).areas.tolist() == []
+    assert MaskedModel(predictor, picture()).areas.tolist() == [1.0]
 
 
 def test_another_filling_is_the_same_game(both):
     predictor = Counted(both)
-    game = Game(predictor, picture(), QUARTERS, units_of("oat milk"))
+    game = MaskedModel(predictor, picture(), QUARTERS, tokens_of("oat milk"))
     masks_ = all_pairs(game)
     game.logits(*masks_)
     read = len(predictor.read)
     other = game.with_baseline("grey")
-    fresh = Game(Predictor(both, SIDE, "eager"), picture(), QUARTERS, units_of("oat milk"), "grey")
+    fresh = MaskedModel(Predictor(both, SIDE, "eager"), picture(), QUARTERS, tokens_of("oat milk"), "grey")
     assert np.allclose(other.logits(*masks_), fresh.logits(*masks_), atol=1e-5)
     assert len(predictor.read) == read and predictor.pictures == 32
     assert (other.baseline, game.baseline) == ("grey", "mean") and torch.equal(
@@ -443,7 +453,7 @@ def test_another_filling_is_the_same_game(both):
 
 def test_a_reader_that_has_nothing_to_read_says_nothing():
     model = network("text")
-    game = Game(Predictor(model, backend="eager"), picture(50), QUARTERS, units_of("oat milk"))
+    game = MaskedModel(Predictor(model, backend="eager"), picture(50), QUARTERS, tokens_of("oat milk"))
     assert (game.image, game.segments, game.n_segments) == (None, None, 0)
     found = game.logits(np.zeros((3, 0), bool), [[True, False], [False, False], [True, True]])
     with torch.inference_mode():
@@ -451,7 +461,7 @@ def test_a_reader_that_has_nothing_to_read_says_nothing():
     assert found[[0, 2]] == pytest.approx(own, abs=1e-6) and not found[1].any()
     assert not game.logits(np.zeros((2, 0), bool), np.zeros((2, 2), bool)).any()
     prior = network("text", missing="prior")
-    game = Game(Predictor(prior, backend="eager"), units=units_of("oat milk"))
+    game = MaskedModel(Predictor(prior, backend="eager"), tokens=tokens_of("oat milk"))
     with torch.inference_mode():
         own = prior(None, [None]).numpy()
     assert game.logits(np.zeros((1, 0), bool), [[False, False]]) == pytest.approx(own, abs=1e-6)
@@ -459,11 +469,11 @@ def test_a_reader_that_has_nothing_to_read_says_nothing():
 
 def test_a_model_that_only_looks_has_no_units():
     predictor = Predictor(network("image"), SIDE, "eager")
-    game = Game(predictor, picture(), QUARTERS, units_of(WORDS))
-    assert game.n_units == 0 and game.logits(np.ones((2, 4), bool)).shape == (2, 3)
+    game = MaskedModel(predictor, picture(), QUARTERS, tokens_of(WORDS))
+    assert game.n_tokens == 0 and game.logits(np.ones((2, 4), bool)).shape == (2, 3)
     # unless hiding them hides something of the picture
-    linked = Game(predictor, picture(), QUARTERS, units_of(WORDS), (0, 0, 0), linked=True, feather=0)
-    assert [u.text for u in linked.units] == ["oat", "milk"] and linked.links.tolist() == [4, 5]
+    linked = MaskedModel(predictor, picture(), QUARTERS, tokens_of(WORDS), (0, 0, 0), linked=True, feather=0)
+    assert [u.text for u in linked.tokens] == ["oat", "milk"] and linked.links.tolist() == [4, 5]
     found = linked.logits(np.ones((2, 4), bool), [[True, True], [False, True]])
     with torch.inference_mode():
         assert found == pytest.approx(
@@ -473,13 +483,15 @@ def test_a_model_that_only_looks_has_no_units():
 
 
 def test_a_picture_that_one_box_covers(both):
-    game = Game(Counted(both), picture(), QUARTERS * 0, units_of([Word("all", (-1, -1, 99, 99))]), "grey", linked=True)
-    assert (game.n_segments, game.n_units, game.links.tolist()) == (0, 1, [0])
+    game = MaskedModel(
+        Counted(both), picture(), QUARTERS * 0, tokens_of([Word("all", (-1, -1, 99, 99))]), "grey", linked=True
+    )
+    assert (game.n_segments, game.n_tokens, game.links.tolist()) == (0, 1, [0])
     assert (game.pictures(np.zeros((1, 0), bool), [[False]]) == 0.5).all()
 
 
 def test_masks_of_another_size_are_refused(both):
-    game = Game(Predictor(both, SIDE, "eager"), picture(), QUARTERS, units_of(WORDS))
+    game = MaskedModel(Predictor(both, SIDE, "eager"), picture(), QUARTERS, tokens_of(WORDS))
     for wrong in (((2, 3), (2, 3)), ((2, 4), (2, 4)), ((2, 4), (1, 3)), ((4,), (3,))):
         with pytest.raises(UsageError, match=r"masks are .*; give \("):
             game.logits(*(np.ones(shape, bool) for shape in wrong))
@@ -488,11 +500,11 @@ def test_masks_of_another_size_are_refused(both):
 def test_nothing_to_play_with_is_an_error(both):
     for model, given in (
         (network("text"), {"image": picture()}),
-        (network("image"), {"units": units_of("a")}),
+        (network("image"), {"tokens": tokens_of("a")}),
         (both, {}),
     ):
         with pytest.raises(UserError, match="nothing to explain by: the model uses"):
-            Game(Predictor(model, SIDE, "eager"), **given)
+            MaskedModel(Predictor(model, SIDE, "eager"), **given)
 
 
 # -- Predictors.
@@ -523,15 +535,15 @@ def test_a_picture_of_another_size_than_the_predictor_takes_is_refused(both):
 def test_numbers_on_both_sides_of_a_hidden_word_stay():
     """Side by side they would look like a barcode, which models never read."""
     reader = network("text")
-    game = Game(Predictor(reader, backend="eager"), units=units_of("1046 lean 2501"))
+    game = MaskedModel(Predictor(reader, backend="eager"), tokens=tokens_of("1046 lean 2501"))
     with torch.inference_mode():
         both = reader.classify(None, Features(reader.text_encoder(["1046 2501"]), torch.tensor([True])))
     assert torch.allclose(torch.as_tensor(game.logits([[]], [[True, False, True]])), both, atol=1e-5)
 
 
 def test_a_duck_with_a_text_is_enough():
-    """`Game` asks of a unit only its text, where nothing is linked."""
-    game = Game(
-        Predictor(network("text"), backend="eager"), units=[SimpleNamespace(text="oat"), SimpleNamespace(text="milk")]
+    """`MaskedModel` asks of a unit only its text, where nothing is linked."""
+    game = MaskedModel(
+        Predictor(network("text"), backend="eager"), tokens=[SimpleNamespace(text="oat"), SimpleNamespace(text="milk")]
     )
     assert game.texts([[True, False], [True, True]]) == ["oat", "oat milk"]
