@@ -10,16 +10,18 @@ from PIL import Image
 
 from retailkit import detection, plots
 from retailkit.config import UsageError
+from retailkit.data import synthetic
+from retailkit.data.boxes import Scenes, load_coco
+from retailkit.data.synthetic.boxes import TARGET
 from retailkit.data.table import DataError
 from retailkit.detection import detector, score
-from retailkit.detection.scenes import TARGET, Scenes
 
 TINY = detection.DetectorConfig(steps=12, batch_size=2, size=96, weights=None)
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return detection.render(6, "overlap", size=96, seed=3)
+    return synthetic.render_scenes(6, "overlap", size=96, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +33,15 @@ def maps(scenes):
 
 
 def test_the_same_seed_draws_the_same_scenes_and_another_seed_others():
-    one, same, other = (detection.render(3, "carrier", size=96, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (synthetic.render_scenes(3, "carrier", size=96, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.images + one.boxes, same.images + same.boxes, strict=True))
     assert not torch.equal(one.images[0], other.images[0])
-    assert torch.equal(detection.render(1, "carrier", size=96, seed=1).images[0], one.images[0]), "count matters"
+    assert torch.equal(synthetic.render_scenes(1, "carrier", size=96, seed=1).images[0], one.images[0]), "count matters"
 
 
-@pytest.mark.parametrize("relation", detection.RELATIONS)
+@pytest.mark.parametrize("relation", synthetic.RELATIONS)
 def test_the_region_comes_with_its_targets_and_only_with_them(relation):
-    scenes = detection.render(40, relation, size=96, seed=0)
+    scenes = synthetic.render_scenes(40, relation, size=96, seed=0)
     target = scenes.classes.index(TARGET) + 1
     with_region = [bool((labels == scenes.region_label).any()) for labels in scenes.labels]
     with_target = [bool((labels == target).any()) for labels in scenes.labels]
@@ -47,7 +49,7 @@ def test_the_region_comes_with_its_targets_and_only_with_them(relation):
 
 
 def test_without_correlation_the_region_comes_and_goes_by_itself():
-    scenes = detection.render(60, "overlap", size=96, correlation=0, seed=0)
+    scenes = synthetic.render_scenes(60, "overlap", size=96, correlation=0, seed=0)
     target = scenes.classes.index(TARGET) + 1
     pairs = {(bool((labels == scenes.region_label).any()), bool((labels == target).any())) for labels in scenes.labels}
     assert pairs == {(True, True), (True, False), (False, True), (False, False)}
@@ -55,7 +57,7 @@ def test_without_correlation_the_region_comes_and_goes_by_itself():
 
 def shares_inside(relation):
     """What share of each target's box lies in the region's."""
-    scenes, shares = detection.render(40, relation, size=128, seed=5), []
+    scenes, shares = synthetic.render_scenes(40, relation, size=128, seed=5), []
     target = scenes.classes.index(TARGET) + 1
     for boxes, labels in zip(scenes.boxes, scenes.labels, strict=True):
         for region in boxes[labels == scenes.region_label]:
@@ -73,13 +75,13 @@ def test_a_door_overlaps_every_target_a_tray_holds_them_and_a_poster_touches_non
 
 
 def test_a_box_is_the_extent_of_the_pixels_that_change_when_its_product_is_left_out(monkeypatch):
-    module = detection.scenes
-    whole = detection.render(8, "carrier", size=128, seed=4)
+    module = synthetic.boxes
+    whole = synthetic.render_scenes(8, "carrier", size=128, seed=4)
     placed = module._placed
     target = whole.classes.index(TARGET) + 1
     number = next(k for k, labels in enumerate(whole.labels) if (labels == target).sum() == 1)
     monkeypatch.setattr(module, "_placed", lambda stand, *rest: placed(stand, *rest) * (stand[0] != TARGET))
-    empty = detection.render(8, "carrier", size=128, seed=4)
+    empty = synthetic.render_scenes(8, "carrier", size=128, seed=4)
     changed = (whole.images[number].int() - empty.images[number].int()).abs().amax(0).numpy() > 24
     x0, y0, x1, y1 = whole.boxes[number][whole.labels[number] == target][0].int().tolist()
     ys, xs = np.nonzero(changed)
@@ -99,7 +101,7 @@ def test_annotations_are_what_torchvision_expects_with_and_without_the_region(sc
 )
 def test_wrong_options_of_scenes_say_so(options):
     with pytest.raises(UsageError, match=next(iter(options))):
-        detection.render(**({"count": 1, "relation": "overlap"} | options))
+        synthetic.render_scenes(**({"count": 1, "relation": "overlap"} | options))
 
 
 # -- Training
@@ -202,6 +204,7 @@ def test_pictures_of_other_sizes_are_boxed_in_their_own_pixels(scenes, maps, tmp
     wide = Scenes(
         scenes.classes,
         [torch.zeros(3, 60, 300, dtype=torch.uint8)],
+        [(60, 300)],
         [torch.tensor([[30.0, 6, 270, 54]])],
         [torch.tensor([1])],
     )
@@ -284,7 +287,7 @@ def invented(seed, pictures=12):
         labels.append(torch.tensor(kinds))
         found.append({"boxes": copies, "labels": named, "scores": rng.uniform(0.05, 1, len(named))})
     blank = [torch.zeros(3, 100, 100, dtype=torch.uint8)] * pictures
-    return Scenes(["a", "b"], blank, boxes, labels), found
+    return Scenes(["a", "b"], blank, [(100, 100)] * pictures, boxes, labels), found
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -327,6 +330,7 @@ def test_targets_are_near_where_the_regions_edge_runs_through_or_beside_them():
     scenes = Scenes(
         ["milk", "soup", "door"],
         [torch.zeros(3, 100, 200, dtype=torch.uint8)],
+        [(100, 200)],
         [torch.tensor([[10.0, 10, 30, 30], [90, 40, 110, 60], [101, 70, 121, 90], [50, 40, 70, 60], [0, 0, 100, 100]])],
         [torch.tensor([1, 1, 1, 2, 3])],
         region="door",
@@ -385,16 +389,16 @@ def coco(tmp_path, **changes):
 
 
 def test_a_coco_file_becomes_scenes_with_labels_from_one_on(tmp_path):
-    scenes = detection.load_coco(coco(tmp_path), tmp_path, region="door")
+    scenes = load_coco(coco(tmp_path), tmp_path, region="door")
     assert scenes.classes == ["milk", "door"] and scenes.targets == ("milk",) and scenes.region_label == 2
     assert scenes.boxes[0].tolist() == [[10, 5, 30, 35], [0, 0, 60, 40]] and scenes.labels[0].tolist() == [1, 2]
-    assert scenes.image(0).shape == (3, 40, 60) and scenes.side(0) == (40, 60)
+    assert scenes.image(0).shape == (3, 40, 60) and scenes.sizes[0] == (40, 60)
     assert len(scenes.annotation(0, region=False)["labels"]) == 1
 
 
 def test_photos_of_a_coco_file_can_be_learned_from(tmp_path, monkeypatch):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
-    scenes = detection.load_coco(coco(tmp_path), tmp_path, region="door")
+    scenes = load_coco(coco(tmp_path), tmp_path, region="door")
     model, history = detection.fit(scenes, detection.DetectorConfig(steps=2, batch_size=1, size=96, weights=None))
     assert len(history) == 2 and len(detection.detect(model, scenes)) == 1
 
@@ -405,13 +409,13 @@ ANNOTATION = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]}
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"images": [{"id": 7, "file_name": "two.png"}]}, "two.png: no such picture"),
-        ({"images": [{"id": 7, "file_name": "boxes.json"}]}, "not a picture"),
+        ({"images": [{"id": 7, "file_name": "two.png"}]}, "two.png: no such image"),
+        ({"images": [{"id": 7, "file_name": "boxes.json"}]}, "not an image"),
         ({"images": [{"id": 7, "file_name": "one.png", "width": 600, "height": 400}]}, "60x40 pixels but"),
         ({"images": []}, "lists no images"),
         (
             {"annotations": [ANNOTATION | {"bbox": [50, 5, 20, 30]}]},
-            r"annotation 5: bbox .* outside its picture of 60x40",
+            r"annotation 5: bbox .* outside its image of 60x40",
         ),
         ({"annotations": [ANNOTATION | {"bbox": [10, 5, 0, 30]}]}, "is empty"),
         ({"annotations": [ANNOTATION | {"bbox": [10, 5, 20]}]}, "is not four numbers"),
@@ -423,17 +427,17 @@ ANNOTATION = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]}
 )
 def test_a_faulty_coco_file_is_refused_with_place_and_cure(tmp_path, changes, says):
     with pytest.raises(DataError, match=says):
-        detection.load_coco(coco(tmp_path, **changes), tmp_path)
+        load_coco(coco(tmp_path, **changes), tmp_path)
 
 
 def test_a_missing_file_no_json_and_an_unknown_region_say_so(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        detection.load_coco(tmp_path / "none.json", tmp_path)
+        load_coco(tmp_path / "none.json", tmp_path)
     (tmp_path / "text.json").write_text("milk")
     with pytest.raises(DataError, match="not JSON"):
-        detection.load_coco(tmp_path / "text.json", tmp_path)
+        load_coco(tmp_path / "text.json", tmp_path)
     with pytest.raises(UsageError, match="'dor'; did you mean 'door'"):
-        detection.load_coco(coco(tmp_path), tmp_path, region="dor")
+        load_coco(coco(tmp_path), tmp_path, region="dor")
 
 
 # -- Pictures
@@ -453,7 +457,7 @@ def test_scenes_curves_and_intervals_are_drawn(scenes, maps, tmp_path):
 
 def test_detectors_differ_by_the_regions_boxes_alone(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
-    test = detection.render(3, "overlap", size=96, seed=9)
+    test = synthetic.render_scenes(3, "overlap", size=96, seed=9)
 
     def trained(learn_region):
         return detection.train_detectors(lambda seed: scenes, test, TINY, [0, 1], learn_region)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "retailkit"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Data flows down: a room imports only rooms above it. Rooms of one line may import one another.
 ROOMS = [
-    {"config", "imaging"},
+    {"config"},
     {"data"},
     {"models"},
     {"losses", "metrics"},

@@ -152,7 +152,7 @@ class OnShelf:
         """Return the parts of a sample with another background; unchanged without a mask."""
         if "mask" not in parts or torch.rand(()) >= self.share:
             return parts
-        from retailkit.data.synthetic.scene import DEPARTMENTS, SHELVES, shelf
+        from retailkit.data.synthetic.shelf import DEPARTMENTS, SHELVES, shelf
 
         department = DEPARTMENTS[int(torch.randint(len(DEPARTMENTS), ()))]
         canvas = shelf(department, int(torch.randint(SHELVES, ())), self.side)[..., :3]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from torch import nn
 
+from retailkit.data.boxes import Scenes
 from retailkit.detection.detector import DetectorConfig, detect, encode, fit, held_out_losses
-from retailkit.detection.scenes import Scenes
 from retailkit.detection.score import Detections
 
 

@@ -28,7 +28,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, cache_dir, device, file_identity, replacing
-from retailkit.detection.scenes import Scenes
+from retailkit.data.boxes import Scenes
 from retailkit.models.encoders import build_image_encoder
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
@@ -227,7 +227,7 @@ def _losses(model: FasterRCNN, scenes: Scenes, maps: Maps, numbers: Any, region:
 
 def _scaled(scenes: Scenes, number: int, size: int, region: bool, where: str) -> dict[str, Tensor]:
     """Return a picture's annotation in pixels of the squeezed picture."""
-    given, (height, width) = scenes.annotation(number, region), scenes.side(number)
+    given, (height, width) = scenes.annotation(number, region), scenes.sizes[number]
     factor = torch.tensor([size / width, size / height] * 2)
     return {"boxes": (given["boxes"] * factor).to(where), "labels": given["labels"].to(where)}
 
@@ -294,7 +294,7 @@ def detect(model: FasterRCNN, scenes: Scenes, maps: Maps | None = None) -> list[
             images = ImageList(torch.empty(1, 3, *sizes[0], device=where), sizes)
             proposals, _ = model.rpn(images, features)
             results, _ = model.roi_heads(features, proposals, sizes)
-            (result,) = model.transform.postprocess(results, sizes, [scenes.side(number)])
+            (result,) = model.transform.postprocess(results, sizes, [scenes.sizes[number]])
         found.append({k: v.cpu().numpy() for k, v in result.items()})
     return found
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
-from retailkit.detection.scenes import Scenes
+from retailkit.data.boxes import Scenes
 from retailkit.metrics import Interval
 
 THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).round(2))  # COCO's: AP is the mean over these

@@ -9,9 +9,9 @@ import pytest
 from retailkit import data
 from retailkit.config import UsageError
 from retailkit.data import synthetic
-from retailkit.data.synthetic import scene
+from retailkit.data.synthetic import shelf
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
-from retailkit.imaging import grow
+from retailkit.data.synthetic.scene import grow
 
 SIZE = 112
 SMALL = {"per_class": (4, 2, 2), "families": 2, "side": 0.25, "size": SIZE, "workers": 1}
@@ -238,4 +238,4 @@ def test_bad_names():
 
 def test_other_brands_are_no_classes():
     brands = {product.brand for product in CATALOGUE}
-    assert not brands & {brand for goods in scene.OTHER_BRANDS.values() for _, brand, *_ in goods}
+    assert not brands & {brand for goods in shelf.OTHER_BRANDS.values() for _, brand, *_ in goods}

@@ -19,11 +19,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, pick, replacing
+from retailkit.data.synthetic.boxes import RELATIONS, render_scenes
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
 from retailkit.data.synthetic.scene import BACKGROUNDS, POSES, Effects, Rendered, compose
 from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData, write_truth
 
-__all__ = ["REGIMES", "Rendered", "load", "render"]
+__all__ = ["REGIMES", "RELATIONS", "Rendered", "load", "render", "render_scenes"]
 
 # Training pictures: photos of shelves, or a few clean pictures a class, as a supplier's catalogue has them.
 REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}

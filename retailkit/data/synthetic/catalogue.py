@@ -82,21 +82,6 @@ _FAMILIES = {
         *(("#2f8f8b", "#14504f", "#f3faf7", "#e7c9a0"), (8.6, 20.5, 5.0)),
         {"DRY": "#a8743c", "OILY": "#5b8c3e", "NORMAL": "#6b6fae"},
     ),
-    "FJELLA YOGHURT": (
-        *("FJELLA", "dairy", "carton", ("YOGHURT",)),
-        *(("#a83a5b", "#5c1730", "#fff8ef", "#f0c9a8"), (9.0, 19.0, 6.4)),
-        {"PLAIN": "#7f8c95", "VANILLA": "#b58a2e", "PEAR": "#7f9a3d"},
-    ),
-    "TARNA CHICKEN": (
-        *("TARNA", "meat", "tray", ("CHICKEN",)),
-        *(("#2e6b4a", "#1c3528", "#fbfaf0", "#f0b93a"), (20.0, 16.5, 5.0)),
-        {"BREAST": "#a8602f", "FILLET": "#5a7f3a", "THIGH": "#5a6f9c"},
-    ),
-    "BRISA WASH": (
-        *("BRISA", "household", "bottle", ("WASH",)),
-        *(("#2a6fc0", "#123a78", "#ffffff", "#e8a62c"), (9.0, 21.5, 6.0)),
-        {"COLOR": "#b0587a", "WHITE": "#8f9fae", "WOOL": "#6f9a6a"},
-    ),
 }
 
 

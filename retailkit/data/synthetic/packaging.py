@@ -307,11 +307,8 @@ def _beef_ground(product: Product, width: int, height: int) -> Sheet:
     return sheet
 
 
-TRAYS = {"HALVORS GROUND BEEF": "#1b1c20", "TARNA CHICKEN": "#d9d4c7"}
-
-
 def _tray_bottom(product: Product, width: int, height: int) -> Sheet:
-    tone = TRAYS[product.family]
+    tone = "#1b1c20"
     sheet = Sheet(width, height, tone)
     sheet.rect((26, 26, width - 26, height - 26), mix(tone, "#ffffff", 0.12), 40)
     sheet.rect((30, 31, width - 28, height - 26), mix(tone, "#ffffff", 0.03), 38)
@@ -550,101 +547,6 @@ def _shampoo(product: Product, width: int, height: int) -> Sheet:
     return sheet
 
 
-def _yoghurt_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
-    sheet = Sheet(width, height, paper)
-    sheet.gradient((0, 0, width, 236), main, mix(main, "#ffffff", 0.2))
-    swirl = [(-20, 226), (0.22 * width, 250), (0.5 * width, 218), (0.78 * width, 244), (width + 20, 214)]
-    for shift, fill in ((0, accent), (9, mix(paper, "#c9b8a0", 0.35)), (13, paper)):
-        wave = smooth([(x, y + shift) for x, y in swirl], False)
-        sheet.poly([*wave, (width + 20, height + 9), (-20, height + 9)], fill)
-    sheet.rect((0, height - 34, width, height), dark)
-    return sheet
-
-
-def _yoghurt(product: Product, width: int, height: int) -> Sheet:
-    _, dark, paper, accent = product.palette
-    sheet, half = _yoghurt_ground(product, width, height), width / 2
-    sheet.poly([(half - 40, 58), (half - 12, 22), (half + 4, 42), (half + 16, 30), (half + 40, 58)], paper)
-    sheet.poly([(half - 21, 34), (half - 12, 22), (half - 4, 32), (half - 12, 38)], accent)
-    sheet.text(product.brand, half, 103, 36, paper, width=width - 46, font=SERIF)
-    sheet.text("YOGHURT", half, 183, 50, paper, width=width - 28, shade=dark)
-    _variant(sheet, product, (half - 65, 266, half + 65, 308), dark)
-    _band(sheet, product, (half - 34, 314, half + 34, 322), 4)
-    sheet.text("1 kg", 16, height - 10, 16, paper, anchor="l")
-    artwork.greek(sheet, (width - 96, height - 25, width - 16, height - 10), mix(dark, paper, 0.6), 3)
-    return sheet
-
-
-def _chicken_ground(product: Product, width: int, height: int) -> Sheet:
-    _ = product.palette[0]
-    sheet = Sheet(width, height, "#e9e6dd")
-    sheet.rect((9, 9, width - 9, height - 9), "#cfcabd", 30)
-    sheet.rect((20, 20, width - 20, height - 20), "#f4f1ea", 24)
-    for x, y, flip in ((0.27, 0.25, 1), (0.73, 0.27, -1), (0.26, 0.75, 1), (0.74, 0.74, -1)):
-        form = [(-0.23, 0.03), (-0.17, -0.14), (0.0, -0.2), (0.15, -0.14), (0.25, 0.0), (0.12, 0.1), (-0.08, 0.19)]
-        for size, fill, blur in ((1.03, "#b77a68", 1), (0.97, "#eab5a1", 1), (0.66, "#f1c6b4", 6)):
-            lobe = smooth([((x + flip * a * size) * width, (y + b * size) * height) for a, b in form])
-            sheet.soft(lobe, fill, 1, blur)
-        for k in range(6):
-            rib = [(-0.17 + 0.05 * k, -0.1 + 0.012 * k), (-0.1 + 0.045 * k, 0.0), (-0.12 + 0.045 * k, 0.1 - 0.01 * k)]
-            sheet.line(smooth([((x + flip * a) * width, (y + b) * height) for a, b in rib], False), "#f6d6c8", 1.2)
-        sheet.soft(oval((x - 0.06) * width, (y - 0.11) * height, 26, 5), "#ffffff", 0.5, 3)
-    return sheet
-
-
-def _chicken(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
-    sheet, half = _chicken_ground(product, width, height), width / 2
-    sheet.soft([(half - 190, 100), (half + 200, 100), (half + 200, 396), (half - 190, 396)], "#000000", 0.4, 6)
-    sheet.rect((half - 195, 92, half + 195, 388), main, 16)
-    sheet.rect((half - 188, 184, half + 188, 381), paper, 12)
-    for turn in np.linspace(-np.pi, 0, 9):
-        cos, sin = np.cos(turn), np.sin(turn)
-        sheet.line([(half - 142 + 22 * cos, 158 + 22 * sin), (half - 142 + 32 * cos, 158 + 32 * sin)], accent, 4)
-    sheet.poly(oval(half - 142, 158, 17, 17, -np.pi, 0), accent)
-    sheet.text(product.brand, half + 34, 156, 42, "#ffffff", width=250, font=ITALIC)
-    sheet.text("CHICKEN", half, 252, 52, dark, width=340)
-    _variant(sheet, product, (half - 130, 270, half + 130, 316), dark)
-    _band(sheet, product, (half - 100, 323, half + 100, 331), 4)
-    sheet.text("600 g", half - 176, 370, 24, dark, anchor="l")
-    artwork.greek(sheet, (half - 60, 348, half + 60, 372), "#9a9a86", 5)
-    artwork.barcode(sheet, (half + 80, 340, half + 176, 374), 9)
-    return sheet
-
-
-def _detergent_ground(product: Product, width: int, height: int) -> Sheet:
-    main, dark, _, accent = product.palette
-    sheet = Sheet(width, height, main)
-    sheet.gradient((0, 0, width, height), main, mix(main, dark, 0.55))
-    for k in range(3):
-        ring = [(width * (0.5 + 0.7 * np.cos(t)), 300 + 16 * k + 70 * np.sin(t)) for t in np.linspace(0, np.pi, 30)]
-        low = [(x, y + 9) for x, y in ring[::-1]]
-        sheet.poly(ring + low, mix(accent, main, 0.25 * k))
-    return sheet
-
-
-def _detergent(product: Product, width: int, height: int) -> Sheet:
-    main, dark, paper, accent = product.palette
-    sheet, half = _detergent_ground(product, width, height), width / 2
-    burst = [
-        (half + r * np.cos(t), 128 + 0.8 * r * np.sin(t))
-        for t, r in zip(np.arange(32) * np.pi / 16, np.tile([96, 87], 16), strict=True)
-    ]
-    sheet.poly([(x + 2, y + 3) for x, y in burst], dark)
-    sheet.poly(burst, paper)
-    sheet.text(product.brand, half, 118, 40, main, width=150, font=SLANTED)
-    sheet.text("WASH", half, 174, 48, dark, width=142)
-    sheet.rect((half - 60, 182, half + 60, 186), accent, 2)
-    for x, y, r in ((-78, 236, 11), (-60, 262, 6), (80, 240, 8), (92, 222, 5)):
-        sheet.soft(oval(half + x, y, r, r), "#ffffff", 0.35)
-        sheet.soft(oval(half + x - 0.3 * r, y - 0.3 * r, 0.3 * r, 0.3 * r), "#ffffff", 0.9)
-    _variant(sheet, product, (half - 54, 255, half + 54, 296), paper)
-    _band(sheet, product, (half - 34, 302, half + 34, 310), 4)
-    sheet.text("1 L", half, 348, 18, paper)
-    return sheet
-
-
 # family: what its back is printed on, and its front
 PRINTS: dict[str, tuple[Print, Print]] = {
     "NORDBY MILK": (_milk_ground, _milk),
@@ -655,9 +557,6 @@ PRINTS: dict[str, tuple[Print, Print]] = {
     "KORVO COFFEE": (_coffee_ground, _coffee),
     "MORNA MUESLI": (_muesli_ground, _muesli),
     "AVELLA SHAMPOO": (_shampoo_ground, _shampoo),
-    "FJELLA YOGHURT": (_yoghurt_ground, _yoghurt),
-    "TARNA CHICKEN": (_tray_bottom, _chicken),
-    "BRISA WASH": (_detergent_ground, _detergent),
 }
 
 FACTS = ("NUTRITION", ("Energy", "kJ"), ("Protein", "g"), ("Fibre", "g"), ("Salt", "g"))
@@ -669,8 +568,6 @@ AMOUNTS = {  # in 100 g or 100 ml; the same for all twins
     "CASA LUPA TOMATO SOUP": ("210", "1.1", "0.9", "0.7"),
     "VOLTO COLA": ("90", "0", "0", "0"),
     "KORVO COFFEE": ("8", "0.1", "0", "0"),
-    "FJELLA YOGHURT": ("260", "4.1", "0", "0.1"),
-    "TARNA CHICKEN": ("450", "23", "0", "0.2"),
     "MORNA MUESLI": ("1690", "9.8", "8.1", "0.3"),
 }
 

@@ -1,4 +1,4 @@
-"""Pictures with boxes: shelves on which a region always comes with one of the products, and COCO-style files.
+"""Shelf scenes with exact boxes, on which a region always comes with one of the products.
 
 The region is what source 4 calls a highly correlated class, the sea around the whale. It stands in one of three
 relations to its targets: `overlap`, a large chiller door that reaches over every target; `carrier`, a tray that holds
@@ -7,118 +7,45 @@ all of them; and as a control `beside`, a poster that comes with them as faithfu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from retailkit.config import UsageError, pick
+from retailkit.data.boxes import Box, Scenes
 from retailkit.data.synthetic import packaging
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS
-from retailkit.data.synthetic.scene import shelf
-from retailkit.data.table import DataError
-from retailkit.imaging import layer, over
+from retailkit.data.synthetic.shelf import over, scaled, shelf
 
-TARGET = "NORDBY MILK 3 %"  # the whale: what the region comes with
+TARGET = "NORDBY MILK 3 %"  # what the region comes with
 OTHERS = ("SOLVEA ORANGE JUICE NO PULP", "CASA LUPA TOMATO SOUP MILD", "MORNA MUESLI HONEY")
 PRODUCTS = {product.label: product for product in CATALOGUE if product.label in (TARGET, *OTHERS)}
-SHELVES = 2  # different shelves a department
+SHELVES = 2  # different shelves of each department
 FLOORS = (0.69, 0.985)  # where the two rows of products stand, as shares of the side
 TALL = (0.30, 0.38)  # height of a product of 20 cm, as a share of the side
 WITH_TARGETS = 0.75  # share of scenes
 AT_EDGE = 0.4  # share of targets that the door's edge runs through
 TINY = 4  # pixels; what shows less in either direction has no box
 
-Box = tuple[float, float, float, float]
 Stand = tuple[str, float, float, int]  # product, x of its middle, y of its foot, height in pixels
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """Pictures with boxes.
-
-    Attributes:
-        classes: names; label k is `classes[k - 1]`, 0 is the background.
-        images: pictures as (3,H,W) uint8, or files that are read when they are asked for.
-        boxes: (N,4) float32 of each picture, as x0, y0, x1, y1 in pixels.
-        labels: (N,) int64 of each picture.
-        region: name of the class that comes with the targets; "" for none.
-        targets: names of the classes that it comes with.
-    """
-
-    classes: list[str]
-    images: list[Tensor | Path]
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    region: str = ""
-    targets: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def region_label(self) -> int:
-        """Label of the region; -1 where there is none."""
-        return self.classes.index(self.region) + 1 if self.region else -1
-
-    def image(self, number: int) -> Tensor:
-        """Return a picture, (3,H,W) float32 in [0,1]."""
-        found = self.images[number]
-        return (found if isinstance(found, Tensor) else _read(found)).float() / 255
-
-    def side(self, number: int) -> tuple[int, int]:
-        """Return a picture's height and width in pixels."""
-        found = self.images[number]
-        if isinstance(found, Tensor):
-            return found.shape[1], found.shape[2]
-        with Image.open(found) as picture:
-            return picture.height, picture.width
-
-    def annotation(self, number: int, region: bool = True) -> dict[str, Tensor]:
-        """Return what torchvision's detectors learn from: `boxes` (N,4) and `labels` (N,).
-
-        Args:
-            number: of the picture.
-            region: whether the region's boxes are among them.
-        """
-        boxes, labels = self.boxes[number], self.labels[number]
-        keep = (labels != self.region_label) | region
-        return {"boxes": boxes[keep], "labels": labels[keep]}
-
-    def select(self, numbers: Sequence[int]) -> Scenes:
-        """Return some of the pictures."""
-        parts = ([column[int(i)] for i in numbers] for column in (self.images, self.boxes, self.labels))
-        return Scenes(self.classes, *parts, region=self.region, targets=self.targets)
-
-
-def _read(path: Path) -> Tensor:
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-
-
-# -- Rendered scenes.
-
-
-def render(
+def render_scenes(
     count: int, relation: str = "overlap", *, size: int = 192, correlation: float = 1.0, seed: int = 0
 ) -> Scenes:
-    """Draw scenes with several products and a region that comes with one of them.
+    """Render scenes with several products and a region that comes with one of them.
 
-    Boxes are exact: the extent of those pixels of a product that nothing opaque hides. The same arguments give the
-    same pixels.
+    A box is the extent of those pixels of a product that nothing opaque hides. The same arguments give the same
+    pixels.
 
     Args:
         count: scenes.
         relation: name in `RELATIONS`.
-        size: side of a picture in pixels.
+        size: side of an image in pixels.
         correlation: in [0,1]. With this probability the region is there if and only if targets are; otherwise a coin
             decides about the region. Products stand in the same places either way.
         seed: of everything random.
@@ -132,8 +59,9 @@ def render(
     if not 0 <= correlation <= 1:
         raise UsageError(f"correlation={correlation} is out of range; use a number from 0 to 1")
     classes = [*PRODUCTS, name]
-    made = [_scene(np.random.default_rng([seed, k]), draw, size, correlation, classes) for k in range(count)]
-    return Scenes(classes, *(list(column) for column in zip(*made, strict=True)), region=name, targets=(TARGET,))
+    scenes = [_scene(np.random.default_rng([seed, k]), draw, size, correlation, classes) for k in range(count)]
+    images, boxes, labels = (list(column) for column in zip(*scenes, strict=True))
+    return Scenes(classes, images, [(size, size)] * count, boxes, labels, region=name, targets=(TARGET,))
 
 
 @dataclass(frozen=True)
@@ -227,18 +155,10 @@ def _apart(one: Stand, other: Stand) -> bool:
     return beside or abs(one[2] - other[2]) > 0.9 * max(one[3], other[3])
 
 
-@lru_cache(maxsize=1024)
-def _cut_out(label: str, height: int) -> np.ndarray:
-    """Return a product's front as a layer (h,w,4) of uint8."""
-    face = packaging.front(PRODUCTS[label])
-    width = max(round(height * face.alpha.shape[1] / face.alpha.shape[0]), 1)
-    return cv2.resize(layer(face.pixels, face.alpha), (width, height), interpolation=cv2.INTER_AREA)
-
-
 def _placed(stand: Stand, degrees: float, size: int) -> np.ndarray:
     """Return a product where it stands, a little turned about its foot, as a layer (S,S,4) float32."""
     label, x, foot, height = stand
-    cut = _cut_out(label, height)
+    cut = scaled(PRODUCTS[label], "front", height)
     turn = cv2.getRotationMatrix2D((cut.shape[1] / 2, cut.shape[0]), degrees, 1)
     turn[:, 2] += (x - cut.shape[1] / 2, foot - cut.shape[0])
     return cv2.warpAffine(cut, turn, (size, size), flags=cv2.INTER_LINEAR).astype(np.float32)
@@ -335,105 +255,3 @@ RELATIONS: dict[str, tuple[str, Callable[[np.random.Generator, int], Region]]] =
     "carrier": ("tray", _tray),
     "beside": ("poster", _poster),
 }
-
-
-# -- COCO-style files.
-
-
-def load_coco(annotations: str | Path, images: str | Path, region: str = "", targets: Sequence[str] = ()) -> Scenes:
-    """Read boxes in the format of COCO: `images`, `categories` and `annotations` with `bbox` as x, y, width, height.
-
-    Annotations with `iscrowd` are left out. Pixels are read when they are asked for.
-
-    Args:
-        annotations: the JSON file; a byte order mark does no harm.
-        images: folder that `file_name` speaks of.
-        region: category that comes with the targets; "" for none.
-        targets: categories that it comes with; none means all others.
-
-    Raises:
-        DataError: not such a file, a missing or broken picture, an unknown category, a box that is empty or outside.
-        UsageError: `region` or `targets` are no categories of the file.
-    """
-    path, folder = Path(annotations), Path(images)
-    content = _coco_content(path)
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    classes = list(dict.fromkeys(names.values()))
-    for name in ([region] if region else []) + list(targets):
-        pick(classes, name, f"category of {path.name}")
-    pictures = {entry["id"]: entry for entry in content["images"]}
-    files = {key: _picture_file(folder, entry, path) for key, entry in pictures.items()}
-    found: dict[Any, list[tuple[Box, int]]] = {key: [] for key in pictures}
-    for entry in content["annotations"]:
-        if entry.get("iscrowd"):
-            continue
-        where = f"{path}: annotation {entry.get('id')}"
-        if entry["image_id"] not in pictures:
-            raise DataError(f"{where}: image_id {entry['image_id']} is not among the images; add the image or drop it")
-        if entry["category_id"] not in names:
-            known = ", ".join(map(str, sorted(names)))
-            raise DataError(f"{where}: unknown category_id {entry['category_id']} (known: {known}); correct or add it")
-        box = _coco_box(entry["bbox"], files[entry["image_id"]][1], where)
-        found[entry["image_id"]].append((box, classes.index(names[entry["category_id"]]) + 1))
-    boxes = [torch.tensor([box for box, _ in rows], dtype=torch.float32).reshape(-1, 4) for rows in found.values()]
-    labels = [torch.tensor([label for _, label in rows], dtype=torch.int64) for rows in found.values()]
-    others = tuple(targets) or tuple(name for name in classes if name != region)
-    return Scenes(classes, [file for file, _ in files.values()], boxes, labels, region, others)
-
-
-def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give the JSON file with the boxes") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error}); export the boxes again") from None
-    needed = {
-        "images": {"id", "file_name"},
-        "categories": {"id", "name"},
-        "annotations": {"image_id", "category_id", "bbox"},
-    }
-    for part, keys in needed.items():
-        rows = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise DataError(f"{path}: has no list {part!r}; export the boxes in COCO's detection format")
-        for number, row in enumerate(rows):
-            if missing := keys - (row.keys() if isinstance(row, dict) else set()):
-                raise DataError(f"{path}: {part}[{number}] lacks {', '.join(sorted(missing))}; add it or drop the row")
-    if not content["images"]:
-        raise DataError(f"{path}: lists no images; export the boxes again")
-    return content
-
-
-def _picture_file(folder: Path, entry: dict[str, Any], path: Path) -> tuple[Path, tuple[int, int]]:
-    """Return a picture's file and its true width and height."""
-    file = folder / entry["file_name"]
-    try:
-        with Image.open(file) as picture:
-            size = picture.size
-    except FileNotFoundError:
-        raise DataError(
-            f"{file}: no such picture (image {entry['id']} of {path}); correct the folder or drop it"
-        ) from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file}: not a picture ({error}); replace it or drop image {entry['id']} of {path}") from None
-    said = (entry.get("width", size[0]), entry.get("height", size[1]))
-    if said != size:
-        raise DataError(
-            f"{file}: has {size[0]}x{size[1]} pixels but {path} says {said[0]}x{said[1]}: "
-            "its boxes are of another size; scale them or restore the picture"
-        )
-    return file, size
-
-
-def _coco_box(bbox: Sequence[float], size: tuple[int, int], where: str) -> Box:
-    """Return a COCO box as corners; less than a pixel over the edge is cut off."""
-    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) for v in bbox)
-    if not numbers or not np.isfinite(bbox).all():
-        raise DataError(f"{where}: bbox {bbox} is not four numbers x, y, width, height; correct it")
-    x, y, width, height = bbox
-    if width <= 0 or height <= 0:
-        raise DataError(f"{where}: bbox {bbox} is empty; drop it")
-    if min(x, y) < -1 or x + width > size[0] + 1 or y + height > size[1] + 1:
-        raise DataError(f"{where}: bbox {bbox} is outside its picture of {size[0]}x{size[1]} pixels; correct it")
-    return max(x, 0.0), max(y, 0.0), min(x + width, size[0]), min(y + height, size[1])

@@ -1,0 +1,194 @@
+"""Images with boxes, for detection: rendered scenes (`data.synthetic.render_scenes`) or files in COCO's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from retailkit.config import pick
+from retailkit.data.table import DataError, read_image
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+NEEDED = {
+    "images": {"id", "file_name"},
+    "categories": {"id", "name"},
+    "annotations": {"image_id", "category_id", "bbox"},
+}
+LISTED = 20  # faults of a file that a message names
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images with boxes.
+
+    Attributes:
+        classes: names; label k is `classes[k - 1]`, 0 is the background.
+        images: (3,H,W) uint8 tensors, or files that are read when they are asked for.
+        sizes: height and width of each image in pixels.
+        boxes: (N,4) float32 of each image: x0, y0, x1, y1 in pixels.
+        labels: (N,) int64 of each image.
+        region: name of the class that comes with the targets; "" for none.
+        targets: names of the classes that it comes with.
+    """
+
+    classes: list[str]
+    images: list[Tensor | Path]
+    sizes: list[tuple[int, int]]
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    region: str = ""
+    targets: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def region_label(self) -> int:
+        """Label of the region; -1 where there is none."""
+        return self.classes.index(self.region) + 1 if self.region else -1
+
+    def image(self, index: int) -> Tensor:
+        """Return an image, (3,H,W) float32 in [0,1]."""
+        image = self.images[index]
+        if not isinstance(image, Tensor):
+            image = torch.from_numpy(read_image(image)).permute(2, 0, 1)
+        return image.float() / 255
+
+    def annotation(self, index: int, region: bool = True) -> dict[str, Tensor]:
+        """Return what torchvision's detectors learn from: `boxes` (N,4) and `labels` (N,).
+
+        Args:
+            index: of the image.
+            region: whether the region's boxes are among them.
+        """
+        keep = (self.labels[index] != self.region_label) | region
+        return {"boxes": self.boxes[index][keep], "labels": self.labels[index][keep]}
+
+    def select(self, indices: Sequence[int]) -> Scenes:
+        """Return some of the images."""
+        columns = (self.images, self.sizes, self.boxes, self.labels)
+        parts = ([column[int(i)] for i in indices] for column in columns)
+        return Scenes(self.classes, *parts, region=self.region, targets=self.targets)
+
+
+def load_coco(annotations: str | Path, images: str | Path, region: str = "", targets: Sequence[str] = ()) -> Scenes:
+    """Read boxes in the format of COCO: `images`, `categories` and `annotations` with `bbox` as x, y, width, height.
+
+    Annotations with `iscrowd` are left out. Every image is decoded once here, so that a broken one is found before a
+    training begins. Boxes refer to the upright image.
+
+    Args:
+        annotations: the JSON file; a byte order mark does no harm.
+        images: folder that contains each `file_name`.
+        region: category that comes with the targets; "" for none.
+        targets: categories that it comes with; none means all others.
+
+    Raises:
+        DataError: the file is not in this format, an image is missing or broken, or a box is empty or outside its
+            image. All faults of images and boxes are listed.
+        UsageError: `region` or `targets` are no categories of the file.
+    """
+    path, folder = Path(annotations), Path(images)
+    content = _coco_content(path)
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    classes = list(dict.fromkeys(names.values()))
+    for name in filter(None, (region, *targets)):
+        pick(classes, name, f"category of {path.name}")
+    files = {row["id"]: folder / row["file_name"] for row in content["images"]}
+    sizes, faults = _sizes(content["images"], files, path)
+    boxes: dict[Any, list[Box]] = {key: [] for key in files}
+    labels: dict[Any, list[int]] = {key: [] for key in files}
+    for row in content["annotations"]:
+        if row.get("iscrowd"):
+            continue
+        key = row["image_id"]
+        if fault := _fault(row, names, files, sizes):
+            faults.append(f"{path}: annotation {row.get('id')}: {fault}")
+        elif key in sizes:
+            boxes[key].append(_corners(row["bbox"], sizes[key]))
+            labels[key].append(classes.index(names[row["category_id"]]) + 1)
+    if faults:
+        more = [f"... and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        raise DataError("\n".join(faults[:LISTED] + more))
+    return Scenes(
+        classes,
+        list(files.values()),
+        list(sizes.values()),
+        [torch.tensor(rows, dtype=torch.float32).reshape(-1, 4) for rows in boxes.values()],
+        [torch.tensor(rows, dtype=torch.int64) for rows in labels.values()],
+        region,
+        tuple(targets) or tuple(name for name in classes if name != region),
+    )
+
+
+def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the file's content, in which each needed list has rows with the needed keys."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give the JSON file with the boxes") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error}); export the boxes again") from None
+    for part, keys in NEEDED.items():
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: has no list {part!r}; export the boxes in COCO's detection format")
+        for index, row in enumerate(rows):
+            if missing := keys - (row.keys() if isinstance(row, dict) else set()):
+                raise DataError(f"{path}: {part}[{index}] lacks {', '.join(sorted(missing))}; add it or drop the row")
+    if not content["images"]:
+        raise DataError(f"{path}: lists no images; export the boxes again")
+    return content
+
+
+def _sizes(rows: list[dict], files: dict[Any, Path], path: Path) -> tuple[dict[Any, tuple[int, int]], list[str]]:
+    """Return height and width of every image that can be read, and what is wrong with the others."""
+    sizes, faults = {}, []
+    for row in tqdm(rows, "check images", mininterval=2, leave=False, disable=len(rows) < 100):
+        file = files[row["id"]]
+        try:
+            height, width = read_image(file).shape[:2]
+        except DataError as error:
+            faults.append(f"{error} (image {row['id']} of {path})")
+            continue
+        declared = (row.get("width", width), row.get("height", height))
+        if declared == (width, height):
+            sizes[row["id"]] = (height, width)
+        else:
+            faults.append(
+                f"{file}: has {width}x{height} pixels but {path} says {declared[0]}x{declared[1]}: "
+                "its boxes are of another size; scale them or restore the image"
+            )
+    return sizes, faults
+
+
+def _fault(row: dict[str, Any], names: dict, files: dict, sizes: dict[Any, tuple[int, int]]) -> str:
+    """Return what is wrong with an annotation; "" for nothing."""
+    if row["image_id"] not in files:
+        return f"image_id {row['image_id']} is not among the images; add the image or drop it"
+    if row["category_id"] not in names:
+        known = ", ".join(map(str, sorted(names)))
+        return f"unknown category_id {row['category_id']} (known: {known}); correct or add it"
+    box = row["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+        return f"bbox {box} is not four numbers x, y, width, height; correct it"
+    if not np.isfinite(box).all() or min(box[2:]) <= 0:
+        return f"bbox {box} is empty; drop it"
+    height, width = sizes.get(row["image_id"], (np.inf, np.inf))
+    if min(box[:2]) < -1 or box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1:
+        return f"bbox {box} is outside its image of {width}x{height} pixels; correct it"
+    return ""
+
+
+def _corners(bbox: Sequence[float], size: tuple[int, int]) -> Box:
+    """Return a COCO box as corners; what is less than a pixel over the edge is cut off."""
+    x, y, width, height = bbox
+    return max(x, 0.0), max(y, 0.0), min(x + width, size[1]), min(y + height, size[0])

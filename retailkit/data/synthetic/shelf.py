@@ -1,0 +1,255 @@
+"""Shelves of a shop, filled with goods of other brands: what stands behind a product.
+
+A layer is (H,W,4) in [0,255]: red, green and blue already multiplied by coverage, then coverage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from retailkit.data.synthetic import packaging
+from retailkit.data.synthetic.catalogue import DEPARTMENTS, FAMILIES, Product
+
+SHELVES = 6  # different shelves a department
+CANVAS = (1.6, 2.4)  # height and width of a shelf
+FLOOR = 1.1  # where products stand on a shelf
+BOARD = 0.07  # of board seen in front of them
+BACK_ROW = 0.055  # how much higher the next row of products stands
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a department looks: colours as RGB."""
+
+    panel: tuple[int, int, int]
+    board: tuple[int, int, int]
+    rail: tuple[int, int, int]
+    tag: tuple[int, int, int]
+    pattern: str
+    glow: float
+
+
+STYLES = {
+    "dairy": Style((214, 226, 236), (226, 233, 238), (52, 112, 182), (255, 255, 255), "slats", 0.30),
+    "meat": Style((104, 60, 58), (52, 48, 50), (158, 30, 38), (255, 250, 235), "plain", 0.35),
+    "beverages": Style((58, 62, 70), (92, 94, 98), (38, 42, 48), (255, 226, 92), "plain", 0.20),
+    "dry_goods": Style((206, 184, 150), (196, 152, 102), (236, 188, 40), (255, 255, 255), "holes", 0.15),
+    "household": Style((176, 190, 188), (206, 210, 212), (36, 140, 104), (255, 255, 255), "holes", 0.20),
+}
+# department: the family a package is like, brand, title, variant, palette (main, dark, paper, accent).
+OTHER_BRANDS = {
+    "dairy": (
+        ("NORDBY MILK", "KVELDE", "KEFIR", "PLAIN", ("#3f8f5a", "#1d4a30", "#f4f8ee", "#e0b93a")),
+        ("NORDBY MILK", "SUNDE", "CREAM", "38%", ("#c8433c", "#6d1a1a", "#fdf6ee", "#f0c45a")),
+        ("NORDBY MILK", "ARLETT", "COCOA", "DARK", ("#7a4a2e", "#3a2014", "#f6ead8", "#d98e3f")),
+        ("NORDBY MILK", "OSTA", "OATS", "BARISTA", ("#d9a93f", "#6b4a12", "#fffaf0", "#4d8a83")),
+        ("NORDBY MILK", "TINDRA", "SKYR", "0%", ("#8a9fc4", "#31456d", "#ffffff", "#d6637b")),
+    ),
+    "meat": (
+        ("HALVORS GROUND BEEF", "GRANBY", "PORK", "MINCED", ("#c46a6a", "#3a1c20", "#fbf0ea", "#8fae5a")),
+        ("HALVORS GROUND BEEF", "OKSEN", "STEAK", "PRIME", ("#2a2a2e", "#0e0e10", "#e9e2d0", "#c9973a")),
+        ("HALVORS GROUND BEEF", "LANDGARD", "LAMB", "FRESH", ("#3f6b4a", "#16301e", "#f3f2e2", "#d9b64a")),
+        ("HALVORS GROUND BEEF", "BRUNE", "VEAL", "FINE", ("#3d5a86", "#15233c", "#f2f2ee", "#d98a5a")),
+    ),
+    "beverages": (
+        ("SOLVEA ORANGE JUICE", "MELIS", "APPLE", "CLEAR", ("#7fb03a", "#2f5a1c", "#f8fbe8", "#e0483a")),
+        ("SOLVEA ORANGE JUICE", "RIVALTA", "CHERRY", "SOUR", ("#b3203f", "#4a0f22", "#fdeef0", "#e9a23c")),
+        ("VOLTO COLA", "BRISK", "TONIC", "DRY", ("#e6e04a", "#3c5a2a", "#20301c", "#3f9a5a")),
+        ("VOLTO COLA", "LIMA", "SODA", "LIME", ("#1f8a6a", "#0c3a2e", "#f2f7e2", "#d7e04a")),
+        ("VOLTO COLA", "AQUOR", "WATER", "STILL", ("#2f7fc4", "#123a66", "#f2f8fc", "#9fd6ee")),
+        ("VOLTO COLA", "RUBRO", "ENERGY", "RED", ("#c4282e", "#4a0c10", "#f8ece2", "#f0c03a")),
+    ),
+    "dry_goods": (
+        ("CASA LUPA TOMATO SOUP", "VERDANT", "PEAS", "SWEET", ("#4a8a3a", "#1e4a1a", "#f6f8e8", "#e0c84a")),
+        ("CASA LUPA TOMATO SOUP", "BORLA", "BEANS", "WHITE", ("#2f6a9a", "#143450", "#f4f2e8", "#d98a3a")),
+        ("KORVO COFFEE", "TAMBU", "TEA", "BLACK", ("#7a2f3a", "#3a121a", "#f4e6d8", "#d9b04a")),
+        ("KORVO COFFEE", "SENDA", "RICE", "LONG", ("#d9d2bc", "#5a4a2e", "#fffaf0", "#3f7a9a")),
+        ("MORNA MUESLI", "KORNA", "FLAKES", "CORN", ("#d9482e", "#6a1c12", "#fff6e6", "#f2c23a")),
+        ("MORNA MUESLI", "BJARKE", "OATS", "WHOLE", ("#3f6fb0", "#16305a", "#f4f6fa", "#e9b04a")),
+    ),
+    "household": (
+        ("AVELLA SHAMPOO", "LUMINA", "SOAP", "HAND", ("#d98aa8", "#7a2f52", "#fdf4f7", "#8fbf9a")),
+        ("AVELLA SHAMPOO", "NORDEX", "DISH", "LEMON", ("#e0c83a", "#5a6a12", "#fcfbe8", "#3f9a4a")),
+        ("AVELLA SHAMPOO", "PURIVA", "BLEACH", "FRESH", ("#3f6fc4", "#152f66", "#f2f6fc", "#e0e6ee")),
+        ("AVELLA SHAMPOO", "TERSO", "FLOOR", "PINE", ("#4a9a52", "#1c4a24", "#f2f8ee", "#c9a04a")),
+        ("AVELLA SHAMPOO", "VELVA", "SOFT", "LILAC", ("#8f7ac4", "#3f2f6a", "#f6f2fc", "#e9c0d8")),
+    ),
+}
+
+
+def background(name: str, number: int, size: int) -> np.ndarray:
+    """Return a shelf of a department, or the clean ground `studio`, as (H,W,4) uint8; see `shelf`."""
+    return _studio(number % 3, size) if name == "studio" else shelf(name, number, size)
+
+
+@cache
+def shelf(department: str, number: int, size: int) -> np.ndarray:
+    """Draw a shelf, twice as wide as a picture, with other products on it.
+
+    What stands there depends on the department and the number only, never on the product that will be put in front, so
+    that the background tells no more about a product than its department.
+
+    Returns:
+        (H,W,4) uint8: RGB and how glossy it is (255 on the board in front).
+    """
+    rng = np.random.default_rng([DEPARTMENTS.index(department), number])
+    style, px = STYLES[department], lambda share: round(share * size)
+    height, width = px(CANVAS[0]), px(CANVAS[1])
+    picture = _panel(style, height, width, size)
+    upper = FLOOR - rng.uniform(0.80, 0.88)
+    back = FLOOR - BACK_ROW
+    for base, dim, scale in ((upper - 0.03, 0.9, 0.95), (back, 0.78, 0.93)):
+        _fill_row(picture, department, rng, px(base), size, dim, scale)
+        if base == upper - 0.03:
+            _rail(picture, style, rng, px(upper - 0.03), px(0.09), size)
+            picture[px(upper + 0.06) : px(upper + 0.16)] *= np.linspace(0.55, 1, px(upper + 0.16) - px(upper + 0.06))[
+                :, None, None
+            ]
+    picture[: px(back)] = cv2.GaussianBlur(picture[: px(back)], (0, 0), max(size / 260, 0.4))
+    _board(picture, style, px(back), px(FLOOR + BOARD))
+    _rail(picture, style, rng, px(FLOOR + BOARD), px(0.10), size)
+    below = px(FLOOR + BOARD + 0.10)
+    picture[below:] = 0.25 * np.array(style.panel)
+    _fill_row(picture, department, rng, px(CANVAS[0] + 0.35), size, 0.55, 0.95, top=below + px(0.05))
+    gloss = np.zeros((height, width), np.float32)
+    gloss[px(back) : px(FLOOR + BOARD)] = 255
+    return np.clip(np.dstack([picture, gloss]), 0, 255).astype(np.uint8)
+
+
+def _panel(style: Style, height: int, width: int, size: int) -> np.ndarray:
+    """Return the back wall (H,W,3) float32, brighter below the lamp at the top."""
+    fall = 1 + style.glow * np.linspace(1, -1, height, dtype=np.float32) ** 3
+    picture = np.array(style.panel, np.float32) * fall[:, None, None] * np.ones((1, width, 1), np.float32)
+    step = max(size // 22, 4)
+    if style.pattern == "slats":
+        picture[::step] *= 0.9
+    elif style.pattern == "holes":
+        picture[step // 2 :: step, step // 2 :: step] *= 0.6
+    return picture
+
+
+def _board(picture: np.ndarray, style: Style, top: int, bottom: int) -> None:
+    """Draw the board that products stand on: dark below the back row, bright at its front edge."""
+    ramp = np.linspace(0.45, 1.05, bottom - top, dtype=np.float32)[:, None, None]
+    picture[top:bottom] = np.array(style.board, np.float32) * ramp
+
+
+def _rail(picture: np.ndarray, style: Style, rng: np.random.Generator, top: int, height: int, size: int) -> None:
+    """Draw a price rail with tags."""
+    ramp = 1.12 - 0.3 * np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    picture[top : top + height] = np.array(style.rail, np.float32) * ramp
+    picture[top : top + max(height // 12, 1)] = 245
+    x, tag_height = int(rng.integers(0, size // 3)), round(height * 0.78)
+    while x < picture.shape[1]:
+        tag = _price_tag(style.tag, tag_height, int(rng.integers(49, 1299)))
+        y = top + (height - tag.shape[0]) // 2 + 1
+        room = picture.shape[1] - x
+        picture[y : y + tag.shape[0], x : x + tag.shape[1]] = tag[:, :room]
+        x += tag.shape[1] + int(rng.integers(size // 12, size // 3))
+
+
+@cache
+def _font(height: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans-Bold.ttf"), height)
+
+
+def _price_tag(colour: tuple[int, int, int], height: int, cents: int) -> np.ndarray:
+    """Return a tag (h,w,3) with a price and the lines of small print."""
+    width = round(height * 2.1)
+    tag = Image.new("RGB", (width, height), colour)
+    pen = ImageDraw.Draw(tag)
+    pen.text((width * 0.93, height * 0.5), f"{cents / 100:.2f}", (20, 20, 20), _font(round(height * 0.58)), anchor="rm")
+    for y in (0.2, 0.45, 0.62):
+        pen.line((width * 0.06, height * y, width * 0.24, height * y), (90, 90, 90), max(height // 14, 1))
+    pen.rectangle((0, 0, width - 1, height - 1), outline=(120, 120, 120))
+    return np.asarray(tag)
+
+
+def _fill_row(
+    picture: np.ndarray,
+    department: str,
+    rng: np.random.Generator,
+    base: int,
+    size: int,
+    dim: float,
+    scale: float,
+    top: int = 0,
+) -> None:
+    """Stand facings of a department's goods side by side, from edge to edge."""
+    goods, x = goods_of(department), -int(rng.integers(0, size // 4))
+    while x < picture.shape[1]:
+        product = goods[int(rng.integers(len(goods)))]
+        height = round(scale * extent(product)[1] * size)
+        pack = scaled(product, "front", height)
+        for _ in range(int(rng.integers(1, 4))):
+            _stand(picture, pack, x, base + int(rng.integers(-1, 2)), dim * rng.uniform(0.92, 1.04), top)
+            x += round(pack.shape[1] * rng.uniform(1.01, 1.05))
+        x += int(rng.integers(0, max(size // 30, 1)))
+
+
+def _stand(picture: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float, top: int) -> None:
+    """Paste a pack with its lower left corner at (x, base), cut at the picture's edges and above `top`."""
+    height, width = pack.shape[:2]
+    y = base - height
+    y0, y1 = max(y, top), min(base, picture.shape[0])
+    x0, x1 = max(x, 0), min(x + width, picture.shape[1])
+    if y0 < y1 and x0 < x1:
+        part = pack[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.float32)
+        part[..., :3] *= dim
+        picture[y0:y1, x0:x1] = over(picture[y0:y1, x0:x1], part)
+
+
+@cache
+def goods_of(department: str) -> tuple[Product, ...]:
+    """Return the other brands that fill a department's shelves; none of them is a class."""
+    return tuple(
+        replace(FAMILIES[like][0], brand=brand, title=(title,), variant=(kind,), palette=palette, tint=palette[1])
+        for like, brand, title, kind, palette in OTHER_BRANDS[department]
+    )
+
+
+@cache
+def _studio(number: int, size: int) -> np.ndarray:
+    """Draw a seamless ground without an edge; same shape and meaning as `shelf`."""
+    height, width = round(CANVAS[0] * size), round(CANVAS[1] * size)
+    y = np.linspace(0, CANVAS[0], height, dtype=np.float32)[:, None, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    tone = np.array([(250, 250, 250), (232, 233, 235), (214, 219, 224)][number], np.float32)
+    fall = 1 - 0.10 * np.exp(-(((y - FLOOR - 0.02) / 0.16) ** 2)) - 0.06 * x**2
+    gloss = np.where(y > FLOOR - BACK_ROW, 255.0, 0.0) * np.ones_like(x)
+    return np.clip(np.concatenate([tone * fall, gloss], axis=2), 0, 255).astype(np.uint8)
+
+
+def extent(product: Product) -> tuple[float, float]:
+    """Return width and height on the picture: real proportions, real sizes drawn closer together."""
+    face = packaging.front(product)
+    height, width = face.alpha.shape
+    tall = np.clip(0.66 * (product.size_cm[1] / 22) ** 0.3, 0.46, 0.72)
+    tall = min(tall, 0.62 * height / width)
+    return tall * width / height, tall
+
+
+@lru_cache(maxsize=4096)
+def scaled(product: Product, kind: str, height: int) -> np.ndarray:
+    """Return a face as a layer (h,w,4) of uint8, `height` pixels high."""
+    face = packaging.front(product) if kind == "front" else packaging.side(product)
+    width = max(round(face.alpha.shape[1] * height / face.alpha.shape[0]), 1)
+    return cv2.resize(layer(face.pixels, face.alpha), (width, height), interpolation=cv2.INTER_AREA)
+
+
+def layer(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return pixels (H,W,3) uint8 with coverage `alpha` (H,W) uint8 as a layer of uint8."""
+    covered = cv2.multiply(pixels, cv2.merge([alpha] * 3), scale=1 / 255)
+    return np.dstack([covered, alpha])
+
+
+def over(image: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """Return `image` (H,W,3) float32 with the layer `top` (H,W,4) laid over it."""
+    return image * (1 - top[..., 3:] * np.float32(1 / 255)) + top[..., :3]
