@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from retailkit.config import PRESETS, PROFILES, UsageError, UserError, pick, replacing
+from retailkit.cache import replacing
+from retailkit.config import PRESETS, PROFILES, UsageError, UserError, pick
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,66 +183,23 @@ def data_root(name: str) -> Path:
 
 
 def device() -> str:
-    """Return the device to compute on: `cuda`, `mps` or `cpu`; `$RETAILKIT_DEVICE` overrides."""
-    if chosen := os.environ.get("RETAILKIT_DEVICE"):
-        return chosen
+    """Return the device to compute on: `$RETAILKIT_DEVICE` (such as `cuda:1`), else the fastest one here.
+
+    Raises:
+        UsageError: `$RETAILKIT_DEVICE` names no device of this machine.
+    """
     import torch
 
+    if chosen := os.environ.get("RETAILKIT_DEVICE"):
+        try:
+            fine = torch.empty(0, device=chosen).device.type in ("cpu", "cuda", "mps")
+        except (RuntimeError, AssertionError, NotImplementedError):
+            fine = False
+        if not fine:
+            raise UsageError(
+                f"RETAILKIT_DEVICE={chosen} is no device of this machine; set it to cpu, cuda, cuda:1 or mps"
+            )
+        return chosen
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-ENDS = 512 * 1024  # bytes that `file_identity` reads at each end of a file
-
-
-def file_identity(path: str | Path) -> str:
-    """Return a file's name, size and a hash of its content, so that a copy elsewhere counts as the same file.
-
-    Of a file over 1 MiB the first and the last half MiB go into the hash. A file that cannot be read is its path.
-    """
-    path = Path(path)
-    try:
-        found = path.stat()
-        return f"{path.name} {found.st_size} {_content(str(path), found.st_size, found.st_mtime_ns)}"
-    except OSError:
-        return str(path)
-
-
-@lru_cache(maxsize=1 << 17)
-def _content(path: str, size: int, time: int) -> str:
-    with open(path, "rb") as file:
-        ends = [file.read(ENDS)]
-        file.seek(max(ENDS, size - ENDS))
-        ends.append(file.read())
-    return hashlib.blake2b(b"".join(ends), digest_size=12).hexdigest()
-
-
-FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
-NOT_A_FILE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
-
-    An error, an interrupt or a full disk inside the block leaves the old file as it was.
-
-    Raises:
-        UserError: the disk is full, or the place is not writable or a folder; the message names the file.
-    """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        os.replace(draft, path)
-    except OSError as error:
-        if error.errno not in FULL_OR_FORBIDDEN | NOT_A_FILE:
-            raise
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
-        ) from error
-    finally:
-        with suppress(NotADirectoryError, PermissionError):
-            draft.unlink(missing_ok=True)

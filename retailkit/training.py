@@ -8,13 +8,11 @@ several processes (`accelerate launch`).
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import itemgetter
@@ -37,7 +35,8 @@ from tqdm import tqdm
 
 from retailkit import data as datasets
 from retailkit import models
-from retailkit.config import UsageError, UserError, cache_dir, device, file_identity, pick, replacing
+from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors, replacing
+from retailkit.config import UsageError, UserError, cache_dir, device, pick
 from retailkit.data.conditions import packshot_policy
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
 from retailkit.inference import Predictor
@@ -260,35 +259,22 @@ def encode_cached(model: ProductClassifier, dataset: ProductDataset, views: int,
     The key covers the encoders' weights and code, the files, the words, the transform and the seed.
     """
     first = config.seed * 10_007  # of the views: no two seeds share one
-    key = _digest(
-        [
-            encoder_fingerprint(model),
-            data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
-            [*dataset.appearance, views, config.bf16],
-            first if dataset.augment else None,
-            code_fingerprint(SEEING),
-        ]
+    key = digest(
+        encoder_fingerprint(model),
+        data_fingerprint(dataset.data, dataset.rows, text="text" in model.modalities),
+        [*dataset.appearance, views, config.bf16 and _computes_bf16(torch.device(device()).type)],
+        first if dataset.augment else None,
+        code_fingerprint("retailkit.models", "retailkit.data.table"),
     )
-    path = cache_dir("features") / f"{key}.safetensors"
-    rows = np.tile(dataset.rows, views)
-    if path.exists():
-        try:
-            return _unpack(safetensors.torch.load_file(path), rows)
-        except (SafetensorError, KeyError):
-            path.unlink()  # cut off by a kill: made again below
-    parts = []
-    for view in range(views):
-        with _seeded(first + view):
-            parts.append(encode(model, dataset, config.bf16))
-    joined = EncodedDataset(
-        Features.joined([p.image for p in parts]) if parts[0].image else None,
-        Features.joined([p.text for p in parts]) if parts[0].text else None,
-        torch.cat([p.labels for p in parts]),
-        rows,
-    )
-    with replacing(path) as draft:
-        safetensors.torch.save_file(_pack(joined), draft)
-    return joined
+
+    def make() -> dict[str, Tensor]:
+        parts = []
+        for view in range(views):
+            with _seeded(first + view):
+                parts.append(_pack(encode(model, dataset, config.bf16)))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return _unpack(kept_tensors("features", key, make), np.tile(dataset.rows, views))
 
 
 def _pack(encoded: EncodedDataset) -> dict[str, Tensor]:
@@ -637,7 +623,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _autocast(device_type: str, bf16: bool) -> Iterator[None]:
-    fast = device_type == "cuda" or (device_type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_bf16())
+    fast = _computes_bf16(device_type)
     with torch.autocast(device_type, torch.bfloat16, enabled=bf16 and fast):
         if bf16 and fast and device_type == "cpu":
             with _DepthwiseInFloat32():
@@ -661,8 +647,12 @@ class _DepthwiseInFloat32(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _cpu_bf16() -> bool:
-    return torch.cpu.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _computes_bf16(device_type: str) -> bool:
+    """Say whether this kind of device computes in bfloat16 by itself, not by emulation."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    mkldnn = device_type == "cpu" and torch.backends.mkldnn.is_available()
+    return mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 # -- Checkpoints and what identifies them.
@@ -767,7 +757,7 @@ class TrainSpec:
     def key(self, data: ProductData) -> str:
         """Return a hash of everything that decides the result: spec, data, our sources, library versions."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("root", "config")}
-        return _digest([plain, asdict(self.config), data_fingerprint(data), code_fingerprint()])
+        return digest(plain, self.config, data_fingerprint(data), code_fingerprint(__name__))
 
 
 def fit_or_load(
@@ -814,7 +804,7 @@ def data_fingerprint(data: ProductData, rows: np.ndarray | None = None, text: bo
     table = data.table if rows is None else data.table.iloc[rows]
     columns = ["label", "split"] + (["text"] if text else [])
     files = [file_identity(path) for column in ("image", "mask") for path in table[column] if path]
-    return _digest([table[columns].to_numpy().tolist(), list(data.classes), files])
+    return digest(table[columns].to_numpy().tolist(), list(data.classes), files)
 
 
 def encoder_fingerprint(model: ProductClassifier) -> str:
@@ -822,32 +812,9 @@ def encoder_fingerprint(model: ProductClassifier) -> str:
     kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
     whole = model.image_encoder is None and model.text_encoder is None
     kind += [model.build_args if whole else None]
-    return _hash(kind, {n: t for n, t in model.state_dict().items() if whole or "_encoder." in n})
+    return digest(kind, {n: t for n, t in model.state_dict().items() if whole or "_encoder." in n})
 
 
 def fingerprint(model: ProductClassifier) -> str:
     """Return a hash of a model: how it was built, its classes, and all its weights."""
-    return _hash([type(model).__name__, model.build_args, model.classes], model.state_dict())
-
-
-def _hash(kind: Any, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(_digest(kind).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-SEEING = ("models/*.py", "data/table.py", "data/conditions.py")  # sources that decide what an encoder says
-LEARNING = ("training.py", "losses.py", *SEEING)
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "opencv-python-headless")
-
-
-def code_fingerprint(sources: Sequence[str] = LEARNING) -> str:
-    """Return a hash of our sources that decide a result, and of the versions of the libraries that do."""
-    files = [file for pattern in sources for file in sorted(Path(__file__).parent.glob(pattern))]
-    return _digest([[file.read_text() for file in files], [importlib.metadata.version(name) for name in LIBRARIES]])
-
-
-def _digest(thing: Any) -> str:
-    return hashlib.sha256(json.dumps(thing, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return digest(type(model).__name__, model.build_args, model.classes, model.state_dict())

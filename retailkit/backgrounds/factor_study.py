@@ -7,10 +7,8 @@ and one factor that is changed in the training and in the test pictures alike.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 
 from retailkit import models, training
 from retailkit.backgrounds.splits import Scenes, VariantSplit
+from retailkit.cache import code_fingerprint, digest
 from retailkit.config import UserError, cache_dir, device, pick
 from retailkit.data.table import ProductDataset, Sample
 from retailkit.inference import Predictor
@@ -227,8 +226,7 @@ def from_scratch(
     config = TrainConfig(mode="finetune", epochs=epochs, lr=2e-3, encoder_lr=2e-3, augment="light", seed=seed,
                          train_size=train.size)  # fmt: skip
     files = training.data_fingerprint(train.data, train.rows, text=False)
-    facts = [backbone, asdict(config), train.appearance, files, training.code_fingerprint()]
-    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
+    key = digest(backbone, config, train.appearance, files, code_fingerprint(__name__))
     path = cache_dir("factors") / f"{key}.safetensors"
     if path.exists():
         try:

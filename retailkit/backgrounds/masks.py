@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, cache_dir, pick, replacing
+from retailkit.cache import replacing
+from retailkit.config import UsageError, cache_dir, pick
 from retailkit.data.table import DataError, ProductData, read_image
 
 ROUNDS = 5  # of GrabCut

@@ -6,8 +6,6 @@ finished cell is a file, so a run that was killed goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +24,8 @@ from tqdm.auto import tqdm
 from retailkit import models, training
 from retailkit.backgrounds.splits import Scenes
 from retailkit.backgrounds.variants import PAPER, VARIANTS
-from retailkit.config import UsageError, UserError, cache_dir, pick, replacing
+from retailkit.cache import digest, replacing
+from retailkit.config import UsageError, UserError, cache_dir, pick
 from retailkit.data.table import ProductData
 from retailkit.metrics import crossed_bootstrap, wilson
 from retailkit.models import ProductClassifier
@@ -141,7 +140,7 @@ class _Work:
     def __init__(self, train: Scenes, test: Scenes, spec: TrainSpec, folder: Path) -> None:
         self.spec, self.read = spec, {"train": train, "test": test}
         self.recipes = {name: (s.split, s.seed, s.own_class, s.recut) for name, s in self.read.items()}
-        self.folder = folder / _digest([spec.key(train.split.data), *map(_identity, (train, test))])
+        self.folder = folder / digest(spec.key(train.split.data), *map(_identity, (train, test)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"spec": self.spec, "read": {}, "recipes": self.recipes, "folder": self.folder}
@@ -208,10 +207,6 @@ def _identity(scenes: Scenes) -> list[str]:
     """Return what a model sees of pictures: their files, how variants show them, and their masks."""
     files = training.data_fingerprint(scenes.split.data, scenes.rows, text=False)
     return [files, repr(scenes.variant("original").appearance)]
-
-
-def _digest(thing: Any) -> str:
-    return hashlib.sha256(json.dumps(thing).encode()).hexdigest()[:16]
 
 
 def _do(work: _Work, stages: Mapping[str, Sequence[tuple]], jobs: int) -> None:

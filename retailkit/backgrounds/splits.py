@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from tqdm.auto import tqdm
 from retailkit.backgrounds.masks import degrade, grabcut_of
 from retailkit.backgrounds.paper import boxes, choose_donors
 from retailkit.backgrounds.variants import PAPER, VARIANTS, PaperVariants, apply_variant, usable
+from retailkit.cache import code_fingerprint, digest
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductDataset, Sample
 
@@ -100,7 +99,7 @@ class Scenes:
     @cached_property
     def outlines(self) -> str:
         """Return a digest of the masks, to tell cached features apart."""
-        return hashlib.sha256(np.packbits(self.masks.numpy()).tobytes()).hexdigest()
+        return digest(self.masks)
 
     @property
     def donors(self) -> dict[str, Tensor]:
@@ -184,7 +183,15 @@ class VariantSplit(ProductDataset):
     def appearance(self) -> list[Any]:
         """Return what pictures depend on besides their files."""
         own = self.scenes
-        return [*super().appearance, self.name, repr(self.options), own.seed, own.own_class, own.outlines, _sources()]
+        return [
+            *super().appearance,
+            self.name,
+            repr(self.options),
+            own.seed,
+            own.own_class,
+            own.outlines,
+            code_fingerprint(__name__),
+        ]
 
     def __getitem__(self, position: int) -> Sample:
         parts = {
@@ -196,9 +203,3 @@ class VariantSplit(ProductDataset):
         label = int(self.scenes.labels[position])
         mask = None if VARIANTS[self.name].moves else mask
         return Sample(image, label, "", [], mask, None, int(self.rows[position]))
-
-
-@cache
-def _sources() -> str:
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()

@@ -20,7 +20,8 @@ from urllib.parse import quote
 import requests
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, data_root, pick, replacing
+from retailkit.cache import replacing
+from retailkit.config import UsageError, data_root, pick
 from retailkit.data.finegrainocr import FINEGRAINOCR, PER_CLASS, copy_subset
 from retailkit.data.public import GROCERY_STORE, GROZI120, LISTS
 from retailkit.data.table import DataError

@@ -30,7 +30,8 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, replacing
+from retailkit.cache import replacing
+from retailkit.config import UsageError
 from retailkit.data.folder import SPLIT_NAMES, SUFFIXES
 from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData, Word
 

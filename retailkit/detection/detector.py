@@ -6,19 +6,16 @@ the same pictures; a step then costs some hundredths of a second on one core.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -27,7 +24,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, cache_dir, device, file_identity, replacing
+from retailkit.cache import code_fingerprint, digest, file_identity, replacing
+from retailkit.config import UsageError, cache_dir, device
 from retailkit.data.boxes import Scenes
 from retailkit.models.encoders import build_image_encoder
 
@@ -311,20 +309,10 @@ def _own_randomness() -> Iterator[None]:
 
 def _key(scenes: Scenes, config: DetectorConfig, region: bool, model: FasterRCNN) -> str:
     """Return a hash of pictures, boxes, configuration, first weights, our sources and the libraries."""
-    plain = [asdict(config), scenes.classes, scenes.region, region, torch.__version__, torchvision.__version__]
-    digest = hashlib.sha256(json.dumps(plain).encode())
-    package = Path(__file__).parents[1]
-    for source in sorted((*package.glob("detection/*.py"), *package.glob("models/*.py"))):
-        digest.update(source.read_bytes())
-    for weights in model.state_dict().values():
-        digest.update(weights.numpy().tobytes())
-    for image, boxes, labels in zip(scenes.images, scenes.boxes, scenes.labels, strict=True):
-        if isinstance(image, Tensor):
-            digest.update(image.numpy().tobytes())
-        else:
-            digest.update(file_identity(image).encode())
-        digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
-    return digest.hexdigest()[:24]
+    plain = [config, scenes.classes, scenes.region, region]
+    images = [image if isinstance(image, Tensor) else file_identity(image) for image in scenes.images]
+    pictures = [images, list(scenes.boxes), list(scenes.labels)]
+    return digest(plain, pictures, model.state_dict(), code_fingerprint(__name__))
 
 
 def _keep(path: Path, key: str, model: FasterRCNN, optimizer: torch.optim.Optimizer, rows: list) -> None:

@@ -8,8 +8,6 @@ evaluation serves every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import re
@@ -31,7 +29,8 @@ from skimage import color as skimage_color
 from torch import Tensor
 from tqdm import tqdm
 
-from retailkit.config import UsageError, UserError, cache_dir, pick, replacing
+from retailkit.cache import code_fingerprint, digest, replacing
+from retailkit.config import UsageError, UserError, cache_dir, pick
 from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.explain.masking import (
     BASELINES,
@@ -49,7 +48,7 @@ from retailkit.explain.masking import (
 )
 from retailkit.inference import Predictor
 from retailkit.models.classifier import ProductClassifier
-from retailkit.training import SEEING, code_fingerprint, fingerprint
+from retailkit.training import fingerprint
 
 TARGETS = ("margin", "logit", "log_prob", "sqrt_prob", "prob")
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
@@ -877,19 +876,15 @@ def explain_dataset(
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     folder = Path(cache) if cache else cache_dir("explanations")
-    sources = (*SEEING, "inference.py", "data/ocr.py", "explain/lime.py", "explain/masking.py")
-    deciding = [fingerprint(predictor.model), code_fingerprint(sources), importlib.metadata.version("scikit-image")]
-    start = hashlib.sha256(" ".join(deciding).encode())
+    deciding = [fingerprint(predictor.model), code_fingerprint(__name__)]
     found = []
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2):
-        sample, chosen, key = data[position], dict(options), start.copy()
+        sample, chosen = data[position], dict(options)
         if callable(options.get("segments")):  # a function has no name that would tell it from all others
             chosen["segments"] = segment(sample.image, options["segments"], options.get("n_segments", 50))
-        key.update(json.dumps(chosen, sort_keys=True, default=lambda value: value.tolist()).encode())
-        key.update((sample.image * 255).round().byte().numpy().tobytes())
         read = [asdict(word) for word in sample.words] or sample.text
-        key.update(json.dumps(read, sort_keys=True, default=_plain).encode())
-        path = folder / f"{key.hexdigest()[:24]}.safetensors"
+        key = digest(deciding, chosen, (sample.image * 255).round().byte(), read)
+        path = folder / f"{key}.safetensors"
         found.append(_kept(path) or _made(path, predictor, sample, chosen, position))
     return found
 

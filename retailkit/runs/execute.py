@@ -6,7 +6,6 @@ sources, parameters and data set are unchanged is not run again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retailkit.config import UsageError, data_root, file_identity, pick
+from retailkit.cache import digest, file_identity
+from retailkit.config import UsageError, data_root, pick
 from retailkit.runs.record import SCHEMA, home, read_record, run_dir, write_record
 
 LAST = "90"  # reads the records of all others
@@ -149,8 +149,7 @@ class _Job:
     def __init__(self, path: Path, output: Path, given: dict[str, Any], timeout: int, data: str, sources: str) -> None:
         self.path, self.name, self.output, self.given = path, path.stem, output, given
         self.timeout, self.data = timeout, data
-        decisive = [path.read_bytes(), json.dumps(given, sort_keys=True, default=str).encode()]
-        self.key = _hash([*decisive, data.encode(), sources.encode()])
+        self.key = digest(path.read_bytes(), json.dumps(given, sort_keys=True, default=str), data, sources)
         self.process: subprocess.Popen | None = None
         self.result: Result | None = None
         self.started = 0.0
@@ -301,20 +300,12 @@ def data_identity(given: dict[str, Any]) -> str:
         return ""
     else:
         files = sorted(path for path in root.rglob("*") if path.is_file())
-    return _hash(f"{os.path.relpath(path, root)} {file_identity(path)}".encode() for path in files)
+    return digest([[os.path.relpath(path, root), file_identity(path)] for path in files])
 
 
 def _sources_identity() -> str:
     package = Path(__file__).parents[1]
-    return _hash(path.read_bytes() for path in sorted(package.rglob("*.py")))
-
-
-def _hash(parts: Iterable[bytes]) -> str:
-    """Hash parts; their lengths go in, so that a byte cannot wander from one to the next."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()[:24]
+    return digest([path.read_bytes() for path in sorted(package.rglob("*.py"))])
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retailkit.config import UserError, replacing
+from retailkit.cache import replacing
+from retailkit.config import UserError
 from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.record import home, read_record, write_record
 

@@ -24,7 +24,8 @@ import pandas as pd
 from PIL import Image
 
 from retailkit import metrics
-from retailkit.config import UserError, device, replacing
+from retailkit.cache import replacing
+from retailkit.config import UserError, device
 
 SCHEMA = 1
 FIGURE_BYTES = 120_000

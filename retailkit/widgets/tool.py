@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retailkit.config import UsageError, UserError, pick, replacing
+from retailkit.cache import replacing
+from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductData
 from retailkit.explain.aggregate import ClassExplanation
 from retailkit.explain.lime import LocalExplanation

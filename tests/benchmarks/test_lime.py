@@ -28,7 +28,8 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from retailkit import data, inference, metrics, training, workbook
-from retailkit.config import cache_dir, data_root, replacing
+from retailkit.cache import replacing
+from retailkit.config import cache_dir, data_root
 from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
 

@@ -6,7 +6,6 @@ Families of twins (`catalogue`) get packages (`packaging`) and are put into shop
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, pick, replacing
+from retailkit.cache import code_fingerprint, digest, replacing
+from retailkit.config import UsageError, pick
 from retailkit.data.synthetic.boxes import RELATIONS, render_scenes
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
 from retailkit.data.synthetic.scene import BACKGROUNDS, POSES, Effects, Rendered, compose
@@ -204,9 +204,7 @@ def _check(per_class: Sequence[int], correlation: float, side: float, size: int,
 
 def _digest(shots: list[Shot], size: int, effects: Effects) -> str:
     """Return the name of a rendering's folder: it changes with the options and with the renderer itself."""
-    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    recipe = json.dumps([[asdict(shot) for shot in shots], size, asdict(effects)], sort_keys=True)
-    return hashlib.sha256(b"".join([recipe.encode(), *sources])).hexdigest()[:16]
+    return digest(shots, size, effects, code_fingerprint(__name__))[:16]
 
 
 def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:

@@ -1,0 +1,200 @@
+"""Files that are kept: what decides their key, how they are opened, and how they are replaced in one step.
+
+A result is kept under `digest(...)` of everything that decides it: the inputs themselves, the options that were really
+used, and `code_fingerprint` of the module that computes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from retailkit.config import UserError, cache_dir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGE = Path(__file__).parent
+# Libraries whose version may change a result.
+LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn", "scipy",
+             "timm", "torch", "torchvision", "transformers")  # fmt: skip
+NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS,
+                errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # fmt: skip
+
+
+# -- Files.
+
+
+def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
+    """Open a file for reading, if it is a regular one of at most `limit` bytes.
+
+    Pipes, devices and loops of links would otherwise block the program or never end.
+
+    Raises:
+        UserError: no such file, not readable, not a regular file, or larger than `limit`.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); correct the path or its permissions") from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a regular file; give the path of a file")
+        if status.st_size > limit:
+            raise UserError(f"{path}: {status.st_size:,} bytes, and at most {limit:,} are read; give a smaller file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
+
+    An error, an interrupt or a full disk inside the block leaves the old file as it was.
+
+    Raises:
+        UserError: the disk is full, or the place is not writable or a folder; the message names the file.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
+        ) from error
+    finally:
+        with suppress(NotADirectoryError, PermissionError):
+            draft.unlink(missing_ok=True)
+
+
+def kept_tensors(folder: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors kept in the cache under `folder` and `key`; make and keep them if they are not there.
+
+    A damaged file, such as one that was cut off, is made again.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    path = cache_dir(folder) / f"{key}.safetensors"
+    with suppress(FileNotFoundError, SafetensorError):
+        return load_file(path)
+    tensors = make()
+    with replacing(path) as draft:
+        save_file(tensors, draft)
+    return tensors
+
+
+# -- Keys.
+
+
+def digest(*parts: Any) -> str:
+    """Return 24 hex digits that change with the parts.
+
+    Args:
+        parts: whatever JSON holds, and bytes, paths, dataclasses, arrays and tensors, in lists and mappings too.
+
+    Raises:
+        TypeError: something else.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()[:24]
+
+
+def _plain(part: Any) -> Any:
+    """Return something for JSON that stands for `part`."""
+    if isinstance(part, Path):
+        return str(part)
+    if is_dataclass(part) and not isinstance(part, type):
+        return [type(part).__name__, {f.name: getattr(part, f.name) for f in fields(part)}]
+    if isinstance(part, bytes):
+        return ["bytes", hashlib.sha256(part).hexdigest()]
+    if isinstance(part, np.generic):
+        return part.item()
+    if isinstance(part, np.ndarray):
+        if part.dtype == object:
+            return part.tolist()
+        raw = np.ascontiguousarray(part).tobytes()
+    elif hasattr(part, "detach"):
+        import torch
+
+        raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    else:
+        raise TypeError(f"a {type(part).__name__} has no digest; give numbers, text, arrays or tensors")
+    return [str(part.dtype), list(part.shape), hashlib.sha256(raw).hexdigest()]
+
+
+def file_identity(path: str | Path) -> str:
+    """Return a file's name, size and a hash of its content, so that a copy elsewhere counts as the same file.
+
+    A file that cannot be read is its path.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        return f"{path.name} {status.st_size} {_content(str(path), status.st_size, status.st_mtime_ns)}"
+    except OSError:
+        return str(path)
+
+
+@lru_cache(maxsize=1 << 17)
+def _content(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:24]
+
+
+@cache
+def code_fingerprint(*modules: str) -> str:
+    """Return a hash of what decides the result of modules: `sources` of them, and the versions of `LIBRARIES`."""
+    files = [[str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")] for path in sources(*modules)]
+    return digest(files, [importlib.metadata.version(name) for name in LIBRARIES])
+
+
+def sources(*modules: str) -> list[Path]:
+    """Return the files of modules of this package and of all others that they import, directly or not.
+
+    So a key needs no list of files that somebody has to remember. TOML and YAML files beside a module belong to it.
+
+    Args:
+        modules: dotted names, such as `__name__`.
+    """
+    found: set[Path] = set()
+    waiting = list(modules)
+    while waiting:
+        stem = PACKAGE.parent.joinpath(*waiting.pop().split("."))
+        path = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
+        if path and path not in found and path.is_relative_to(PACKAGE):
+            found |= {path, *path.parent.glob("*.toml"), *path.parent.glob("*.yaml")}
+            waiting += _imported(path)
+    return sorted(found)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a source imports; `from a import b` gives `a` and `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

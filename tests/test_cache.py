@@ -1,0 +1,149 @@
+"""What decides a key, how files are opened and replaced, and the feature cache."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retailkit import cache
+from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors, open_file, replacing, sources
+from retailkit.config import UserError, cache_dir
+
+
+@dataclass
+class Options:
+    lr: float = 0.1
+
+
+PARTS = {
+    "number": (1, 2),
+    "number and text": (1, "1"),
+    "boundary": (["ab", "c"], ["a", "bc"]),
+    "bytes": (b"a", b"b"),
+    "path": (Path("a"), Path("b")),
+    "values": (torch.zeros(2), torch.ones(2)),
+    "shape": (torch.zeros(2, 3), torch.zeros(3, 2)),
+    "kind": (torch.zeros(4), torch.zeros(4, dtype=torch.int32)),
+    "half": (torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)),
+    "array": (np.zeros(2), np.ones(2)),
+    "names": ({"a": torch.zeros(1)}, {"b": torch.zeros(1)}),
+    "options": (Options(), Options(0.2)),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_a_digest_changes_with_its_parts_and_with_nothing_else(case):
+    one, other = PARTS[case]
+    assert digest(one) == digest(one) != digest(other)
+    assert digest({"a": one, "b": 1}) == digest({"b": 1, "a": one})
+
+
+def test_a_thing_without_a_stable_digest_is_refused():
+    with pytest.raises(TypeError, match="object has no digest"):
+        digest(object())
+
+
+@pytest.mark.parametrize("place", [0, 1 << 20, -1])
+def test_one_byte_anywhere_in_a_large_file_tells_it_from_another(place, tmp_path):
+    """Only both ends of a large file were hashed."""
+    path, content = tmp_path / "photo.bmp", bytearray(3 << 20)
+    path.write_bytes(content)
+    identity = file_identity(path)
+    content[place] = 1
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    assert file_identity(path) != identity
+    assert file_identity(tmp_path / "missing.png") == str(tmp_path / "missing.png")
+
+
+def test_a_copy_elsewhere_is_the_same_file(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "photo.png").write_bytes(b"pixels")
+    assert file_identity(tmp_path / "a/photo.png") == file_identity(tmp_path / "b/photo.png")
+
+
+def test_sources_follow_imports(tmp_path, monkeypatch):
+    """Two lists of sources had to be kept by hand, and each missed a file."""
+    package = tmp_path / "shop"
+    files = {
+        "__init__": "",
+        "a": "from shop import b\nimport os",
+        "b": "def f():\n    from shop.c.d import x",
+        "c/__init__": "",
+        "c/d": "x = 1",
+        "lonely": "",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / f"{name}.py").write_text(text)
+    (package / "c/faces.yaml").write_text("a: 1")
+    monkeypatch.setattr(cache, "PACKAGE", package)
+    found = [path.relative_to(package).as_posix() for path in sources("shop.a")]
+    assert found == ["__init__.py", "a.py", "b.py", "c/d.py", "c/faces.yaml"]
+    before = code_fingerprint.__wrapped__("shop.a")
+    (package / "lonely.py").write_text("y = 2")
+    assert code_fingerprint.__wrapped__("shop.a") == before
+    (package / "c/d.py").write_text("x = 2")
+    assert code_fingerprint.__wrapped__("shop.a") != before
+
+
+def test_features_depend_on_how_texts_are_read_and_images_on_how_they_are_drawn():
+    names = {p.name for p in sources("retailkit.models")}
+    assert {"encoders.py", "classifier.py", "config.py"} <= names
+    assert not {"cli.py", "plots.py"} & names
+    assert len(sources("retailkit.data.synthetic")) > 4
+
+
+def test_damaged_features_are_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    made = []
+
+    def make():
+        made.append(1)
+        return {"values": torch.arange(3.0)}
+
+    for _ in range(2):
+        assert torch.equal(kept_tensors("features", "key", make)["values"], torch.arange(3.0))
+    assert len(made) == 1
+    path = cache_dir("features") / "key.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    kept_tensors("features", "key", make)
+    assert len(made) == 2 and [p.name for p in path.parent.iterdir()] == ["key.safetensors"]
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with replacing(path) as draft:
+        draft.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as draft:
+        draft.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"below: cannot be written"), replacing(tmp_path / "file" / "below") as draft:
+        draft.write_text("")
+
+
+def test_a_regular_file_is_opened(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    with open_file(path, 5) as file:
+        assert file.read() == b"12345"
+    with pytest.raises(UserError, match="5 bytes, and at most 4 are read"):
+        open_file(path, 4)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "pipe", tmp_path / "loop", tmp_path, "/dev/zero", tmp_path / "no", "a\0b", "x" * 5000):
+        with pytest.raises(UserError, match=r"cannot be read|not a regular file"):
+            open_file(path)
