@@ -329,28 +329,24 @@ def export(
     dataset: Dataset = "synthetic",
     root: Root = None,
     split: Annotated[str, typer.Option(help="Photos to measure on: train, val or test.")] = "test",
-    output: Annotated[Path, typer.Option(help="Folder to write; an earlier export in it is replaced.")] = Path(
-        "export"
-    ),
-    int8: Annotated[bool, typer.Option(help="Also write an int8 model, calibrated on training photos.")] = True,
-    criterion: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE: another limit of the checklist, may be repeated.")
-    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; files of an earlier export in it are replaced.")
+    ] = Path("export"),
     json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ):
-    """Export a model for a shop: ONNX, preprocessing, class names, a program, and a card with a go / no-go checklist.
+    """Export an image model: ONNX, preprocessing, class names, a program that uses them, and a model card.
 
-    The ONNX model has to agree with PyTorch on the split; without that nothing is written. Accuracy, confusions,
-    calibration and label checks are of that split; what it looks at and what the background does come from records of
-    the notebooks.
+    The ONNX model has to agree with PyTorch on the split, or nothing is written. The card says what this model reaches
+    on the split: accuracy by class and condition, confusions, calibration, speed and size.
 
-    Examples: `retailkit export --checkpoint model.safetensors --output shop`,
-    `retailkit export --checkpoint m.safetensors --dataset folder --root photos --criterion accuracy=0.95 --no-int8`
+    Example: `retailkit export --checkpoint model.safetensors --dataset folder --root photos --output shop`
     """
-    from retailkit import deploy
+    from retailkit.export import export as write
 
-    limits = deploy.limits(criterion or [])
-    _report(deploy.export(checkpoint, output, dataset, root, split, int8, limits).summary(), json_line)
+    report = write(checkpoint, output, dataset, root, split)
+    gist = {name: report["evaluation"][name] for name in ("top1", "interval", "n", "calibration_error")}
+    gist |= {name: report[name] for name in ("difference_from_pytorch", "megabytes", "milliseconds")}
+    _report({"output": str(output)} | gist, json_line)
 
 
 @app.command()

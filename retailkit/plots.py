@@ -898,22 +898,3 @@ def gaps(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.margins(x=0.25)
     ax.set(xlabel="accuracy on untouched pictures", ylabel="BG-gap (95 % interval)")
     return ax
-
-
-def false_alarms_and_misses(table: pd.DataFrame, marks: Sequence[float] = (), ax: Axes | None = None) -> Axes:
-    """Draw the share of wrong labels that pass against that of right labels that raise an alarm, a line a claim.
-
-    Args:
-        table: columns `claim`, `false_alarms`, `misses`, one row a threshold and claim.
-        marks: shares of false alarms to mark.
-        ax: where to draw.
-    """
-    ax = _axes(ax, (5.6, 4.2))
-    for (claim, part), colour in zip(table.groupby("claim", sort=False), cycle(COLOURS), strict=False):
-        ax.step(part["false_alarms"], part["misses"], where="post", color=colour, label=claim)
-    for mark in marks:
-        ax.axvline(mark, color=QUIET, linestyle=":", linewidth=1)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="false alarms: right labels that do not pass",
-           ylabel="misses: wrong labels that pass")  # fmt: skip
-    ax.legend(title="wrong label", fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax

@@ -66,7 +66,6 @@ BAD_CALLS = {
         ".html",
     ),
     "export of a missing checkpoint": (["export", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
-    "unknown criterion": (["export", "--checkpoint", "m.safetensors", "--criterion", "speed=1"], 2, "accuracy"),
     "unknown variant": (["matrix", "--train", "orginal"], 2, "did you mean 'original'"),
     "unknown way to learn": (["matrix", "--mode", "prob"], 2, "did you mean 'probe'"),
     "no seeds": (["matrix", "--seeds", "0"], 2, "--seeds"),

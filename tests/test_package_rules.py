@@ -27,7 +27,7 @@ ROOMS = [
     {"plots"},
     {"widgets"},
     {"runs", "workbook"},
-    {"deploy"},
+    {"export"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

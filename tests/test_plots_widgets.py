@@ -75,8 +75,7 @@ def test_the_dot_is_at_the_epoch_that_training_keeps():
 def test_lines_beyond_the_colours_are_drawn_all_the_same(evaluation):
     names = [f"run {k}" for k in range(12)]
     epochs = pd.DataFrame({"epoch": [1, 2], "step": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.4, 0.6],
-                           "low": 0.3, "high": 0.7, "val_top1": [0.5, 0.6], "name": ["p", "q"],
-                           "false_alarms": [0.0, 1.0], "misses": [1.0, 0.0]})  # fmt: skip
+                           "low": 0.3, "high": 0.7, "val_top1": [0.5, 0.6], "name": ["p", "q"]})  # fmt: skip
     runs, table = dict.fromkeys(names, epochs), pd.concat([epochs.assign(name=name, claim=name) for name in names])
     bound = {"accuracy": 0.5, "low": 0.4, "high": 0.6}
     drawn = [
@@ -87,7 +86,6 @@ def test_lines_beyond_the_colours_are_drawn_all_the_same(evaluation):
         plots.side_by_side(runs, "accuracy", "accuracy"),
         plots.between_bounds(epochs, "epoch", "epoch", dict.fromkeys(names, bound)),
         plots.by_epoch(runs, plt.subplots(1, 2)[1])[1],
-        plots.false_alarms_and_misses(table),
     ]
     for ax in drawn:
         labels = [label.split(" (")[0] for label in ax.get_legend_handles_labels()[1]]

@@ -11,7 +11,7 @@ from retailkit import models, plots
 from retailkit.data.table import Word
 from retailkit.explain import lime
 
-PAGE = Path(__file__).parents[2] / "docs" / "user_study.md"
+PAGE = Path(__file__).parents[1] / "docs" / "user_study.md"
 CLASSES = ["class of oats", "class of rye"]
 
 

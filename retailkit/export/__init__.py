@@ -1,0 +1,232 @@
+"""`retailkit export`: a trained image model as a folder that works without this package.
+
+    model.onnx           from images in [0,1] to probabilities; normalisation and softmax are inside
+    preprocessing.json   how a photo becomes the model's input, and the class names
+    predict.py           the same as a small program that needs numpy, Pillow and onnxruntime
+    card.md              model card: accuracy, confusions and calibration on one split, speed, licences
+    report.json          the numbers of the card
+
+Everything is measured before anything is written: an ONNX model that disagrees with PyTorch is never written.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from retailkit import data, training
+from retailkit.config import UsageError, UserError, replacing
+from retailkit.data.table import CROP_FRACTION, ProductDataset, collate
+from retailkit.export import predict
+from retailkit.inference import onnx_session, to_onnx
+from retailkit.metrics import Evaluation
+from retailkit.models.classifier import Features, ProductClassifier, evaluating
+
+TOLERANCE = 1e-4  # largest accepted difference in any probability between PyTorch and ONNX Runtime
+POOLINGS = ("gap", "lca")  # NTS-Net changes tensors in place, which the exporter cannot follow
+TIMED, ROUNDS = 8, 40  # images and passes behind a latency
+TRIED = 16  # photos that predict.py is compared on
+PAD_LEVEL = 128  # grey that the data set pads with
+Classifier = Callable[[Tensor], np.ndarray]
+
+
+def export(
+    checkpoint: str | Path,
+    folder: str | Path,
+    dataset: str = "synthetic",
+    root: str | Path | None = None,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Export a checkpoint, compare it with PyTorch on a split, and write its model card.
+
+    Args:
+        checkpoint: what `training.save_checkpoint` wrote.
+        folder: to write; files of an earlier export in it are replaced.
+        dataset: name for `data.load`.
+        root: its folder; None takes the default.
+        split: photos that everything is measured on.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        UsageError: a model that cannot be exported.
+        UserError: no such checkpoint or split, or an ONNX model that disagrees with PyTorch.
+    """
+    model, _, facts = training.load_checkpoint(checkpoint)
+    require_exportable(model)
+    products = training.with_classes(data.load(dataset, root), model)
+    size, fit = facts.get("size", model.input_size), facts.get("fit", model.fit)
+    photos = products.split(split, size, fit)
+
+    graph = to_onnx(_Probabilities(model), (2, 3, size, size), "probs")
+    preparation = preprocessing(model, size, fit)
+    expected = _probabilities(_pytorch(model), photos)
+    probs = _probabilities(_onnx(graph, torch.get_num_threads()), photos)
+    differences = {
+        "model.onnx": float(np.abs(probs - expected).max()),
+        "predict.py": _try_program(graph, preparation, photos, expected),
+    }
+    for name, difference in differences.items():
+        if not difference <= TOLERANCE:  # NaN too
+            raise UserError(
+                f"{name} and PyTorch differ by {difference:.3g} in a probability (accepted: {TOLERANCE:g}), so nothing "
+                "was written; update torch, onnx and onnxruntime, or train with another backbone"
+            )
+    evaluation = Evaluation(probs, photos.labels, list(photos.classes), photos.rows)
+    images = torch.stack([photos[i].image for i in range(min(TIMED, len(photos)))])
+    report = {
+        "title": f"{model.build_args['name']} on {dataset}",
+        "model": {name: model.build_args.get(name) for name in ("name", "backbone", "pooling")},
+        "checkpoint": training.fingerprint(model)[:16],
+        "data": {"name": dataset, "split": split, "licence": products.info.get("licence", "")},
+        "difference_from_pytorch": differences,
+        "megabytes": len(graph) / 1e6,
+        "milliseconds": {"pytorch": _latency(_pytorch(model), images), "onnx": _latency(_onnx(graph, 1), images)},
+        **measurements(evaluation, photos.table),
+    }
+    _write(Path(folder), graph, preparation, report)
+    return report
+
+
+def require_exportable(model: nn.Module) -> None:
+    """Raise `UsageError` unless a model is one image network and a head that the exporter can follow."""
+    arguments = getattr(model, "build_args", {})
+    name, cure = arguments.get("name", type(model).__name__), "train `image` or `lca`, which can be exported"
+    if not isinstance(model, ProductClassifier):
+        raise UsageError(f"model {name!r} is not one network, so it cannot become one graph; {cure}")
+    if model.modalities != ("image",):
+        raise UsageError(f"model {name!r} reads text, which needs an OCR engine and a tokenizer; {cure}")
+    if arguments.get("pooling") not in POOLINGS:
+        raise UsageError(f"pooling {arguments.get('pooling')!r} of model {name!r} cannot be exported; {cure}")
+
+
+class _Probabilities(nn.Module):
+    """From images in [0,1] to probabilities."""
+
+    def __init__(self, model: ProductClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.model.pooling(self.model.image_encoder, images)
+        available = values[:, 0] == values[:, 0]  # all True; `ones` would be traced for one batch size only
+        return self.model.classify(Features(values, available)).float().softmax(-1)
+
+
+def _pytorch(model: ProductClassifier) -> Classifier:
+    def classify(images: Tensor) -> np.ndarray:
+        with evaluating(model):
+            return model(images).float().softmax(-1).numpy()
+
+    return classify
+
+
+def _onnx(graph: bytes, threads: int) -> Classifier:
+    session = onnx_session(graph, threads)
+    return lambda images: session.run(None, {"images": images.numpy()})[0]
+
+
+def _probabilities(classify: Classifier, photos: ProductDataset) -> np.ndarray:
+    """Return probs (N,K) of a split."""
+    batches = DataLoader(photos.with_options(reads=()), 16, collate_fn=collate)
+    return np.concatenate([classify(batch.images) for batch in tqdm(batches, "compare", delay=2, leave=False)])
+
+
+def _latency(classify: Classifier, images: Tensor) -> float:
+    """Return the median time per image in milliseconds, one image at a time on one core."""
+    threads, seconds = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for turn in range(ROUNDS):
+            start = time.perf_counter()
+            classify(images[turn % len(images)][None])
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * float(np.median(seconds))
+
+
+def preprocessing(model: ProductClassifier, size: int, fit: str) -> dict[str, Any]:
+    """Return what a program has to know to use the model; `predict.py` follows it.
+
+    Args:
+        model: the exported one.
+        size: side of its images in pixels.
+        fit: how photos become square; see `data.table.fit_transform`.
+    """
+    return {
+        "input": f"images (batch, 3, {size}, {size}), float32 in [0, 1], RGB; normalisation is inside the model",
+        "output": "probs (batch, classes), float32, in the order of `classes`",
+        "size": size,
+        "fit": fit,
+        "short_side": round(size / CROP_FRACTION),  # fit `crop`: resize the short side to this, then cut the centre
+        "pad_level": PAD_LEVEL,  # fit `pad`: grey level of the padding
+        "classes": list(model.classes),
+    }
+
+
+def _try_program(graph: bytes, preparation: dict[str, Any], photos: ProductDataset, expected: np.ndarray) -> float:
+    """Return by how much `predict.py`, which reads the files itself, differs from PyTorch on a few photos."""
+    classify = _onnx(graph, 1)
+    chosen = np.unique(np.linspace(0, len(photos) - 1, TRIED).round().astype(int))
+    files = photos.table["image"].to_numpy()[chosen]
+    probs = np.concatenate([classify(torch.from_numpy(predict.prepare(file, preparation))) for file in files])
+    return float(np.abs(probs - expected[chosen]).max())
+
+
+def measurements(evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
+    """Return what a card says of one split: accuracy by class and condition, confusions, calibration.
+
+    Args:
+        evaluation: of the model on the split.
+        table: the rows of the split, in the order of `evaluation`.
+    """
+    conditions = table["condition"].mask(table["condition"] == "").reset_index(drop=True)
+    frames = {
+        "by_class": evaluation.per_class,
+        "by_condition": evaluation.by_group(conditions, "condition").sort_values("accuracy"),
+        "confused": evaluation.confusion_pairs(10),
+        "reliability": evaluation.reliability(),
+    }
+    unseen = [name for k, name in enumerate(evaluation.classes) if k not in set(evaluation.labels)]
+    facts = {"evaluation": evaluation.summary(), "confidence": float(evaluation.probs.max(1).mean()), "unseen": unseen}
+    return facts | {name: frame.to_dict("records") for name, frame in frames.items()}
+
+
+def model_card(report: dict[str, Any]) -> str:
+    """Return a report as a model card in Markdown."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("retailkit.export", ""), trim_blocks=True, autoescape=False)
+    environment.filters["md"] = lambda text: re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(str(text), quote=False))
+    return environment.get_template("card.md.j2").render(report)
+
+
+def _write(folder: Path, graph: bytes, preparation: dict[str, Any], report: dict[str, Any]) -> None:
+    files = {
+        "model.onnx": graph,
+        "preprocessing.json": _json(preparation),
+        "predict.py": Path(predict.__file__).read_bytes(),
+        "report.json": _json(report),
+        "card.md": model_card(report).encode(),
+    }
+    for name, content in files.items():
+        with replacing(folder / name) as draft:
+            draft.write_bytes(content)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n").encode()

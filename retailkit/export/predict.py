@@ -1,0 +1,97 @@
+"""Classify photos with the model beside this file. It needs numpy, Pillow and onnxruntime, and no retailkit.
+
+    python predict.py photo.jpg another.jpg
+
+Images are resized in numpy, bit by bit as torchvision did in training. Pillow's own resize rounds some pixels to the
+next level, which moves probabilities by a few hundredths.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def read(path):
+    """Return an image file as (H,W,3) uint8 RGB, upright; transparent parts become white."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I") or image.mode == "F":  # 16 bits, or float in [0,1], [0,255] or [0,65535]
+            levels = np.asarray(image, dtype=np.float32)
+            whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+            white = next((level for level in whites if levels.max() <= level), whites[-1])
+            image = Image.fromarray(np.clip(levels / white * 255, 0, 255).astype(np.uint8))
+        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.array(image.convert("RGB"))
+
+
+def resize(pixels, height, width):
+    """Return pixels (H,W,3) as (height,width,3), bilinear with antialiasing: first along x, then along y."""
+    return _along(_along(pixels.swapaxes(0, 1), width).swapaxes(0, 1), height)
+
+
+def _along(pixels, length):
+    """Resize the first axis as torch does for bytes: weights are whole numbers of as many bits as fit into 16."""
+    if len(pixels) == length:
+        return pixels
+    scale, windows = len(pixels) / length, []
+    reach = max(scale, 1.0)
+    for i in range(length):
+        centre = (i + 0.5) * scale
+        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), len(pixels))
+        weights = np.clip(1 - np.abs((np.arange(first, last) - centre + 0.5) / reach), 0, None)
+        windows.append((first, weights / weights.sum()))
+    largest, bits = max(weights.max() for _, weights in windows), 0
+    while bits < 22 and int(0.5 + largest * 2 ** (bits + 1)) < 2**15:
+        bits += 1
+    rows = []
+    for first, weights in windows:
+        whole = np.floor(weights * 2**bits + 0.5)
+        part = pixels[first : first + len(whole)].astype(float)
+        rows.append(np.floor((np.tensordot(whole, part, 1) + 2 ** (bits - 1)) / 2**bits))
+    return np.clip(rows, 0, 255).astype(np.uint8)
+
+
+def fit(pixels, preparation):
+    """Return pixels (H,W,3) as a square (size,size,3), as preprocessing.json says."""
+    size, (height, width) = preparation["size"], pixels.shape[:2]
+    if preparation["fit"] == "crop":
+        short = min(height, width)
+        pixels = resize(pixels, *(preparation["short_side"] * side // short for side in (height, width)))
+        top, left = (round((side - size) / 2) for side in pixels.shape[:2])
+        return pixels[top : top + size, left : left + size]
+    if preparation["fit"] == "pad":
+        dy, dx = max(width - height, 0), max(height - width, 0)
+        around = ((dy // 2, dy - dy // 2), (dx // 2, dx - dx // 2), (0, 0))
+        pixels = np.pad(pixels, around, constant_values=preparation["pad_level"])
+    return resize(pixels, size, size)
+
+
+def prepare(path, preparation):
+    """Return an image file as the model's input, (1,3,size,size) float32 in [0,1]."""
+    return fit(read(path), preparation).transpose(2, 0, 1)[None].astype(np.float32) / 255
+
+
+def main():
+    """Print the most probable classes of each photo."""
+    import onnxruntime
+
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description="Classify photos with the model beside this file.")
+    parser.add_argument("photos", nargs="+")
+    parser.add_argument("--top", type=int, default=3, help="how many classes to print")
+    given = parser.parse_args()
+    preparation = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
+    for photo in given.photos:
+        (probs,) = session.run(None, {"images": prepare(photo, preparation)})[0]
+        best = np.argsort(-probs, kind="stable")[: given.top]
+        print(f"{photo}: " + ", ".join(f"{preparation['classes'][k]} {probs[k]:.4f}" for k in best))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The exported folder: it answers as PyTorch does, its card counts correctly, and a failure writes nothing."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from retailkit import cli, data, export, models, training
+from retailkit.config import UsageError, UserError
+from retailkit.data.table import read_image
+from retailkit.export import predict
+from retailkit.metrics import Evaluation
+
+SIDE = 64
+CLASSES = ["<b>bold</b> | milk", "juice", "tea"]
+FILES = {"model.onnx", "preprocessing.json", "predict.py", "report.json", "card.md"}
+
+
+def draw(folder, per_split):
+    """A CSV of noisy photos of odd sizes; the condition is `dark` for every other one."""
+    folder.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for k, label in enumerate(CLASSES):
+        for split, count in per_split.items():
+            for i in range(count):
+                name = f"{k}_{split}_{i}.png"
+                pixels = rng.normal(60 + 60 * k, 50, (70 + 5 * i, 90 + 3 * k, 3))
+                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+                rows.append((name, label, split, "dark" if i % 2 else "front"))
+    pd.DataFrame(rows, columns=["image", "label", "split", "condition"]).to_csv(folder / "photos.csv", index=False)
+    return folder / "photos.csv"
+
+
+def network(name="image", **options):
+    """A network with random weights whose normalisation fits images, so that its answers vary."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.build(name, CLASSES, backbone="shufflenet_v2_x1_0", weights=None, **options)
+        images = torch.rand(16, 3, SIDE, SIDE) * torch.rand(16, 3, 1, 1)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = None  # a plain average of what is seen
+        with torch.no_grad():
+            model.train()(images)
+            model.eval().fit_scalers(model.encode_frozen(images))
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "m.safetensors"
+    return training.save_checkpoint(network(), path, training.History(pd.DataFrame(), 0, 0.0), size=SIDE, fit="crop")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("shop") / "photos", {"train": 2, "test": 5})
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, checkpoint, shop):
+    """The folder of an export, and its report."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    return folder, export.export(checkpoint, folder, "folder", shop)
+
+
+def test_the_graph_equals_pytorch_on_any_number_of_images(exported, checkpoint):
+    folder, report = exported
+    assert {path.name for path in folder.iterdir()} == FILES
+    model, _, _ = training.load_checkpoint(checkpoint)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    for count in (1, 2, 7):
+        images = torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(count))
+        (probs,) = session.run(["probs"], {"images": images.numpy()})
+        with torch.inference_mode():
+            expected = model(images).softmax(-1).numpy()
+        assert probs.shape == (count, len(CLASSES)) and np.abs(probs - expected).max() < 1e-4
+        assert np.ptp(expected) > 0.2, "answers that vary, or equality would say little"
+    assert max(report["difference_from_pytorch"].values()) < 1e-4 and report["milliseconds"]["onnx"] > 0
+
+
+def test_a_network_with_lca_is_exported_as_well(shop, tmp_path):
+    path = training.save_checkpoint(
+        network("lca", width=8), tmp_path / "m.safetensors", training.History(pd.DataFrame(), 0, 0.0), size=SIDE
+    )
+    assert export.export(path, tmp_path / "out", "folder", shop)["difference_from_pytorch"]["predict.py"] < 1e-4
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squeeze"])
+def test_the_program_prepares_photos_bit_by_bit_as_the_data_set_does(shop, fit):
+    preparation = export.preprocessing(network(), SIDE, fit)
+    part = data.load("folder", shop).split("test", SIDE, fit)
+    for i, file in enumerate(part.table["image"]):
+        assert np.array_equal(predict.prepare(file, preparation)[0], part[i].image.numpy()), file
+
+
+def save_unusual(name, folder):
+    """Write an image of a kind that shops have; returns its path."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 31, 3), dtype=np.uint8))
+    turned, path = Image.Exif(), folder / f"{name}.png"
+    turned[0x0112] = 6
+    levels = np.linspace(0, 1, 72, dtype=np.float32).reshape(8, 9)
+    if name.startswith("float"):
+        path = path.with_suffix(".tif")
+        Image.fromarray(levels * float(name.split()[-1])).save(path)
+    elif name == "turned":
+        image.save(path, exif=turned)
+    elif name == "deep":
+        Image.fromarray((levels * 60000).astype(np.uint16)).save(path)
+    elif name == "cut out":
+        image.convert("RGBA").rotate(20).save(path)
+    elif name == "cmyk":
+        path = path.with_suffix(".jpg")
+        image.convert("CMYK").save(path)
+    else:
+        image.convert({"grey": "L", "palette": "P"}[name]).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["grey", "palette", "cut out", "cmyk", "turned", "deep", "float up to 1", "float up to 255"]
+)
+def test_the_program_reads_unusual_images_as_the_package_does(tmp_path, name):
+    """A float TIFF with values up to 1 used to be read as black."""
+    file = save_unusual(name, tmp_path)
+    assert np.array_equal(predict.read(file), read_image(file)) and predict.read(file).max() > 200
+
+
+def test_the_program_runs_without_retailkit_and_says_what_pytorch_says(exported, checkpoint, shop, tmp_path):
+    folder, _ = exported
+    model, _, _ = training.load_checkpoint(checkpoint)
+    part = data.load("folder", shop).split("test", SIDE, "crop")
+    files = part.table["image"].tolist()[:3]
+    command = [sys.executable, "-I", str(folder / "predict.py"), "--top", "1", *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for i, line in enumerate(done.stdout.splitlines()):
+        with torch.inference_mode():
+            probs = model(part[i].image[None]).softmax(-1)[0]
+        name, value = line.removeprefix(f"{files[i]}: ").rsplit(" ", 1)
+        assert name == CLASSES[int(probs.argmax())] and abs(float(value) - float(probs.max())) < 1e-4
+    imports = re.findall(r"^\s*(?:import|from) (\w+)", Path(predict.__file__).read_text(), re.M)
+    assert {*imports} - sys.stdlib_module_names == {"numpy", "PIL", "onnxruntime"}
+
+
+NAMES = ["<b>milk</b> | whole", "milk", "tea", "unseen"]
+ANSWERS = [(0, 0), (0, 1), (0, 1), (1, 1), (1, 0), (1, 1), (2, 2), (2, 2)]  # label, prediction
+
+
+@pytest.fixture
+def report():
+    """Measurements of 8 photos, 5 of them classified correctly, 3 confusing milk and whole milk."""
+    probs = np.full((8, 4), 0.05)
+    probs[np.arange(8), [p for _, p in ANSWERS]] = 0.85
+    found = Evaluation(probs, np.array([y for y, _ in ANSWERS]), NAMES, np.arange(8))
+    table = pd.DataFrame({"condition": ["dark"] * 3 + ["front"] * 4 + [""]}, index=range(20, 28))
+    return export.measurements(found, table)
+
+
+def test_the_counts_of_a_card_are_those_counted_by_hand(report):
+    assert report["evaluation"]["top1"] == 5 / 8 and report["evaluation"]["n"] == 8 and report["unseen"] == ["unseen"]
+    by_class = {row["label"]: (row["accuracy"], row["n"]) for row in report["by_class"]}
+    assert by_class == {NAMES[0]: (pytest.approx(1 / 3), 3), "milk": (pytest.approx(2 / 3), 3), "tea": (1, 2)}
+    by_condition = [(row["condition"], row["n"], row["accuracy"]) for row in report["by_condition"]]
+    assert by_condition == [("dark", 3, pytest.approx(1 / 3)), ("front", 4, 0.75)]
+    (pair,) = report["confused"]
+    assert (pair["errors"], pair["rate"]) == (3, 0.5) and report["confidence"] == pytest.approx(0.85)
+
+
+def test_names_cannot_break_the_tables_of_a_card(exported, report):
+    _, whole = exported
+    text = export.model_card(whole | report)
+    assert "<b>" not in text and r"| &lt;b&gt;milk&lt;/b&gt; \| whole | 0.333 (0.061 to 0.792) | 3 |" in text
+    assert "| dark | 0.333" in text and "1 classes have no photo in this split" in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
+
+
+def test_the_same_checkpoint_gives_the_same_files(exported, checkpoint, shop, tmp_path):
+    folder, _ = exported
+    export.export(checkpoint, tmp_path / "again", "folder", shop)
+    for name in ("preprocessing.json", "model.onnx", "predict.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "name, options, part",
+    [
+        ("concat", {"text_encoder": "char_ngrams"}, "reads text"),
+        ("nts", {}, "'nts'"),
+        ("matching", None, "not one network"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_refused_with_those_that_can(name, options, part):
+    plain = {} if options is None else options | {"backbone": "shufflenet_v2_x1_0", "weights": None}
+    with pytest.raises(UsageError, match=part) as refused:
+        export.require_exportable(models.build(name, CLASSES, **plain))
+    assert "`image` or `lca`" in str(refused.value)
+
+
+def test_a_graph_that_disagrees_is_not_written_and_the_old_export_stays(exported, checkpoint, shop, monkeypatch):
+    folder, _ = exported
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    correct = export.to_onnx
+
+    def wrong(module, shape, output):
+        module.model.head.linear.weight.data.neg_()
+        graph = correct(module, shape, output)
+        module.model.head.linear.weight.data.neg_()
+        return graph
+
+    monkeypatch.setattr(export, "to_onnx", wrong)
+    with pytest.raises(UserError, match=r"differ by .*nothing was written"):
+        export.export(checkpoint, folder, "folder", shop)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_the_command_exports_and_prints_one_json_line(checkpoint, shop, tmp_path, monkeypatch, capsys):
+    words = ["export", "--checkpoint", checkpoint, "--dataset", "folder", "--root", shop, "--output", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["retailkit", *map(str, words), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not ended.value.code and facts["n"] == 15 and facts["difference_from_pytorch"]["model.onnx"] < 1e-4
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["evaluation"]["top1"] == facts["top1"] and len(saved["by_class"]) == len(CLASSES)
