@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from retailkit import data, training
-from retailkit.config import UsageError, UserError, replacing
+from retailkit.cache import replacing
+from retailkit.config import UsageError, UserError
 from retailkit.data.table import CROP_FRACTION, ProductDataset, collate
 from retailkit.export import predict
 from retailkit.inference import onnx_session, to_onnx
