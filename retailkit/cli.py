@@ -14,8 +14,12 @@ from typing import Annotated
 
 import typer
 
+<<<<<<< HEAD
 from retailkit.cache import replacing
 from retailkit.config import PRESETS, PROFILES, UsageError, UserError, pick
+=======
+from retailkit.config import PROFILES, UsageError, UserError, pick, replacing
+>>>>>>> f2cf39b (Ensembles and recipes in place of committees and presets; matching scores are no probabilities; unused options of LCA and NTS-Net go)
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
@@ -236,17 +240,17 @@ def train(
 
 def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_out: bool) -> dict:
     """Train a preset and say what it cost; on validation pictures only where they were held out."""
-    from retailkit import presets, training
+    from retailkit import recipes, training
 
-    products = presets.load(name, root)
+    products = recipes.load(name, root)
     print(products)
-    committee, history, made = presets.train(name, root, seed, hold_out, products)
-    training.save_checkpoint(committee, output, history, **made)
+    ensemble, history, made = recipes.fit(name, root, seed, hold_out, products)
+    training.save_checkpoint(ensemble, output, history, **made)
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "megabytes": round(made["megabytes"])}
-    facts["weights"] = committee.weights.tolist()
-    if hold_out or "val" not in PRESETS[name].learn_from:
-        val = products.split("val", committee.input_size)
-        facts["val"] = training.evaluate(committee, val, bf16=True).summary()
+    facts["weights"] = ensemble.weights.tolist()
+    if hold_out or "val" not in recipes.RECIPES[name].learn_from:
+        val = products.split("val", ensemble.input_size)
+        facts["val"] = training.evaluate(ensemble, val).summary()
     return facts
 
 
@@ -264,17 +268,17 @@ def evaluate(
 
     Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
     """
-    from retailkit import data, training
+    from retailkit import data, recipes, training
     from retailkit.data import ocr
 
     model, _, facts = training.load_checkpoint(checkpoint)
-    preset = PRESETS.get(facts.get("preset"))
-    options = preset.data_options if preset and preset.dataset == dataset else {}
+    recipe = recipes.RECIPES.get(facts.get("preset"))
+    options = recipe.data_options if recipe and recipe.dataset == dataset else {}
     products = training.with_classes(data.load(dataset, root, **options), model)
     if "text" in model.modalities:
         products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
     part = products.split(split, size or facts["size"], facts["fit"])
-    result = training.evaluate(model, part, bf16=True)
+    result = training.evaluate(model, part)
     if predictions:
         with replacing(predictions) as draft:
             result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(draft, index=False)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -91,79 +90,6 @@ PROFILES = {
 def profile(name: str) -> Profile:
     """Return the profile called `name` (`fast` or `full`)."""
     return PROFILES[pick(PROFILES, name, "profile")]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model of a preset.
-
-    Attributes:
-        model: name for `models.build`.
-        options: of `models.build`.
-        size: side of the pictures that it is shown, in pixels.
-        config: fields of `training.TrainConfig`.
-        flip: it is shown the mirror image, too.
-        weight: of its evidence; see `models.committee`.
-    """
-
-    model: str
-    options: Mapping[str, Any]
-    size: int
-    config: Mapping[str, Any]
-    flip: bool = False
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The best recogniser of a data set that packaged weights allow; `retailkit train --preset NAME` trains it.
-
-    Attributes:
-        dataset: that it is for.
-        learn_from: splits that the final members learn from. Everything here was chosen before, with `val` held out.
-        members: models that vote.
-        data_options: of the data set's reader.
-    """
-
-    dataset: str
-    learn_from: tuple[str, ...]
-    members: tuple[Member, ...]
-    data_options: Mapping[str, Any] = field(default_factory=dict)
-
-
-_FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
-_PROBE = {"epochs": 60, "batch_size": 128}
-_PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
-PRESETS = {
-    "grocery_best": Preset(
-        "grocery_store",
-        ("train", "val"),
-        (
-            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
-            Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
-            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.0625),
-        ),
-    ),
-    "synthetic_best": Preset(
-        "synthetic",
-        ("train",),
-        (
-            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS | {"views": 3}),
-            Member("matching", {"keypoints": 200}, 240, {}, weight=2.0),
-        ),
-        {"regime": "packshot"},
-    ),
-    "grozi_best": Preset(
-        "grozi120",
-        ("train",),
-        (
-            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS, weight=0.5),
-            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS),
-            Member("matching", {"keypoints": 200}, 240, {}, weight=0.5),
-            Member("nbnn", {"keypoints": 200}, 240, {}, weight=8.0),
-        ),
-    ),
-}
 
 
 def cache_dir(*parts: str) -> Path:

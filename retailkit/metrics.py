@@ -76,12 +76,22 @@ class Evaluation:
         labels: (N,) true class indices.
         classes: K class names.
         indices: (N,) rows of the data set's table.
+        probabilistic: False for a classifier whose scores only order the classes, such as keypoint matching; there is
+            no calibration to speak of then.
     """
 
     probs: np.ndarray
     labels: np.ndarray
     classes: list[str]
     indices: np.ndarray
+    probabilistic: bool = True
+
+    @classmethod
+    def joined(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """Return evaluations of different images as one."""
+        arrays = (np.concatenate([getattr(e, name) for e in parts]) for name in ("probs", "labels", "indices"))
+        probs, labels, indices = arrays
+        return cls(probs, labels, parts[0].classes, indices, parts[0].probabilistic)
 
     @property
     def n(self) -> int:
@@ -186,7 +196,9 @@ class Evaluation:
         return pd.DataFrame(rows, columns=["confidence", "accuracy", "n"])
 
     def calibration_error(self, bins: int = 10) -> float:
-        """Return the expected calibration error over `bins` equally populated bins."""
+        """Return the expected calibration error over `bins` equally populated bins; NaN without probabilities."""
+        if not self.probabilistic:
+            return np.nan
         table = self.reliability(bins)
         return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
 
@@ -210,7 +222,7 @@ class Evaluation:
             "macro_f1": self.macro_f1,
             "n": self.n,
             "interval": list(self.interval),
-            "calibration_error": self.calibration_error(),
+            "calibration_error": self.calibration_error() if self.probabilistic else None,
             "coverage": self.coverage,
         }
 

@@ -584,7 +584,8 @@ def evaluate(
                     text = model.encode_text(batch.texts) if "text" in model.modalities else None
                 probs.append(_probabilities(model, image, text))
             labels, indices = dataset.labels, dataset.rows
-    return Evaluation(torch.cat(probs).cpu().numpy(), labels, list(model.classes), indices)
+    probabilistic = getattr(model, "probabilistic", True)
+    return Evaluation(torch.cat(probs).cpu().numpy(), labels, list(model.classes), indices, probabilistic)
 
 
 def _probabilities(model: ProductClassifier, image: Features | None, text: Features | None) -> Tensor:

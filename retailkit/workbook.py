@@ -32,7 +32,7 @@ from retailkit.data.table import ProductData, ProductDataset
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.models import Features, ProductClassifier
-from retailkit.models.heads import Head
+from retailkit.models.pooling import Head
 from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
 
 if TYPE_CHECKING:

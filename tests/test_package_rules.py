@@ -21,7 +21,7 @@ ROOMS = [
     {"losses", "metrics"},
     {"inference"},
     {"training"},
-    {"presets"},
+    {"recipes"},
     {"backgrounds", "detection"},
     {"explain"},
     {"plots"},

@@ -247,7 +247,7 @@ def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
 
 
 def windows(margin: Margin, images: Tensor) -> Tensor:
-    """Return what the windows of an `lca` pooling say, each spread evenly over its area; see `model.speakers`.
+    """Return what the windows of an `lca` pooling say, each spread evenly over its area.
 
     A window's contribution is its share of the pooled vector along the gradient of the margin. With a linear head a
     picture's values add up to the margin but for a constant of the head. Windows overlap more in the middle.
@@ -259,7 +259,7 @@ def windows(margin: Margin, images: Tensor) -> Tensor:
     with torch.no_grad():
         maps = pooling.look(encoder, images)
         direction = margin.gradient(pooling.pool(maps))
-        boxes, contributions = pooling.speakers(maps, direction)
+        boxes, contributions = pooling.window_contributions(maps, direction)
     return paint((boxes * encoder.stride).expand(len(images), -1, -1), contributions, tuple(images.shape[2:]))
 
 

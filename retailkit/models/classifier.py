@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.ocr import redact_barcodes
-from retailkit.models.committee import Committee
 from retailkit.models.encoders import (
     BACKBONES,
     TEXT_ENCODERS,
@@ -33,12 +32,12 @@ from retailkit.models.encoders import (
     read_state,
     require_same_shapes,
 )
+from retailkit.models.ensemble import Ensemble
 from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
-from retailkit.models.heads import Criterion, Head, LinearHead
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, Regions, from_reference
-from retailkit.models.pooling import Features, FeatureScaler, GlobalAveragePool, Pooling
+from retailkit.models.pooling import Criterion, Features, FeatureScaler, GlobalAveragePool, Head, LinearHead, Pooling
 
 if TYPE_CHECKING:
     from retailkit.data.table import Batch, ProductDataset
@@ -203,7 +202,7 @@ class ProductClassifier(nn.Module):
             raise UsageError("this model chooses no regions; build it with pooling='nts'")
         return self.pooling.regions(self.image_encoder, images)
 
-    def speakers(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def window_contributions(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Say how much each window of an `lca` pooling adds to the logits of `labels (B,)`.
 
         Args:
@@ -225,7 +224,7 @@ class ProductClassifier(nn.Module):
         logits = self.classify(Features(pooled, torch.ones(len(pooled), dtype=torch.bool, device=pooled.device)))
         (direction,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), pooled)
         with torch.no_grad():
-            boxes, contributions = self.pooling.speakers(maps, direction)
+            boxes, contributions = self.pooling.window_contributions(maps, direction)
         return boxes * self.image_encoder.stride, contributions
 
     def training_loss(self, batch: Batch, criterion: Criterion) -> Tensor:
@@ -283,8 +282,7 @@ def build(
 
     Args:
         name: key of `MODELS`; or one of `MATCHERS`: keypoints and a gallery instead of encoders and a head; or
-            `committee`: several models that vote, whose option `members` holds the arguments of each, its `size` and
-            `flip`.
+            `ensemble`, whose option `members` holds the arguments of each member, its `size` and `flip`.
         classes: class names in the order of the logits.
         backbone: key of `BACKBONES`; `auto` is EfficientNet-Lite0, whose weights come in a package.
         pooling: key of `POOLINGS`; `auto` is the model's own, else `gap`.
@@ -299,10 +297,10 @@ def build(
         UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
         UserError: weights are not on this machine; the message says which command fetches them.
     """
-    if pick((*MODELS, *MATCHERS, "committee"), name, "model") in MATCHERS:
+    if pick((*MODELS, *MATCHERS, "ensemble"), name, "model") in MATCHERS:
         return _build_matcher(name, _checked_classes(classes), {"weights": weights} | options)
-    if name == "committee":
-        return _build_committee(_checked_classes(classes), weights, **options)
+    if name == "ensemble":
+        return _build_ensemble(_checked_classes(classes), weights, **options)
     spec = MODELS[name]
     backbone = pick(BACKBONES, DEFAULT_BACKBONE if backbone == "auto" else backbone, "backbone")
     pooling = pick(POOLINGS, spec.pooling if pooling == "auto" else pooling, "pooling")
@@ -348,14 +346,14 @@ def _build_matcher(name: str, classes: list[str], options: Mapping[str, Any]) ->
     return MATCHERS[name](classes, **options)
 
 
-def _build_committee(classes: list[str], weights: str | None, members: Sequence[Mapping[str, Any]]) -> Committee:
+def _build_ensemble(classes: list[str], weights: str | None, members: Sequence[Mapping[str, Any]]) -> Ensemble:
     made = []
     for member in members:
         own = {key: value for key, value in member.items() if key not in ("size", "flip")}
         model = build(**{**own, "classes": classes, "weights": weights and own.get("weights", weights)})
         model.input_size = member["size"]
         made.append(model)
-    return Committee(made, [member.get("flip", False) for member in members])
+    return Ensemble(made, [member.get("flip", False) for member in members])
 
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:

@@ -1,4 +1,4 @@
-"""Heads that join picture and words: score fusion, feature concatenation, EmbraceNet.
+"""Heads that join image and words: score fusion, feature concatenation, EmbraceNet.
 
 All three stand on the same two encoders, so that what differs between them is the joint alone.
 """
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retailkit.config import UsageError, pick
-from retailkit.models.heads import Criterion, Head
-from retailkit.models.pooling import Features, FeatureScaler
+from retailkit.models.pooling import Criterion, Features, FeatureScaler, Head
 
-SHARES = torch.linspace(0, 1, 21)  # weights of the picture that `ScoreFusion.tune` tries
+SHARES = torch.linspace(0, 1, 21)  # weights of the image that `ScoreFusion.tune` tries
 
 
 class ScoreFusion(Head):
@@ -120,7 +119,7 @@ class EmbraceNet(Head):
         n_classes: K.
         width: of the joint vector, the paper's c.
         mode: `sampled`: draw; `expected`: the mean over all draws; `auto`: draw in training, else the mean, so that
-            the same picture always gets the same answer.
+            the same image always gets the same answer.
         modality_dropout: chance that a training batch shows one modality a row, drawn from those that are there.
         shares: selection probability of each modality in their order, as in (0.5, 0.5); None makes them equal.
         dropout: share of the joint vector's units left out in training.

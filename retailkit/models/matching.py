@@ -1,18 +1,19 @@
-"""Keypoint matching as a classifier: no learning, a gallery of reference pictures instead.
+"""Keypoint matching as a classifier: nothing is learned, a gallery of reference images takes the place of weights.
 
-The baseline of Srivastava 2020 (section 4): local features of a query are matched against those of every gallery
-picture; the class of the picture with the most geometrically consistent matches wins. Descriptors are compared as
-one matrix product for many gallery pictures at a time, and only the best few pictures pass on to RANSAC.
+The baseline of Srivastava 2020 (section 4): local descriptors of a query are matched against those of every gallery
+image, and the class of the image with the most geometrically consistent matches wins. Descriptors of many gallery
+images are compared in one matrix product, and only the best few images go on to RANSAC.
 
-Local naive Bayes nearest neighbour (McCann and Lowe 2012) asks the same descriptors in another way: each point of the
-query votes by itself for the classes of the points nearest to it in the whole gallery, wherever they lie.
+Local naive Bayes nearest neighbour (NBNN; McCann and Lowe 2012) uses the same descriptors without geometry: each point
+of the query votes for the classes of the points nearest to it in the whole gallery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,48 +21,175 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from retailkit.config import UsageError, UserError
-from retailkit.models.keypoints import Keypoints, build_detector, detect
+from retailkit.config import UsageError, UserError, pick
+from retailkit.models.encoders import find_folder
 from retailkit.models.pooling import Features
 
 if TYPE_CHECKING:
     from retailkit.data.table import ProductDataset
 
+CHUNK = 64  # gallery images compared at a time
+SHORTLIST = 20  # gallery images, those with the most matches, that RANSAC tests for each query
+TOLERANCE = 5.0  # pixels by which an inlier may miss its place
 
-CHUNK = 64  # gallery pictures compared at a time
+
+class Keypoints(NamedTuple):
+    """Local features of one image.
+
+    Attributes:
+        points: (N,2) float32 x, y in pixels.
+        strengths: (N,) response of the detector.
+        descriptors: (N,D) float32 unit vectors; their dot product is the similarity.
+    """
+
+    points: np.ndarray
+    strengths: np.ndarray
+    descriptors: np.ndarray
 
 
-def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float) -> Tensor:
-    """Match one picture with many.
+Detector = Callable[[np.ndarray], Keypoints]
 
-    A match is mutual: each is the other's nearest neighbour. With a ratio below 1 it must also be clearly nearer
-    than the second nearest in its picture (Lowe 2004, section 7.1; distances, not similarities).
+
+def root_sift(descriptors: np.ndarray) -> np.ndarray:
+    """Return RootSIFT (Arandjelovic and Zisserman 2012): unit vectors whose dot product is Hellinger's kernel."""
+    return np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-9))
+
+
+def signs(descriptors: np.ndarray) -> np.ndarray:
+    """Return bits as unit vectors of +-1: their dot product falls linearly with the Hamming distance."""
+    bits = np.unpackbits(descriptors, axis=1).astype(np.float32) * 2 - 1
+    return bits / np.sqrt(bits.shape[1])
+
+
+@dataclass(frozen=True)
+class OpenCVDetector:
+    """A detector of OpenCV: the function that creates it, its options, and what makes its descriptors unit vectors."""
+
+    create: str
+    unit: Callable[[np.ndarray], np.ndarray]
+    options: dict[str, float]
+
+    def __call__(self, grey: np.ndarray) -> Keypoints:
+        """Describe a grey image (H,W) uint8.
+
+        Raises:
+            UserError: the installed OpenCV does not have this detector.
+        """
+        if not hasattr(cv2, self.create):
+            raise UserError(f"OpenCV {cv2.__version__} has no {self.create}; use the detector sift, or OpenCV 4")
+        found, raw = getattr(cv2, self.create)(**self.options).detectAndCompute(grey, None)
+        if raw is None or not len(found):
+            return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
+        points, strengths = np.float32([k.pt for k in found]), np.float32([k.response for k in found])
+        return Keypoints(points, strengths, self.unit(raw).astype(np.float32))
+
+
+OPENCV_DETECTORS = {
+    "sift": OpenCVDetector("SIFT_create", root_sift, {"contrastThreshold": 0.02}),
+    "orb": OpenCVDetector("ORB_create", signs, {"fastThreshold": 5}),
+    "brisk": OpenCVDetector("BRISK_create", signs, {"thresh": 15}),
+    "akaze": OpenCVDetector("AKAZE_create", signs, {"threshold": 5e-4}),
+}
+DETECTORS = (*OPENCV_DETECTORS, "superpoint")
+
+
+class SuperPoint(nn.Module):
+    """SuperPoint (DeTone et al. 2018) through `transformers`; it does not learn here.
+
+    Args:
+        weights: `auto` for the fetched folder (Magic Leap's licence: non-commercial), a local Hugging Face folder,
+            or None for a random start, into which a checkpoint can be loaded.
+    """
+
+    def __init__(self, weights: str | Path | None = "auto") -> None:
+        super().__init__()
+        from transformers import SuperPointConfig, SuperPointForKeypointDetection
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        if weights is None:
+            network = SuperPointForKeypointDetection(SuperPointConfig())
+        else:
+            folder = find_folder("superpoint", weights)
+            try:
+                network = SuperPointForKeypointDetection.from_pretrained(folder, local_files_only=True)
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0][:120]
+                raise UserError(f"{folder}: cannot be read as SuperPoint ({reason})") from None
+        self.network = network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, grey: np.ndarray) -> Keypoints:
+        """Describe a grey image (H,W) uint8."""
+        device = next(self.parameters()).device
+        found = self.network(torch.from_numpy(grey).to(device).float().div(255).expand(1, 3, -1, -1))
+        real = found.mask[0].bool()
+        points = found.keypoints[0][real] * torch.tensor(grey.shape[::-1], device=device)
+        return Keypoints(*(part.cpu().numpy() for part in (points, found.scores[0][real], found.descriptors[0][real])))
+
+
+def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
+    """Return a detector by name; `weights` are those of SuperPoint.
+
+    Raises:
+        UsageError: unknown name.
+        UserError: the weights are not on this machine; the message says which command fetches them.
+    """
+    return SuperPoint(weights) if pick(DETECTORS, name, "keypoint detector") == "superpoint" else OPENCV_DETECTORS[name]
+
+
+def detect(image: np.ndarray, detector: Detector, limit: int = 300, side: int = 240) -> Keypoints:
+    """Return the strongest local features of an image.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        detector: from `build_detector`.
+        limit: keep at most this many.
+        side: smaller images are enlarged until their shorter side has this many pixels; points stay in pixels of the
+            original.
+    """
+    scale = max(1.0, side / min(image.shape[:2]))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if scale > 1:
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    found = detector(grey)
+    best = np.argsort(-found.strengths, kind="stable")[:limit]
+    return Keypoints(found.points[best] / np.float32(scale), found.strengths[best], found.descriptors[best])
+
+
+def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float, binary: bool = False) -> Tensor:
+    """Match one image with many.
+
+    A match is mutual: each point is the other's nearest neighbour. With a ratio below 1 it must also be clearly nearer
+    than the second nearest point of its image (Lowe 2004, section 7.1).
 
     Args:
         query: (Q,D) unit vectors.
         gallery: (G,N,D) unit vectors.
-        counts: (G,) real points in each picture.
+        counts: (G,) real points in each image.
         ratio: of nearest to second nearest distance; 1 switches the test off.
+        binary: the vectors come from `signs`, and the ratio is that of Hamming distances instead of Euclidean ones.
 
     Returns:
-        (G,Q) int64: index of the matching point in each picture, -1 for none.
+        (G,Q) int64: index of the matching point in each image, -1 for none.
     """
     similarity = torch.einsum("qd,gnd->gqn", query, gallery)
-    absent = torch.arange(gallery.shape[1], device=query.device) >= counts[:, None]
-    similarity.masked_fill_(absent[:, None], -2)
+    padding = torch.arange(gallery.shape[1], device=query.device) >= counts[:, None]
+    similarity.masked_fill_(padding[:, None], -2)
     best, nearest = similarity.max(2)  # (G,Q)
     back = similarity.argmax(1)  # (G,N): nearest query point of each gallery point
     mutual = back.gather(1, nearest) == torch.arange(len(query), device=query.device)
     good = mutual & (best > -2)
     if ratio < 1 and gallery.shape[1] > 1:
         second = similarity.scatter(2, nearest[..., None], -2).amax(2)
-        distance = (2 - 2 * torch.stack([best, second])).clamp(min=0).sqrt()
+        squared = (2 - 2 * torch.stack([best, second])).clamp(min=0)  # of unit vectors; of signs: 4/D Hamming distance
+        distance = squared if binary else squared.sqrt()
         good &= distance[0] < ratio * distance[1]
     return torch.where(good, nearest, -1)
 
 
-def inliers(source: np.ndarray, target: np.ndarray, tolerance: float = 5.0) -> np.ndarray:
-    """Return which matches (N,2) one plausible homography explains, (N,) bool; none where there is no such one."""
+def inliers(source: np.ndarray, target: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+    """Return which matches (N,2) one plausible homography explains, (N,) bool; all False where there is none."""
     none = np.zeros(len(source), dtype=bool)
     if len(source) < 4:
         return none
@@ -73,57 +201,56 @@ def _plausible(matrix: np.ndarray, source: np.ndarray) -> bool:
     """False for a homography that mirrors, squashes or folds the box around the source points."""
     (x0, y0), (x1, y1) = source.min(0), source.max(0)
     corners = np.float32([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]])
-    seen = cv2.perspectiveTransform(corners, matrix)[0]
-    area = cv2.contourArea(seen, oriented=True) / max(cv2.contourArea(corners[0], oriented=True), 1e-6)
-    return bool(cv2.isContourConvex(seen)) and 0.02 < area < 50
+    projected = cv2.perspectiveTransform(corners, matrix)[0]
+    area = cv2.contourArea(projected, oriented=True) / max(cv2.contourArea(corners[0], oriented=True), 1e-6)
+    return bool(cv2.isContourConvex(projected)) and 0.02 < area < 50
 
 
 def local_naive_bayes(query: Tensor, gallery: Tensor, labels: Tensor, classes: int, neighbours: int) -> Tensor:
-    """Return by how much a picture's points are nearer to each class than to the gallery at large, (K,).
+    """Return the votes (K,) of the query's points for each class.
 
-    Algorithm 2 of McCann and Lowe 2012: a point adds to each class among its nearest neighbours the squared distance
-    of the one just beyond them, less that of the nearest neighbour of the class.
+    Algorithm 2 of McCann and Lowe 2012: a point adds, to each class among its nearest neighbours, the squared distance
+    of the first neighbour beyond them minus that of the nearest neighbour of the class.
 
     Args:
         query: (Q,D) unit vectors.
-        gallery: (N,D) unit vectors; rows of zeros stand for no point, and are as far as can be.
+        gallery: (N,D) unit vectors.
         labels: (N,) class indices.
         classes: K.
         neighbours: of each point.
     """
     similarity, nearest = (query @ gallery.T).topk(min(neighbours + 1, len(gallery)), dim=1)
-    margin = 2 * (similarity[:, :-1] - similarity[:, -1:])  # of squared distances, as all are unit vectors
+    margin = 2 * (similarity[:, :-1] - similarity[:, -1:])  # of squared distances, since all are unit vectors
     votes = query.new_zeros(len(query), classes)
     return votes.scatter_reduce_(1, labels[nearest[:, :-1]], margin, "amax").sum(0)
 
 
 class KeypointMatcher(nn.Module):
-    """Classify by the gallery picture with the most consistent matches; `prepare` fills the gallery.
+    """Classify by the gallery image with the most consistent matches; `prepare` fills the gallery.
 
-    It has that part of the interface of `ProductClassifier` that needs neither gradients nor texts: `encode_image`
-    gives the inliers with every gallery picture, `classify` the most of each class. A row of zeros is "unknown".
-    Matching is the costly part and no part of it learns: `training.encode_cached` keeps its result on disk.
+    It has the part of the interface of `ProductClassifier` that needs neither gradients nor texts. `encode_image` gives
+    the inliers with every gallery image, `classify` turns them into scores: log(1 + most inliers of a class). Scores
+    order the classes; they are no calibrated probabilities. A row of zeros means "unknown".
 
     Args:
         classes: names.
-        detector: one of `keypoints.DETECTORS`.
-        weights: of SuperPoint; see `keypoints.SuperPoint`.
-        keypoints: at most this many a picture.
+        detector: one of `DETECTORS`.
+        weights: of SuperPoint.
+        keypoints: at most this many per image.
         ratio: Lowe's test; 1 leaves it out.
         unknown_below: fewer inliers than this count as none.
-        shortlist: gallery pictures, those with the most matches, that RANSAC looks at for each query.
-        tolerance: pixels by which an inlier may miss its place.
 
     Attributes:
-        points: (G,N,2) of the G gallery pictures, padded.
+        points: (G,N,2) of the G gallery images, padded.
         descriptors: (G,N,D); zeros where there is no point.
-        counts: (G,) real points a picture.
+        counts: (G,) real points per image.
         labels: (G,) their classes.
     """
 
     modalities = ("image",)
     image_encoder = text_encoder = pooling = None
     input_size, fit = 240, "pad"
+    probabilistic = False
 
     def __init__(
         self,
@@ -133,17 +260,22 @@ class KeypointMatcher(nn.Module):
         keypoints: int = 300,
         ratio: float = 0.9,
         unknown_below: int = 5,
-        shortlist: int = 20,
-        tolerance: float = 5.0,
     ) -> None:
         super().__init__()
         if not 0 < ratio <= 1:
             raise UsageError(f"ratio={ratio} is out of range; use a number above 0, at most 1")
-        self.build_args = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.build_args |= {"name": "matching", "classes": list(classes), "weights": weights and str(weights)}
         self.detector = build_detector(detector, weights)
-        self.classes, self.keypoints, self.ratio = list(classes), keypoints, ratio
-        self.unknown_below, self.shortlist, self.tolerance = unknown_below, shortlist, tolerance
+        self.binary = getattr(self.detector, "unit", None) is signs
+        self.classes, self.keypoints, self.ratio, self.unknown_below = list(classes), keypoints, ratio, unknown_below
+        self.build_args: dict[str, Any] = {
+            "name": "matching",
+            "classes": list(classes),
+            "detector": detector,
+            "weights": weights and str(weights),
+            "keypoints": keypoints,
+            "ratio": ratio,
+            "unknown_below": unknown_below,
+        }
         self._fill(torch.zeros(0, 0, 2), torch.zeros(0, 0, 0), torch.zeros(0), torch.zeros(0))
 
     def _fill(self, points: Tensor, descriptors: Tensor, counts: Tensor, labels: Tensor) -> None:
@@ -153,7 +285,7 @@ class KeypointMatcher(nn.Module):
         self.register_buffer("labels", labels.long())
 
     def _apply(self, fn, recurse=True) -> KeypointMatcher:
-        """Stay in main memory whatever `to` says: OpenCV works there."""
+        """Stay in main memory whatever `to` asks for: OpenCV works there."""
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
@@ -161,46 +293,43 @@ class KeypointMatcher(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
-        """Describe every training picture once.
+        """Describe every training image once.
 
         Raises:
-            UserError: no picture has a keypoint.
+            UserError: no image has a keypoint.
         """
-        found = [
-            self._describe(train[i].image)
-            for i in tqdm(range(len(train)), "gallery", mininterval=2, leave=False, disable=len(train) < 100)
-        ]
-        length = max(len(k.points) for k in found)
-        if not length:
-            raise UserError(
-                f"no keypoint on any of {len(found)} gallery pictures; "
-                f"try another detector than {self.build_args['detector']}"
-            )
+        bar = tqdm(range(len(train)), "gallery", mininterval=2, leave=False, disable=len(train) < 100)
+        found = [self._describe(train[i].image) for i in bar]
+        counts = torch.tensor([len(k.points) for k in found])
+        if not counts.any():
+            detector = self.build_args["detector"]
+            raise UserError(f"no keypoint on any of {len(found)} gallery images; try another detector than {detector}")
         depth = max(k.descriptors.shape[1] for k in found)
-        points, descriptors = torch.zeros(len(found), length, 2), torch.zeros(len(found), length, depth)
+        points = torch.zeros(len(found), int(counts.max()), 2)
+        descriptors = torch.zeros(len(found), int(counts.max()), depth)
         for row, k in enumerate(found):
-            points[row, : len(k.points)] = k.points
-            descriptors[row, : len(k.points), : k.descriptors.shape[1]] = k.descriptors
-        self._fill(points, descriptors, torch.tensor([len(k.points) for k in found]), torch.tensor(train.labels))
+            points[row, : len(k.points)] = torch.from_numpy(k.points)
+            descriptors[row, : len(k.points), : k.descriptors.shape[1]] = torch.from_numpy(k.descriptors)
+        self._fill(points, descriptors, counts, torch.tensor(train.labels))
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Features:
-        """Return the inliers with each gallery picture, (B,G); one without keypoints has none with any.
+        """Return the inliers with each gallery image, (B,G).
 
         Raises:
             UsageError: the gallery is empty.
         """
         if not len(self.labels):
             raise UsageError("the gallery is empty; call prepare(train) or fit first")
-        with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need every digit
+        with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need full precision
             scores = torch.stack([self._scores(self._describe(image)) for image in images])
         scores = scores.to(images.device)
         return Features(scores, torch.ones(len(images), dtype=torch.bool, device=images.device))
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
-        """Return logits (B,K): the most inliers with any gallery picture of a class, 0 below `unknown_below`."""
+        """Return scores (B,K) of what `encode_image` gave."""
         if image_features is None:
-            raise UserError("nothing to classify: this model uses image, and got none")
+            raise UserError("nothing to classify: this model uses images, and got none")
         return self._by_class(image_features.values)
 
     encode_frozen = encode_image
@@ -210,72 +339,66 @@ class KeypointMatcher(nn.Module):
         return frozen
 
     def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
-        """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
+        """Return scores (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
         return self.classify(self.encode_image(images))
 
-    def evidence(self, images: Tensor) -> Tensor:
-        """Return (B,K) what it adds to a vote; the more points agree, the less one more of them says."""
-        return self(images).log1p()
+    def matched(self, image: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the gallery image that an image (3,H,W) matches best, and the points (N,2) of both that agree."""
+        query = self._describe(image)
+        best = int(self._inliers(query).argmax())
+        source, target = self._pair(query, best, self._matches(query)[best])
+        kept = inliers(source, target)
+        return best, source[kept], target[kept]
 
     def _describe(self, image: Tensor) -> Keypoints:
         pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         return detect(pixels, self.detector, self.keypoints)
 
-    def matched(self, image: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
-        """Return the gallery picture that an image (3,H,W) matches best, and the points (N,2) of both that agree."""
-        query = self._describe(image)
-        best = int(self._inliers(query).argmax())
-        source, target = self._pair(query, best, self._matches(query)[best])
-        kept = inliers(source, target, self.tolerance)
-        return best, source[kept], target[kept]
-
     def _matches(self, query: Keypoints) -> Tensor:
-        """Return (G,Q) index of the matching point in each gallery picture, -1 for none."""
+        """Return (G,Q) index of the matching point in each gallery image, -1 for none."""
+        descriptors = torch.from_numpy(query.descriptors)
         chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
-        return torch.cat([mutual_matches(query.descriptors, d, c, self.ratio) for d, c in chunks])
+        return torch.cat([mutual_matches(descriptors, d, c, self.ratio, self.binary) for d, c in chunks])
 
     def _pair(self, query: Keypoints, g: int, partners: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        here = partners >= 0
-        return query.points[here].numpy(), self.points[g, partners[here]].numpy()
+        matched = (partners >= 0).numpy()
+        return query.points[matched], self.points[g, partners[matched]].numpy()
 
     def _scores(self, query: Keypoints) -> Tensor:
-        """Return what `encode_image` says of one picture."""
+        """Return the row of `encode_image` for one image."""
         return self._inliers(query)
 
     def _by_class(self, scores: Tensor) -> Tensor:
-        """Return (B,K) of what `encode_image` says."""
+        """Return scores (B,K) of rows of `encode_image`."""
         best = scores.new_zeros(len(scores), len(self.classes))
         labels = self.labels.to(scores.device).expand(len(scores), -1)
         best = best.scatter_reduce(1, labels, scores, "amax")
-        return torch.where(best >= self.unknown_below, best, 0.0)
+        return torch.where(best >= self.unknown_below, best, 0.0).log1p()
 
     def _inliers(self, query: Keypoints) -> Tensor:
-        """Return (G,) inliers, and a fraction below one that breaks ties by the number of mutual matches."""
+        """Return (G,) inliers, plus a fraction below one that breaks ties by the number of mutual matches."""
         scores = torch.zeros(len(self.labels))
         if not len(query.points):
             return scores
         pairs = self._matches(query)
         matches = (pairs >= 0).sum(1)
-        for g in matches.argsort(descending=True, stable=True)[: self.shortlist].tolist():
-            scores[g] = int(inliers(*self._pair(query, g, pairs[g]), self.tolerance).sum())
+        for g in matches.argsort(descending=True, stable=True)[:SHORTLIST].tolist():
+            scores[g] = int(inliers(*self._pair(query, g, pairs[g])).sum())
         return scores + (scores > 0) * matches / (1 + matches.max())
 
 
 class LocalNaiveBayes(KeypointMatcher):
-    """Classify by the votes of single points; see `local_naive_bayes`.
+    """Classify by nearest-neighbour votes of local descriptors; see `local_naive_bayes`.
 
-    It needs no geometry, so that it also answers where too few points of one gallery picture are seen. `encode_image`
-    gives the votes for each class, (B,K), and they are the logits.
+    It needs no geometry, so it also answers where too few points of one gallery image are visible. `encode_image` gives
+    the votes for each class, (B,K), and the scores are their square roots.
 
     Args:
         classes: names.
-        detector: one of `keypoints.DETECTORS`.
-        weights: of SuperPoint; see `keypoints.SuperPoint`.
-        keypoints: at most this many a picture.
+        detector: one of `DETECTORS`.
+        weights: of SuperPoint.
+        keypoints: at most this many per image.
         neighbours: in the gallery, of each point.
-
-    Attributes:
-        points, descriptors, counts, labels: of the gallery, as in `KeypointMatcher`.
     """
 
     def __init__(
@@ -289,21 +412,17 @@ class LocalNaiveBayes(KeypointMatcher):
         super().__init__(classes, detector, weights, keypoints)
         if neighbours < 1:
             raise UsageError(f"neighbours={neighbours}; use 1 or more")
-        given = {"detector": detector, "weights": weights and str(weights), "keypoints": keypoints}
-        self.build_args = {"name": "nbnn", "classes": list(classes), **given, "neighbours": neighbours}
         self.neighbours = neighbours
+        kept = ("classes", "detector", "weights", "keypoints")
+        self.build_args = {"name": "nbnn", **{key: self.build_args[key] for key in kept}, "neighbours": neighbours}
 
     def _scores(self, query: Keypoints) -> Tensor:
-        """Return the votes for each class, (K,); a picture without keypoints has none."""
         if not len(query.points):
             return torch.zeros(len(self.classes))
-        labels = self.labels.repeat_interleave(self.descriptors.shape[1])
-        gallery = self.descriptors.flatten(0, 1)
-        return local_naive_bayes(query.descriptors, gallery, labels, len(self.classes), self.neighbours)
+        real = torch.arange(self.descriptors.shape[1]) < self.counts[:, None]  # padding does not vote
+        labels = self.labels.repeat_interleave(self.counts)
+        descriptors = torch.from_numpy(query.descriptors)
+        return local_naive_bayes(descriptors, self.descriptors[real], labels, len(self.classes), self.neighbours)
 
     def _by_class(self, scores: Tensor) -> Tensor:
-        return scores
-
-    def evidence(self, images: Tensor) -> Tensor:
-        """Return (B,K) what it adds to a vote: votes grow with the number of points, and their root less so."""
-        return self(images).sqrt()
+        return scores.sqrt()

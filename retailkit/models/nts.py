@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from retailkit.config import UsageError, UserError, pick
+from retailkit.config import UsageError, UserError
 from retailkit.models.encoders import ImageEncoder
 from retailkit.models.pooling import Pooling
 
@@ -67,20 +67,20 @@ def anchors(size: tuple[int, int], stride: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def rivals(size: tuple[int, int], stride: int) -> Tensor:
+def overlapping(size: tuple[int, int], stride: int) -> Tensor:
     """Return which anchors overlap too much to be both chosen, (N,N) bool: it never changes."""
     boxes = anchors(size, stride)
     return box_iou(boxes, boxes) > IOU
 
 
-def select(scores: Tensor, overlapping: Tensor, count: int) -> Tensor:
+def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
     """Greedy hard non-maximum suppression of a whole batch.
 
     Where fewer than `count` boxes survive, the best suppressed ones follow.
 
     Args:
         scores: (B,N).
-        overlapping: (N,N) bool, True where two boxes overlap too much to be both taken.
+        overlaps: (N,N) bool, True where two boxes overlap too much to be both taken.
         count: M.
 
     Returns:
@@ -98,7 +98,7 @@ def select(scores: Tensor, overlapping: Tensor, count: int) -> Tensor:
     for _ in range(count):
         best = left.argmax(1)
         chosen.append(best)
-        fresh = overlapping[best] & ~suppressed
+        fresh = overlaps[best] & ~suppressed
         left = torch.where(fresh, left - step_down, left)
         suppressed |= fresh
         left.scatter_(1, best[:, None], -math.inf)
@@ -168,18 +168,15 @@ def ranking_loss(scores: Tensor, losses: Tensor) -> Tensor:
 
 
 class NavigatedParts(Pooling):
-    """NTS-Net as a pooling: the features of the K best regions, then that of the whole picture.
+    """NTS-Net as a pooling: the features of the K best regions, then that of the whole image.
 
     Args:
-        encoder: backbone of pictures and of parts.
+        encoder: backbone of images and of parts.
         n_classes: K of the auxiliary classifiers.
         propose: M, regions that the teacher judges.
-        parts: K, regions that the scrutiniser looks at; 0 leaves the whole picture alone.
+        parts: K, regions that the scrutiniser looks at; 0 leaves the whole image alone.
         ranking_weight: lambda, of the navigator's loss.
         part_weight: mu, of the teacher's loss.
-        part_reduction: `mean` over the M parts, as in the authors' code, or `sum`, as in the paper.
-        whole_weight: of the loss of the classifier that sees the whole picture only.
-        feature_dropout: share of pooled features left out in training.
         navigate: False takes regions at random: what is left of the method without its navigator.
 
     Raises:
@@ -194,24 +191,20 @@ class NavigatedParts(Pooling):
         parts: int = 4,
         ranking_weight: float = 1.0,
         part_weight: float = 1.0,
-        part_reduction: str = "mean",
-        whole_weight: float = 1.0,
-        feature_dropout: float = 0.5,
         navigate: bool = True,
     ) -> None:
         super().__init__(encoder, n_classes)
         if not 0 <= parts <= propose:
             raise UsageError(f"parts={parts} (K) is out of range; use 0 to propose={propose} (M)")
-        pick(("mean", "sum"), part_reduction, "reduction of the part loss")
-        self.propose, self.parts, self.navigate, self.part_reduction = propose, parts, navigate, part_reduction
-        self.ranking_weight, self.part_weight, self.whole_weight = ranking_weight, part_weight, whole_weight
+        self.propose, self.parts, self.navigate = propose, parts, navigate
+        self.ranking_weight, self.part_weight = ranking_weight, part_weight
         self.navigator = Navigator(encoder.dim)
-        self.dropout = nn.Dropout(feature_dropout)
+        self.dropout = nn.Dropout(0.5)
         self.whole_head, self.part_head = nn.Linear(encoder.dim, n_classes), nn.Linear(encoder.dim, n_classes)
         self.dim = encoder.dim * (parts + 1)
 
     def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
-        """Return (B,(K+1)*D): parts from the best on, then the whole picture."""
+        """Return (B,(K+1)*D): parts from the best on, then the whole image."""
         maps = encoder.forward_map(images)
         boxes = self._navigate(encoder, maps, images)[0].boxes[:, : self.parts] if self.parts else None
         return self._joined(self._encode(encoder, images, boxes), maps.mean((2, 3)))
@@ -227,9 +220,9 @@ class NavigatedParts(Pooling):
         logits = self.part_head(parts).float()
         repeated = labels.repeat_interleave(self.propose)
         judged = F.cross_entropy(logits.flatten(0, 1), repeated, reduction="none").view(len(labels), -1)
-        part_loss = criterion(logits.flatten(0, 1), repeated) * (self.propose if self.part_reduction == "sum" else 1)
+        part_loss = criterion(logits.flatten(0, 1), repeated)  # the mean over M, as in the authors' code
         further = (
-            self.whole_weight * criterion(self.whole_head(whole).float(), labels)
+            criterion(self.whole_head(whole).float(), labels)
             + self.part_weight * part_loss
             + self.ranking_weight * ranking_loss(scores.float(), judged.detach())
         )
@@ -248,7 +241,7 @@ class NavigatedParts(Pooling):
         if scores.shape[1] != len(boxes):
             raise UsageError(f"{encoder.name} gives a map of {tuple(maps.shape[2:])} cells, too few for {size} pixels")
         order = scores if self.navigate else _random_like(scores)
-        chosen = select(order, rivals(size, encoder.stride).to(maps.device), self.propose)
+        chosen = select(order, overlapping(size, encoder.stride).to(maps.device), self.propose)
         picked = boxes[chosen].floor().long()[..., [1, 0, 3, 2]]
         seen = scores.gather(1, chosen)
         return Regions(picked, seen.detach()), seen
@@ -278,7 +271,7 @@ REFERENCE_PREFIXES = {
 def from_reference(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Rename the tensors of a checkpoint of the authors' code to those of our `nts` model.
 
-    The layouts agree: anchors in the same order, parts before the whole picture in the classifier.
+    The layouts agree: anchors in the same order, parts before the whole image in the classifier.
 
     Args:
         state: their state dict.

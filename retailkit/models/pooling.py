@@ -1,15 +1,17 @@
-"""From feature maps to one vector a picture: the interface of a pooling, and the plain mean."""
+"""From feature maps to one vector a image: the interface of a pooling, and the plain mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from retailkit.config import UsageError
+from retailkit.config import UsageError, pick
 from retailkit.models.encoders import ImageEncoder
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Features(NamedTuple):
@@ -72,7 +74,7 @@ class Pooling(nn.Module):
     """Turns what an encoder sees into vectors.
 
     `look` uses the encoder and nothing that the pooling learns, so that its result may be kept while the encoder is
-    frozen; `pool` does the rest. A pooling that looks at the pictures again after learning where to look has no such
+    frozen; `pool` does the rest. A pooling that looks at the images again after learning where to look has no such
     division and overrides `forward`.
 
     Args:
@@ -91,10 +93,10 @@ class Pooling(nn.Module):
 
     def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return what can be kept of images (B,3,H,W) in [0,1] while the encoder is frozen, (B,...)."""
-        raise UsageError(f"{type(self).__name__} looks at pictures again; train it with mode='finetune'")
+        raise UsageError(f"{type(self).__name__} looks at images again; train it with mode='finetune'")
 
     def fit(self, seen: Features) -> None:
-        """Adapt to what `look` returned for the training pictures, before anything is learned."""
+        """Adapt to what `look` returned for the training images, before anything is learned."""
 
     def pool(self, seen: Tensor) -> Tensor:
         """Return vectors (B,dim) of what `look` returned."""
@@ -117,3 +119,58 @@ class GlobalAveragePool(Pooling):
     def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return (B,D) of images (B,3,H,W) in [0,1]."""
         return encoder(images)
+
+
+class Head(nn.Module):
+    """Turns the features of the modalities into logits; subclasses say how.
+
+    Args:
+        scalers: one a modality, in the order of the model's modalities.
+
+    Attributes:
+        answers_without_features: True where a row without any feature gets logits instead of an error.
+        tunes: True where `tune` does something.
+    """
+
+    answers_without_features = False
+    tunes = False
+
+    def __init__(self, scalers: Mapping[str, FeatureScaler]) -> None:
+        super().__init__()
+        self.scalers = nn.ModuleDict(scalers)
+
+    def forward(self, features: Mapping[str, Features]) -> Tensor:
+        """Return logits (B,K) of the features by modality."""
+        raise NotImplementedError
+
+    def loss(self, features: Mapping[str, Features], labels: Tensor, criterion: Criterion) -> Tensor:
+        """Return what this head learns from: by default, the loss of its logits."""
+        return criterion(self(features).float(), labels)
+
+    def tune(self, features: Mapping[str, Features], labels: Tensor) -> None:
+        """Choose on validation images, after training, what is not learned by gradient."""
+
+
+class LinearHead(Head):
+    """Scale, drop out, one linear layer: logistic regression on the features of a single modality.
+
+    Args:
+        scalers: of the one modality.
+        n_classes: K.
+        dropout: share of features left out in training.
+        missing: what a row without features gets: `raise` an error, or `prior`, the logits of the average
+            training row.
+    """
+
+    def __init__(
+        self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0, missing: str = "raise"
+    ) -> None:
+        super().__init__(scalers)
+        ((self.modality, scaler),) = scalers.items()
+        self.answers_without_features = pick(("raise", "prior"), missing, "choice for missing features") == "prior"
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(len(scaler.mean), n_classes)
+
+    def forward(self, features: Mapping[str, Features]) -> Tensor:
+        """Return logits (B,K) of the features by modality."""
+        return self.linear(self.dropout(self.scalers[self.modality](features[self.modality])))

@@ -37,7 +37,7 @@ def cut_one_by_one(images, boxes, size, fill):
 @pytest.mark.benchmark
 def test_selection(compare):
     boxes = nts.anchors((SIDE, SIDE), STRIDE)
-    overlapping = nts.rivals((SIDE, SIDE), STRIDE)
+    overlapping = nts.overlapping((SIDE, SIDE), STRIDE)
     scores = torch.randn(32, len(boxes), generator=torch.Generator().manual_seed(0))
     ratio = compare(
         "nts",

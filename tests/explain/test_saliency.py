@@ -18,8 +18,7 @@ from retailkit.data.table import Word
 from retailkit.explain import saliency
 from retailkit.models import Features, ProductClassifier
 from retailkit.models.encoders import CharNgramEncoder
-from retailkit.models.heads import Head
-from retailkit.models.pooling import FeatureScaler
+from retailkit.models.pooling import FeatureScaler, Head
 
 CLASSES = ["lean", "extra lean", "medium"]
 EVERYWHERE = [m for m in saliency.METHODS if m not in ("windows", "regions")]
@@ -278,8 +277,8 @@ def test_windows_are_the_speakers_painted_one_by_one():
     maps = saliency.attribute(model, images, labels, "windows")
     with torch.no_grad():
         rivals = saliency.runner_up(model(images), labels)
-    boxes, own = model.speakers(images, labels)
-    said = own - model.speakers(images, rivals)[1]
+    boxes, own = model.window_contributions(images, labels)
+    said = own - model.window_contributions(images, rivals)[1]
     expected = torch.zeros(2, 80, 80)
     for b in range(2):
         for (x0, y0, x1, y1), c in zip(boxes.clamp(max=80).tolist(), said[b], strict=True):  # the map covers 96 px

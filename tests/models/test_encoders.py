@@ -24,7 +24,7 @@ from torch import nn
 from retailkit.config import UsageError, UserError
 from retailkit.models import encoders
 from retailkit.models.encoders import BACKBONES, TRANSFORMERS, build_image_encoder, build_text_encoder, fetch_weights
-from retailkit.models.keypoints import build_detector
+from retailkit.models.matching import build_detector
 
 TORCHVISION = ["resnet18", "resnet50", "efficientnet_b0", "shufflenet_v2_x1_0"]
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]

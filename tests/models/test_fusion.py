@@ -137,7 +137,7 @@ def test_shares_that_are_no_probabilities_are_refused(shares):
 
 @pytest.fixture(scope="module")
 def products(tmp_path_factory):
-    """Pictures that say the half of it and words that say the other half."""
+    """Images that say the half of it and words that say the other half."""
     root, rows = tmp_path_factory.mktemp("products"), []
     rng = np.random.default_rng(0)
     for k, label in enumerate(CLASSES):

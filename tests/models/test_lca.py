@@ -16,13 +16,13 @@ def layer(dim=6, **options):
     return LocalConceptsAccumulation(SimpleNamespace(dim=dim), **options)
 
 
-def plain(pool, maps, include_1x1=False):
+def plain(pool, maps):
     """The paper's text, window by window."""
     height, width = maps.shape[2:]
     vectors = []
     for a in range(1, height + 1):
         for b in range(1, width + 1):
-            if a * b > 1 or include_1x1:
+            if a * b > 1:
                 means = F.avg_pool2d(maps, (a, b), stride=1)
                 vectors += [pool.fc(means[:, :, y, x]) for y in range(means.shape[2]) for x in range(means.shape[3])]
     vectors = torch.stack(vectors, 1)
@@ -30,11 +30,10 @@ def plain(pool, maps, include_1x1=False):
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (4, 6), (1, 5), (5, 1)])
-@pytest.mark.parametrize("options", [{}, {"include_1x1": True}, {"width": 3}, {"relu": False}])
+@pytest.mark.parametrize("options", [{}, {"width": 3}, {"relu": False}])
 def test_every_window_counts_once(shape, options):
     pool, maps = layer(**options), torch.randn(2, 6, *shape)
-    expected = plain(pool, maps, options.get("include_1x1", False))
-    assert torch.allclose(pool.pool(maps), expected, atol=1e-5)
+    assert torch.allclose(pool.pool(maps), plain(pool, maps), atol=1e-5)
 
 
 def test_gradients_are_those_of_the_plain_loop():
@@ -63,18 +62,9 @@ def test_without_its_relu_it_is_a_centre_weighted_mean():
     assert weight[2, 2] > weight[0, 0]
 
 
-def test_one_vector_per_kernel():
-    pool, maps = layer(per_kernel=True), torch.randn(2, 6, 3, 4)
-    kernels = [(a, b) for a in range(1, 4) for b in range(1, 5) if a * b > 1]
-    best = torch.stack(
-        [F.max_pool2d(m, m.shape[2:])[:, :, 0, 0] for m in (F.avg_pool2d(maps, k, 1) for k in kernels)], 1
-    )
-    assert torch.allclose(pool.pool(maps), pool.fc(best).relu().mean(1), atol=1e-6)
-
-
-def test_speakers_add_up_to_the_logit():
+def test_window_contributions_sum_to_the_logit():
     pool, maps, direction = layer(), torch.randn(2, 6, 4, 3), torch.randn(6)
-    boxes, parts = pool.speakers(maps, direction)
+    boxes, parts = pool.window_contributions(maps, direction)
     assert boxes.shape == (len(windows(4, 3)), 4) and parts.shape == (2, len(boxes))
     assert torch.allclose(parts.sum(1), pool.pool(maps) @ direction, atol=1e-5)
     x0, y0, x1, y1 = boxes[7].tolist()
@@ -83,19 +73,18 @@ def test_speakers_add_up_to_the_logit():
 
 
 def test_a_single_cell_has_no_window():
-    with pytest.raises(UsageError, match="include_1x1"):
+    with pytest.raises(UsageError, match="use larger images"):
         layer().pool(torch.randn(1, 6, 1, 1))
-    assert layer(include_1x1=True).pool(torch.randn(1, 6, 1, 1)).shape == (1, 6)
 
 
-def test_the_windows_that_spoke_for_a_class_add_up_to_its_logit():
+def test_the_contributions_to_a_class_sum_to_its_logit():
     model = models.build("lca", ["a", "b", "c"], "resnet18", weights=None, width=6).eval()
     torch.nn.init.normal_(model.head.linear.weight)
     images, labels = torch.rand(2, 3, 96, 96), torch.tensor([2, 0])
-    boxes, contributions = model.speakers(images, labels)
+    boxes, contributions = model.window_contributions(images, labels)
     logits = model(images).gather(1, labels[:, None])[:, 0]
     bias = model.head.linear.bias[labels]
     assert torch.allclose(contributions.sum(1) + bias, logits, atol=1e-5)
     assert boxes.max() == 96 and contributions.shape == (2, len(boxes))
     with pytest.raises(UsageError, match="pooling='lca'"):
-        models.build("image", ["a"], "resnet18", weights=None).speakers(images, labels)
+        models.build("image", ["a"], "resnet18", weights=None).window_contributions(images, labels)

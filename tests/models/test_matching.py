@@ -1,4 +1,4 @@
-"""Keypoint matching on pictures whose answer is known."""
+"""Keypoint matching on images whose answer is known."""
 
 import cv2
 import numpy as np
@@ -7,12 +7,14 @@ import torch
 
 from retailkit import data, models, training
 from retailkit.config import UsageError, UserError
-from retailkit.models import keypoints, matching
-from retailkit.models.keypoints import OPENCV_DETECTORS, build_detector, detect
+from retailkit.models import matching
+from retailkit.models.matching import OPENCV_DETECTORS, Keypoints, build_detector, detect
+
+NOTHING = Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
 
 
 def pattern(seed, side=200):
-    """A picture with corners everywhere."""
+    """A image with corners everywhere."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (side // 10, side // 10, 3), np.uint8)
     return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_NEAREST)
@@ -25,22 +27,25 @@ def seen_askew(image):
     return cv2.warpPerspective(image, matrix, (width, height))
 
 
-@pytest.mark.parametrize("detector", sorted(OPENCV_DETECTORS))
+def tensor(found):
+    return torch.from_numpy(found.descriptors)
+
+
+@pytest.mark.parametrize("detector", sorted(d for d, o in OPENCV_DETECTORS.items() if hasattr(cv2, o.create)))
 def test_a_product_seen_askew_is_recognised(detector):
     gallery = [detect(pattern(seed), OPENCV_DETECTORS[detector]) for seed in range(3)]
     query = detect(seen_askew(pattern(1)), OPENCV_DETECTORS[detector])
     counts = []
     for known in gallery:
-        pairs = matching.mutual_matches(
-            query.descriptors, known.descriptors[None], torch.tensor([len(known.points)]), 0.9
-        )
-        here = pairs[0] >= 0
-        counts.append(matching.inliers(query.points[here].numpy(), known.points[pairs[0][here]].numpy()).sum())
+        count = torch.tensor([len(known.points)])
+        pairs = matching.mutual_matches(tensor(query), tensor(known)[None], count, 0.9)[0].numpy()
+        matched = pairs >= 0
+        counts.append(matching.inliers(query.points[matched], known.points[pairs[matched]]).sum())
     assert counts[1] >= 15 and counts[1] > 2 * max(counts[0], counts[2])
 
 
 def test_matches_are_opencvs_mutual_ones():
-    one, two = (detect(pattern(seed), OPENCV_DETECTORS["sift"]).descriptors for seed in (1, 2))
+    one, two = (tensor(detect(pattern(seed), OPENCV_DETECTORS["sift"])) for seed in (1, 2))
     matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
     expected = {(m.queryIdx, m.trainIdx) for m in matcher.match(one.numpy(), two.numpy())}
     (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
@@ -48,7 +53,7 @@ def test_matches_are_opencvs_mutual_ones():
 
 
 def test_the_ratio_test_is_lowes():
-    one, two = (detect(pattern(seed), OPENCV_DETECTORS["sift"]).descriptors for seed in (1, 2))
+    one, two = (tensor(detect(pattern(seed), OPENCV_DETECTORS["sift"])) for seed in (1, 2))
     (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=0.9)
     (mutual,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
     nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.numpy(), two.numpy(), k=2)
@@ -67,9 +72,29 @@ def test_padding_never_matches():
 def test_binary_descriptors_keep_the_hamming_order():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 256, (6, 32), np.uint8)
-    similarity = keypoints.signs(bits) @ keypoints.signs(bits).T
+    similarity = matching.signs(bits) @ matching.signs(bits).T
     hamming = np.unpackbits(bits[:, None] ^ bits[None], axis=2).sum(2)
     assert np.allclose(similarity, 1 - 2 * hamming / 256, atol=1e-6)
+
+
+def test_the_ratio_test_of_binary_descriptors_compares_hamming_distances():
+    query, near, far = np.zeros(32, np.uint8), np.zeros(32, np.uint8), np.zeros(32, np.uint8)
+    near[0], far[0], far[1] = 0b11111111, 0b11111111, 0b10000000  # 8 and 9 bits differ: a ratio of 0.89
+    one, two = (torch.from_numpy(matching.signs(rows)) for rows in (query[None], np.stack([near, far])))
+    counts = torch.tensor([2])
+    assert matching.mutual_matches(one, two[None], counts, 0.9, binary=True).tolist() == [[0]]
+    assert matching.mutual_matches(one, two[None], counts, 0.88, binary=True).tolist() == [[-1]]
+
+
+def test_padding_has_no_vote():
+    """Signed descriptors can be further from a query than the zeros that fill short galleries up."""
+    model = models.build("nbnn", ["full", "short"], detector="orb", keypoints=4, neighbours=1)
+    full = torch.nn.functional.normalize(-torch.ones(2, 4, 8), dim=2)
+    full[1, 1:] = 0
+    model._fill(torch.zeros(2, 4, 2), full, torch.tensor([4, 1]), torch.tensor([0, 1]))
+    ones = np.full((1, 8), 8**-0.5, np.float32)
+    votes = model._scores(Keypoints(np.zeros((1, 2), np.float32), np.ones(1, np.float32), ones))
+    assert votes.sum() == 0, "all real points are equally far, so no class is nearer than another"
 
 
 def test_a_mirrored_match_does_not_count():
@@ -106,7 +131,7 @@ def test_the_matched_points_lie_on_the_best_gallery_picture(shop):
     model.prepare(train)
     best, source, target = model.matched(train[3].image)
     assert best == 3 and len(source) > 20
-    assert np.allclose(source, target, atol=1), "a picture matches itself point by point"
+    assert np.allclose(source, target, atol=1), "a image matches itself point by point"
 
 
 def test_a_product_without_keypoints_is_unknown(shop):
@@ -117,7 +142,7 @@ def test_a_product_without_keypoints_is_unknown(shop):
 
 def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
     model = models.build("matching", shop.classes)
-    monkeypatch.setattr(model, "_describe", lambda image: keypoints.Keypoints(torch.zeros(0, 2), torch.zeros(0, 1)))
+    monkeypatch.setattr(model, "_describe", lambda image: NOTHING)
     with pytest.raises(UserError, match="no keypoint on any"):
         model.prepare(shop.split("val", 240))
 
@@ -145,7 +170,7 @@ def superpoint_folder(tmp_path_factory):
 def test_superpoint_loads_from_a_folder(superpoint_folder):
     found = detect(pattern(1), build_detector("superpoint", superpoint_folder), limit=50)
     assert 10 < len(found.points) <= 50
-    assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(len(found.points)), atol=1e-5)
+    assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
     assert found.points.min() >= 0 and found.points.max() < 200, "points stay in pixels of the original"
 
 
@@ -176,6 +201,7 @@ def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
     config = training.TrainConfig()
     kept = training.evaluate(model, training.encode_cached(model, test, 1, config))
     assert np.array_equal(direct.probs, kept.probs)
+    assert direct.summary()["calibration_error"] is None, "inliers order the classes and are no probabilities"
     monkeypatch.setattr(model, "_describe", None)
     assert np.array_equal(training.evaluate(model, training.encode_cached(model, test, 1, config)).probs, direct.probs)
     other = models.build("matching", shop.classes, ratio=1)
@@ -206,7 +232,7 @@ def test_points_that_vote_are_a_classifier_like_the_others(shop, tmp_path):
         model(torch.rand(1, 3, 64, 64))
     history = training.fit(model, shop.split("train", 240))
     train = shop.split("train", 240)
-    assert training.evaluate(model, train).top1 == 1.0, "a picture's points are nearest to themselves"
+    assert training.evaluate(model, train).top1 == 1.0, "a image's points are nearest to themselves"
     result = training.evaluate(model, shop.split("test", 240))
     families = np.array([c.rsplit(" ", 1)[0][:6] for c in shop.classes])
     assert (families[result.labels] == families[result.predicted]).mean() > 0.8

@@ -41,7 +41,7 @@ def test_anchors_lie_in_the_order_of_the_navigators_maps():
 
 
 def greedy(scores, boxes, count):
-    """Hard suppression of one picture, box by box; then the best that were suppressed."""
+    """Hard suppression of one image, box by box; then the best that were suppressed."""
     order, kept = scores.argsort(descending=True).tolist(), []
     iou = box_iou(boxes, boxes)
     for i in order:
@@ -55,13 +55,13 @@ def greedy(scores, boxes, count):
 def test_selection_is_greedy_suppression(side, count):
     boxes = nts.anchors((side, side), 32)
     scores = torch.randn(5, len(boxes), generator=torch.Generator().manual_seed(count))
-    chosen = nts.select(scores, nts.rivals((side, side), 32), count)
+    chosen = nts.select(scores, nts.overlapping((side, side), 32), count)
     assert chosen.tolist() == [greedy(row, boxes, count) for row in scores]
 
 
 def test_more_regions_than_anchors_raise():
     with pytest.raises(UsageError, match="M=100 regions of 87 anchors"):
-        nts.select(torch.randn(1, 87), nts.rivals((96, 96), 32), 100)
+        nts.select(torch.randn(1, 87), nts.overlapping((96, 96), 32), 100)
 
 
 def test_parts_are_cut_as_from_a_padded_picture():
@@ -126,7 +126,7 @@ def test_k_of_zero_classifies_by_the_whole_picture(model):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"parts": 7}, "parts=7"), ({"part_reduction": "sun"}, "did you mean 'sum'"), ({"navgate": 1}, "navigate")],
+    [({"parts": 7}, "parts=7"), ({"part": 2}, "part"), ({"navgate": 1}, "navigate")],
 )
 def test_wrong_options_are_named(options, says):
     with pytest.raises(UsageError, match=says):
@@ -146,7 +146,7 @@ def test_other_models_have_no_regions():
 
 @pytest.mark.parametrize("side", [32, 40])
 def test_pictures_smaller_than_the_parts_they_were_made_for(model, side):
-    """Anchors shrink with the input, so that the largest one overhangs a tiny picture no more than a large one."""
+    """Anchors shrink with the input, so that the largest one overhangs a tiny image no more than a large one."""
     image = torch.rand(1, 3, side, side)
     found = model.regions(image)
     assert found.boxes.shape == (1, 4, 4) and torch.isfinite(model(image)).all()
@@ -154,7 +154,7 @@ def test_pictures_smaller_than_the_parts_they_were_made_for(model, side):
 
 
 def test_a_batch_of_one_picture_learns(model):
-    """Batch statistics of one picture and its parts are poor, but they are numbers."""
+    """Batch statistics of one image and its parts are poor, but they are numbers."""
     batch = SimpleNamespace(images=torch.rand(1, 3, 96, 96), labels=torch.tensor([1]), texts=[""])
     loss = model.train().training_loss(batch, F.cross_entropy)
     loss.backward()
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_the_authors_code_is_loaded(tmp_path):
     assert model.pooling.parts == 2 and model.input_size == 448 and len(model.classes) == 5
     assert torch.equal(model.pooling.navigator.tidy2.weight, state["proposal_net.tidy2.weight"])
     assert torch.equal(model.pooling.whole_head.bias, state["pretrained_model.fc.bias"])
-    # The classifier sees the best part first and the whole picture last, as theirs does.
+    # The classifier sees the best part first and the whole image last, as theirs does.
     image = torch.rand(1, 3, 96, 96)
     encoder = model.image_encoder
     with torch.no_grad():

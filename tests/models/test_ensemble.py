@@ -1,4 +1,4 @@
-"""A committee against its members, one by one."""
+"""An ensemble against its members, one by one."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional
 from retailkit import models, training
 from retailkit.config import UsageError, UserError
 from retailkit.models import Features
-from retailkit.models.committee import Committee
+from retailkit.models.ensemble import Ensemble
 from retailkit.training import History
 
 CLASSES = ["lean", "extra lean", "medium"]
@@ -40,58 +40,58 @@ def smaller(images):
     return functional.interpolate(images, size=48, mode="bilinear", antialias=True, align_corners=False)
 
 
-def test_evidence_is_added_with_weights(images):
+def test_log_probabilities_are_added_with_weights(images):
     plain, flipped, match = network(0), network(1, 64), matcher()
-    committee = Committee([plain, flipped, match], [False, True, False]).eval()
-    committee.weights.copy_(torch.tensor([1.0, 0.5, 2.0]))
+    ensemble = Ensemble([plain, flipped, match], [False, True, False]).eval()
+    ensemble.weights.copy_(torch.tensor([1.0, 0.5, 2.0]))
     with torch.inference_mode():
         one = plain(smaller(images)).log_softmax(1)
         two = (flipped(images).log_softmax(1) + flipped(images.flip(-1)).log_softmax(1)) / 2
-        three = torch.log(1 + match(images))
-        assert torch.allclose(committee(images), one + 0.5 * two + 2 * three, atol=1e-5)
-        assert torch.allclose(committee(images[2:3]), committee(images)[2:3], atol=1e-4)
-    assert (committee.input_size, committee.fit, committee.classes) == (64, plain.fit, CLASSES)
+        three = match(images).log_softmax(1)
+        assert torch.allclose(ensemble(images), one + 0.5 * two + 2 * three, atol=1e-5)
+        assert torch.allclose(ensemble(images[2:3]), ensemble(images)[2:3], atol=1e-4)
+    assert (ensemble.input_size, ensemble.fit, ensemble.classes) == (64, plain.fit, CLASSES)
 
 
-def test_votes_of_single_points_count_by_their_root(images):
+def test_a_matcher_counts_by_its_scores(images):
     votes = matcher("nbnn")
-    committee = Committee([votes], [False]).eval()
-    assert votes(images).sum() > 0 and torch.allclose(committee(images), votes(images).sqrt())
+    ensemble = Ensemble([votes], [False]).eval()
+    assert votes(images).sum() > 0 and torch.allclose(ensemble(images), votes(images).log_softmax(1))
 
 
-def test_a_member_that_knows_nothing_is_not_heard():
+def test_a_member_that_knows_nothing_gets_little_weight():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat(60)
     good = functional.one_hot(labels, 3) * 2.0 + torch.randn(180, 3, generator=generator)
     wild = 5 * torch.randn(180, 3, generator=generator)
-    committee = Committee([network(0), network(1)], [False, False])
+    ensemble = Ensemble([network(0), network(1)], [False, False])
     seen = Features(torch.cat([good.log_softmax(1), wild.log_softmax(1)], 1), torch.ones(180, dtype=torch.bool))
-    before = committee.classify(seen).argmax(1).eq(labels).float().mean()
-    committee.tune(seen, labels)
-    after = committee.classify(seen).argmax(1).eq(labels).float().mean()
-    assert committee.weights[1] <= committee.weights[0] / 4 and after > before + 0.1
+    before = ensemble.classify(seen).argmax(1).eq(labels).float().mean()
+    ensemble.tune(seen, labels)
+    after = ensemble.classify(seen).argmax(1).eq(labels).float().mean()
+    assert ensemble.weights[1] <= ensemble.weights[0] / 4 and after > before + 0.1
 
 
-def test_a_checkpoint_holds_the_whole_committee(images, tmp_path):
-    committee = Committee([network(0), network(1, 64), matcher()], [True, False, False]).eval()
-    committee.weights.copy_(torch.tensor([1.0, 0.25, 4.0]))
-    path = training.save_checkpoint(committee, tmp_path / "c.safetensors", History.from_dict(
+def test_a_checkpoint_holds_the_whole_ensemble(images, tmp_path):
+    ensemble = Ensemble([network(0), network(1, 64), matcher()], [True, False, False]).eval()
+    ensemble.weights.copy_(torch.tensor([1.0, 0.25, 4.0]))
+    path = training.save_checkpoint(ensemble, tmp_path / "c.safetensors", History.from_dict(
         {"epochs": [{"epoch": 1, "loss": 1.0}], "best_epoch": 1, "seconds": 1.0}), size=64, fit="crop")  # fmt: skip
     loaded, _, _ = training.load_checkpoint(path)
     with torch.inference_mode():
-        assert torch.allclose(loaded(images), committee(images), atol=1e-6)
+        assert torch.allclose(loaded(images), ensemble(images), atol=1e-6)
     assert loaded.weights.tolist() == [1.0, 0.25, 4.0] and loaded.input_size == 64
     assert [m.input_size for m in loaded.members] == [48, 64, 64]
 
 
 def test_what_does_not_fit_together_is_refused():
-    with pytest.raises(UsageError, match="needs one flip for each"):
-        Committee([], [])
+    with pytest.raises(UsageError, match="needs one flip per member"):
+        Ensemble([], [])
     other = models.build("image", ["a", "b"], backbone="shufflenet_v2_x1_0", weights=None)
     with pytest.raises(UsageError, match="different classes"):
-        Committee([network(0), other], [False, False])
+        Ensemble([network(0), other], [False, False])
     reads = models.build("text", CLASSES, text_encoder="char_ngrams")
     with pytest.raises(UsageError, match="reads texts"):
-        Committee([reads], [False])
+        Ensemble([reads], [False])
     with pytest.raises(UserError, match="got none"):
-        Committee([network(0)], [False]).classify(None)
+        Ensemble([network(0)], [False]).classify(None)

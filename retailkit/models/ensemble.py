@@ -1,0 +1,123 @@
+"""An ensemble: the weighted sum of the log-probabilities of networks and of the scores of keypoint matchers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retailkit.config import UsageError, UserError
+from retailkit.models.pooling import Features
+
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # values that `Ensemble.tune` tries for each member
+ROUNDS = 3
+
+
+class Ensemble(nn.Module):
+    """Add up the log-probabilities of members that see the same image, each at its own input size.
+
+    The softmax of the sum is the normalised product of the members' probabilities, each raised to its weight (Kittler
+    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image. The class
+    has the part of the interface of `ProductClassifier` that needs neither gradients nor texts. Members are trained
+    before they join.
+
+    Args:
+        members: models of the same classes in the same order, each with its `input_size` set.
+        flips: which members also see the mirror image.
+
+    Attributes:
+        build_args: JSON-able arguments from which `models.rebuild` makes the same architecture.
+        classes: names; a logit's index is an index into them.
+        weights: (M,) of the members; all 1 until `tune` chooses them or you set them.
+        input_size: side in pixels of the images it expects: the largest of the members'.
+        fit: how images are best brought to that square.
+
+    Raises:
+        UsageError: no members, members of other classes, or members that read texts.
+    """
+
+    modalities = ("image",)
+    image_encoder = text_encoder = pooling = None
+
+    def __init__(self, members: Sequence[nn.Module], flips: Sequence[bool]) -> None:
+        super().__init__()
+        if not members or len(flips) != len(members):
+            raise UsageError(f"{len(members)} members and {len(flips)} flips; an ensemble needs one flip per member")
+        for member in members:
+            if list(member.classes) != list(members[0].classes):
+                raise UsageError("the members have different classes; train them on the same data")
+            if member.modalities != ("image",):
+                raise UsageError("a member reads texts; an ensemble is made of image models")
+        self.members, self.flips, self.classes = nn.ModuleList(members), list(flips), list(members[0].classes)
+        # Where weights came from does not belong to the architecture: a loaded and a trained member are the same.
+        none = {"weights": None, "text_weights": None}
+        described = [
+            {**m.build_args, **{k: v for k, v in none.items() if k in m.build_args}, "size": m.input_size, "flip": f}
+            for m, f in zip(members, flips, strict=True)
+        ]
+        self.build_args: dict[str, Any] = {"name": "ensemble", "classes": self.classes, "members": described}
+        self.input_size, self.fit = max(m.input_size for m in members), members[0].fit
+        self.register_buffer("weights", torch.ones(len(members)))
+
+    def encode_image(self, images: Tensor) -> Features:
+        """Return the log-probabilities (B,M*K) of all members side by side, for images (B,3,H,W) in [0,1]."""
+        parts = [self._log_probs(m, flip, images) for m, flip in zip(self.members, self.flips, strict=True)]
+        values = torch.cat([part.float() for part in parts], 1)
+        return Features(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
+
+    encode_frozen = encode_image
+
+    def pool(self, frozen: Features) -> Features:
+        """Return what `encode_frozen` gave: there is nothing left to learn."""
+        return frozen
+
+    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
+        """Return logits (B,K): the weighted sum over the members."""
+        if image_features is None:
+            raise UserError("nothing to classify: this model uses images, and got none")
+        return torch.einsum("bmk,m->bk", self._by_member(image_features), self.weights)
+
+    def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
+        """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
+        return self.classify(self.encode_image(images))
+
+    @torch.no_grad()
+    def tune(self, encoded: Features, labels: Tensor) -> None:
+        """Choose the weights that classify most of the given images correctly; no member may have learned from them.
+
+        Ties go to the weights with the lowest cross entropy. Coordinate search: one weight after the other over
+        `WEIGHTS`, for `ROUNDS` rounds.
+
+        Args:
+            encoded: what `encode_image` gave.
+            labels: (B,) of the images.
+        """
+        log_probs = self._by_member(encoded)
+        weights = torch.ones(len(self.members), device=log_probs.device)
+        for _, m in itertools.product(range(ROUNDS), range(len(self.members))):
+            tried = weights.repeat(len(WEIGHTS), 1)
+            tried[:, m] = torch.tensor(WEIGHTS, device=log_probs.device)
+            logits = torch.einsum("bmk,tm->tbk", log_probs, tried)
+            quality = [
+                (int((z.argmax(1) == labels).sum()), -float(functional.cross_entropy(z, labels))) for z in logits
+            ]
+            weights = tried[quality.index(max(quality))]
+        self.weights.copy_(weights)
+
+    def _by_member(self, encoded: Features) -> Tensor:
+        return encoded.values.view(len(encoded.values), len(self.members), len(self.classes))
+
+    def _log_probs(self, member: nn.Module, flip: bool, images: Tensor) -> Tensor:
+        resized = _resized(images, member.input_size)
+        log_probs = member(resized).log_softmax(1)
+        return (log_probs + member(resized.flip(-1)).log_softmax(1)) / 2 if flip else log_probs
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size:
+        return images
+    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -1,0 +1,194 @@
+"""Recipes: the best recognisers that packaged weights allow, as data. `retailkit train --preset NAME` follows one."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from retailkit import data as datasets
+from retailkit import training
+from retailkit.config import UserError, pick
+from retailkit.data.table import ProductData, ProductDataset
+from retailkit.models.ensemble import Ensemble
+from retailkit.models.pooling import Features
+from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
+
+_FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
+_PROBE = {"epochs": 60, "batch_size": 128}
+_PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble.
+
+    Attributes:
+        model: name for `models.build`.
+        options: of `models.build`.
+        size: side of its images in pixels.
+        config: fields of `training.TrainConfig`.
+        flip: it also sees the mirror image.
+        weight: in the ensemble.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    size: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    flip: bool = False
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        if self.model == "matching":
+            return "SIFT matching"
+        if self.model == "nbnn":
+            return "SIFT nearest-neighbour votes"
+        how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
+        views = f", {self.config['views']} views" if "views" in self.config else ""
+        return f"{self.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the ensemble for one data set is trained.
+
+    Attributes:
+        dataset: name in `data.DATASETS`.
+        learn_from: splits that the final members learn from. Every choice was made before, with `val` held out.
+        members: of the ensemble.
+        data_options: options of the data set's reader.
+    """
+
+    dataset: str
+    learn_from: tuple[str, ...]
+    members: tuple[Member, ...]
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+RECIPES = {
+    "grocery_best": Recipe(
+        "grocery_store",
+        ("train", "val"),
+        (
+            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
+            Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
+            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.0625),
+        ),
+    ),
+    "grozi_best": Recipe(
+        "grozi120",
+        ("train",),
+        (
+            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS, weight=0.5),
+            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS),
+            Member("matching", {"keypoints": 200}, 240, weight=0.5),
+            Member("nbnn", {"keypoints": 200}, 240, weight=8.0),
+        ),
+    ),
+    "synthetic_best": Recipe(
+        "synthetic",
+        ("train",),
+        (
+            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS | {"views": 3}),
+            Member("matching", {"keypoints": 200}, 240, weight=2.0),
+        ),
+        {"regime": "packshot"},
+    ),
+}
+
+
+def load(name: str, root: str | Path | None = None) -> ProductData:
+    """Load the data set of a recipe."""
+    recipe = RECIPES[pick(RECIPES, name, "preset")]
+    return datasets.load(recipe.dataset, root, **recipe.data_options)
+
+
+def spec(
+    recipe: Recipe, member: Member, root: str | Path | None, seed: int, finetune: Mapping[str, Any] | None = None
+) -> TrainSpec:
+    """Return the training run of one member; see `fit`."""
+    changes = (finetune or {}) if member.config.get("mode") == "finetune" else {}
+    config = TrainConfig(**{**member.config, **changes, "seed": seed})
+    where = {"dataset": recipe.dataset, "root": str(root) if root else None}
+    return TrainSpec(**where, model=member.model, model_options=dict(member.options), size=member.size, config=config)
+
+
+def fit(
+    name: str,
+    root: str | Path | None = None,
+    seed: int = 0,
+    hold_out: bool = False,
+    data: ProductData | None = None,
+    finetune: Mapping[str, Any] | None = None,
+) -> tuple[Ensemble, History, dict[str, Any]]:
+    """Train the ensemble of a recipe; finished members are loaded and an interrupted training goes on.
+
+    Args:
+        name: key of `RECIPES`.
+        root: folder of its data set; None takes the default.
+        seed: of weights, order and augmentation.
+        hold_out: the members learn from `train` alone and their weights are chosen on `val`. Otherwise they learn from
+            all splits of `learn_from` and have the weights of the recipe.
+        data: the data set, if it is loaded already.
+        finetune: fields of `TrainConfig` that fine-tuned members get instead of the recipe's, such as fewer epochs.
+
+    Returns:
+        The ensemble, the epochs of all members (column `member`), and facts for the checkpoint: input size, fit,
+        seconds of each member, and the peak memory of the process in MB.
+
+    Raises:
+        UserError: the data set has no `val` to hold out.
+    """
+    recipe = RECIPES[pick(RECIPES, name, "preset")]
+    data = data or load(name, root)
+    if hold_out and "val" not in data.splits:
+        raise UserError(f"{data.name!r} has no split 'val' to hold out; train without it")
+    learned = data if hold_out else _as_train(data, recipe.learn_from)
+    members, histories = [], []
+    for number, member in enumerate(recipe.members, 1):
+        print(f"member {number} of {len(recipe.members)}: {member}")
+        model, history = training.fit_or_load(spec(recipe, member, root, seed, finetune), learned)
+        model.input_size = member.size
+        members.append(model)
+        histories.append(history)
+    ensemble = Ensemble(members, [member.flip for member in recipe.members]).eval()
+    ensemble.weights.copy_(torch.tensor([member.weight for member in recipe.members]))
+    started = time.monotonic()
+    if hold_out:
+        encoded = log_probs(ensemble, data.split("val", ensemble.input_size))
+        ensemble.tune(encoded.image, encoded.labels)
+    seconds = [history.seconds for history in histories]
+    epochs = [history.epochs.assign(member=number) for number, history in enumerate(histories)]
+    whole = History(pd.concat(epochs, ignore_index=True), 0, sum(seconds) + time.monotonic() - started)
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss`
+    facts = {
+        "preset": name,
+        "hold_out": hold_out,
+        "size": ensemble.input_size,
+        "fit": data.fit,
+        "seconds_of_members": seconds,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+    }
+    return ensemble, whole, facts
+
+
+def log_probs(ensemble: Ensemble, photos: ProductDataset) -> EncodedDataset:
+    """Return what `ensemble.encode_image` gives of a split; the cache holds the log-probabilities of each member."""
+    singles = [Ensemble([m], [f]).eval() for m, f in zip(ensemble.members, ensemble.flips, strict=True)]
+    parts = [training.encode_cached(single, photos, 1, TrainConfig()) for single in singles]
+    values = torch.cat([part.image.values for part in parts], 1)
+    return EncodedDataset(Features(values, parts[0].image.available), None, parts[0].labels, parts[0].rows)
+
+
+def _as_train(data: ProductData, splits: tuple[str, ...]) -> ProductData:
+    """Return some splits as the training split and nothing else, so that no other image chooses an epoch."""
+    kept = data.select(data.table["split"].isin(splits).to_numpy())
+    return replace(kept, table=kept.table.assign(split="train"))

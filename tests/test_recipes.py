@@ -1,0 +1,109 @@
+"""Recipes on a small set of drawn images: which photos each member learns from, and what a second call does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from retailkit import recipes, training
+from retailkit.config import UsageError, UserError
+from retailkit.data.table import COLUMNS, ProductData
+from retailkit.models.encoders import BACKBONES
+from retailkit.recipes import RECIPES, Member, Recipe
+from retailkit.training import TrainConfig
+
+TUNED = {"mode": "finetune", "epochs": 1, "batch_size": 8}
+SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for label, shade in (("dark", 40), ("light", 200)):
+        for split, count in (("train", 6), ("val", 4), ("test", 3)):
+            for i in range(count):
+                path = tmp_path / f"{label}_{split}_{i}.png"
+                Image.fromarray(np.clip(shade + rng.normal(0, 30, (48, 48, 3)), 0, 255).astype(np.uint8)).save(path)
+                rows.append({"image": str(path), "label": label, "split": split})
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS).fillna("")
+    return ProductData("drawn", table, ["dark", "light"], {})
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A recipe of two members; the list receives the splits that each training used."""
+    members = (Member("image", SMALL, 48, TUNED, flip=True, weight=0.5), Member("matching", {}, 64, weight=2.0))
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("drawn", ("train", "val"), members))
+    used, fit = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **k: (used.append((a[1], a[2])), fit(*a, **k))[1])
+    return used
+
+
+def test_the_final_members_learn_from_all_named_splits_and_never_from_test(data, tiny):
+    ensemble, history, facts = recipes.fit("tiny", data=data)
+    for train, val in tiny:
+        assert set(train.table["image"].str.extract(r"_(train|val|test)_")[0]) == {"train", "val"} and val is None
+    assert ensemble.weights.tolist() == [0.5, 2.0] and facts["hold_out"] is False and len(tiny) == 2
+    assert (facts["size"], len(facts["seconds_of_members"]), list(history.epochs["member"])) == (64, 2, [0])
+    assert facts["megabytes"] > 100
+
+
+def test_images_that_are_not_to_be_learned_from_choose_no_epoch(data, tiny, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", replace(RECIPES["tiny"], learn_from=("train",)))
+    recipes.fit("tiny", data=data)
+    assert [val for _, val in tiny] == [None, None]
+
+
+def test_held_out_images_choose_the_weights_and_teach_nothing(data, tiny):
+    ensemble, _, facts = recipes.fit("tiny", hold_out=True, data=data)
+    for train, val in tiny:
+        assert train.table["image"].str.contains("_train_").all() and val.table["image"].str.contains("_val_").all()
+    assert facts["hold_out"] is True and ensemble.weights.tolist() != [0.5, 2.0]
+
+
+def test_a_second_call_trains_nothing_and_gives_the_same(data, tiny):
+    first, second = (recipes.fit("tiny", data=data)[0] for _ in range(2))
+    image = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert len(tiny) == 2 and torch.equal(first(image), second(image))
+    recipes.fit("tiny", seed=1, data=data)
+    assert len(tiny) == 4
+
+
+def test_log_probs_of_a_loaded_member_come_from_the_cache(data, tiny, monkeypatch):
+    photos, encoded = data.split("test", 64), []
+    ensemble = recipes.fit("tiny", data=data)[0]
+    first = recipes.log_probs(ensemble, photos)
+    direct, kept = training.evaluate(ensemble, photos), training.evaluate(ensemble, first)
+    assert np.allclose(direct.probs, kept.probs, atol=1e-4)
+    monkeypatch.setattr(training, "encode", lambda *a, **k: encoded.append(a))
+    again = recipes.log_probs(recipes.fit("tiny", data=data)[0], photos)
+    assert not encoded and torch.equal(first.image.values, again.image.values)
+
+
+def test_errors_say_what_to_do(data, tiny):
+    with pytest.raises(UsageError, match="grocery_best"):
+        recipes.fit("grocery_bets", data=data)
+    left = replace(data, table=data.table[data.table["split"] != "val"])
+    with pytest.raises(UserError, match="no split 'val' to hold out"):
+        recipes.fit("tiny", hold_out=True, data=left)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_need_no_download_and_no_test_split(name):
+    recipe = RECIPES[name]
+    assert "test" not in recipe.learn_from
+    if recipe.dataset == "grozi120":
+        assert recipe.learn_from == ("train",), "photos of shelves never teach"
+    for member in recipe.members:
+        TrainConfig(**member.config)
+        if backbone := member.options.get("backbone"):
+            assert next(iter(BACKBONES[backbone].weights.values())).package
