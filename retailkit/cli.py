@@ -14,12 +14,8 @@ from typing import Annotated
 
 import typer
 
-<<<<<<< HEAD
 from retailkit.cache import replacing
-from retailkit.config import PRESETS, PROFILES, UsageError, UserError, pick
-=======
-from retailkit.config import PROFILES, UsageError, UserError, pick, replacing
->>>>>>> f2cf39b (Ensembles and recipes in place of committees and presets; matching scores are no probabilities; unused options of LCA and NTS-Net go)
+from retailkit.config import PROFILES, UsageError, UserError, pick
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
