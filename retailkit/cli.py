@@ -302,9 +302,10 @@ def explain(
 
     Example: `retailkit explain shelf.jpg --checkpoint model.safetensors --output why.html`
     """
-    from retailkit import plots, training
+    from retailkit import training
     from retailkit.data import folder, ocr
     from retailkit.explain import lime
+    from retailkit.widgets.page import explanation_page
 
     if output.suffix not in (".html", ".safetensors"):
         raise UsageError(f"output={output} has an unknown suffix; use .html or .safetensors")
@@ -317,7 +318,7 @@ def explain(
     found = lime.explain(model, sample.image, sample.words, budget=budget, **chosen)
     if output.suffix == ".html":
         with replacing(output) as draft:
-            draft.write_text(plots.explanation_page(found), encoding="utf-8")
+            draft.write_text(explanation_page(found, sample.image), encoding="utf-8")
     else:
         found.save(output)
     _report(_said(found) | {"output": str(output)}, json_line)

@@ -291,7 +291,8 @@ def intervals(
     several = len(names) < len(table)
     groups = table.assign(_kind=kind).groupby("_kind", sort=False)
     for (key, part), shift in zip(groups, np.linspace(-0.14, 0.14, len(groups)), strict=True):
-        (colour, marker), y = looks.get(key, (QUIET, ".")), np.array([names.index(n) for n in part["name"]]) + several * shift
+        colour, marker = looks.get(key, (QUIET, "."))
+        y = np.array([names.index(name) for name in part["name"]]) + several * shift
         ax.hlines(y, part["low"], part["high"], color=colour, linewidth=2)
         ax.plot(part[value], y, marker, color=colour, linestyle="none", label=key if by else None)
     if not by:
@@ -403,11 +404,7 @@ def accuracy_grid(table: pd.DataFrame, rows: str, columns: str, ax: Axes | None 
     grid = table.pivot(index=rows, columns=columns, values="accuracy")
     grid = grid.reindex(index=table[rows].unique(), columns=table[columns].unique())
     ax = _axes(ax, (1.6 * grid.shape[1] + 2.5, 0.34 * len(grid) + 1))
-    sns.heatmap(grid, cmap="cividis", vmin=0, vmax=1, annot=True, fmt=".2f", ax=ax, cbar_kws={"label": "accuracy"},
-                annot_kws={"fontsize": 8})  # fmt: skip
-    ax.set(xlabel="", ylabel="")
-    ax.tick_params(axis="y", labelsize=8, rotation=0)
-    return literal(ax)
+    return _heatmap(grid, grid.index, grid.columns, ax, "accuracy", annot=True, fmt=".2f", annot_kws={"fontsize": 8})
 
 
 def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
@@ -416,15 +413,22 @@ def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None, ax: A
     order = np.lexsort((evaluation.classes, families))
     counts = evaluation.confusion[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    ax = _axes(ax, (7.2, 6.4))
-    labels = [evaluation.classes[i].title() for i in order] if len(order) <= 40 else False
-    sns.heatmap(shares, cmap="cividis", vmin=0, vmax=1, square=True, ax=ax, xticklabels=False, yticklabels=labels,
-                cbar_kws={"label": "share of the true class", "shrink": 0.7})  # fmt: skip
+    labels = [evaluation.classes[i].title() for i in order] if len(order) <= 40 else []
+    ax = _heatmap(shares, labels, [], _axes(ax, (7.2, 6.4)), "share of the true class", square=True)
     for family in np.unique(families[families != ""]):
         start, length = np.flatnonzero(families[order] == family)[0], int((families == family).sum())
         _rectangle((start, start, start + length, start + length), ax, fill=False, edgecolor="white", linewidth=1.6)
-    ax.tick_params(axis="y", labelsize=7)
     ax.set(xlabel="predicted", ylabel="true")
+    return ax
+
+
+def _heatmap(values: Any, rows: Sequence[str], columns: Sequence[str], ax: Axes, label: str, **options: Any) -> Axes:
+    """Draw shares as a heat map. Names are set here, since seaborn measures its own before they can be made literal."""
+    sns.heatmap(values, cmap="cividis", vmin=0, vmax=1, ax=ax, xticklabels=False, yticklabels=False,
+                cbar_kws={"label": label}, **options)  # fmt: skip
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    ax.set(xlabel="", ylabel="")
     return literal(ax)
 
 
@@ -484,7 +488,7 @@ def attribution(
         attr: (H,W) signed.
         ax: where to draw.
         limit: value of the full colour on both sides; None takes the strength that one pixel in 200 exceeds, so that a
-            few extreme pixels do not pale all others. Share it across a grid of one unit.
+            few extreme pixels do not pale all others. Share it across a grid.
         title: above the image.
         blur: standard deviation in pixels by which the map is blurred first: gradients of single pixels are too fine
             to see. A blur keeps signs, so that neighbours of opposite signs cancel.

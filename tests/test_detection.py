@@ -4,6 +4,7 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -444,13 +445,15 @@ def test_a_missing_file_no_json_and_an_unknown_region_say_so(tmp_path):
 
 
 def test_scenes_curves_and_intervals_are_drawn(scenes, maps, tmp_path):
-    ax = plots.scene(scenes.image(0), scenes.boxes[0], scenes.labels[0], scenes.classes)
+    ax = plots.boxes(scenes.image(0), scenes.boxes[0], scenes.labels[0], scenes.classes)
     assert len(ax.patches) == len(ax.texts) == len(scenes.boxes[0])
     _, history = detection.fit(scenes, TINY, maps, path=tmp_path / "a.pt")
-    axes = plots.loss_curves({"with": history, "without": history}, detection.LOSSES, plt.subplots(1, 4)[1])
-    assert [len(ax.lines) for ax in axes] == [2] * 4 and axes[1].get_title() == "rpn box reg"
+    runs, losses = {"with": history, "without": history}, dict.fromkeys(detection.LOSSES, "loss")
+    axes = plots.learning_curves(runs, losses, plt.subplots(1, 4)[1], "step", smooth=0.05)
+    assert [len(ax.lines) for ax in axes] == [2] * 4
     table = detection.precision_by_class([invented(1)[1]], invented(1)[0], draws=20)
-    ax = plots.side_by_side({"with": table, "without": table.query("name == 'a'")}, "ap", "AP")
+    both = pd.concat([table.assign(run="with"), table.query("name == 'a'").assign(run="without")])
+    ax = plots.intervals(both, "ap", "AP", "run")
     assert [len(line.get_xdata()) for line in ax.lines] == [2, 1]
     plt.close("all")
 

@@ -120,7 +120,8 @@ DRIVE_EXPLORERS = """
 def drive_explorers():
     import gc
     import ipywidgets
-    from retailkit.widgets.explorer import Explorer, png
+    from retailkit.plots import png
+    from retailkit.widgets.explorer import Explorer
 
     explorers = [thing for thing in gc.get_objects() if type(thing) is Explorer]
     for explorer in explorers:

@@ -6,7 +6,7 @@ An explorer (`explorer`) wires controls to one function that draws a figure. The
 outside.
 """
 
-from retailkit.widgets.explorer import Explorer, control, explorer, png
+from retailkit.widgets.explorer import Explorer, control, explorer
 from retailkit.widgets.tool import ExplanationTool, explanation_tool
 
-__all__ = ["ExplanationTool", "Explorer", "control", "explanation_tool", "explorer", "png"]
+__all__ = ["ExplanationTool", "Explorer", "control", "explanation_tool", "explorer"]

@@ -1,27 +1,19 @@
 """Explorers for notebooks: controls wired to one pure function that draws a figure.
 
-The picture sits in an `Image` widget that `observe` refreshes: no `Output` widget and no `interact`, which can hang a
-headless run.
+The figure is shown in an `Image` widget that `observe` refreshes. There is no `Output` widget and no `interact`: with
+those, one headless run in about fifty never ends.
 """
 
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as W
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-
-def png(figure: Figure, dpi: int = 80) -> bytes:
-    """Return `figure` as PNG bytes and close it."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
-    plt.close(figure)
-    return stream.getvalue()
+from retailkit.plots import png
 
 
 def control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
@@ -42,10 +34,10 @@ def control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
 
 
 class Explorer(W.VBox):
-    """Controls above a picture; see `explorer`.
+    """Controls above a figure; see `explorer`.
 
     Attributes:
-        controls: name -> widget; set `.value` to drive the explorer from code.
+        controls: name -> widget; setting `.value` drives the explorer from code.
         picture: the `Image` widget.
         message: the `HTML` widget that names an error instead of hiding it.
     """
@@ -58,7 +50,7 @@ class Explorer(W.VBox):
             widget.observe(self.refresh, names="value")
         bar = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
         super().__init__([bar, self.message, self.picture])
-        self.draw()  # an error in the first picture fails the notebook
+        self.draw()  # an error in the first figure fails the notebook
 
     def draw(self) -> None:
         """Draw with the controls' present values."""
@@ -77,7 +69,7 @@ def explorer(render: Callable[..., Figure], **values: Sequence[Any] | bool) -> E
     """Return controls wired to `render`, a pure function of them that returns a Figure.
 
     Args:
-        render: called with one keyword a control.
+        render: called with one keyword per control.
         **values: what each control offers; see `control`.
     """
     return Explorer(render, {name: control(name, offered) for name, offered in values.items()})

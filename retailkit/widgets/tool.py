@@ -24,11 +24,11 @@ from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductData
 from retailkit.explain.aggregate import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
+from retailkit.plots import png
 from retailkit.widgets import controls, documents, views
 from retailkit.widgets import desk as desks
 from retailkit.widgets.desk import SIDE_BY_SIDE, Change, Desk, Photo
 from retailkit.widgets.documents import VIEWS
-from retailkit.widgets.explorer import png
 from retailkit.widgets.picture import Picture
 from retailkit.widgets.state import FRESH, State
 

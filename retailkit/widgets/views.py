@@ -509,7 +509,7 @@ def why_figure(explained: Mapping[str, tuple[Tensor, LocalExplanation]]) -> Figu
         probability = explanation.probs[explanation.explained[0]]
         title = (name, explanation.question, f"p = {probability:.2f}")
         top.set_title("\n".join(textwrap.fill(line, 40) for line in title), fontsize=9)
-        plots.word_bars(explanation, 0, below, strongest(explanation) or None)
+        plots.word_bars(explanation, 0, below)
     return figure
 
 
@@ -535,7 +535,7 @@ def what_if_figure(
     """
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), width_ratios=(1, 1, 1.3))
     for ax, pixels, title, text in zip(axes, pictures, ("as it is", "what if"), texts, strict=False):
-        plots.picture(pixels, title, ax)
+        plots.image(pixels, title, ax)
         ax.set_xlabel("\n".join(_lines(text, 330, 3)), fontsize=7)
     names = [name for name in before if name in after]
     for number, name in enumerate(names):

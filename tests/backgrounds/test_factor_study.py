@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retailkit import models, plots, training
+from retailkit import models, training
 from retailkit.backgrounds import Scenes, apply_variant, degrade, factor_study
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import COLUMNS, ProductData
@@ -176,18 +176,3 @@ def test_published_changes_are_printed_as_they_are_given():
     assert factor_study.published("only_fg") == "+0.03" and factor_study.published(None) == ""
     with pytest.raises(UsageError, match="generic_paste"):
         factor_study.published("generic_past")
-
-
-def test_figures_of_the_study_draw_every_bound_network_and_history():
-    table = pd.DataFrame({"reach": [0.1, 0.2], "accuracy": [0.6, 0.5], "low": [0.5, 0.4], "high": [0.7, 0.6]})
-    bounds = {"upper": {"accuracy": 0.8, "low": 0.7, "high": 0.9}, "lower": {"accuracy": 0.3, "low": 0.2, "high": 0.4}}
-    ax = plots.between_bounds(table, "reach", "reach", bounds)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["upper", "lower"]
-    assert [line.get_ydata()[0] for line in ax.lines[:2]] == [0.8, 0.3]
-    gaps = pd.DataFrame({"network": ["a_b", "c"], "accuracy": [0.7, 0.8], "gap": [0.2, 0.1], "low": 0.0, "high": 0.3})
-    assert [text.get_text() for text in plots.gaps(gaps).texts] == ["a b", "c"]
-    axes = plots.plt.subplots(1, 2)[1]
-    history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.3, 0.6]})
-    plots.by_epoch({"one": history, "two": history}, axes)
-    assert [len(ax.lines) for ax in axes] == [2, 2] and axes[1].lines[1].get_ydata()[-1] == 0.6
-    plots.plt.close("all")
