@@ -29,6 +29,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class DataError(UserError):
+    """A data set cannot be read; the message names the file, the row and the cure."""
+
+
 def pick(registry: Iterable[str], name: str, what: str) -> str:
     """Return `name` if `registry` holds it; otherwise say which names it does hold.
 

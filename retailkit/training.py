@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -30,14 +29,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from retailkit import data as datasets
 from retailkit import models
 from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors, replacing
 from retailkit.config import UsageError, UserError, cache_dir, device, pick
-from retailkit.data.conditions import packshot_policy
+from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
 from retailkit.inference import Predictor
 from retailkit.losses import Criterion, criterion
@@ -126,42 +124,6 @@ class History:
     def from_dict(cls, plain: dict[str, Any]) -> History:
         """Read what `to_dict` wrote."""
         return cls(pd.DataFrame(plain["epochs"]), plain["best_epoch"], plain["seconds"])
-
-
-# -- Augmentation: name -> function of the size that returns a random transform, or None for the plain fit.
-
-
-# Erasing leaves words and masks as they are; torchvision warns that this may change one day.
-warnings.filterwarnings("ignore", message=r"RandomErasing\(\) is currently passing through")
-
-
-def _standard(size: int) -> v2.Transform:
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.3, 0.3, 0.3, 0.02),
-            v2.RandomErasing(p=0.25, scale=(0.02, 0.2)),
-        ]
-    )
-
-
-def _light(size: int) -> v2.Transform:
-    # Products carry words: no mirror image, and the crop keeps most of the label.
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), antialias=True),
-            v2.ColorJitter(0.2, 0.2, 0.2, 0.02),
-        ]
-    )
-
-
-AUGMENTATIONS: dict[str, Callable[[int], v2.Transform | None]] = {
-    "none": lambda size: None,
-    "light": _light,
-    "standard": _standard,
-    "packshot": packshot_policy,
-}
 
 
 # -- Encoded splits: what `frozen` mode trains on.

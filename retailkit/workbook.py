@@ -29,6 +29,7 @@ from retailkit import models, training
 from retailkit.config import UsageError, data_root, profile
 from retailkit.data import ocr
 from retailkit.data.table import ProductData, ProductDataset
+from retailkit.data.text import misread
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.models import Features, ProductClassifier
@@ -380,7 +381,7 @@ def one_shot(
         model = models.build(name, data.classes, backbone, freeze=True, **options).eval()
     size = size or model.input_size
     several = data.select(np.repeat(np.arange(len(data)), views))
-    texts = [ocr.misread(text, 0.1 * (k % views > 0), seed + k) for k, text in enumerate(several.table["text"])]
+    texts = [misread(text, 0.1 * (k % views > 0), seed + k) for k, text in enumerate(several.table["text"])]
     several = replace(several, table=several.table.assign(split="train", text=texts))
     training.fit(
         model,

@@ -410,7 +410,7 @@ ANNOTATION = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]}
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"images": [{"id": 7, "file_name": "two.png"}]}, "two.png: no such image"),
+        ({"images": [{"id": 7, "file_name": "two.png"}]}, "two.png: cannot be read"),
         ({"images": [{"id": 7, "file_name": "boxes.json"}]}, "not an image"),
         ({"images": [{"id": 7, "file_name": "one.png", "width": 600, "height": 400}]}, "60x40 pixels but"),
         ({"images": []}, "lists no images"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from retailkit import cli, data, export, models, training
 from retailkit.config import UsageError, UserError
-from retailkit.data.table import read_image
+from retailkit.data.images import read_image
 from retailkit.export import predict
 from retailkit.metrics import Evaluation
 
@@ -94,7 +94,7 @@ def test_a_network_with_lca_is_exported_as_well(shop, tmp_path):
     assert export.export(path, tmp_path / "out", "folder", shop)["difference_from_pytorch"]["predict.py"] < 1e-4
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", "squeeze"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_the_program_prepares_photos_bit_by_bit_as_the_data_set_does(shop, fit):
     preparation = export.preprocessing(network(), SIDE, fit)
     part = data.load("folder", shop).split("test", SIDE, fit)

@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 
 from retailkit.cache import replacing
 from retailkit.config import UsageError, cache_dir, pick
-from retailkit.data.table import DataError, ProductData, read_image
+from retailkit.data.images import read_image
+from retailkit.data.table import DataError, ProductData
 
 ROUNDS = 5  # of GrabCut
 RETRIES = 10

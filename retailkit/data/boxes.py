@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from retailkit.config import pick
-from retailkit.data.table import DataError, read_image
+from retailkit.data.images import read_image
+from retailkit.data.table import DataError
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 NEEDED = {

@@ -1,7 +1,7 @@
 """Capture conditions: front, side, dark and blurry, as source 2 tests them, and how severe they are.
 
 Table 3 of *Fine-grained Retail Goods Recognition* photographs each product under four conditions. A condition here
-is a function of a picture that always gives the same result for the same picture, applied to test pictures only.
+is a function of a image that always gives the same result for the same image, applied to test images only.
 
 - `blurry`: 3 % of the original's pixels and at most 80 pixels on the longer side (the paper's own figures): a loss of
   resolution, not a smear. `defocus` and `motion` are kept beside it.
@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from retailkit.config import UsageError, pick
 
@@ -35,7 +30,7 @@ MOTION = (0.02, 0.04, 0.07, 0.10, 0.15)  # length, in shares of the longer side
 
 
 def front(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the picture as it is."""
+    """Return the image as it is."""
     return image
 
 
@@ -107,7 +102,7 @@ MOVES_PIXELS = {"side"}
 
 
 def apply_condition(image: np.ndarray, name: str, level: int = 3) -> np.ndarray:
-    """Return a picture as taken under a condition; the same picture always gives the same result.
+    """Return a image as taken under a condition; the same image always gives the same result.
 
     Args:
         image: (H,W,3) uint8 RGB.
@@ -127,7 +122,7 @@ def apply_condition(image: np.ndarray, name: str, level: int = 3) -> np.ndarray:
 
 
 def _to_linear(image: np.ndarray) -> np.ndarray:
-    """Return linear light in [0,1] of an sRGB picture (IEC 61966-2-1)."""
+    """Return linear light in [0,1] of an sRGB image (IEC 61966-2-1)."""
     value = image.astype(np.float32) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
@@ -136,71 +131,3 @@ def _from_linear(linear: np.ndarray) -> np.ndarray:
     linear = np.clip(linear, 0, 1)
     value = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(255 * value).astype(np.uint8)
-
-
-# -- From packshots to shelves: what source 1 does to its few clean training pictures.
-
-
-@dataclass(frozen=True)
-class OnShelf:
-    """Put a product with a mask in front of a rendered shelf, `share` of the time."""
-
-    share: float = 0.5
-    side: int = 224
-
-    def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
-        """Return the parts of a sample with another background; unchanged without a mask."""
-        if "mask" not in parts or torch.rand(()) >= self.share:
-            return parts
-        from retailkit.data.synthetic.shelf import DEPARTMENTS, SHELVES, shelf
-
-        department = DEPARTMENTS[int(torch.randint(len(DEPARTMENTS), ()))]
-        canvas = shelf(department, int(torch.randint(SHELVES, ())), self.side)[..., :3]
-        image = parts["image"]
-        background = v2.functional.resize(
-            v2.RandomCrop(self.side)(torch.from_numpy(canvas).permute(2, 0, 1)), list(image.shape[-2:]), antialias=True
-        )
-        joined = torch.where(
-            parts["mask"].as_subclass(torch.Tensor).bool(), image.as_subclass(torch.Tensor), background
-        )
-        return parts | {"image": tv_tensors.wrap(joined, like=image)}
-
-
-@dataclass(frozen=True)
-class LoseResolution:
-    """Bring the picture down to between `least` of its side and all of it, and up again, `share` of the time."""
-
-    share: float = 0.3
-    least: float = 0.25
-
-    def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
-        """Return the parts of a sample with a coarser image."""
-        if torch.rand(()) >= self.share:
-            return parts
-        image = parts["image"]
-        scale = self.least + (1 - self.least) * float(torch.rand(()))
-        small = [max(1, round(s * scale)) for s in image.shape[-2:]]
-        coarse = v2.functional.resize(image.as_subclass(torch.Tensor), small, antialias=True)
-        coarse = v2.functional.resize(coarse, list(image.shape[-2:]))
-        return parts | {"image": tv_tensors.wrap(coarse, like=image)}
-
-
-def packshot_policy(size: int) -> v2.Transform:
-    """Return what makes a packshot look like a photo of a shelf (Srivastava 2020, section 4).
-
-    Shelf background (where there is a mask), perspective, low light, blur, loss of resolution and occlusion.
-
-    Args:
-        size: side of the result in pixels.
-    """
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.8, 1.25), antialias=True),  # small pictures are fast
-            OnShelf(),
-            v2.RandomPerspective(0.3, p=0.5, fill={tv_tensors.Image: 128, "others": 0}),
-            v2.ColorJitter((0.4, 1.2), 0.3, 0.3),
-            v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.8))], 0.3),
-            LoseResolution(),
-            v2.RandomErasing(p=0.3, scale=(0.02, 0.15)),
-        ]
-    )

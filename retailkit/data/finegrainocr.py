@@ -89,8 +89,8 @@ def load_finegrainocr(
 
     `text` is the words that Google Vision read, joined by spaces in its order, and the column `words` has them with
     the upright boxes around their quads, clipped to the picture, and a confidence of 1 (the files tell none). A
-    photo without JSON has an empty text. Printed article numbers are in there as read: `ocr.redact_barcodes` and
-    `ocr.redact_words` remove them. Class and file names never become `text`.
+    photo without JSON has an empty text. Printed article numbers are in there as read: `text.redact_barcodes` and
+    `text.redact_words` remove them. Class and file names never become `text`.
 
     Classes are the class folders (GTIN): neither names nor look-alike pairs are published, so `family` is empty.
     `group` is the photos of a class on one day, by the date in the file names. Photos without a split, as the

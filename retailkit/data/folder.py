@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 import zlib
@@ -12,13 +11,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from retailkit.config import UsageError
-from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData
+from retailkit.config import DataError, UsageError
+from retailkit.data import spreadsheet
+from retailkit.data.images import SUFFIXES
+from retailkit.data.table import COLUMNS, SPLITS, ProductData
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers; what starts with a dot as well
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 CURE = "use a folder per class, train/val/test folders with a folder per class, or a CSV with image,label"
+CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 
 
 def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> ProductData:
@@ -32,19 +41,19 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
       `condition` and `group`; paths are relative to the CSV.
 
     Where no split is given, each class is split at random, the same way for the same seed; rows of one `group` stay
-    together. From two images a class on, at least one goes to `test`, from three on one to `val` as well; a
+    together. From two images per class on, at least one goes to `test`, from three on one to `val` as well; a
     class with one image (or one group) is for training only, with a warning.
 
     Args:
         root: folder or CSV.
         val: share of each class for choosing settings, in [0, 1).
-        test: share of each class for the final figure, in [0, 1).
+        test: share of each class for the final result, in [0, 1).
         seed: of the split.
 
     Raises:
         UsageError: the shares leave nothing to train on.
-        DataError: the folder is missing or empty, the CSV lacks a column, or a row names a file that is missing or
-            of an unknown kind; the message names file, row and cure.
+        DataError: the folder is missing or empty, the CSV lacks a column, or rows name files that are missing or of an
+            unknown kind; the message lists every broken row or file, one per line, with its cure.
     """
     root = Path(root)
     if not (val >= 0 and test >= 0 and val + test < 1):
@@ -54,13 +63,11 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
     table = _read_folder(root) if root.is_dir() else _read_csv(root)
     if (table["split"] == "").all():
         table["split"] = split_by_class(table, val, test, seed)
-    classes = sorted(set(table["label"]))
-    learned = set(table.loc[table["split"] == "train", "label"])
-    if learned and (never := sorted(set(classes) - learned)):
-        warnings.warn(f"{_some(never)} never in train, so that no model learns it; add photos", stacklevel=3)
+    _warn_of_doubtful(table)
     hint = f"give {root} images of it, or no splits at all to have them made"
     info = {"licence": "your own", "citation": "", "url": "", "size": f"{len(table)} images"}
-    return ProductData("folder", table, classes, info | {f"missing_{split}": hint for split in SPLITS})
+    info |= {f"missing_{split}": hint for split in SPLITS}
+    return ProductData("folder", table, sorted(set(table["label"])), info)
 
 
 def split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> pd.Series:
@@ -69,36 +76,27 @@ def split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> p
     A class's split depends on its own rows, so a class added later does not move the others. A group that
     holds several classes goes where the first of them (in alphabetical order) puts it.
     """
-    units = table["group"]
-    place: dict[str, str] = {}
-    for label, members in units.groupby(table["label"]):
-        free = [unit for unit in sorted(set(members)) if unit not in place]
+    split_of: dict[str, str] = {}
+    for label, groups in table["group"].groupby(table["label"]):
+        free = [group for group in sorted(set(groups)) if group not in split_of]
         rng = np.random.default_rng([seed, zlib.crc32(str(label).encode())])
-        sizes = members.value_counts()
-        place |= _deal([free[i] for i in rng.permutation(len(free))], sizes, {"test": test, "val": val})
-        if len(sizes) == 1 and val + test > 0 and place[members.iloc[0]] == "train":
-            kind = "image" if len(members) == 1 else "group"
+        sizes = groups.value_counts()
+        split_of |= _fill([free[i] for i in rng.permutation(len(free))], sizes, {"test": test, "val": val})
+        if len(sizes) == 1 and val + test > 0 and split_of[groups.iloc[0]] == "train":
+            kind = "image" if len(groups) == 1 else "group"
             warnings.warn(f"class {label!r} has one {kind}: it is used for training only", stacklevel=3)
-    return units.map(place)
+    return table["group"].map(split_of)
 
 
-def _some(names: Sequence[str], shown: int = 5) -> str:
-    """Return names for a message, the first few of many, and their verb."""
-    listed = ", ".join(repr(name) for name in names[:shown]) + (
-        f" and {len(names) - shown} more" * (len(names) > shown)
-    )
-    return f"{listed} {'is' if len(names) == 1 else 'are'}"
-
-
-def _deal(units: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict[str, str]:
-    """Fill each share in turn, at least one unit where one is left over for training, and train with the rest."""
-    total, place = sum(sizes[unit] for unit in units), {}
+def _fill(groups: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict[str, str]:
+    """Fill each share in turn, with at least one group where one is left over for training, and train with the rest."""
+    total, split_of = sum(sizes[group] for group in groups), {}
     for split, share in shares.items():
         want, have = share * total, 0
-        while share and len(units) > 1 and (have == 0 or have + sizes[units[0]] / 2 <= want):
-            unit = units.pop(0)
-            place[unit], have = split, have + sizes[unit]
-    return place | dict.fromkeys(units, "train")
+        while share and len(groups) > 1 and (have == 0 or have + sizes[groups[0]] / 2 <= want):
+            group = groups.pop(0)
+            split_of[group], have = split, have + sizes[group]
+    return split_of | dict.fromkeys(groups, "train")
 
 
 def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
@@ -119,11 +117,47 @@ def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
     return ProductData("photos", table, list(classes), {"licence": "your own", "citation": "", "url": "", "size": ""})
 
 
+def files_in_csv(path: Path) -> list[Path]:
+    """Return the image and mask files that a CSV names and that are there, sorted.
+
+    Raises:
+        DataError: the CSV cannot be read.
+    """
+    table = spreadsheet.read_table(path)
+    named = {name for column in ("image", "mask") if column in table for name in table[column] if name}
+    return sorted(file for name in named if (file := _file(path, name)).is_file())
+
+
+def _warn_of_doubtful(table: pd.DataFrame) -> None:
+    learned = set(table.loc[table["split"] == "train", "label"])
+    if learned and (never := sorted(set(table["label"]) - learned)):
+        warnings.warn(f"{_some(never)} never in train, so that no model learns it; add photos", stacklevel=4)
+    for column, trouble in (("split", "in more than one split"), ("label", "listed under more than one label")):
+        values = table.groupby("image")[column].nunique()
+        if several := list(values.index[values > 1]):
+            warnings.warn(f"{_some(several, 3)} {trouble}; keep one row for each image", stacklevel=4)
+
+
+def _some(names: Sequence[str], shown: int = 5) -> str:
+    """Return names for a message, the first few of many, and their verb."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{', '.join(repr(name) for name in names[:shown])}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _refuse(problems: Sequence[str], shown: int = 50) -> None:
+    """Raise an error with one line per problem, if there are any."""
+    if len(problems) > shown:
+        problems = [*problems[:shown], f"... and {len(problems) - shown} more"]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+# -- A folder per class.
+
+
 def _read_folder(root: Path) -> pd.DataFrame:
-    splits = [p for p in _folders(root) if p.name.lower() in SPLIT_NAMES and _folders(p)]  # a class holds pictures
-    others = [
-        p.name for p in _folders(root) if p not in splits and any(f.suffix.lower() in SUFFIXES for f in p.rglob("*"))
-    ]
+    splits = [p for p in _folders(root) if p.name.lower() in SPLIT_NAMES and _folders(p)]  # a class holds images
+    others = [p.name for p in _folders(root) if p not in splits and any(_is_image(f) for f in _files_below(p))]
     if splits and others:
         kept = ", ".join(p.name for p in splits)
         raise DataError(f"{root}: {_some(others)} no split, beside {kept}; move it out, or name each photo in a CSV")
@@ -133,92 +167,94 @@ def _read_folder(root: Path) -> pd.DataFrame:
         tables = sorted(root.glob("*.csv"))
         hint = f"point --root at {tables[0]}" if tables else CURE
         raise DataError(f"{root}: no images in class folders; {hint}")
-    return _table(pd.DataFrame(rows))
-
-
-def _folders(root: Path) -> list[Path]:
-    found = sorted(p for p in root.iterdir() if p.is_dir())
-    return [p for p in found if not p.name.startswith(".") and p.name.lower() not in CLUTTER]
+    unknown = [f"{row['image']}: not a known kind of image" for row in rows if not _is_image(Path(row["image"]))]
+    _refuse([f"{line}; {CONVERT}, or move it out of the classes" for line in unknown])
+    return _with_columns(pd.DataFrame(rows))
 
 
 def _read_classes(root: Path, split: str) -> list[dict[str, str]]:
-    """List the images of a folder per class."""
-    rows = []
-    for folder in _folders(root):
-        for at, inner, names in os.walk(folder):
-            inner.sort()
-            for name in sorted(names):
-                if name.startswith(".") or name.lower() in CLUTTER:
-                    continue
-                path = Path(at) / name
-                if path.suffix.lower() not in SUFFIXES:
-                    raise DataError(f"{path}: not a known kind of image; {_convert()}, or move it out of the classes")
-                rows.append({"image": str(path), "label": folder.name, "split": split})
-    return rows
+    """List the files of a folder per class."""
+    if loose := [p.name for p in sorted(root.iterdir()) if p.is_file() and _is_image(p) and not _is_clutter(p.name)]:
+        warnings.warn(f"{root}: {_some(loose)} in no class folder and left out; move it into one", stacklevel=5)
+    return [
+        {"image": str(path), "label": folder.name, "split": split}
+        for folder in _folders(root)
+        for path in _files_below(folder)
+    ]
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not _is_clutter(path.name)]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the files of a folder and of the folders in it, without what file managers hide there."""
+    found = []
+    for at, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not _is_clutter(name))
+        found += [Path(at) / name for name in sorted(names) if not _is_clutter(name)]
+    return found
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+# -- A CSV.
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    table = _parse_csv(path)
-    for column in ("image", "label"):
-        if column not in table:
-            near = difflib.get_close_matches(column, table.columns, n=1, cutoff=0.5)
-            hint = f"rename {near[0]!r}" if near else "add it"
-            raise DataError(f"{path}: no column {column!r} (found: {', '.join(table.columns)}); {hint}")
+    if path.suffix.lower() not in spreadsheet.SUFFIXES:
+        raise DataError(f"{path}: neither a folder nor a CSV; {CURE}")
+    table = spreadsheet.read_table(path, required=("image", "label"))
     if table.empty:
         raise DataError(f"{path}: no rows; add one for each image")
-    for row, entry in zip(table.index, table.to_dict("records"), strict=True):
-        _check_row(path, row + 2, entry)
+    problems = [
+        f"{path} row {number}: {problem}"
+        for number, row in zip(table.index, table.to_dict("records"), strict=True)
+        for problem in _problems(path, row)
+    ]
+    _refuse(problems)
     for column in {"image", "mask"} & set(table.columns):
-        table[column] = [str(path.parent / name) if name else "" for name in table[column]]
+        table[column] = [str(_file(path, name)) if name else "" for name in table[column]]
     if "split" in table:
         table["split"] = table["split"].str.lower().map({"": ""} | SPLIT_NAMES)
-    return _table(table)
+    return _with_columns(table.reset_index(drop=True))
 
 
-def _parse_csv(path: Path) -> pd.DataFrame:
-    """Read any of the usual CSV dialects, everything as text ("NA" is a good label)."""
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise DataError(f"{path}: neither a folder nor a CSV; {CURE}")
-    try:
-        header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-        separator = max(",;\t", key=header.count)
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save the table as CSV UTF-8") from None
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path}: empty; {CURE}") from None
-    except pd.errors.ParserError as error:
-        raise DataError(f"{path}: not a proper CSV ({str(error).strip()}); put texts with commas in quotes") from None
-    table.columns = table.columns.str.strip().str.lower()
-    return table.apply(lambda column: column.fillna("").str.strip())
+def _file(table: Path, name: str) -> Path:
+    """Return the file that a CSV names, also where it writes the path as Windows does."""
+    path, other = table.parent / name, table.parent / name.replace("\\", "/")
+    return other if other.exists() and not path.exists() else path
 
 
-def _check_row(path: Path, row: int, entry: dict[str, str]) -> None:
-    """Check one row of the CSV; `row` counts as spreadsheets do, the header being row 1."""
-    if not entry["label"]:
-        raise DataError(f"{path} row {row}: no label; fill it in or drop the row")
-    if Path(entry["image"]).suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path} row {row}: {entry['image']!r} is not a known kind of image; {_convert()}")
-    for name in filter(None, (entry["image"], entry.get("mask"))):
-        if not (path.parent / name).is_file():
-            raise DataError(f"{path} row {row}: {path.parent / name} is missing; restore it or drop the row")
-    if (split := entry.get("split", "")) and split.lower() not in SPLIT_NAMES:
-        raise DataError(f"{path} row {row}: unknown split {split!r}; use train, val or test")
+def _problems(path: Path, row: dict[str, str]) -> list[str]:
+    """Return what is wrong with a row of the CSV."""
+    found = []
+    if not row["label"]:
+        found.append("no label; fill it in or drop the row")
+    known = _is_image(Path(row["image"]))
+    if not known:
+        found.append(f"{row['image']!r} is not a known kind of image; {CONVERT}")
+    for name in filter(None, (row["image"] if known else "", row.get("mask"))):
+        if not _file(path, name).is_file():
+            found.append(f"{_file(path, name)} is missing; restore it, correct its path below the CSV or drop the row")
+    if (split := row.get("split", "")) and split.lower() not in SPLIT_NAMES:
+        found.append(f"unknown split {split!r}; use train, val or test")
+    return found
 
 
-def _table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Bring a frame to the contract's columns.
+def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Bring a table to the contract's columns.
 
     A row without a split among rows with one is for training; one without a group is a group of its own.
     """
-    frame = frame.reindex(columns=list(COLUMNS)).astype(object).fillna("")
-    frame["group"] = frame["group"].where(frame["group"] != "", frame["image"])
-    if (frame["split"] != "").any():
-        frame["split"] = frame["split"].replace("", "train")
-    return frame
-
-
-def _convert() -> str:
-    return f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
+    table = table.reindex(columns=list(COLUMNS)).astype(object).fillna("")
+    table["group"] = table["group"].where(table["group"] != "", table["image"])
+    if (table["split"] != "").any():
+        table["split"] = table["split"].replace("", "train")
+    return table

@@ -68,7 +68,7 @@ def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductDat
         "missing_test": f"{root / variant / 'val'} is not there; {cure}",
     }
     # The paper shows the released pictures whole: they are 224 px wide and high, and no rim is cut off.
-    return ProductData("imagenet9", table, sorted(set(table["label"])), IMAGENET9 | hints, fit="squeeze")
+    return ProductData("imagenet9", table, sorted(set(table["label"])), IMAGENET9 | hints, fit="stretch")
 
 
 def _read_split(root: Path, variant: str, folder: str) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """The contract of a data set: a table, its classes, and the samples and batches made from them.
 
-A data set is a pandas table with one row an image (`COLUMNS`). A reader fills the table and reads no
+A data set is a pandas table with one row per image (`COLUMNS`). A reader fills the table and reads no
 pixels; `ProductData.split` turns one of its splits into tensors. Image, product mask, ground truth and
 words go through one and the same geometric transform (torchvision `tv_tensors`).
 """
@@ -8,7 +8,7 @@ words go through one and the same geometric transform (torchvision `tv_tensors`)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from retailkit.config import UsageError, UserError, pick
+from retailkit.config import DataError, UsageError, pick
 from retailkit.data.conditions import MOVES_PIXELS, apply_condition
+from retailkit.data.images import opened, read_image, read_mask
 
 COLUMNS = ("image", "label", "coarse", "family", "split", "text", "mask", "truth", "condition", "group")
 SPLITS = ("train", "val", "test")
-FITS = ("crop", "pad", "squeeze")
+FITS = ("crop", "pad", "stretch")
+FORMER_FITS = {"squeeze": "stretch"}  # in older checkpoints
 CROP_FRACTION = 0.875  # 224 / 256: the share of the resized short side that `crop` keeps
 
 # Bit planes of a truth file; see `write_truth`.
 TRUTH_PLANES = {"twin_patch": 1, "shadow": 2, "reflection": 4}
 
 
-class DataError(UserError):
-    """A data set cannot be read; the message names the file, the row and the cure."""
-
-
 @dataclass(frozen=True)
 class Word:
-    """A word on a picture.
+    """A word on an image.
 
     Attributes:
         text: the characters as read (or as printed, in `Truth.words`).
-        box: x0, y0, x1, y1 in pixels of the picture it belongs to; empty (x0 == x1) when cropped away.
+        box: x0, y0, x1, y1 in pixels of the image it belongs to; empty (x0 == x1) when cropped away.
         confidence: of the OCR engine, in [0, 1]; 1 for ground truth.
         telling: True where the word tells the product from its twins; known for ground truth only.
     """
@@ -85,7 +83,7 @@ class Sample:
     Attributes:
         image: (3,H,W) float32 in [0,1].
         label: index into the data set's classes.
-        text: OCR text of the whole picture, may be "".
+        text: OCR text of the whole image, may be "".
         words: OCR words with boxes in this image's pixels.
         mask: (1,H,W) bool, True = product, or None.
         truth: ground truth of rendered images, or None.
@@ -139,82 +137,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture as (H,W,3) uint8 RGB, upright.
-
-    Grayscale, palette, CMYK, 16-bit and EXIF-rotated files simply work; transparency goes onto white.
-
-    Raises:
-        DataError: the file is missing, empty, not an image, or cut off.
-    """
-    return _decoded(path, _as_rgb)
-
-
-def _decoded(path: str | Path, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Return what `read` makes of a picture file, turned upright; raise `DataError` where it cannot be decoded."""
-    try:
-        with Image.open(path) as file:
-            return read(ImageOps.exif_transpose(file))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image; restore the file or drop its row") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image; replace the file or drop its row") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); replace the file or drop its row") from None
-
-
-def _as_rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        wide = np.asarray(picture, dtype=np.float32)
-        whites = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
-        white = next((level for level in whites if wide.max() <= level), whites[-1])
-        picture = Image.fromarray(np.clip(wide / white * 255, 0, 255).astype(np.uint8))
-    elif _transparent(picture):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(picture.convert("RGB"))
-
-
-def _as_product(picture: Image.Image) -> np.ndarray:
-    if _transparent(picture):
-        opacity = np.asarray(picture.convert("RGBA"))[..., 3]
-        if opacity.min() < opacity.max():  # a cut-out
-            return opacity >= 128
-    level = _as_rgb(picture)[..., 0]
-    return level >= (128 if level.max() > 1 else 1)  # or 0 and 1 for false and true
-
-
-def _transparent(picture: Image.Image) -> bool:
-    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-
-
-def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
-    """Read a product mask as (H,W) bool: a pixel of at least half the white level is product.
-
-    Of a picture that is transparent in places, what is opaque is product; of one that holds only 0 and 1, the ones; in
-    a `.npy` file of an array (H,W), anything above 0.
-
-    Raises:
-        DataError: the file cannot be read, or its size differs from its image's `shape` (H,W).
-    """
-    mask = _read_array(path) > 0 if Path(path).suffix == ".npy" else _decoded(path, _as_product)
-    if mask.shape != tuple(shape):
-        raise DataError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} for an image of {shape[1]}x{shape[0]}")
-    return mask
-
-
-def _read_array(path: str | Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such mask; restore the file or drop its row") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not an array ({error}); replace the file or drop its row") from None
-    if array.ndim != 2 or array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: {array.dtype} of shape {array.shape}; replace it by numbers of shape (H, W)")
-    return array
-
-
 def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
     """Write ground truth as one PNG: masks as bit planes, everything else as JSON in a text chunk.
 
@@ -232,19 +154,19 @@ def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str
 def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `write_truth` wrote: (H,W) bool planes and the facts, with words as `Word`."""
     try:
-        with Image.open(path) as file:
-            packed, facts = np.array(file), json.loads(file.text["truth"])
-    except (OSError, KeyError, SyntaxError, AttributeError) as error:
-        raise DataError(f"{path}: no ground truth inside ({error}); delete the cache folder and load again") from None
+        with opened(path) as image:
+            packed, facts = np.array(image), json.loads(image.text["truth"])
+    except DataError:
+        raise DataError(f"{path}: no ground truth inside; delete the cache folder and load again") from None
     facts["words"] = [Word(t, tuple(box), 1.0, telling) for t, box, telling in facts.get("words", [])]
     return {name: (packed & bit) > 0 for name, bit in TRUTH_PLANES.items()}, facts
 
 
 def check_images(data: ProductData, progress: bool = True) -> pd.DataFrame:
-    """Decode every picture and mask of a data set and list the broken ones.
+    """Decode every image and mask of a data set and list the broken ones.
 
     Returns:
-        One row a broken picture: `row` of the data set's table, `image` (path), `problem` (with its cure); empty
+        One row per broken image: `row` of the data set's table, `image` (path), `problem` (with its cure); empty
         where all is well.
     """
     table, problems = data.table, []
@@ -259,40 +181,25 @@ def check_images(data: ProductData, progress: bool = True) -> pd.DataFrame:
     return pd.DataFrame(problems, columns=["row", "image", "problem"])
 
 
-def fit_transform(fit: str, size: int) -> v2.Transform:
-    """Return the deterministic transform that brings a picture to `size` x `size`.
+def to_square(parts: dict[str, Any], fit: str, size: int) -> dict[str, Any]:
+    """Bring an image, and the masks and boxes that go with it, to `size` x `size`.
 
     Args:
+        parts: `image` and whatever else moves with it, as torchvision's `tv_tensors`.
         fit: `crop` resizes the short side to size / 0.875 and keeps the centre; `pad` keeps everything on a
-            mean-grey square; `squeeze` ignores the aspect ratio.
+            mean-grey square; `stretch` ignores the aspect ratio.
         size: side of the result in pixels.
     """
-    pick(FITS, fit, "fit")
     if fit == "crop":
         steps = [v2.Resize(round(size / CROP_FRACTION), antialias=True), v2.CenterCrop(size)]
-    elif fit == "pad":
-        fill = {tv_tensors.Image: 128, tv_tensors.Mask: 0, "others": 0}
-        steps = [_PadToSquare(fill), v2.Resize((size, size), antialias=True)]
     else:
         steps = [v2.Resize((size, size), antialias=True)]
-    return v2.Compose(steps)
-
-
-class _PadToSquare(v2.Transform):
-    """Pad the short side evenly until the picture is square."""
-
-    def __init__(self, fill: dict) -> None:
-        super().__init__()
-        self.fill = fill
-
-    def make_params(self, flat_inputs: list) -> dict:
-        height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
+    if fit == "pad":
+        height, width = parts["image"].shape[-2:]
         dx, dy = max(height - width, 0), max(width - height, 0)
-        return {"padding": [dx // 2, dy // 2, dx - dx // 2, dy - dy // 2]}
-
-    def transform(self, inpt: Any, params: dict) -> Any:
-        fill = self.fill.get(type(inpt), 0)
-        return self._call_kernel(v2.functional.pad, inpt, params["padding"], fill=fill)
+        grey = {tv_tensors.Image: 128, tv_tensors.Mask: 0, "others": 0}
+        steps.insert(0, v2.Pad([dx // 2, dy // 2, dx - dx // 2, dy - dy // 2], fill=grey))
+    return v2.Compose(steps)(parts)
 
 
 @dataclass
@@ -301,10 +208,10 @@ class ProductData:
 
     Attributes:
         name: name of the reader that made it.
-        table: one row an image, `COLUMNS` and possibly `words` (lists of `Word`, set by `ocr.add_text`).
+        table: one row per image, `COLUMNS` and possibly `words` (lists of `Word`, set by `ocr.add_text`).
         classes: sorted class names; `label` in the table holds names, tensors hold indices into this list.
         info: `licence`, `citation`, `url`, `size`.
-        fit: how pictures of this set are brought to a square unless the encoder says otherwise.
+        fit: how images of this set are brought to a square unless the encoder says otherwise.
     """
 
     name: str
@@ -350,7 +257,7 @@ class ProductData:
         Args:
             name: `train`, `val` or `test`; joined names such as `train+val` are taken together.
             size: side of the square images in pixels.
-            fit: `crop`, `pad` or `squeeze`; None takes the data set's own.
+            fit: `crop`, `pad` or `stretch`; None takes the data set's own.
             augment: random transform used in place of `fit`; it must return `size` x `size`.
 
         Raises:
@@ -380,9 +287,9 @@ class ProductDataset(torch.utils.data.Dataset):
     ) -> None:
         if size < 8:
             raise UsageError(f"image size {size} is too small; use at least 8 pixels")
-        self.data, self.rows, self.size, self.fit = data, np.asarray(rows), int(size), fit
+        self.data, self.rows, self.size = data, np.asarray(rows), int(size)
+        self.fit = pick(FITS, FORMER_FITS.get(fit, fit), "fit")
         self.augment, self.condition, self.reads = augment, condition, tuple(reads)
-        self._resize = fit_transform(fit, self.size)
         self._class_index = {name: i for i, name in enumerate(data.classes)}
 
     def __len__(self) -> int:
@@ -400,18 +307,18 @@ class ProductDataset(torch.utils.data.Dataset):
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int64 class indices, without reading a picture."""
+        """(N,) int64 class indices, without reading an image."""
         return self.table["label"].map(self._class_index).to_numpy(dtype=np.int64)
 
     @property
     def appearance(self) -> list[Any]:
-        """What pictures depend on besides their files, to tell cached features apart."""
+        """What images depend on besides their files, to tell cached features apart."""
         return [self.size, self.fit, repr(self.augment), self.condition]
 
     def with_options(self, **changes: Any) -> ProductDataset:
         """Return a copy with another `size`, `fit`, `augment`, `condition` (name and severity), `rows` or `reads`.
 
-        `reads` names the files that are read beside the picture: `mask` and `truth`, or neither, which is faster.
+        `reads` names the files that are read beside the image: `mask` and `truth`, or neither, which is faster.
         """
         now = {name: getattr(self, name) for name in ("rows", "size", "fit", "augment", "condition", "reads")}
         return ProductDataset(self.data, **(now | changes))
@@ -438,7 +345,7 @@ class ProductDataset(torch.utils.data.Dataset):
             parts |= {name: _as_mask(plane) for name, plane in planes.items()}
             parts["truth_words"] = _as_boxes(facts["words"], shape)
         parts["words"] = _as_boxes(words, shape)
-        parts = (self.augment or self._resize)(parts)
+        parts = self.augment(parts) if self.augment else to_square(parts, self.fit, self.size)
         return Sample(
             image=parts["image"].as_subclass(Tensor).float().div(255).clamp(0, 1),
             label=self._class_index[row["label"]],

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from retailkit.config import UsageError, UserError, pick
-from retailkit.data.ocr import kept_apart, redact_words
 from retailkit.data.table import Word
+from retailkit.data.text import kept_apart, redact_words
 from retailkit.inference import Predictor, composite
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 

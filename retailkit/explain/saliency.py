@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from retailkit.config import UsageError, pick
-from retailkit.data.ocr import kept_apart, without_barcodes
 from retailkit.data.table import Word
+from retailkit.data.text import kept_apart, without_barcodes
 from retailkit.models.classifier import Features
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.nts import NavigatedParts

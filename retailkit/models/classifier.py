@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from retailkit.config import UsageError, UserError, pick
-from retailkit.data.ocr import redact_barcodes
+from retailkit.data.text import redact_barcodes
 from retailkit.models.encoders import (
     BACKBONES,
     TEXT_ENCODERS,
@@ -111,7 +111,7 @@ class ProductClassifier(nn.Module):
         self.modalities = tuple(head.scalers)
         self.build_args = build_args or {}
         self.input_size: int = image_encoder.size if image_encoder else TEXT_ONLY_SIZE
-        self.fit = image_encoder.fit if image_encoder else "squeeze"
+        self.fit = image_encoder.fit if image_encoder else "stretch"
 
     @property
     def frozen(self) -> bool:

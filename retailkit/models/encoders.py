@@ -238,7 +238,7 @@ class ImageEncoder(Encoder):
         dim: D, channels of the last map and length of a pooled vector.
         stride: input pixels per cell of the last map.
         size: input side in pixels that the weights were made for; other sizes work.
-        fit: how pictures are best brought to that square (`crop`, `pad` or `squeeze`).
+        fit: how pictures are best brought to that square (`crop`, `pad` or `stretch`).
         map_layer: module whose output is the last feature map, whatever the network: hook it for Grad-CAM.
     """
 

@@ -294,8 +294,9 @@ def data_identity(given: dict[str, Any]) -> str:
     """
     root = Path(given.get("ROOT") or data_root(given["DATASET"]))
     if root.is_file():
-        cells = set(re.split(r"[,;\t\r\n\"]+", root.read_text(errors="replace")))
-        files = [root, *sorted(root.parent / cell for cell in cells if os.path.isfile(root.parent / cell))]
+        from retailkit.data.folder import files_in_csv
+
+        files = [root, *files_in_csv(root)]
     elif given["DATASET"] == "synthetic" or not root.is_dir():
         return ""
     else:

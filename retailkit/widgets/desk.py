@@ -19,6 +19,7 @@ from retailkit import backgrounds, training
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data import folder, ocr
 from retailkit.data.table import ProductData, Sample
+from retailkit.data.text import kept_apart, redact_barcodes
 from retailkit.explain import aggregate, lime
 from retailkit.explain import metrics as explain_metrics
 from retailkit.explain.aggregate import ClassExplanation
@@ -97,7 +98,7 @@ class Change:
     def read(self, photo: Photo) -> str:
         """Return what is left to read."""
         if self.text is not None:
-            return ocr.redact_barcodes(self.text)
+            return redact_barcodes(self.text)
         return " ".join(unit.text for n, unit in enumerate(photo.tokens) if n not in self.unread)
 
 
@@ -133,7 +134,7 @@ def answer(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> dic
     found = {}
     for name, predictor in predictors.items():
         try:
-            found[name] = predictor(image[None], [ocr.kept_apart(text)])[0].cpu().numpy()
+            found[name] = predictor(image[None], [kept_apart(text)])[0].cpu().numpy()
         except UserError:  # a model that only reads, and no words
             continue
     return found

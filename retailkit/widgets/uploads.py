@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from retailkit.config import UserError
-from retailkit.data.table import read_image
+from retailkit.data.images import read_image
 
 MEGABYTES = 9  # a Jupyter server hands on messages of 10
 MEGAPIXELS = 60  # a phone takes 12 to 50

@@ -33,7 +33,7 @@ def data(tmp_path):
         Image.fromarray(pixels).save(picture)
         Image.fromarray(mask).save(outline)
         rows.append({"image": str(picture), "label": label, "split": split, "mask": str(outline)})
-    return ProductData("rectangles", pd.DataFrame(rows).reindex(columns=COLUMNS).fillna(""), ["a", "b"], {}, "squeeze")
+    return ProductData("rectangles", pd.DataFrame(rows).reindex(columns=COLUMNS).fillna(""), ["a", "b"], {}, "stretch")
 
 
 @pytest.fixture

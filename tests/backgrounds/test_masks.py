@@ -16,7 +16,7 @@ from retailkit import backgrounds, config
 from retailkit.backgrounds import acceptance, degrade, grabcut_of, iou, masked
 from retailkit.backgrounds import masks as cutting
 from retailkit.data import DataError, load
-from retailkit.data.table import read_mask
+from retailkit.data.images import read_mask
 
 
 def photo(side=96, share=0.5, seed=0):

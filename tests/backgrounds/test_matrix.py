@@ -42,7 +42,7 @@ def data(tmp_path):
             Image.fromarray(array).save(file)
         facts = {"image": str(files[0]), "mask": str(files[1]), "label": "abc"[kind], "coarse": "xxy"[kind]}
         rows.append(facts | {"split": "train" if number < 12 else "test"})
-    return ProductData("boxes", pd.DataFrame(rows).reindex(columns=COLUMNS).fillna(""), list("abc"), {}, fit="squeeze")
+    return ProductData("boxes", pd.DataFrame(rows).reindex(columns=COLUMNS).fillna(""), list("abc"), {}, fit="stretch")
 
 
 @pytest.fixture

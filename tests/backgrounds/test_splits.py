@@ -31,7 +31,7 @@ def data(tmp_path):
         rows.append({"image": str(picture), "label": label, "split": "train", "mask": str(outline)})
     rows[4]["mask"] = ""
     table = pd.DataFrame(rows).reindex(columns=COLUMNS).fillna("")
-    return ProductData("noise", table, ["a", "b"], {}, fit="squeeze")
+    return ProductData("noise", table, ["a", "b"], {}, fit="stretch")
 
 
 def test_scenes_leave_out_what_no_variant_can_be_made_of(data):

@@ -4,7 +4,8 @@ import pytest
 
 from retailkit import data
 from retailkit.data import ocr
-from retailkit.data.table import read_image
+from retailkit.data.images import read_image
+from retailkit.data.text import redact_words
 
 
 @pytest.mark.benchmark
@@ -14,7 +15,7 @@ def test_ocr(tmp_path, compare, quick, monkeypatch):
     caches = iter(range(100))
 
     def one_by_one():
-        return [ocr.redact_words(ocr.read_words(read_image(path))) for path in shop.table["image"]]
+        return [redact_words(ocr.read_words(read_image(path))) for path in shop.table["image"]]
 
     def in_threads():
         monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{next(caches)}"))

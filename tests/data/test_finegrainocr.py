@@ -115,7 +115,7 @@ def test_words_are_upright_boxes_in_pixels_with_confidence_one(samples):
 
 
 def test_boxes_move_with_the_picture(samples):
-    sample = load("finegrainocr", samples).split("train", size=32, fit="squeeze")[0]
+    sample = load("finegrainocr", samples).split("train", size=32, fit="stretch")[0]
     assert sample.text == "LEAN BEEF"
     np.testing.assert_allclose(sample.words[0].box, (9.0, 0.0, 20.0, 8.0), atol=1e-4)
 

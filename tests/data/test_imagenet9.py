@@ -10,7 +10,7 @@ from PIL import Image
 
 from retailkit.config import UsageError
 from retailkit.data import DataError, load
-from retailkit.data.table import read_mask
+from retailkit.data.images import read_mask
 
 CLASSES = ["00_dog", "01_bird", "02_vehicle"]
 COLOURS = {"original": "red", "only_bg_b": "black", "mixed_rand": "blue"}
@@ -86,30 +86,3 @@ def test_what_is_missing_is_named_with_its_cure(root, tmp_path):
     (root / "original/val/dogs").mkdir()
     with pytest.raises(DataError, match=r"dogs: not a class of ImageNet-9 \(such as 00_dog\); move it"):
         load("imagenet9", root)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "not an array"),
-        (b"no array", "not an array"),
-        (np.zeros((20, 24, 3)), r"float64 of shape \(20, 24, 3\); replace it"),
-        (np.array(["a"]), r"<U1 of shape \(1,\); replace it by numbers"),
-        (np.zeros((24, 20)), "mask of 20x24 for an image of 24x20"),
-        (None, "no such mask; restore"),
-    ],
-)
-def test_a_broken_mask_array_names_itself_and_the_cure(tmp_path, content, says):
-    path = tmp_path / "m.npy"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        np.save(path, content)
-    with pytest.raises(DataError, match=rf"m\.npy: {says}"):
-        read_mask(path, (20, 24))
-
-
-def test_arrays_of_any_kind_of_number_are_masks(tmp_path):
-    for kind in (bool, np.uint8, np.float32, np.int64):
-        np.save(tmp_path / "m.npy", np.eye(4).astype(kind))
-        assert np.array_equal(read_mask(tmp_path / "m.npy", (4, 4)), np.eye(4, dtype=bool))

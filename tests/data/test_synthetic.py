@@ -58,7 +58,7 @@ def test_table(small):
     assert loaded.classes == sorted(p.label for twins in list(FAMILIES.values())[:2] for p in twins)
     assert table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}
     assert (table.groupby("group")["split"].nunique() == 1).all() and (table["group"].value_counts() == 2).all()
-    assert (table["text"] == "").all() and loaded.fit == "squeeze" and loaded.info["licence"] == "MIT"
+    assert (table["text"] == "").all() and loaded.fit == "stretch" and loaded.info["licence"] == "MIT"
     assert set(table["condition"]) == {"front", "side"} and set(table["coarse"]) <= set(DEPARTMENTS)
     assert table["image"].is_unique
     names = "".join(path.rsplit("/", 1)[1] for path in table["image"]).upper()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from retailkit.config import UsageError
-from retailkit.data.ocr import misread
 from retailkit.data.synthetic.catalogue import FAMILIES
+from retailkit.data.text import misread
 from retailkit.explain import phrases
 from retailkit.explain.phrases import group, match
 

@@ -108,7 +108,7 @@ def load(
         with replacing(folder / "table.csv") as draft:
             _table(shots).to_csv(draft, index=False)
     table = _read_table(folder)
-    return ProductData("synthetic", table, sorted(set(table["label"])), _info(len(table), size), fit="squeeze")
+    return ProductData("synthetic", table, sorted(set(table["label"])), _info(len(table), size), fit="stretch")
 
 
 def render(

@@ -1,0 +1,106 @@
+"""The one parser for tables that people write: CSV in the dialects of spreadsheets.
+
+It reads rightly or refuses: a row is never cut, joined to the next one or dropped without a word.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+from collections.abc import Sequence
+from io import StringIO
+from itertools import count
+from pathlib import Path
+
+import pandas as pd
+
+from retailkit.cache import open_file
+from retailkit.config import DataError
+
+SUFFIXES = (".csv", ".tsv", ".txt")
+SEPARATORS = ",;\t|"
+QUOTES = "a double quote does not end with its value; close it, or write two double quotes for one inside quotes"
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV, all values as stripped text ("NA" is a good label), column names in lower case.
+
+    The separator is a comma, semicolon, tab or bar: the one that the header holds most often, or the one that a first
+    line `sep=;` names. Blank rows are left out.
+
+    Args:
+        path: the file.
+        required: columns that the header must name.
+
+    Returns:
+        The rows; the index is their number as a spreadsheet counts it, the header being row 1.
+
+    Raises:
+        DataError: not UTF-8 or UTF-16 text, a column missing or named twice, a row with more fields than the header,
+            or a quote that does not end with its field; the message names the row and the cure.
+    """
+    path = Path(path)
+    text = _text(path)
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    separator = max(SEPARATORS, key=first.count)
+    if first.lower().startswith("sep="):
+        separator, text = first[4:5] or separator, text.partition("\n")[2]
+    rows = _rows(path, text, separator)
+    if not rows:
+        raise DataError(f"{path}: empty; name the columns in the first row and add one row for each image")
+    header, *body = rows
+    columns = [name.lower() for name in rows.pop(header)]
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise DataError(f"{path}: more than one column {twice[0]!r}; rename or remove all but one")
+    for name in required:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+            cure = f"rename {near[0]!r}" if near else "the first row must name the columns; add it"
+            raise DataError(f"{path}: no column {name!r} (found: {', '.join(columns)}); {cure}")
+    for number, row in rows.items():
+        if len(row) > len(columns):
+            raise DataError(
+                f"{path} row {number}: {len(row)} fields, but the header has {len(columns)}; "
+                f"put values that hold {separator!r} in double quotes"
+            )
+    filled = [row + [""] * (len(columns) - len(row)) for row in rows.values()]
+    return pd.DataFrame(filled, index=body, columns=columns, dtype=object)
+
+
+def _text(path: Path) -> str:
+    """Return the file as text with line ends of one kind."""
+    with open_file(path, limit=1 << 28) as file:
+        content = file.read()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save the table as CSV UTF-8") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path} row {line}: holds a NUL character; save the table as CSV UTF-8")
+    return text
+
+
+def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
+    """Return the rows that are not blank, without empty fields at their ends, by their number in a spreadsheet."""
+    reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
+    rows = {}
+    for number in count(1):
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            raise DataError(f"{path} row {number}: {QUOTES}") from None
+        if row is None:
+            return rows
+        lines = [line for value in row for line in value.split("\n")[1:]]
+        if any(line.count(separator) >= max(len(row) - 1, 1) for line in lines):  # these were rows of their own
+            raise DataError(f"{path} row {number}: {QUOTES}")
+        values = [value.strip() for value in row]
+        while values and not values[-1]:
+            values.pop()
+        if values:
+            rows[number] = values
+    return rows

@@ -1,0 +1,116 @@
+"""What becomes of words after they were read: barcodes, misread labels and the character error rate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+from scipy.sparse.csgraph import connected_components
+
+from retailkit.data.table import ProductData, Word, read_truth
+
+# Article numbers (GTIN-8 to GTIN-14) name the class. Longer unbroken runs hold one, so they go as well; with
+# spaces the limit of 14 keeps the number that follows a barcode ("0 60383 05933 0 500 g").
+BARCODE = re.compile(r"(?<!\d)(?:\d(?:[ -]?\d){7,13}|\d{15,})(?!\d)")
+CONFUSED = ("O0", "Il", "S5", "B8", "EF", "Z2", "GC", "UV", "ao", "nh", "rt")  # by OCR engines
+LOOK_ALIKES = {"1": "l"} | {one: other for a, b in CONFUSED for one, other in ((a, b), (b, a))}
+OVERLAP = 0.3  # of the smaller box: from here on a read word and a printed word are the same place
+
+
+def redact_barcodes(text: str) -> str:
+    """Remove runs of 8 to 14 digits (single spaces and hyphens between them allowed) and longer unbroken ones."""
+    return " ".join(BARCODE.sub(" ", text).split())
+
+
+def kept_apart(text: str) -> str:
+    """Return a redacted text of which `redact_barcodes` takes no more: numbers beside a hidden word are no barcode."""
+    return text.replace(" ", "  ")
+
+
+def redact_words(words: Sequence[Word]) -> list[Word]:
+    """Remove barcodes from a list of words, also those that spread over several; words left empty are dropped."""
+    return [replace(word, text=left) for word, left in zip(words, without_barcodes(words), strict=True) if left]
+
+
+def without_barcodes(words: Sequence[Word]) -> list[str]:
+    """Return the text of each word without barcodes, "" where nothing is left."""
+    text = " ".join(word.text for word in words)
+    clean = BARCODE.sub(lambda run: "\0" * len(run.group()), text)
+    left, start = [], 0
+    for word in words:
+        left.append(clean[start : start + len(word.text)].replace("\0", ""))
+        start += len(word.text) + 1
+    return left
+
+
+def misread(text: str, rate: float, seed: int = 0) -> str:
+    """Make a text worse: each character but spaces fails with probability `rate`.
+
+    A character that fails becomes a look-alike (0 and O, 5 and S, 8 and B, ...) where it has one, else it is lost.
+
+    Args:
+        text: what was read.
+        rate: in [0, 1].
+        seed: the same text and seed always give the same result.
+    """
+    rng = np.random.default_rng([seed, *text.encode()[:64]])
+    fails = rng.random(len(text)) < rate
+    return "".join(c if c == " " or not bad else LOOK_ALIKES.get(c, "") for c, bad in zip(text, fails, strict=True))
+
+
+def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, int]:
+    """Count wrong characters on one image.
+
+    Printed and read words that overlap by `OVERLAP` of the smaller box belong together; each connected group is
+    compared as one string without spaces, so that "EXTRALEAN" for "EXTRA LEAN" is no error. A printed word that was not
+    read counts in full. Text read where the truth has none (other products, price tags) does not count.
+
+    Returns:
+        Levenshtein distance and number of printed characters; case matters, words cropped away do not.
+    """
+    truth = [word for word in truth if word.box[2] > word.box[0] and word.box[3] > word.box[1]]
+    count, groups = connected_components(_touching(truth, read), directed=False)
+    edits = 0
+    for group in range(count):
+        printed = _joined(word for word, g in zip(truth, groups[: len(truth)], strict=True) if g == group)
+        found = _joined(word for word, g in zip(read, groups[len(truth) :], strict=True) if g == group)
+        edits += Levenshtein.distance(printed, found) if printed else 0
+    return edits, sum(len(word.text.replace(" ", "")) for word in truth)
+
+
+def error_rate(data: ProductData) -> tuple[float, int]:
+    """Return the character error rate over all images with true words that were read, and the number of these words.
+
+    Args:
+        data: what `ocr.add_text` returned, of a data set with `truth`.
+
+    Returns:
+        Rate (NaN where no word is printed, or no image was read) and number of printed words.
+    """
+    if "read" not in data.table:
+        return float("nan"), 0
+    rows = data.table[data.table["read"] & (data.table["truth"] != "")]  # an image without a word read counts, too
+    printed = [read_truth(path)[1]["words"] for path in rows["truth"]]
+    counts = [character_errors(truth, read) for truth, read in zip(printed, rows["words"], strict=True)]
+    edits, length = np.sum(counts, axis=0) if counts else (0, 0)
+    return float(edits / length) if length else float("nan"), sum(map(len, printed))
+
+
+def _touching(truth: Sequence[Word], read: Sequence[Word]) -> np.ndarray:
+    """Return the (N+M,N+M) adjacency of N printed and M read words."""
+    t = np.array([word.box for word in truth], dtype=float).reshape(-1, 1, 4)
+    r = np.array([word.box for word in read], dtype=float).reshape(1, -1, 4)
+    sides = np.minimum(t[..., 2:], r[..., 2:]) - np.maximum(t[..., :2], r[..., :2])
+    shared = sides.clip(0).prod(axis=-1)
+    area = np.minimum((t[..., 2:] - t[..., :2]).prod(axis=-1), (r[..., 2:] - r[..., :2]).prod(axis=-1))
+    graph = np.zeros((len(truth) + len(read),) * 2, dtype=bool)
+    graph[: len(truth), len(truth) :] = shared >= OVERLAP * np.maximum(area, 1e-9)
+    return graph
+
+
+def _joined(words: Iterable[Word]) -> str:
+    """Join words from left to right, without spaces."""
+    return "".join(word.text.replace(" ", "") for word in sorted(words, key=lambda w: w.box[0] + w.box[2]))
