@@ -33,7 +33,7 @@ from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.metrics import Evaluation
 
 if TYPE_CHECKING:  # drawing an explanation does not need what makes it
-    from retailkit.explain.aggregate import ClassExplanation
+    from retailkit.explain.classes import ClassExplanation
     from retailkit.explain.lime import LocalExplanation
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444"]
@@ -656,7 +656,7 @@ def class_comparison(
 ) -> Figure:
     """Show side by side what models recognise one class by: typical photos above, the same phrases below.
 
-    `explained` holds the class for each model, `table` is what `aggregate.compare` makes of them.
+    `explained` holds the class for each model, `table` is what `classes.compare` makes of them.
     """
     parts = table[table.index.get_level_values("kind") == "text"].droplevel("kind").head(texts)
     limit = 1.1 * float(parts.abs().to_numpy().max(initial=0)) or 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,10 +37,8 @@ from retailkit.models.pooling import Head
 from retailkit.training import EncodedDataset, TrainConfig, TrainSpec
 
 if TYPE_CHECKING:
-    from retailkit.explain.aggregate import ClassExplanation
     from retailkit.explain.lime import LocalExplanation
     from retailkit.explain.masking import MaskedModel
-    from retailkit.models.encoders import ImageEncoder
 
 
 def load(
@@ -499,59 +497,6 @@ def explain_unseen(
             found[row] = e
             games[row] = e.rebuilt(predictor)
     return found, games
-
-
-def hide_top_features(
-    found: Mapping[int, LocalExplanation],
-    games: Mapping[int, MaskedModel],
-    label: int,
-    halves: np.ndarray,
-    encoder: ImageEncoder | None = None,
-    at_random: np.random.Generator | None = None,
-) -> pd.DataFrame:
-    """Find the top features of a class in one half of its photos and hide them in the other half; then change places.
-
-    Top is, of each kind, the heaviest feature that speaks for the class and that two photos show at least.
-
-    Args:
-        found: explanations of the class's photos by position.
-        games: of the same photos.
-        label: index of the class.
-        halves: half of each position of the data set, 0 or 1.
-        encoder: as of `aggregate.explain_class`.
-        at_random: draws any feature that a photo shows in place of the top one, to see what the check says then.
-
-    Returns:
-        A row a photo and kind, as of `aggregate.deletion_check`, and `photo`, its position.
-    """
-    from retailkit.explain import aggregate  # few notebooks need it
-
-    rows = []
-    for half in (0, 1):
-        learned, held = ([p for p in found if (halves[p] == half) == same] for same in (False, True))
-        if not any(not found[p].nothing for p in learned):
-            continue
-        features = aggregate.explain_class([found[p] for p in learned], label, encoder, top=1)
-        image, text = features.image_features, features.text_features
-        image = image[(image["weight"] > 0) & (image["support"] > 1)].head(1)
-        text = text[(text["weight"] > 0) & (text["samples"] > 1)].head(1)
-        top = replace(features, image_features=image, text_features=text)
-        for p in held:
-            tested = top if at_random is None else _any_feature(features, games[p], at_random)
-            rows.append(aggregate.deletion_check(tested, [games[p]], repeats=5, seed=p).assign(photo=p, half=half))
-    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"n": []})
-    return table[table["n"] > 0]  # photos that show the feature
-
-
-def _any_feature(features: ClassExplanation, game: MaskedModel, rng: np.random.Generator) -> ClassExplanation:
-    """Return a class explanation with one feature of each kind, drawn from those that a photo shows."""
-    from retailkit.explain import aggregate
-
-    own, tables = aggregate.assign(features, game), {}
-    for name, found in (("image_features", own.segments), ("text_features", own.tokens)):
-        shown = np.unique(found[found >= 0])
-        tables[name] = getattr(features, name).loc[rng.permutation(shown)[:1]]
-    return replace(features, **tables)
 
 
 def contradicting(data: ProductData, seed: int = 0) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -202,41 +201,6 @@ def test_each_picture_is_explained_by_the_head_that_has_not_seen_it(shelf, tmp_p
     again, same = workbook.explain_unseen(judge, pictures, rows, shared, **options)
     keep = np.ones((1, games[1].n_segments), bool), np.ones((1, games[1].n_tokens), bool)
     assert again[1].masked_model is None and np.allclose(same[1].logits(*keep), games[1].logits(*keep), atol=1e-2)
-
-
-class Reader:
-    """A game of words: the first class's logit is the sum of the weights of the words that are kept."""
-
-    classes, n_segments, segments, image = CLASSES, 0, None, None
-
-    def __init__(self, **weights):
-        self.tokens = tuple(SimpleNamespace(text=text, words=()) for text in weights)
-        self.weights, self.n_tokens = np.array(list(weights.values())), len(weights)
-
-    def logits(self, image_keep, text_keep):
-        return np.stack([text_keep @ self.weights, np.zeros(len(text_keep))], 1).astype(np.float32)
-
-
-def read_photo(game):
-    """What is known of a game, exactly."""
-    weights = game.weights[None]
-    facts = {"classes": CLASSES, "explained": (0,), "tokens": game.tokens, "text_weights": weights, "share": np.ones(1)}
-    return SimpleNamespace(**facts, image_weights=np.zeros((1, 0)), segments=None, image=None, nothing="")
-
-
-def test_the_top_feature_is_found_in_one_half_and_hidden_in_the_other():
-    games = {row: Reader(LEAN=2.0, BEEF=0.0, PULP=-9.0, NET=0.0) for row in range(6)}
-    games[4] = Reader(BEEF=0.5, NET=0.0)  # no LEAN: it cannot say anything
-    games[5] = Reader(LEAN=1.0, SODA=9.0, NET=0.0)  # one photo's word is no feature of a class
-    found = {row: read_photo(game) for row, game in games.items()}
-    halves = np.array([0, 1, 0, 1, 0, 1])
-    table = workbook.hide_top_features(found, games, 0, halves)
-    drops = table.set_index("photo")
-    assert set(drops["feature"]) == {"LEAN"} and set(drops.index) == {0, 1, 2, 3, 5}
-    assert drops.loc[[0, 1], "margin_drop"].tolist() == [2.0, 2.0] and drops.loc[5, "margin_drop"] == 1.0
-    assert (drops["half"] == halves[drops.index]).all()
-    drawn = [workbook.hide_top_features(found, games, 0, halves, at_random=np.random.default_rng(s)) for s in range(8)]
-    assert len(set(pd.concat(drawn)["feature"])) > 1, "any feature may be drawn"
 
 
 def test_one_picture_a_class_is_learned_by_heart(shelf):

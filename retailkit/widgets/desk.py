@@ -20,9 +20,9 @@ from retailkit.config import UsageError, UserError, pick
 from retailkit.data import folder, ocr
 from retailkit.data.table import ProductData, Sample
 from retailkit.data.text import kept_apart, redact_barcodes
-from retailkit.explain import aggregate, lime
+from retailkit.explain import classes, lime
 from retailkit.explain import metrics as explain_metrics
-from retailkit.explain.aggregate import ClassExplanation
+from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.explain.masking import MaskedModel, Token, hide, segment, tokens_of
 from retailkit.inference import Predictor
@@ -380,9 +380,9 @@ class Desk:
             *_, (_, explanation) = explaining({name: predictor}, photo, label, rival, budget, seed)
             found += [explanation] if isinstance(explanation, LocalExplanation) else []
             yield len(found), None, pd.DataFrame()
-        summed = aggregate.explain_class(found, label, predictor.model.image_encoder)
+        summed = classes.explain_class(found, label, predictor.model.image_encoder)
         held = list(self._games(predictor, rows[count:]))
-        check = aggregate.deletion_check(summed, held, seed=seed) if held else pd.DataFrame()
+        check = classes.deletion_check(summed, held, seed=seed) if held else pd.DataFrame()
         yield len(found), summed, check
 
     def _games(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[MaskedModel]:

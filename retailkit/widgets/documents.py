@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from retailkit import plots
 from retailkit.config import UserError, pick
-from retailkit.explain.aggregate import ClassExplanation
+from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import desk as desks
 from retailkit.widgets import views

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from retailkit.explain.aggregate import ClassExplanation
+from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets.desk import Change, Photo
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from retailkit.cache import replacing
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductData
-from retailkit.explain.aggregate import ClassExplanation
+from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.plots import png
 from retailkit.widgets import controls, documents, views

@@ -26,7 +26,7 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from retailkit import plots
-from retailkit.explain.aggregate import ClassExplanation
+from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets.desk import Change, Photo, steadiness
 
@@ -395,7 +395,7 @@ def class_summary(explained: ClassExplanation, check: pd.DataFrame) -> str:
 
     Args:
         explained: the class.
-        check: of `aggregate.deletion_check`; empty where no photo was left for it.
+        check: of `classes.deletion_check`; empty where no photo was left for it.
     """
     share = "" if math.isnan(explained.text_share) else f", words have {explained.text_share:.0%} of the weight"
     skipped = f", {explained.skipped} had nothing to explain" if explained.skipped else ""

@@ -1,7 +1,5 @@
 """Class explanations of made-up photos: the encoder sees colours, the model is linear, so the answer is known."""
 
-import itertools
-import json
 import math
 from types import SimpleNamespace
 
@@ -13,8 +11,8 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 from retailkit.config import UsageError, UserError
-from retailkit.explain import aggregate
-from retailkit.explain.aggregate import assign, compare, deletion_check, explain_class, pick
+from retailkit.explain import classes
+from retailkit.explain.classes import assign, compare, deletion_check, explain_class
 
 CLASSES = ["lean", "extra lean", "medium"]
 COLOURS = {"r": (1.0, 0.0, 0.0), "g": (0.0, 1.0, 0.0), "b": (0.0, 0.0, 1.0), "w": (1.0, 1.0, 1.0), "k": (0.0,) * 3}
@@ -35,33 +33,33 @@ class Colours(nn.Module):
 
 
 class Linear:
-    """A game: the class's logit is the sum of the weights of what is kept."""
+    """A masked model: the class's logit is the sum of the weights of what is kept."""
 
-    def __init__(self, picture, texts, image_weights, text_weights, label=0, classes=CLASSES, rival=1.0):
-        self.image, self.segments = picture
+    def __init__(self, scene, texts, image_weights, text_weights, label=0, classes=CLASSES, other=1.0):
+        self.image, self.segments = scene
         self.tokens, self.classes = texts, classes
         self.n_segments, self.n_tokens = len(image_weights), len(text_weights)
-        self.weights, self.label, self.rival = (np.array(image_weights), np.array(text_weights)), label, rival
+        self.weights, self.label, self.other = (np.array(image_weights), np.array(text_weights)), label, other
         self.calls = 0
 
     def logits(self, image_keep, text_keep):
         self.calls += 1
         assert image_keep.shape[1] == self.n_segments and text_keep.shape[1] == self.n_tokens
-        logits = np.full((len(image_keep), len(self.classes)), self.rival, np.float32)
+        logits = np.full((len(image_keep), len(self.classes)), self.other, np.float32)
         logits[:, self.label] = image_keep @ self.weights[0] + text_keep @ self.weights[1]
         return logits
 
 
 def painted(letters, width=4):
-    """A picture of square superpixels of these colours, row by row, and their labels."""
+    """An image of square superpixels of these colours, row by row, and their labels."""
     segments = np.arange(len(letters)).reshape(-1, width).repeat(SIDE, 0).repeat(SIDE, 1)
     colours = torch.tensor([COLOURS[letter] for letter in letters])
     return colours[torch.from_numpy(segments)].permute(2, 0, 1), segments
 
 
-def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="", picture=None, **more):
+def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="", scene=None, **more):
     """An explanation; `sure` are the half widths of its intervals."""
-    picture = picture or painted(letters)
+    scene = scene or painted(letters)
     units = tuple(SimpleNamespace(text=text, words=()) for text in texts)
     image, text = (np.array([weights], float).reshape(1, -1) for weights in (image_weights, text_weights))
     error = more.pop("error", 0.01)
@@ -69,8 +67,9 @@ def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="",
     found = SimpleNamespace(
         classes=CLASSES,
         explained=(label,),
-        image=picture[0],
-        segments=picture[1],
+        contrasts=(-1,),
+        image=scene[0],
+        segments=scene[1],
         tokens=units,
         image_weights=image,
         text_weights=text,
@@ -78,11 +77,18 @@ def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="",
         text_intervals=np.stack([text - error, text + error], -1),
         share=np.array([np.abs(text).sum() / total if total else np.nan]),
         nothing=nothing,
-        masked_model=Linear(picture, units, image_weights, text_weights, label),
+        masked_model=Linear(scene, units, image_weights, text_weights, label),
     )
     found.heat = lambda row=0: found.image_weights[row][found.segments]
+    found.row = lambda index: row_of(found, index)
     found.__dict__.update(more)
     return found
+
+
+def row_of(found, index):
+    if index not in found.explained:
+        raise UsageError(f"{found.classes[index]!r} was not explained; pass classes=[...]")
+    return found.explained.index(index)
 
 
 def photos():
@@ -108,7 +114,7 @@ def test_clusters_are_the_colours_and_their_weights_are_normlime():
     assert (found.label, found.name, found.photos, found.skipped) == (0, "lean", (0, 1, 3), 1)
     assert encoder.passes == 3 and found.image_note == ""
     table = found.image_features
-    assert list(table.columns) == list(aggregate.IMAGE_COLUMNS) and list(table["cluster"]) == [0, 1, 2]
+    assert list(table["cluster"]) == [0, 1, 2]
     totals = np.array([6.6, 6.6, 6.2])
     sums = {"r": [4, 4, 3], "b": [0, 0, -3], "g": [0.5, 0.5, 0]}
     weights = {c: np.sign(sum(w)) * np.mean(np.square(w) / totals) for c, w in sums.items()}
@@ -117,13 +123,12 @@ def test_clusters_are_the_colours_and_their_weights_are_normlime():
     assert table["support"].tolist() == [3, 1, 3]
     assert table["area"].tolist() == pytest.approx([4 / 24, 1 / 8, 19 / 24])
     assert sorted(table["medoids"][0]) == [(0, 0), (1, 4), (1, 5), (3, 7)] and table["medoids"][1] == [(3, 1)]
-    assert len(table["medoids"][2]) == aggregate.MEDOIDS
+    assert len(table["medoids"][2]) == classes.MEDOIDS
 
 
 def test_phrases_join_their_spellings():
     found, _ = everything()
     table = found.text_features
-    assert list(table.columns) == list(aggregate.TEXT_COLUMNS)
     assert table["canonical"].tolist() == ["LEAN", "BEEF"]
     assert table["weight"].tolist() == pytest.approx(
         [(2**2 / 6.6 + 2**2 / 6.6) / 3, (0.01 / 6.6 + 0.01 / 6.6 + 0.04 / 6.2) / 3]
@@ -135,7 +140,7 @@ def test_phrases_join_their_spellings():
 
 
 def test_a_spelling_counts_once_a_photo():
-    found = explain_class([made("", [], ["BEEF", "Beef", "BEEF"], [1, 1, 1], picture=(None, None))])
+    found = explain_class([made("", [], ["BEEF", "Beef", "BEEF"], [1, 1, 1], scene=(None, None))])
     assert found.text_features["variants"][0] == {"BEEF": 1} and found.text_features["samples"][0] == 1
     assert found.text_features["weight"][0] == pytest.approx(3)
 
@@ -163,8 +168,8 @@ def test_every_part_has_its_feature():
 
 
 def test_a_feature_loses_nothing_by_being_cut_into_several_superpixels():
-    whole = explain_class([made("rg", [4, 1], picture=painted("rg", 2))], encoder=Colours())
-    cut = explain_class([made("rrg", [2, 2, 1], picture=painted("rrg", 3))], encoder=Colours())
+    whole = explain_class([made("rg", [4, 1], scene=painted("rg", 2))], encoder=Colours())
+    cut = explain_class([made("rrg", [2, 2, 1], scene=painted("rrg", 3))], encoder=Colours())
     assert whole.image_features["weight"].tolist() == pytest.approx(cut.image_features["weight"].tolist())
     assert whole.image_features["weight"].tolist() == pytest.approx([16 / 5, 1 / 5])
 
@@ -174,16 +179,16 @@ def test_superpixels_are_averaged_by_the_area_they_have_in_each_cell():
     segments = rng.integers(0, 5, (24, 16))
     image = torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0))
     item = SimpleNamespace(image=image, segments=segments)
-    found = aggregate._describe(item, 5, Colours())
+    found = classes._describe(item, 5, Colours())
     cells = avg_pool2d(image[None], 4)[0].repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
     for segment in range(5):
         assert found[segment] == pytest.approx(cells[:, segments == segment].mean(1), abs=1e-6)
-    assert aggregate._describe(item, 3, Colours()) == pytest.approx(found[:3])  # the others are boxes of linked words
+    assert classes._describe(item, 3, Colours()) == pytest.approx(found[:3])  # the others are boxes of linked words
 
 
 def test_boxes_of_linked_words_are_no_superpixels():
-    picture = painted("rgbggg", 3)
-    linked = made("", [3.0, 0, 0, 0, 0], ["LEAN"], [2.0], picture=picture)  # label 5 is the word's box
+    scene = painted("rgbggg", 3)
+    linked = made("", [3.0, 0, 0, 0, 0], ["LEAN"], [2.0], scene=scene)
     found = explain_class([linked], encoder=Colours())
     assert len(found.members[0].segments) == 5 and found.image_features["weight"][0] == pytest.approx(9 / 5)
     assert found.image_features["area"].sum() == pytest.approx(5 / 6)
@@ -191,17 +196,21 @@ def test_boxes_of_linked_words_are_no_superpixels():
 
 def test_without_an_encoder_there_are_no_image_features_and_it_says_so():
     found = explain_class(photos())
-    assert found.image_features.empty and list(found.image_features.columns) == list(aggregate.IMAGE_COLUMNS)
-    assert found.image_note == aggregate.NO_ENCODER == found.facts()["image_note"]
+    assert found.image_features.empty and list(found.image_features.columns) == list(
+        everything()[0].image_features.columns
+    )
+    assert found.image_note == classes.NO_ENCODER
     assert found.text_features.equals(everything()[0].text_features)
     assert all((members.segments == -1).all() for members in found.members)
-    assert pick(photos(), found, 5) == [0]  # it shows both words
 
 
 def test_a_model_that_only_reads_has_only_phrases():
-    blind = [made("", [], ["LEAN"], [2.0], picture=(None, None)), made("", [], ["BEEF"], [-4.0], picture=(None, None))]
+    blind = [
+        made("", [], ["LEAN"], [2.0], scene=(None, None)),
+        made("", [], ["BEEF"], [-4.0], scene=(None, None)),
+    ]
     found = explain_class(blind, encoder=Colours())
-    assert found.image_note == aggregate.NO_PICTURES and found.image_features.empty
+    assert found.image_note == classes.NO_IMAGES and found.image_features.empty
     assert found.text_features["weight"].tolist() == [-2, 1] and found.text_share == 1
     checked = deletion_check(found, [photo.masked_model for photo in blind])
     assert checked["n"].tolist() == [0, 0], "nothing else could be hidden"
@@ -213,33 +222,36 @@ def test_a_model_that_only_looks_has_only_clusters():
 
 
 def test_photos_without_any_weight_count_as_zero():
-    flat = [made("rg", [0, 0], picture=painted("rg", 2)), made("rg", [2, 0], picture=painted("rg", 2))]
+    flat = [
+        made("rg", [0, 0], scene=painted("rg", 2)),
+        made("rg", [2, 0], scene=painted("rg", 2)),
+    ]
     found = explain_class(flat, encoder=Colours())
     assert found.image_features["weight"].tolist() == pytest.approx([1, 0])
     empty = explain_class(flat[:1], encoder=Colours())
     assert empty.image_features["share"].tolist() == [0, 0] and math.isnan(empty.text_share)
-    assert empty.facts()["text_share"] is None
-
-
-def test_the_heaviest_superpixels_found_the_clusters_where_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(aggregate, "MOST", 6)
-    found, _ = everything()
-    assert [m.segments[at] for m, at in zip(found.members, (0, 4, 7), strict=True)] == [0, 0, 0]
-    assert found.image_features["support"][0] == 3 and found.members[2].segments[1] == 1
-    assert found.image_features.equals(everything()[0].image_features)
 
 
 def test_superpixels_that_are_all_alike_are_one_cluster():
     found = explain_class([made("gggggggg", [1, 0, 0, 0, 0, 0, 0, 0])] * 2, encoder=Colours())
     assert len(found.image_features) == 1 and found.image_features["area"][0] == pytest.approx(1)
-    alone = explain_class([made("g", [1], ["LEAN"], [1], picture=painted("g", 1))], encoder=Colours())
+    alone = explain_class([made("g", [1], ["LEAN"], [1], scene=painted("g", 1))], encoder=Colours())
     assert alone.image_features["medoids"][0] == [(0, 0)]
+
+
+def test_contrast_classes_are_counted():
+    """Margins against different classes answer different questions; who adds them up must be able to say so."""
+    some = photos()
+    for explanation, contrast in zip(some, (1, 2, 1, 1), strict=True):
+        explanation.contrasts = (contrast,)
+    assert explain_class(some).contrasts == {"extra lean": 2, "medium": 1}, "the third photo is skipped"
+    assert explain_class(photos()).contrasts == {}
 
 
 def test_the_class_is_the_one_that_is_asked_for():
     both = made("rggg", [1, 0, 0, 0])
     both.explained, both.image_weights = (1, 2), np.array([[1.0, 0, 0, 0], [0, 0, 0, 5.0]])
-    both.text_weights, both.share = np.zeros((2, 0)), np.zeros(2)
+    both.text_weights, both.share, both.contrasts = np.zeros((2, 0)), np.zeros(2), (2, 1)
     assert explain_class([both], encoder=Colours()).name == "extra lean"
     for label in ("medium", 2):
         found = explain_class([both], label, encoder=Colours())
@@ -251,20 +263,13 @@ def test_the_class_is_the_one_that_is_asked_for():
     [
         (lambda: explain_class([]), UserError, "none of 0 photos .*give at least one"),
         (lambda: explain_class(photos()[2:3]), UserError, "none of 1 photos has anything .* only one part"),
-        (lambda: explain_class([*photos(), made("r", [1], label=1, picture=painted("r", 1))]), UsageError,
+        (lambda: explain_class([*photos(), made("r", [1], label=1, scene=painted("r", 1))]), UsageError,
          "photo 0 explains 'lean' first and photo 4 'extra lean'; say which by label"),
-        (lambda: explain_class(photos(), "medium"), UsageError, r"photo 0 has no explanation of 'medium'; .*classes="),
+        (lambda: explain_class(photos(), "medium"), UsageError, r"'medium' was not explained.*classes="),
         (lambda: explain_class(photos(), "leen"), UsageError, "unknown class 'leen'; did you mean 'lean'"),
-        (lambda: explain_class(photos(), 3), UsageError, "label=3 is out of range; there are 3 classes"),
-        (lambda: explain_class(photos(), top=0), UsageError, "top=0 .*out of range"),
-        (lambda: explain_class(photos(), threshold=2), UsageError, "threshold=2 is out of range"),
         (lambda: explain_class(photos(), encoder=Colours().train()), UsageError, r"call encoder.eval\(\)"),
         (lambda: explain_class([*photos(), made("rggg", [1, 0, 0, 0], classes=["a"])]), UsageError, "photo 4 .*other"),
-        (lambda: everything()[0].crops(9), UsageError, "cluster=9 is out of range; there are 3 clusters"),
-        (lambda: pick(photos(), everything()[0], 0), UsageError, "count=0 is too small"),
-        (lambda: deletion_check(everything()[0], []), UsageError, "0 games"),
-        (lambda: deletion_check(everything()[0], [None]), UsageError, "photo 0 has no game; explain it again"),
-        (lambda: compare({}), UsageError, "at least one"),
+        (lambda: deletion_check(everything()[0], [None]), UsageError, "photo 0 has no masked model; explain it again"),
     ],
 )  # fmt: skip
 def test_a_wrong_call_says_what_to_change(call, error, message):
@@ -275,28 +280,16 @@ def test_a_wrong_call_says_what_to_change(call, error, message):
 # -- Showing and keeping
 
 
-def test_the_top_features_are_shown_and_exported():
-    found = explain_class(photos(), encoder=Colours(), top=2)
-    frame = found.to_frame()
-    assert frame["kind"].tolist() == ["image", "image", "text", "text"]
-    assert frame["feature"].tolist() == [0, 1, "LEAN", "BEEF"] and frame["samples"].tolist() == [3, 1, 2, 3]
-    facts = found.facts()
-    assert json.loads(json.dumps(facts)) == facts
-    assert [row["weight"] for row in facts["image"] + facts["text"]] == frame["weight"].tolist()
-    assert facts["photos"] == 3 and facts["skipped"] == 1 and facts["text"][0]["variants"] == {"LEAN": 2, "LE4N": 1}
-    assert len(found.image_features) == 3, "all are kept"
-
-
 def test_crops_show_the_superpixel_and_pale_the_rest():
     found, _ = everything()
     crops = found.crops(0, 4)
     assert [photo for photo, _ in found.image_features["medoids"][0]].count(1) == 2
     assert len(crops) == 4 and len(found.crops(0, 9)) == 4 and len(found.crops(1)) == 1
-    margin = round(aggregate.MARGIN * SIDE)
+    margin = round(classes.MARGIN * SIDE)
     corner = crops[0]  # photo 0, segment 0: no margin above and to the left
     assert corner.shape == (3, SIDE + margin, SIDE + margin)
     assert torch.equal(corner[:, :SIDE, :SIDE], painted("r", 1)[0])
-    pale = 1 - aggregate.PALE * (1 - torch.tensor(COLOURS["g"]))
+    pale = 1 - classes.PALE * (1 - torch.tensor(COLOURS["g"]))
     assert torch.allclose(corner[:, SIDE:, 0], pale[:, None])
     # One a photo first: the second superpixel of photo 1 comes last.
     assert [c.shape[2] for c in crops] == [SIDE + margin, SIDE + margin, SIDE + margin, SIDE + 2 * margin]
@@ -304,7 +297,7 @@ def test_crops_show_the_superpixel_and_pale_the_rest():
 
 def test_all_is_the_same_a_second_time():
     one, other = everything()[0], everything()[0]
-    assert one.facts() == other.facts() and np.array_equal(one.centres, other.centres)
+    assert one.image_features.equals(other.image_features) and np.array_equal(one.centres, other.centres)
 
 
 # -- New photos
@@ -315,70 +308,16 @@ def test_parts_of_a_new_photo_find_their_feature_or_none():
     new = made("grbw", [0] * 4, ["LEAN.", "EXTRA LEAN", "BEEF", " "], [0] * 4)
     own = assign(found, new)
     assert own.segments.tolist()[:3] == [2, 0, 1] and own.tokens.tolist() == [0, -1, 1, -1]
-    game = assign(found, new.masked_model)
-    assert np.array_equal(game.segments, own.segments) and np.array_equal(game.tokens, own.tokens)
+    masked = assign(found, new.masked_model)
+    assert np.array_equal(masked.segments, own.segments) and np.array_equal(masked.tokens, own.tokens)
     strict = explain_class(photos(), encoder=Colours(), threshold=0.05)
     assert assign(strict, new).segments.tolist() == [2, 0, 1, -1]
-
-
-# -- Submodular pick
-
-
-def random_photos(seed, count=7):
-    rng = np.random.default_rng(seed)
-    words = ["ALPHA", "BRAVO", "CHARLIE", "DELTA", "ECHO", "FOXTROT", "GOLF", "HOTEL"]
-    found = []
-    for _ in range(count):
-        own = rng.choice(words, rng.integers(1, 5), replace=False)
-        found.append(made("", [], own, rng.normal(size=len(own)), picture=(None, None), error=0.3))
-    return found, words
-
-
-def coverage(explanations, chosen):
-    """Plain version: the importance of the words that the chosen photos show."""
-    sure = [
-        {u.text: abs(w) for u, w in zip(e.tokens, e.text_weights[0], strict=True) if abs(w) > 0.3} for e in explanations
-    ]
-    shown = {text for at in chosen for text in sure[at]}
-    return sum(math.sqrt(sum(own.get(text, 0) for own in sure)) for text in shown)
-
-
-@pytest.mark.parametrize("seed", range(15))
-def test_the_greedy_pick_is_near_the_best_one(seed):
-    explanations, _ = random_photos(seed)
-    features = explain_class(explanations)
-    for count in (1, 2, 3):
-        chosen = pick(explanations, features, count)
-        best = max(coverage(explanations, some) for some in itertools.combinations(range(7), count))
-        got = coverage(explanations, chosen)
-        assert len(set(chosen)) == len(chosen) <= count
-        assert got >= (1 - 1 / math.e) * best - 1e-9
-        if count == 1:
-            assert got == pytest.approx(best)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_each_further_photo_gains_less_and_the_last_one_completes(seed):
-    explanations, _ = random_photos(seed)
-    chosen = pick(explanations, explain_class(explanations), 99)
-    gains = np.diff([coverage(explanations, chosen[:n]) for n in range(len(chosen) + 1)])
-    assert (gains > 0).all() and (np.diff(gains) <= 1e-9).all()
-    assert coverage(explanations, chosen) == pytest.approx(coverage(explanations, range(7)))
-
-
-def test_the_pick_counts_clusters_too_and_leaves_out_what_is_skipped_or_unsure():
-    found, _ = everything()
-    # Photo 3 shows red, blue and the word BEEF (0.2), the others red, green, LEAN and BEEF.
-    assert pick(photos(), found, 9) == [0, 3] and pick(photos(), found, 1) == [0]
-    unsure = photos()
-    unsure[0].image_intervals[:] = unsure[0].text_intervals[:] = [-9, 9]
-    assert pick(unsure, found, 9) == [1, 3]
 
 
 # -- Deletion
 
 
-def held_out(rival):
+def held_out(other):
     """Photos of 15 superpixels of equal size and 4 words; red weighs 3 in all, LEAN 2, all else nothing."""
     found = []
     for n in range(8):
@@ -387,22 +326,22 @@ def held_out(rival):
         weights = [{"r": 3.0, "b": 0.0, "g": 0.0}[c] for c in letters]
         texts = ["LEAN" if n % 2 else "LE4N", "BEEF", "FRESH", "CUT"]
         found.append(made("".join(letters), weights, texts, [2.0, 0, 0, 0]))
-        found[-1].masked_model.rival = rival
+        found[-1].masked_model.other = other
     return found
 
 
 def test_hiding_what_matters_costs_what_it_weighs_and_chance_costs_nothing():
     explanations = held_out(2.5)
     found = explain_class(explanations[:4], encoder=Colours(), top=2)
-    games = [e.masked_model for e in explanations[4:]]
-    table = deletion_check(found, games, repeats=5)
-    assert [game.calls for game in games] == [1, 1, 1, 1]
+    masked_models = [e.masked_model for e in explanations[4:]]
+    table = deletion_check(found, masked_models, repeats=5)
+    assert [masked.calls for masked in masked_models] == [1, 1, 1, 1]
     assert table["kind"].tolist() == ["image", "image", "text", "text"] and table["n"].tolist() == [4, 4, 4, 4]
     red, lean = table.iloc[0], table.iloc[2]
     assert (red["feature"], lean["feature"]) == (0, "LEAN")
     assert red["hidden"] == red["random_hidden"] == pytest.approx(1 / 16)
     assert lean["hidden"] == lean["random_hidden"] == 1
-    # Kept, the class has 5 and its rival 2.5: without red it loses, without LEAN it wins by less.
+    # Kept, the class has 5 and its other 2.5: without red it loses, without LEAN it wins by less.
     expected = {"margin_drop": 3, "margin_random_drop": 0, "margin_difference": 3, "margin_low": 3, "margin_high": 3}
     expected |= {"accuracy_drop": 1, "accuracy_random_drop": 0, "accuracy_difference": 1, "accuracy_low": 1}
     for name, value in expected.items():
@@ -419,11 +358,11 @@ def test_random_sets_leave_the_feature_alone_and_have_its_size():
         feature = rng.random(20) < 0.2
         if not feature.any():
             continue
-        found = aggregate._random_like(feature, sizes, rng)
+        found = classes._random_like(feature, sizes, rng)
         assert found.any() and not (found & feature).any()
         target = sizes[feature].sum()
         assert abs(sizes[found].sum() - target) <= max(sizes[~feature].max() / 2, target)
-    many = [aggregate._random_like(np.arange(20) < 3, np.ones(20), rng) for _ in range(200)]
+    many = [classes._random_like(np.arange(20) < 3, np.ones(20), rng) for _ in range(200)]
     assert {int(found.sum()) for found in many} == {3} and np.mean(many, 0)[3:].min() > 0.05
     assert len({found.tobytes() for found in many}) > 100
 
@@ -468,8 +407,8 @@ def test_the_same_seed_draws_the_same_sets():
     rng = np.random.default_rng(0)
     for e in explanations:
         e.masked_model.weights = (rng.normal(size=16), rng.normal(size=4))
-    found, games = explain_class(explanations, encoder=Colours()), [e.masked_model for e in explanations]
-    one, again, other = (deletion_check(found, games, seed=seed) for seed in (3, 3, 4))
+    found, masked_models = explain_class(explanations, encoder=Colours()), [e.masked_model for e in explanations]
+    one, again, other = (deletion_check(found, masked_models, seed=seed) for seed in (3, 3, 4))
     pd.testing.assert_frame_equal(one, again)
     assert not one["margin_random_drop"].equals(other["margin_random_drop"])
     assert (one["margin_low"] <= one["margin_difference"]).all()
@@ -479,12 +418,12 @@ def test_the_same_seed_draws_the_same_sets():
 def test_the_class_is_found_by_name():
     explanations = held_out(2.5)
     found = explain_class(explanations, encoder=Colours(), top=1)
-    game = explanations[0].masked_model
-    game.classes, game.label = ["medium", "lean"], 1
-    assert deletion_check(found, [game])["margin_drop"].tolist() == [3, 2]
-    game.classes = ["medium", "pork"]
+    masked = explanations[0].masked_model
+    masked.classes, masked.label = ["medium", "lean"], 1
+    assert deletion_check(found, [masked])["margin_drop"].tolist() == [3, 2]
+    masked.classes = ["medium", "pork"]
     with pytest.raises(UsageError, match="unknown class 'lean'"):
-        deletion_check(found, [game])
+        deletion_check(found, [masked])
 
 
 # -- Models
@@ -511,7 +450,7 @@ def test_heat_maps_are_compared_only_on_the_same_photos_and_superpixels():
     one = explain_class([made("rggg", [1, 2, 3, 4])])
     same = explain_class([made("rggg", [4, 3, 2, 1])])
     painted_otherwise = explain_class([made("rggb", [1, 2, 3, 4])])
-    cut_otherwise = explain_class([made("rggg", [1, 2, 3, 4], picture=(one.explanations[0].image,
+    cut_otherwise = explain_class([made("rggg", [1, 2, 3, 4], scene=(one.explanations[0].image,
                                    one.explanations[0].segments[:, ::-1].copy()))])  # fmt: skip
     table = compare({"one": one, "same": same, "painted": painted_otherwise, "cut": cut_otherwise})
     assert table.loc[("heat", "one")].tolist() == pytest.approx([1, -1, math.nan, math.nan], nan_ok=True)

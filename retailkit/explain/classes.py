@@ -1,0 +1,547 @@
+"""Global explanations: by which features a model recognises a class, from the local explanations of its photos.
+
+Superpixels of different photos are matched by the features of an image encoder, words by their spelling (see
+`retailkit.explain.phrases`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, one_hot
+
+from retailkit.config import UsageError, UserError, pick
+from retailkit.explain import metrics
+from retailkit.explain.phrases import Spelling, group, match, normalise
+from retailkit.metrics import bootstrap
+
+if TYPE_CHECKING:
+    from retailkit.explain.lime import LocalExplanation
+    from retailkit.explain.masking import MaskedModel
+    from retailkit.models.encoders import ImageEncoder
+
+KINDS = ("image", "text")
+SCORES = ("accuracy", "margin")  # of the deletion check
+DROPS = [f"{score}_{by}" for score in SCORES for by in ("drop", "random_drop")]
+MEDOIDS = 12  # typical superpixels kept per cluster
+PALE = 0.25  # contrast that is left around the superpixel of a crop
+MARGIN = 0.15  # of a crop's longer side, around its superpixel
+NO_ENCODER = "no encoder was given, and without one superpixels of different photos cannot be matched"
+NO_IMAGES = "the explanations hold no superpixels"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which global features the parts of one photo belong to, -1 for none.
+
+    Attributes:
+        segments: (S,) clusters.
+        tokens: (T,) rows of `ClassExplanation.text_features`.
+    """
+
+    segments: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(eq=False)
+class ClassExplanation:
+    """By which features a model recognises a class; see `explain_class`.
+
+    Both tables are sorted by absolute weight. They have the columns `weight`, `share` (of the absolute weight of all
+    parts of this kind) and `part` (of the absolute weight of all parts of both kinds).
+
+    Attributes:
+        label: index of the class.
+        name: its name.
+        contrasts: names of the classes that it was contrasted with, and on how many photos each. Several mean that the
+            weights of different photos answer different questions.
+        photos: positions of the photos that were used, among those given.
+        skipped: number of photos with nothing to explain.
+        image_features: clusters of superpixels, also with `cluster` (number), `support` (photos that show it), `area`
+            (its share of the images that show it), and `medoids`, the (photo, segment) of its most typical superpixels.
+        text_features: phrases, also with `canonical`, `samples` (photos that hold it), and `variants`, the number of
+            photos on which each spelling was read.
+        text_share: mean over photos of the text's share in all absolute weight; NaN where all weights are zero.
+        image_note: "" or why there are no image features.
+        top: how many features of a kind are shown.
+        threshold: cosine distance from a cluster's centre up to which a superpixel belongs to it.
+        mean: (D,) features of the mean superpixel.
+        centres: (C,D+1) unit vectors, in the order of `image_features`.
+        phrases: groups of spellings, in the order of `text_features`.
+        members: for each photo used, which feature each part belongs to.
+        explanations: those used.
+        encoder: what matches superpixels, or None.
+    """
+
+    label: int
+    name: str
+    contrasts: dict[str, int]
+    photos: tuple[int, ...]
+    skipped: int
+    image_features: pd.DataFrame
+    text_features: pd.DataFrame
+    text_share: float
+    image_note: str
+    top: int
+    threshold: float
+    mean: np.ndarray = field(repr=False)
+    centres: np.ndarray = field(repr=False)
+    phrases: tuple[Spelling, ...] = field(repr=False)
+    members: tuple[Assignment, ...] = field(repr=False)
+    explanations: tuple[LocalExplanation, ...] = field(repr=False)
+    encoder: ImageEncoder | None = field(repr=False)
+
+    def crops(self, cluster: int, count: int = 3) -> list[Tensor]:
+        """Return the most typical superpixels of a cluster, from different photos first.
+
+        Args:
+            cluster: its number.
+            count: crops at most.
+
+        Returns:
+            (3,h,w) in [0,1]: bounding boxes with a margin; everything but the superpixel is faded towards white.
+        """
+        medoids = self.image_features["medoids"][cluster]
+        photos = [photo for photo, _ in medoids]
+        order = sorted(range(len(medoids)), key=lambda i: photos[:i].count(photos[i]))
+        chosen = [medoids[i] for i in order[:count]]
+        return [_crop(self.explanations[self.photos.index(photo)], segment) for photo, segment in chosen]
+
+
+def explain_class(
+    explanations: Sequence[LocalExplanation],
+    label: int | str | None = None,
+    encoder: ImageEncoder | None = None,
+    top: int = 5,
+    threshold: float = 0.6,
+) -> ClassExplanation:
+    """Combine local explanations of photos of one class.
+
+    A feature is a phrase, or a cluster of superpixels with similar encoder features. Its weight is that of NormLIME
+    (Ahern et al. 2019): the mean over all photos of w² / ‖w‖₁, with the sign of the sum of w. Here w is the summed
+    weight of the feature's parts in a photo, and ‖w‖₁ the absolute weight of all its superpixels and words. So a
+    feature has to be strong and common. Parts are summed before they are squared, so that cutting a feature into
+    several superpixels does not lower its weight.
+
+    A superpixel is described by the encoder's last map, averaged over the cells that it covers, as the direction in
+    which it differs from the mean superpixel of the class. Clustering is agglomerative, with average linkage of cosine
+    distances. Its parameter is a distance, so a superpixel of a new photo may belong to no cluster. In the end each
+    superpixel belongs to the nearest centre within `threshold`.
+
+    Args:
+        explanations: of photos of the class; those with nothing to explain are skipped.
+        label: index or name of the class; None takes the class that is explained first, which must be the same in all.
+        encoder: in evaluation mode, best the model's own; without one there are no image features.
+        top: how many features of a kind to show; all are kept.
+        threshold: cosine distance within clusters, between 0 and 2.
+
+    Raises:
+        UsageError: photos are of different classes or models, or the class was not explained in one of them.
+        UserError: no photo has anything to explain.
+    """
+    used = {at: explanation for at, explanation in enumerate(explanations) if not explanation.nothing}
+    if not used:
+        reason = f": {explanations[0].nothing}" if len(explanations) else "; give at least one explanation"
+        raise UserError(f"none of {len(explanations)} photos has anything to explain{reason}")
+    names, index = _common_class(used, label)
+    kept = list(used.values())
+    rows = [explanation.row(index) for explanation in kept]
+    weights = {kind: [getattr(e, f"{kind}_weights")[row] for e, row in zip(kept, rows, strict=True)] for kind in KINDS}
+    totals = np.array([sum(np.abs(weights[kind][n]).sum() for kind in KINDS) for n in range(len(kept))])
+    shares = np.array([e.share[row] for e, row in zip(kept, rows, strict=True)], dtype=float)
+    contrasts = [e.contrasts[row] for e, row in zip(kept, rows, strict=True)]
+    clusters = _Clusters.found(list(used), kept, weights["image"], totals, encoder, threshold)
+    text_features, phrases, tokens = _phrases(kept, weights["text"], totals)
+    return ClassExplanation(
+        label=index,
+        name=names[index],
+        contrasts=pd.Series([names[c] for c in contrasts if c >= 0], dtype=object).value_counts().to_dict(),
+        photos=tuple(used),
+        skipped=len(explanations) - len(used),
+        image_features=clusters.table,
+        text_features=text_features,
+        text_share=float(np.nanmean(shares)) if np.isfinite(shares).any() else np.nan,
+        image_note=clusters.note,
+        top=top,
+        threshold=threshold,
+        mean=clusters.mean,
+        centres=clusters.centres,
+        phrases=phrases,
+        members=tuple(map(Assignment, clusters.members, tokens)),
+        explanations=tuple(kept),
+        encoder=encoder,
+    )
+
+
+def _common_class(used: Mapping[int, LocalExplanation], label: int | str | None) -> tuple[list[str], int]:
+    """Return the names of all classes and the index of the one that is explained."""
+    names = list(next(iter(used.values())).classes)
+    for at, explanation in used.items():
+        if list(explanation.classes) != names:
+            raise UsageError(f"photo {at} was explained by a model with other classes; use one model for all photos")
+    if label is not None:
+        return names, names.index(pick(names, label, "class")) if isinstance(label, str) else int(label)
+    (one, name), *others = ((at, names[explanation.explained[0]]) for at, explanation in used.items())
+    for at, other in others:
+        if other != name:
+            raise UsageError(f"photo {one} explains {name!r} first and photo {at} {other!r}; say which by label=...")
+    return names, names.index(name)
+
+
+# -- Features: what parts of different photos have in common.
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Clusters of superpixels: their table, and to which one each superpixel of each photo belongs."""
+
+    table: pd.DataFrame
+    mean: np.ndarray
+    centres: np.ndarray
+    members: list[np.ndarray]
+    note: str = ""
+
+    @staticmethod
+    def found(
+        positions: list[int],
+        explanations: list[LocalExplanation],
+        weights: list[np.ndarray],
+        totals: np.ndarray,
+        encoder: ImageEncoder | None,
+        threshold: float,
+    ) -> _Clusters:
+        if encoder is None or not any(map(len, weights)):
+            table, _, members = _ranked(weights, [np.full(len(own), -1) for own in weights], totals, 0)
+            table = table.assign(cluster=[], support=[], area=[], medoids=[])
+            note = NO_ENCODER if encoder is None else NO_IMAGES
+            return _Clusters(table.drop(columns="samples"), np.zeros(0), np.zeros((0, 1)), members, note)
+        described = [_describe(e, len(own), encoder) for e, own in zip(explanations, weights, strict=True)]
+        mean = np.concatenate([values for values in described if len(values)]).mean(0)
+        directions = [_directions(values, mean) for values in described]
+        centres = _centres(np.concatenate(directions), threshold)
+        members = [_nearest(own, centres, threshold) for own in directions]
+        table, order, members = _ranked(weights, members, totals, len(centres))
+        centres = centres[order]
+        areas = [_areas(e, len(own)) for e, own in zip(explanations, weights, strict=True)]
+        table["cluster"], table["support"] = np.arange(len(order)), table.pop("samples")
+        table["area"] = _sums(areas, members, len(order)).sum(0) / table["support"]
+        table["medoids"] = [_medoids(positions, directions, members, k, c) for k, c in enumerate(centres)]
+        return _Clusters(table, mean, centres, members)
+
+
+def _phrases(
+    explanations: list[LocalExplanation], weights: list[np.ndarray], totals: np.ndarray
+) -> tuple[pd.DataFrame, tuple[Spelling, ...], list[np.ndarray]]:
+    """Return phrases by weight: their table, their spellings, and which one each token of each photo is."""
+    texts = [[normalise(token.text) for token in explanation.tokens] for explanation in explanations]
+    groups = group([text for own in texts for text in dict.fromkeys(own)])
+    place = {variant: number for number, found in enumerate(groups) for variant in found.variants}
+    members = [np.array([place.get(text, -1) for text in own], dtype=int) for own in texts]
+    table, order, members = _ranked(weights, members, totals, len(groups))
+    groups = tuple(groups[number] for number in order)
+    table["canonical"] = [found.canonical for found in groups]
+    table["variants"] = [dict(found.variants) for found in groups]
+    return table, groups, members
+
+
+def _ranked(
+    weights: list[np.ndarray], members: list[np.ndarray], totals: np.ndarray, count: int
+) -> tuple[pd.DataFrame, np.ndarray, list[np.ndarray]]:
+    """Return the table of features that have parts, by absolute weight; their order; `members` renumbered so.
+
+    Args:
+        weights: of the parts of each photo.
+        members: feature of each part of each photo, -1 for none.
+        totals: absolute weight of all parts of each photo.
+        count: number of features.
+    """
+    summed = _sums(weights, members, count)
+    absolute = _sums([np.abs(own) for own in weights], members, count).sum(0)
+    samples = (_sums([np.ones(len(own)) for own in weights], members, count) > 0).sum(0)
+    of_kind = sum(np.abs(own).sum() for own in weights)
+    normlime = np.sign(summed.sum(0)) * (summed**2 / np.where(totals > 0, totals, 1)[:, None]).mean(0)
+    order = np.argsort(-np.abs(normlime), kind="stable")
+    order = order[samples[order] > 0]
+    number = np.full(count + 1, -1)  # the last one is that of -1
+    number[order] = np.arange(len(order))
+    table = {
+        "weight": normlime[order],
+        "share": absolute[order] / (of_kind or 1),
+        "part": absolute[order] / (totals.sum() or 1),
+        "samples": samples[order],
+    }
+    return pd.DataFrame(table), order, [number[own] for own in members]
+
+
+def _sums(values: list[np.ndarray], members: list[np.ndarray], count: int) -> np.ndarray:
+    """Return (N,F): the values of the parts of each photo, summed by feature."""
+    rows = [np.bincount(m[m >= 0], own[m >= 0], count) for own, m in zip(values, members, strict=True)]
+    return np.stack(rows)
+
+
+def _describe(item: LocalExplanation | MaskedModel, count: int, encoder: ImageEncoder) -> np.ndarray:
+    """Return (S,D): the encoder's last map, averaged over each of `count` superpixels by its area in each cell."""
+    if encoder.training:
+        raise UsageError("the encoder is in training mode; call encoder.eval() first")
+    if not count:
+        return np.zeros((0, 0))
+    parameter = next(encoder.parameters(), torch.zeros(0))
+    with torch.inference_mode():
+        cells = encoder.forward_map(item.image[None].to(parameter.device))[0].cpu().double()
+    planes = one_hot(torch.from_numpy(item.segments).long())[..., :count].permute(2, 0, 1).double()
+    shares = adaptive_avg_pool2d(planes, cells.shape[1:]).flatten(1)
+    return (shares / shares.sum(1, keepdim=True) @ cells.flatten(1).T).numpy()
+
+
+def _directions(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return (S,D+1) unit vectors: how each superpixel (S,D) differs from the mean one.
+
+    The last entry is a small constant, so that superpixels equal to the mean are similar instead of having a random
+    direction.
+    """
+    if not len(values):
+        return np.zeros((0, len(mean) + 1))
+    constant = np.full((len(values), 1), 1e-4 * (np.linalg.norm(mean) or 1.0))
+    found = np.concatenate([values - mean, constant], 1)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def _centres(directions: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the centres (C,D+1) of clusters of superpixels; time and memory grow with their number squared."""
+    labels = np.zeros(len(directions), int)
+    if len(directions) > 1:
+        clustering = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=threshold)
+        labels = clustering.fit_predict(directions)
+    centres = np.stack([directions[labels == label].mean(0) for label in range(labels.max() + 1)])
+    return centres / np.linalg.norm(centres, axis=1, keepdims=True)
+
+
+def _nearest(directions: np.ndarray, centres: np.ndarray, threshold: float) -> np.ndarray:
+    """Return (S,) the nearest centre of each unit vector, -1 where none is within the threshold."""
+    if not len(directions) or not len(centres):
+        return np.full(len(directions), -1)
+    distances = 1 - directions @ centres.T
+    return np.where(distances.min(1) <= threshold, distances.argmin(1), -1)
+
+
+def _medoids(
+    positions: list[int], directions: list[np.ndarray], members: list[np.ndarray], cluster: int, centre: np.ndarray
+) -> list[tuple[int, int]]:
+    """Return (photo, segment) of the superpixels of a cluster that are nearest to its centre."""
+    near = [
+        (round(float(1 - values[segment] @ centre), 9), position, int(segment))
+        for position, values, own in zip(positions, directions, members, strict=True)
+        for segment in np.flatnonzero(own == cluster)
+    ]
+    return [(position, segment) for _, position, segment in sorted(near)[:MEDOIDS]]
+
+
+def _areas(item: LocalExplanation | MaskedModel, count: int) -> np.ndarray:
+    """Return (S,) the share of the image that each superpixel covers."""
+    if item.segments is None:
+        return np.zeros(0)
+    return np.bincount(item.segments.ravel(), minlength=count)[:count] / item.segments.size
+
+
+def _crop(explanation: LocalExplanation, segment: int) -> Tensor:
+    inside = torch.from_numpy(explanation.segments == segment)
+    (y0, y1), (x0, x1) = ((int(at.min()), int(at.max()) + 1) for at in torch.nonzero(inside, as_tuple=True))
+    margin = round(MARGIN * max(y1 - y0, x1 - x0))
+    box = slice(max(y0 - margin, 0), y1 + margin), slice(max(x0 - margin, 0), x1 + margin)
+    image = explanation.image[:, *box]
+    return torch.where(inside[box], image, 1 - PALE * (1 - image))
+
+
+def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) -> Assignment:
+    """Return which global features the parts of a photo belong to; the photo may be new.
+
+    Args:
+        explained: has the features.
+        item: a local explanation, or its masked model.
+    """
+    for own, members in zip(explained.explanations, explained.members, strict=True):
+        if own is item:
+            return members
+    count = item.n_segments if hasattr(item, "n_segments") else item.image_weights.shape[1]
+    segments = np.full(count, -1)
+    if count and len(explained.centres):
+        directions = _directions(_describe(item, count, explained.encoder), explained.mean)
+        segments = _nearest(directions, explained.centres, explained.threshold)
+    texts = [token.text for token in item.tokens]
+    return Assignment(segments, np.array(match(texts, explained.phrases), dtype=int))
+
+
+# -- Does the model need the features by which it is said to recognise the class?
+
+
+def deletion_check(
+    explained: ClassExplanation, masked_models: Sequence[MaskedModel], repeats: int = 10, seed: int = 0
+) -> pd.DataFrame:
+    """Hide the top features in held-out photos of the class, and compare with hiding as much at random.
+
+    Random sets are drawn from the other superpixels of the same photo until their area is as near as possible to the
+    feature's, or from its other tokens until they are as many. Photos without the feature, and photos with nothing else
+    to hide, are left out.
+
+    Args:
+        explained: the class and its features; the top ones of each kind are checked.
+        masked_models: of photos of the class, best such that were not explained (`LocalExplanation.masked_model`).
+        repeats: random sets per photo and feature.
+        seed: of the random sets.
+
+    Returns:
+        One row per feature: `kind`, `feature`, `n` photos, `hidden` and `random_hidden` (area, or number of tokens).
+        For `accuracy` and `margin` (logit of the class minus the highest other one) `..._drop`, the drop by hiding the
+        feature, `..._random_drop`, `..._difference` of the two, and its 95 % interval `..._low` and `..._high`,
+        bootstrapped over photos, NaN below two photos.
+
+    Raises:
+        UsageError: one of the masked models is None (an explanation that was loaded from a file).
+    """
+    top = [("image", n) for n in explained.image_features.index[: explained.top]]
+    top += [("text", n) for n in explained.text_features.index[: explained.top]]
+    drops: list[tuple[Any, ...]] = []
+    for at, masked in enumerate(masked_models):
+        if masked is None:
+            raise UsageError(f"photo {at} has no masked model; explain it again instead of loading it")
+        drops += _drops(explained, top, masked, repeats, np.random.default_rng([seed, at]))
+    table = pd.DataFrame(drops, columns=["kind", "number", "hidden", "random_hidden", *DROPS])
+    return pd.DataFrame([_checked(explained, *feature, table) for feature in top])
+
+
+def _drops(
+    explained: ClassExplanation, top: list[tuple[str, int]], masked: MaskedModel, repeats: int, rng: np.random.Generator
+) -> list[tuple[Any, ...]]:
+    """Return what hiding each feature does on one photo, (kind, number, hidden, random_hidden, *DROPS)."""
+    label = list(masked.classes).index(pick(masked.classes, explained.name, "class"))
+    own = assign(explained, masked)
+    sizes = {"image": _areas(masked, masked.n_segments), "text": np.ones(masked.n_tokens)}
+    members = {"image": own.segments, "text": own.tokens}
+    tests = []
+    for kind, number in top:
+        feature = members[kind] == number
+        if feature.any() and not feature.all():
+            random = [_random_like(feature, sizes[kind], rng) for _ in range(repeats)]
+            tests.append((kind, number, np.stack([feature, *random])))
+    hidden = {kind: [np.zeros((1, len(sizes[kind])), bool)] for kind in KINDS}  # row 0: nothing is hidden
+    for kind, _, masks in tests:
+        for each in KINDS:
+            hidden[each].append(masks if each == kind else np.zeros((len(masks), len(sizes[each])), bool))
+    logits = masked.logits(*(~np.concatenate(hidden[kind]) for kind in KINDS))
+    margin = logits[:, label] - np.delete(logits, label, 1).max(1)
+    scores = np.stack([margin > 0, margin], 1).astype(float)  # (rows, SCORES)
+    found = []
+    for n, (kind, number, masks) in enumerate(tests):
+        drop = scores[0] - scores[1 + n * len(masks) :][: len(masks)]
+        size = masks @ sizes[kind]
+        by_score = np.stack([drop[0], drop[1:].mean(0)], 1).ravel()
+        found.append((kind, number, size[0], size[1:].mean(), *by_score))
+    return found
+
+
+def _random_like(feature: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return other parts (S,) bool, in random order as many as are nearest in size to the feature."""
+    order = rng.permutation(np.flatnonzero(~feature))
+    many = int(np.abs(np.cumsum(sizes[order]) - sizes[feature].sum()).argmin()) + 1
+    found = np.zeros(len(feature), bool)
+    found[order[:many]] = True
+    return found
+
+
+def _checked(explained: ClassExplanation, kind: str, number: int, drops: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of one feature; see `deletion_check`."""
+    own = drops[(drops["kind"] == kind) & (drops["number"] == number)].astype(float, errors="ignore")
+    name = number if kind == "image" else explained.phrases[number].canonical
+    row = {"kind": kind, "feature": name, "n": len(own)} | own[["hidden", "random_hidden"]].mean().to_dict()
+    for score in SCORES:
+        difference = (own[f"{score}_drop"] - own[f"{score}_random_drop"]).to_numpy(float)
+        low, high = bootstrap(difference) if len(own) > 1 else (np.nan, np.nan)
+        row |= own[[f"{score}_drop", f"{score}_random_drop"]].mean().to_dict()
+        row[f"{score}_difference"] = difference.mean() if len(own) else np.nan
+        row |= {f"{score}_low": low, f"{score}_high": high}
+    return row
+
+
+# -- Several models.
+
+
+def compare(explained: Mapping[str, ClassExplanation]) -> pd.DataFrame:
+    """Compare by which features several models recognise one class.
+
+    Weights of different models have different scales. So each feature is given by its part of all absolute weight, with
+    the sign of its weight.
+
+    Args:
+        explained: class explanation by name of the model.
+
+    Returns:
+        One column per model, and rows by `kind` and `feature`:
+
+        - `share`, `text`: `ClassExplanation.text_share`.
+        - `text`, phrase: part of each phrase that is among the top ones of any model; 0 where a model does not use it.
+          Phrases are matched by spelling.
+        - `image`, number: part of each model's cluster of that number. Encoders differ, so clusters of one number have
+          nothing else in common.
+        - `heat`, model: rank correlation of the heat maps of the two models, mean over photos that both explain with
+          the same superpixels; NaN where there are none.
+
+    Raises:
+        UsageError: explanations of different classes.
+    """
+    names = {found.name for found in explained.values()}
+    if len(names) > 1:
+        raise UsageError(f"explanations are of {' and '.join(sorted(names))}; compare models on one class")
+    rows = {("share", "text"): {model: found.text_share for model, found in explained.items()}}
+    rows |= {("text", phrase): parts for phrase, parts in _text_parts(explained).items()}
+    for model, found in explained.items():
+        for number, part in enumerate(_signed_parts(found.image_features.head(found.top))):
+            rows.setdefault(("image", number), {})[model] = part
+    for model, found in explained.items():
+        rows["heat", model] = {other: _agreement(found, theirs) for other, theirs in explained.items()}
+    index = pd.MultiIndex.from_tuples(list(rows), names=["kind", "feature"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=list(explained))
+
+
+def _signed_parts(table: pd.DataFrame) -> np.ndarray:
+    return np.sign(table["weight"].to_numpy(float)) * table["part"].to_numpy(float)
+
+
+def _text_parts(explained: Mapping[str, ClassExplanation]) -> dict[str, dict[str, float]]:
+    """Return the parts of phrases by model, for phrases among the top ones of any of them."""
+    spellings = [item for found in explained.values() for phrase in found.phrases for item in phrase.variants.items()]
+    groups = group([text for text, _ in spellings], [count for _, count in spellings])
+    place = {variant: found.canonical for found in groups for variant in found.variants}
+    parts: dict[str, dict[str, float]] = {found.canonical: dict.fromkeys(explained, 0.0) for found in groups}
+    top = set()
+    for model, found in explained.items():
+        for number, (phrase, part) in enumerate(zip(found.phrases, _signed_parts(found.text_features), strict=True)):
+            parts[place[phrase.canonical]][model] += float(part)
+            if number < found.top:
+                top.add(place[phrase.canonical])
+    order = sorted(top, key=lambda phrase: (-max(map(abs, parts[phrase].values())), phrase))
+    return {phrase: parts[phrase] for phrase in order}
+
+
+def _agreement(a: ClassExplanation, b: ClassExplanation) -> float:
+    """Return the mean rank correlation of heat maps of photos that both explain with the same superpixels."""
+    others = dict(zip(b.photos, b.explanations, strict=True))
+    found = []
+    for photo, one in zip(a.photos, a.explanations, strict=True):
+        other = others.get(photo)
+        if other is not None and _same_segments(one, other):
+            heats = [e.heat(e.row(c.label))[None] for e, c in ((one, a), (other, b))]
+            found.append(metrics.rank_correlation(*heats)[0])
+    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
+
+
+def _same_segments(a: LocalExplanation, b: LocalExplanation) -> bool:
+    if a.segments is None or b.segments is None or a.segments.shape != b.segments.shape:
+        return False
+    return bool(np.array_equal(a.segments, b.segments) and torch.equal(a.image, b.image))
