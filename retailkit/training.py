@@ -37,7 +37,7 @@ from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensor
 from retailkit.config import UsageError, UserError, cache_dir, device, pick
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
-from retailkit.inference import Predictor
+from retailkit.inference import compiled
 from retailkit.losses import Criterion, criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
@@ -319,7 +319,7 @@ def _with_fast_encoder(model: ProductClassifier, config: TrainConfig) -> Product
     """Return the model, or a twin that shares its weights, whose image encoder is fast if it does not learn."""
     if model.image_encoder is None or not model.image_encoder.frozen:
         return model
-    return Predictor(model, config.train_size, backend="onnx").fast  # exact; PyTorch itself on a GPU
+    return compiled(model)
 
 
 def _training_data(

@@ -566,7 +566,7 @@ def navigated(
 
 def look(model: ProductClassifier, *splits: ProductDataset) -> list[EncodedDataset]:
     """Return what a model sees of pictures of one size: finished features, for `by_parts`."""
-    predictor = Predictor(model, splits[0].size, backend="onnx")  # exact, as features are fitted on; eager on a GPU
+    predictor = Predictor(model, splits[0].size)
     return [training.encode(model, split, see=predictor.encode_image) for split in splits]
 
 
@@ -695,7 +695,7 @@ def explained_models(
         spec = probe(dataset, root, profile_name, seed)
         options = {"missing": "prior"} if name == "text" else {}  # a photo without words is answered by the prior
         spec = replace(spec, model=name, size=size, model_options=spec.model_options | options)
-        found[name] = Predictor(training.fit_or_load(spec, data)[0], size, "onnx")
+        found[name] = Predictor(training.fit_or_load(spec, data)[0], size)
     return found
 
 

@@ -75,7 +75,7 @@ def predictors(shop):
         model = models.build(name, shop.classes, "efficientnet_lite0", **parts,
                              weights=None, freeze=True)  # fmt: skip
         training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=20, bf16=False))
-        found[name] = Predictor(model.eval(), SIZE, "eager")
+        found[name] = Predictor(model.eval(), SIZE)
     return found
 
 
@@ -173,7 +173,7 @@ def test_the_twin_is_the_most_probable_class_of_the_family(tool):
 
 
 def test_models_must_agree_in_classes_and_size(shop, predictors):
-    other = Predictor(predictors["image"].model, 96, "eager")
+    other = Predictor(predictors["image"].model, 96)
     with pytest.raises(UsageError, match="size of their pictures"):
         Desk(shop, {"a": predictors["image"], "b": other})
     with pytest.raises(UsageError, match="at least one"):

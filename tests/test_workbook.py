@@ -159,7 +159,7 @@ def both(names=CLASSES):
 def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
     model, other = both(), both()
     other.head.linear.weight.data.neg_()
-    shared, seen = workbook.SharedPredictor(model, 32, "eager"), []
+    shared, seen = workbook.SharedPredictor(model, 32), []
     encode = Predictor.encode_perturbed
     monkeypatch.setattr(
         Predictor,
@@ -169,7 +169,7 @@ def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     image, fill = torch.rand(2, 3, 32, 32, generator=rng)
     masks = torch.rand(3, 1, 32, 32, generator=rng).round()
-    expected = encode(Predictor(model, 32, "eager"), image, masks, fill).values
+    expected = encode(Predictor(model, 32), image, masks, fill).values
     assert torch.allclose(shared.encode_perturbed(image, masks[:2], fill).values, expected[:2], atol=1e-5)
     theirs = shared.with_model(other)
     assert torch.allclose(theirs.encode_perturbed(image, masks.flip(0), fill).values, expected.flip(0), atol=1e-5)
@@ -189,7 +189,7 @@ def test_each_picture_is_explained_by_the_head_that_has_not_seen_it(shelf, tmp_p
     heads = [copy.deepcopy(model.head) for _ in range(2)]
     heads[1].linear.weight.data.neg_()
     judge = workbook.CrossValidation(model, heads, np.arange(len(given)) % 2, None)
-    shared, rows = workbook.SharedPredictor(model, 32, "eager"), np.array([4, 1])
+    shared, rows = workbook.SharedPredictor(model, 32), np.array([4, 1])
     options = {"cache": tmp_path, "classes": (0,), "budget": 8, "n_segments": 4}
     found, games = workbook.explain_unseen(judge, pictures, rows, shared, **options)
     assert set(found) == set(games) == {1, 4}

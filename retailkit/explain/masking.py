@@ -493,13 +493,13 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
     """
     given = isinstance(model, Predictor)
     if image is None or "image" not in (model.model if given else model).modalities:
-        return model if given else Predictor(model, backend="eager")
+        return model if given else Predictor(model)
     shape = tuple(image.shape)
     side = model.size if given else shape[-1]
     if shape != (3, side, side):
         wanted = f"(3, {side}, {side})" if given else "a square one, (3, size, size), as a data set does"
         raise UserError(f"the image is {shape}; give {wanted}")
-    return model if given else Predictor(model, side, examples=image[None])
+    return model if given else Predictor(model, side)
 
 
 def targets(logits: np.ndarray, explained: Sequence[int], rivals: Sequence[int], target: str) -> np.ndarray:

@@ -211,7 +211,7 @@ class Desk:
 
     Args:
         data: with words, if models read.
-        models: by name; predictors save choosing a backend. All look at pictures of one size. They are put into
+        models: by name; predictors save compiling them again. All look at pictures of one size. They are put into
             evaluation mode and stay in it, since what asks them may be several threads.
 
     Attributes:

@@ -1,9 +1,8 @@
-"""Masked variants of one picture through `Predictor`, against the loop that one writes without it.
+"""Masked variants of one image through `Predictor`, against the loop that one writes without it.
 
 That loop is float32 in PyTorch's own layout, in batches of 32; the same with our image encoder, which uses the
-channels-last layout, is measured besides. The lite nets have their weights and a trained classifier. No weights of
-ResNet-50 come with a package: it has random ones, which magnify rounding more than trained ones do, so that `auto`
-keeps to float32 there. What bfloat16 gives is measured by itself.
+channels-last layout, is measured besides. The lite nets have their weights and a trained classifier; ResNet-50, whose
+weights come with no package, has random ones.
 """
 
 import copy
@@ -14,15 +13,9 @@ import torch
 from retailkit import data, models, training
 from retailkit.inference import Predictor
 
-# Backbone, size, backend, tolerance, how many times as fast. Twice is as far as ResNet-50 gets in float32: convolutions
-# then take all that the processor has.
-CASES = [
-    ("efficientnet_lite0", 224, "auto", 0.01, 3),
-    ("efficientnet_lite2", 260, "auto", 0.01, 3),
-    ("resnet50", 224, "auto", 0.01, 1.3),
-    ("resnet50", 224, "bf16", 0.1, 3),
-]
-KEPT = 0.8  # of the picture: enough that classes compete
+# Backbone, size, how many times as fast. ResNet-50 gains less: its convolutions take all that the processor has.
+CASES = [("efficientnet_lite0", 224, 3), ("efficientnet_lite2", 260, 3), ("resnet50", 224, 1.3)]
+KEPT = 0.8  # of the image: enough that classes compete
 
 
 def trained(backbone, shop, size):
@@ -35,7 +28,7 @@ def trained(backbone, shop, size):
 
 @torch.no_grad()
 def untrained(backbone, shop, size):
-    """A network of random weights that tells pictures apart: real statistics, logits of standard deviation 1."""
+    """A network of random weights that tells images apart: real statistics, logits of standard deviation 1."""
     torch.manual_seed(0)
     model = models.build("image", shop.classes, backbone, weights=None)
     train = shop.split("train", size)
@@ -54,8 +47,8 @@ def untrained(backbone, shop, size):
 
 @pytest.mark.benchmark
 @pytest.mark.usefixtures("all_cores")
-@pytest.mark.parametrize(("backbone", "size", "backend", "tolerance", "target"), CASES)
-def test_inference(tmp_path, compare, quick, monkeypatch, backbone, size, backend, tolerance, target):
+@pytest.mark.parametrize(("backbone", "size", "target"), CASES)
+def test_inference(tmp_path, compare, quick, monkeypatch, backbone, size, target):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
     count = 32 if quick else 64
     shop = data.load("synthetic", tmp_path, per_class=(4, 0, 1), families=4, size=size)
@@ -82,9 +75,7 @@ def test_inference(tmp_path, compare, quick, monkeypatch, backbone, size, backen
     def ours_in_eager():
         return torch.cat([model(torch.where(p, image, baseline)).softmax(-1) for p in masks.split(32)])
 
-    examples = torch.stack([test[i].image for i in range(4)])
-    predictor = Predictor(model, size, backend, tolerance=tolerance, examples=examples)
-    print(f"\n{backbone}\n{predictor.report.to_string(index=False)}")
+    predictor = Predictor(model, size)
 
     def fast():
         return predictor.perturbed(image, masks, baseline)
@@ -95,8 +86,8 @@ def test_inference(tmp_path, compare, quick, monkeypatch, backbone, size, backen
     reference = eager()
     assert torch.allclose(reference, ours_in_eager(), atol=1e-4)
     assert reference.std(0).max() > 0.02, "the model does not mind the masks, so that agreement says nothing"
-    assert difference(reference, fast()) <= tolerance
-    case = f"{count} masks, {backbone}, {size} px, {predictor.backend}, {torch.get_num_threads()} threads"
+    assert difference(reference, fast()) <= 1e-3
+    case = f"{count} masks, {backbone}, {size} px, {torch.get_num_threads()} threads"
     repeat = 1 if quick else 3
     compare("inference", case, "channels last, batches of 32", ours_in_eager, fast, difference, repeat)
     ratio = compare("inference", case, "PyTorch, float32, batches of 32", eager, fast, difference, repeat)

@@ -93,9 +93,9 @@ def test_joint(tmp_path, compare, quick):
     model = models.build("concat", shop.classes, "efficientnet_lite0", text_encoder=reader())
     training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=30, bf16=False))
     start = time.perf_counter()
-    predictor = Predictor(model, SIZE, examples=shop.split("test", SIZE)[0].image[None])
+    predictor = Predictor(model, SIZE)
     making = time.perf_counter() - start
-    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s ({predictor.backend})")
+    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s")
     sample = readable(shop, predictor)
     segments = masking.segment(sample.image)
     parts = f"{segments.max() + 1} superpixels, {len(masking.tokens_of(sample.words))} words"

@@ -192,9 +192,9 @@ def test_lime(compare, quick):
     model, _ = training.fit_or_load(workbook.probe("grocery_store"), shop)
     val = shop.split("val", SIZE)
     start = time.perf_counter()
-    predictor = Predictor(model, SIZE, examples=torch.stack([val[i].image for i in range(0, len(val), len(val) // 4)]))
+    predictor = Predictor(model, SIZE)
     making = time.perf_counter() - start
-    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s ({predictor.backend})")
+    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s")
 
     photos, seeds = chosen(predictor, val, 2 if quick else 8), 3 if quick else SEEDS
     folder = folder_for(model, seeds)

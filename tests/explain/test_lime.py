@@ -1014,7 +1014,7 @@ def test_a_real_model_is_explained(tmp_path):
     model = models.build("concat", CLASSES, "efficientnet_lite0", weights=None, text_encoder="char_ngrams").eval()
     model.text_encoder.prepare(["oat milk bio lean", "beef milk oat", "lean bio"])
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    predictor = Predictor(model, 32, "eager")
+    predictor = Predictor(model, 32)
     words = [Word("oat", (2, 2, 12, 8)), Word("milk", (14, 2, 28, 8))]
     found = explain(predictor, image, words, n_segments=9, segments="grid", budget=40)
     with torch.inference_mode():

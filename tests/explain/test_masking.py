@@ -56,7 +56,7 @@ class Counted(Predictor):
     """A predictor that counts what goes through its encoders."""
 
     def __init__(self, model, size=SIDE):
-        super().__init__(model, size, backend="eager")
+        super().__init__(model, size)
         self.pictures, self.read = 0, []
 
     def encode_perturbed(self, image, masks, baseline):
@@ -365,7 +365,7 @@ def test_each_mask_is_encoded_once(both, monkeypatch):
 @pytest.mark.parametrize("feather", [0.0, 1.0, 2.0, 30.0])
 def test_everything_kept_is_the_input_itself(both, feather):
     image = picture()
-    game = MaskedModel(Predictor(both, SIDE, "eager"), image, QUARTERS, tokens_of(WORDS), "blur", feather=feather)
+    game = MaskedModel(Predictor(both, SIDE), image, QUARTERS, tokens_of(WORDS), "blur", feather=feather)
     whole, none = game.logits([[True] * 4, [False] * 4], [[True] * 3, [False] * 3])
     with torch.inference_mode():
         own = both(image[None], ["oat milk bio"])[0].numpy()
@@ -376,7 +376,7 @@ def test_everything_kept_is_the_input_itself(both, feather):
 
 
 def test_soft_edges_add_up_to_one():
-    game = MaskedModel(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
+    game = MaskedModel(Predictor(network("image"), SIDE), picture(), QUARTERS, feather=2)
     alone = game._alpha(np.eye(4, dtype=bool))
     assert alone.sum(0).numpy() == pytest.approx(1, abs=1e-5) and 0.4 < alone[0, 0, 4, 15] < 0.6
     assert alone[0, 0, 0, 0] == pytest.approx(1) and alone[0, 0, 31, 31] == 0
@@ -394,7 +394,7 @@ def test_small_pictures_can_have_soft_edges():
 
 
 def test_a_superpixel_is_hidden_as_the_game_hides_it():
-    game = MaskedModel(Predictor(network("image"), SIDE, "eager"), picture(), QUARTERS, feather=2)
+    game = MaskedModel(Predictor(network("image"), SIDE), picture(), QUARTERS, feather=2)
     shown = masking.hide(picture(), QUARTERS, [0, 3], feather=2)
     assert torch.allclose(shown, game.pictures([[False, True, True, False]])[0], atol=1e-5)
     assert torch.allclose(masking.hide(picture(), QUARTERS, []), picture(), atol=1e-6)
@@ -427,11 +427,11 @@ def test_linked_words_are_hidden_on_the_picture(both):
 def test_areas_are_shares_of_the_picture(both):
     labels = np.zeros((SIDE, SIDE), int)
     labels[:, 8:] = 1
-    predictor = Predictor(both, SIDE, "eager")
+    predictor = Predictor(both, SIDE)
     assert MaskedModel(predictor, picture(), labels, tokens_of(WORDS)).areas.tolist() == [0.25, 0.75]
     linked = MaskedModel(predictor, picture(), labels, tokens_of(WORDS), linked=True).areas
     assert linked * SIDE**2 == pytest.approx([256 - 7 * 5, 768 - 1 * 5 - 10 * 4])
-    assert MaskedModel(Predictor(network("text"), backend="eager"), tokens=tokens_of("a b")).areas.tolist() == []
+    assert MaskedModel(Predictor(network("text")), tokens=tokens_of("a b")).areas.tolist() == []
     assert MaskedModel(predictor, picture()).areas.tolist() == [1.0]
 
 
@@ -442,7 +442,7 @@ def test_another_filling_is_the_same_game(both):
     game.logits(*masks_)
     read = len(predictor.read)
     other = game.with_baseline("grey")
-    fresh = MaskedModel(Predictor(both, SIDE, "eager"), picture(), QUARTERS, tokens_of("oat milk"), "grey")
+    fresh = MaskedModel(Predictor(both, SIDE), picture(), QUARTERS, tokens_of("oat milk"), "grey")
     assert np.allclose(other.logits(*masks_), fresh.logits(*masks_), atol=1e-5)
     assert len(predictor.read) == read and predictor.pictures == 32
     assert (other.baseline, game.baseline) == ("grey", "mean") and torch.equal(
@@ -453,7 +453,7 @@ def test_another_filling_is_the_same_game(both):
 
 def test_a_reader_that_has_nothing_to_read_says_nothing():
     model = network("text")
-    game = MaskedModel(Predictor(model, backend="eager"), picture(50), QUARTERS, tokens_of("oat milk"))
+    game = MaskedModel(Predictor(model), picture(50), QUARTERS, tokens_of("oat milk"))
     assert (game.image, game.segments, game.n_segments) == (None, None, 0)
     found = game.logits(np.zeros((3, 0), bool), [[True, False], [False, False], [True, True]])
     with torch.inference_mode():
@@ -461,14 +461,14 @@ def test_a_reader_that_has_nothing_to_read_says_nothing():
     assert found[[0, 2]] == pytest.approx(own, abs=1e-6) and not found[1].any()
     assert not game.logits(np.zeros((2, 0), bool), np.zeros((2, 2), bool)).any()
     prior = network("text", missing="prior")
-    game = MaskedModel(Predictor(prior, backend="eager"), tokens=tokens_of("oat milk"))
+    game = MaskedModel(Predictor(prior), tokens=tokens_of("oat milk"))
     with torch.inference_mode():
         own = prior(None, [None]).numpy()
     assert game.logits(np.zeros((1, 0), bool), [[False, False]]) == pytest.approx(own, abs=1e-6)
 
 
 def test_a_model_that_only_looks_has_no_units():
-    predictor = Predictor(network("image"), SIDE, "eager")
+    predictor = Predictor(network("image"), SIDE)
     game = MaskedModel(predictor, picture(), QUARTERS, tokens_of(WORDS))
     assert game.n_tokens == 0 and game.logits(np.ones((2, 4), bool)).shape == (2, 3)
     # unless hiding them hides something of the picture
@@ -491,7 +491,7 @@ def test_a_picture_that_one_box_covers(both):
 
 
 def test_masks_of_another_size_are_refused(both):
-    game = MaskedModel(Predictor(both, SIDE, "eager"), picture(), QUARTERS, tokens_of(WORDS))
+    game = MaskedModel(Predictor(both, SIDE), picture(), QUARTERS, tokens_of(WORDS))
     for wrong in (((2, 3), (2, 3)), ((2, 4), (2, 4)), ((2, 4), (1, 3)), ((4,), (3,))):
         with pytest.raises(UsageError, match=r"masks are .*; give \("):
             game.logits(*(np.ones(shape, bool) for shape in wrong))
@@ -504,17 +504,17 @@ def test_nothing_to_play_with_is_an_error(both):
         (both, {}),
     ):
         with pytest.raises(UserError, match="nothing to explain by: the model uses"):
-            MaskedModel(Predictor(model, SIDE, "eager"), **given)
+            MaskedModel(Predictor(model, SIDE), **given)
 
 
 # -- Predictors.
 
 
 def test_a_predictor_for_a_picture(both):
-    given = Predictor(both, SIDE, "eager")
+    given = Predictor(both, SIDE)
     assert as_predictor(given, picture()) is given and as_predictor(given, None) is given
     made = as_predictor(network("image"), picture(40))
-    assert made.size == 40 and len(made.report) > 1
+    assert made.size == 40
     reader = network("text")
     assert as_predictor(reader, torch.rand(3, 20, 30)).model is reader  # what it does not look at may have any shape
     assert as_predictor(both, None).model is both
@@ -522,20 +522,20 @@ def test_a_predictor_for_a_picture(both):
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (1, 3, 32, 32), (1, 32, 32), (32, 32, 3), (32, 32)])
 def test_a_picture_that_is_not_square_is_refused(both, shape):
-    for model in (both, Predictor(both, SIDE, "eager")):
+    for model in (both, Predictor(both, SIDE)):
         with pytest.raises(UserError, match=r"the image is \("):
             as_predictor(model, torch.rand(shape))
 
 
 def test_a_picture_of_another_size_than_the_predictor_takes_is_refused(both):
     with pytest.raises(UserError, match=r"give \(3, 32, 32\)"):
-        as_predictor(Predictor(both, SIDE, "eager"), picture(40))
+        as_predictor(Predictor(both, SIDE), picture(40))
 
 
 def test_numbers_on_both_sides_of_a_hidden_word_stay():
     """Side by side they would look like a barcode, which models never read."""
     reader = network("text")
-    game = MaskedModel(Predictor(reader, backend="eager"), tokens=tokens_of("1046 lean 2501"))
+    game = MaskedModel(Predictor(reader), tokens=tokens_of("1046 lean 2501"))
     with torch.inference_mode():
         both = reader.classify(None, Features(reader.text_encoder(["1046 2501"]), torch.tensor([True])))
     assert torch.allclose(torch.as_tensor(game.logits([[]], [[True, False, True]])), both, atol=1e-5)
@@ -543,7 +543,5 @@ def test_numbers_on_both_sides_of_a_hidden_word_stay():
 
 def test_a_duck_with_a_text_is_enough():
     """`MaskedModel` asks of a unit only its text, where nothing is linked."""
-    game = MaskedModel(
-        Predictor(network("text"), backend="eager"), tokens=[SimpleNamespace(text="oat"), SimpleNamespace(text="milk")]
-    )
+    game = MaskedModel(Predictor(network("text")), tokens=[SimpleNamespace(text="oat"), SimpleNamespace(text="milk")])
     assert game.texts([[True, False], [True, True]]) == ["oat", "oat milk"]
