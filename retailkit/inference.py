@@ -247,7 +247,8 @@ class Predictor:
         starts = tqdm(range(0, count, self.batch_size), desc="predict", delay=2, mininterval=2, leave=False)
         with evaluating(self.model):
             batches = (images(slice(start, start + self.batch_size)) for start in starts)
-            return Features.joined([self.fast.encode_image(batch.to(self.device)) for batch in batches])
+            parts = [self.fast.encode_image(batch.to(self.device)) for batch in batches]
+        return Features.joined(parts)
 
     def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.size, self.size):
