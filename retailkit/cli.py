@@ -365,7 +365,6 @@ def matrix(
     size: Annotated[int | None, typer.Option(min=8, help="Side of the pictures; default the backbone's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each row.")] = 1,
     mode: Annotated[str, typer.Option(help="probe (linear heads on frozen features) or finetune.")] = "probe",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that work on rows.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="For finished cells and models; default the cache.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the cells: one row a cell and seed.")] = None,
 ):
@@ -390,8 +389,8 @@ def matrix(
     if bare:
         accepted = bare - len(found) + len(products)
         print(f"GrabCut: {accepted} of {bare} masks accepted; the other pictures are left out")
-    scenes = [backgrounds.Scenes(products.split(name, side)) for name in ("train", "test")]
-    cells = study.run(*scenes, spec, rows, columns, range(seeds), jobs, folder)
+    scenes = [backgrounds.VariantSplit.read(products.split(name, side)) for name in ("train", "test")]
+    cells = study.run(*scenes, spec, rows, columns, range(seeds), folder)
     if csv:
         with replacing(csv) as draft:
             cells.to_csv(draft, index=False)

@@ -1,18 +1,16 @@
 """Masks of photos that come without: GrabCut, when to trust it, and masks made worse on purpose.
 
 Xiao et al. (appendix A) accept a GrabCut mask by its share of a known box. Where no box is known, the product is taken
-to be in the middle, and two GrabCuts from central boxes must find the same. Mask quality is what the studies of
-backgrounds disagree about, hence `degrade` and `iou`.
+to be in the middle, and two GrabCuts from central boxes must find the same. Studies of backgrounds disagree about
+foreground-only training, and the quality of their masks is one suspect: hence `degrade` and `iou`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,21 +22,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit.cache import replacing
+from retailkit.cache import digest, replacing
 from retailkit.config import UsageError, cache_dir, pick
 from retailkit.data.images import read_image
 from retailkit.data.table import DataError, ProductData
 
 ROUNDS = 5  # of GrabCut
 RETRIES = 10
-LEAST_SHARE = 0.1  # of the box, or of the picture
-MOST_SHARE = 0.9  # of the picture
-CENTRAL = (0.8, 0.9)  # sides of the two boxes, in shares of the picture's
+LEAST_SHARE = 0.1  # of the box, or of the image
+MOST_SHARE = 0.9  # of the image
+CENTRAL = (0.8, 0.9)  # sides of the two boxes, in shares of the image's
 AGREEMENT = 0.7  # intersection over union of what they find
-REJECTED = ("drop", "keep")
-_RECIPE = 1  # raise when a mask changes for the same picture and settings
-
-Box = tuple[float, float, float, float]
+SIDE = 256  # GrabCut sees a photo with this short side in pixels, never enlarged
+_RECIPE = 2  # raise when a mask changes for the same photo and settings
 
 
 def grabcut(image: np.ndarray, box: Sequence[float], seed: int = 0) -> np.ndarray | None:
@@ -46,15 +42,14 @@ def grabcut(image: np.ndarray, box: Sequence[float], seed: int = 0) -> np.ndarra
 
     Args:
         image: (H,W,3) uint8.
-        box: x0, y0, x1, y1 in pixels, clipped to the picture.
+        box: x0, y0, x1, y1 in pixels.
         seed: of the first try; GrabCut starts from random clusters.
 
     Returns:
         (H,W) bool of at least a tenth of the box; None where no try gives one.
     """
     height, width = image.shape[:2]
-    x0, x1 = np.clip(np.rint(box[0::2]), 0, width).astype(int).tolist()
-    y0, y1 = np.clip(np.rint(box[1::2]), 0, height).astype(int).tolist()
+    x0, y0, x1, y1 = (round(end) for end in box)
     area = (x1 - x0) * (y1 - y0)
     if area <= 0 or area == width * height:
         return None  # nothing inside, or nothing outside to tell it from
@@ -76,40 +71,37 @@ def _one_try(image: np.ndarray, rectangle: tuple[int, int, int, int], seed: int)
     return (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
 
 
-def central_grabcut(image: np.ndarray, seed: int = 0) -> tuple[np.ndarray | None, str]:
-    """Cut out a product that is taken to be in the middle: no box is known.
+def central_grabcut(image: np.ndarray) -> np.ndarray | None:
+    """Cut out a product that is taken to be in the middle, as no box is known.
 
     GrabCut starts once from each of the central boxes of 80 and of 90 % of the sides. The masks must agree
     (intersection over union of 0.7), and the larger box's mask, which is the result, must fill between 10 and 90 % of
-    the picture.
+    the image.
 
     Args:
         image: (H,W,3) uint8.
-        seed: see `grabcut`.
 
     Returns:
-        (H,W) bool or None, and why: `accepted`, `nothing found`, `no agreement` or `share of the picture`.
+        (H,W) bool, or None where the mask is rejected.
     """
-    outer = _central(image, CENTRAL[1], seed)
-    if outer is None or not outer.any():
-        return None, "nothing found"
-    if not LEAST_SHARE <= outer.mean() <= MOST_SHARE:
-        return None, "share of the picture"
-    inner = _central(image, CENTRAL[0], seed)
+    outer = _one_try(image, _central_box(image, CENTRAL[1]), seed=0)
+    if outer is None or not LEAST_SHARE <= outer.mean() <= MOST_SHARE:
+        return None
+    inner = _one_try(image, _central_box(image, CENTRAL[0]), seed=0)
     if inner is None or (inner & outer).sum() < AGREEMENT * (inner | outer).sum():
-        return None, "no agreement"
-    return outer, "accepted"
+        return None
+    return outer
 
 
-def _central(image: np.ndarray, side: float, seed: int) -> np.ndarray | None:
-    """Return what one GrabCut finds in the central box with this share of the sides."""
+def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of the central box with this share of the sides."""
     height, width = image.shape[:2]
     left, top = round((1 - side) / 2 * width), round((1 - side) / 2 * height)
-    return _one_try(image, (left, top, width - 2 * left, height - 2 * top), seed)
+    return left, top, width - 2 * left, height - 2 * top
 
 
-def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Cut out of a batch what is inside known boxes, to set it beside true masks.
+def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
+    """Cut out of a batch what is inside known boxes, to compare it with true masks.
 
     Args:
         images: (B,3,H,W) in [0,1].
@@ -117,14 +109,14 @@ def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> tuple[Tensor, Te
         seed: see `grabcut`.
 
     Returns:
-        Masks (B,1,H,W) bool, empty where no try was accepted, and (B,) bool, True = accepted.
+        Masks (B,1,H,W) bool, empty where no try was accepted.
     """
     masks = torch.zeros(len(images), 1, *images.shape[2:], dtype=torch.bool)
-    for mask, image, box in zip(masks, images, boxes.tolist(), strict=True):
-        pixels = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-        if (found := grabcut(pixels, box, seed)) is not None:
+    pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    for mask, image, box in zip(masks, pixels, boxes.tolist(), strict=True):
+        if (found := grabcut(image, box, seed)) is not None:
             mask[0] = torch.from_numpy(found)
-    return masks, masks.flatten(1).any(1)
+    return masks
 
 
 def iou(masks: Tensor, others: Tensor) -> Tensor:
@@ -136,69 +128,74 @@ def iou(masks: Tensor, others: Tensor) -> Tensor:
 # -- Masks of a data set.
 
 
-def masked(
-    data: ProductData,
-    boxes: Sequence[Box | None] | None = None,
-    *,
-    side: int = 256,
-    seed: int = 0,
-    rejected: str = "drop",
-    jobs: int | None = None,
-    progress: bool = True,
-) -> ProductData:
-    """Return the data set with a mask file for each picture that has none.
+def masked(data: ProductData, rejected: str = "drop") -> ProductData:
+    """Return the data set with a mask file for each photo that has none; see `central_grabcut`.
 
-    GrabCut starts from the known box of a picture, or else from its middle (`central_grabcut`). Each picture is cut
-    out once: masks, and that one was rejected, are cached by the file's bytes and the settings, so a killed run goes
-    on where it was. OpenCV lets go of Python's lock, so threads use all cores.
+    Masks are cached by the file's bytes, so a killed run goes on where it was. OpenCV lets go of Python's lock, so
+    threads use all cores.
 
     Args:
         data: the data set; it is not changed. Masks that it brings stay.
-        boxes: one for each row of the table: x0, y0, x1, y1 in pixels of the upright picture, or None; None for
-            all where none is known.
-        side: GrabCut sees the picture with this short side in pixels, never enlarged. 160 takes a fifth of the time
-            and is visibly worse.
-        seed: see `grabcut`.
         rejected: `drop` the rows whose mask is rejected, or `keep` them without a mask.
-        jobs: threads; None takes one for each core.
-        progress: show a bar.
 
     Raises:
-        UsageError: boxes that are not one a row, an unknown word for `rejected`, or a side below 16 pixels.
-        DataError: a picture cannot be read; the message names file and row. What was done before is cached.
+        DataError: a photo cannot be read; the message names file and row. What was done before is cached.
     """
-    pick(REJECTED, rejected, "treatment of rejected masks")
-    boxes = [None] * len(data) if boxes is None else list(boxes)
-    if len(boxes) != len(data):
-        raise UsageError(f"{len(boxes)} boxes for {len(data)} rows; give one a row, or None where it is unknown")
-    if side < 16:
-        raise UsageError(f"side={side} is too small to cut anything out; use at least 16 pixels")
+    pick(("drop", "keep"), rejected, "treatment of rejected masks")
     table, folder = data.table.copy(), cache_dir("masks")
-    keys = {row: _key(data, row, boxes[row], side, seed) for row in np.flatnonzero(table["mask"] == "")}
-    rows = {key: row for row, key in keys.items()}  # the same photo twice is cut out once
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        work = ((data, row, boxes[row], side, seed, folder / key) for key, row in rows.items())
-        tasks = {pool.submit(_mask_file, *task): task[-1].name for task in work}
-        bar = tqdm(as_completed(tasks), "masks", len(tasks), mininterval=2, disable=not (progress and tasks))
-        try:
-            found = {tasks[task]: task.result() for task in bar}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    table["mask"] = [found[keys[row]] if row in keys else mask for row, mask in enumerate(table["mask"])]
+    bare = np.flatnonzero(table["mask"] == "")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda row: _mask_file(data, row, folder), bare)
+        bar = tqdm(found, desc="masks", total=len(bare), delay=2, mininterval=2)
+        table.loc[bare, "mask"] = np.array(list(bar), dtype=object)
     result = replace(data, table=table)
     return result if rejected == "keep" else result.select((table["mask"] != "").to_numpy())
 
 
+def _mask_file(data: ProductData, row: int, folder: Path) -> str:
+    """Return the path of one photo's mask, made if it is not in the cache; "" where it was rejected.
+
+    A rejected mask is an empty file, so that nobody tries again.
+    """
+    photo = Path(data.table["image"].iloc[row])
+    rule = [SIDE, ROUNDS, LEAST_SHARE, MOST_SHARE, CENTRAL, AGREEMENT, _RECIPE, cv2.__version__]
+    try:
+        path = folder / f"{digest(rule, photo.read_bytes())}.png"
+        mask = None if path.is_file() else _cut_out(read_image(photo))
+    except OSError as error:
+        cure = "restore the file or drop its row"
+        raise DataError(f"row {row} of {data.name!r}: {photo}: {error.strerror}; {cure}") from None
+    except DataError as error:
+        raise DataError(f"row {row} of {data.name!r}: {error}") from None
+    if not path.is_file():
+        with replacing(path) as draft:
+            draft.write_bytes(b"")
+            if mask is not None:
+                Image.fromarray(mask).save(draft, format="PNG")
+    return str(path) if path.stat().st_size else ""
+
+
+def _cut_out(image: np.ndarray) -> np.ndarray | None:
+    """Return the mask of a photo at its full size, or None where it is rejected; it is found at a reduced size."""
+    height, width = image.shape[:2]
+    scale = min(1.0, SIDE / min(height, width))
+    if scale == 1:
+        return central_grabcut(image)
+    mask = central_grabcut(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    if mask is None:
+        return None
+    return cv2.resize(np.float32(mask), (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
+
+
 def acceptance(before: ProductData, after: ProductData) -> pd.DataFrame:
-    """Tell how many pictures of each class have a mask after `masked`.
+    """Return how many photos of each class have a mask after `masked`.
 
     Args:
         before: what `masked` was given.
         after: what it returned, rejected rows dropped or kept.
 
     Returns:
-        One row a class, the lowest share first: `label`, `photos`, `accepted`, `share` in [0,1].
+        One row per class, the lowest share first: `label`, `photos`, `accepted`, `share` in [0,1].
     """
     has_mask = set(after.table.loc[after.table["mask"] != "", "image"])
     seen = pd.DataFrame({"label": before.table["label"], "accepted": before.table["image"].isin(has_mask)})
@@ -206,56 +203,7 @@ def acceptance(before: ProductData, after: ProductData) -> pd.DataFrame:
     return counts.sort_values("share", kind="stable").reset_index()
 
 
-def _key(data: ProductData, row: int, box: Box | None, side: int, seed: int) -> str:
-    """Return what the mask of a picture depends on, as one digest."""
-    path = data.table["image"].iloc[row]
-    rule = [ROUNDS, RETRIES, LEAST_SHARE, MOST_SHARE, CENTRAL, AGREEMENT, _RECIPE]
-    recipe = json.dumps([None if box is None else [float(end) for end in box], side, seed, rule, cv2.__version__])
-    try:
-        return hashlib.sha256(recipe.encode() + Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        place = f"row {row} of {data.name!r}: {path}"
-        raise DataError(f"{place}: {error.strerror}; restore the file or drop its row") from None
-
-
-def _mask_file(data: ProductData, row: int, box: Box | None, side: int, seed: int, stem: Path) -> str:
-    """Return the path of one picture's mask, made if it is not in the cache; "" where it was rejected."""
-    accepted, refused = stem.with_suffix(".png"), stem.with_suffix(".txt")
-    if not accepted.is_file() and not refused.is_file():
-        try:
-            image = read_image(data.table["image"].iloc[row])
-        except DataError as error:
-            raise DataError(f"row {row} of {data.name!r}: {error}") from None
-        _write(accepted, refused, *_cut_out(image, box, side, seed))
-    return str(accepted) if accepted.is_file() else ""
-
-
-def _cut_out(image: np.ndarray, box: Box | None, side: int, seed: int) -> tuple[np.ndarray | None, str]:
-    """Return the mask of a picture at its full size, or None, and why; it is found at a reduced size."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / min(height, width))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    if box is None:
-        mask, why = central_grabcut(small, seed)
-    else:
-        mask = grabcut(small, [end * scale for end in box], seed)
-        why = "nothing found" if mask is None else "accepted"
-    if mask is not None and scale < 1:
-        mask = cv2.resize(np.float32(mask), (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
-    return mask, why
-
-
-def _write(accepted: Path, refused: Path, mask: np.ndarray | None, why: str) -> None:
-    """Write the mask, or that there is none."""
-    if mask is None:
-        with replacing(refused) as draft:
-            draft.write_text(why, encoding="utf-8")
-    else:
-        with replacing(accepted) as draft:
-            Image.fromarray(mask).save(draft, format="PNG")
-
-
-# -- Worse masks.
+# -- Degraded masks.
 
 
 def degrade(masks: Tensor, how: str, amount: float, seed: int = 0) -> Tensor:
@@ -264,19 +212,16 @@ def degrade(masks: Tensor, how: str, amount: float, seed: int = 0) -> Tensor:
     Args:
         masks: (B,1,H,W) bool.
         how: key of `DEGRADATIONS`.
-        amount: by how much the outline moves, in shares of the picture's longer side; 0 changes nothing. For
+        amount: by how much the outline moves, in shares of the image's longer side; 0 changes nothing. For
             `noise` it is the standard deviation.
         seed: of the noise.
 
     Returns:
         (B,1,H,W) bool. An eroded mask may come out empty; `backgrounds.usable` finds those.
-
-    Raises:
-        UsageError: unknown way, or a negative amount.
     """
     change = DEGRADATIONS[pick(DEGRADATIONS, how, "way to degrade masks")]
     if not amount >= 0:
-        raise UsageError(f"amount={amount} is negative; use 0 or more, in shares of the picture's side")
+        raise UsageError(f"amount={amount} is negative; use 0 or more, in shares of the image's side")
     worse = []
     for mask in masks[:, 0].cpu().numpy():
         rng = np.random.default_rng([seed, zlib.crc32(np.packbits(mask).tobytes())])
@@ -294,16 +239,16 @@ def _dilation(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.n
 
 def _noise(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
     """Move the outline in and out by a smooth random field of unit variance, with bumps of a 25th of the side."""
-    field = cv2.GaussianBlur(rng.standard_normal(mask.shape), (0, 0), max(mask.shape) / 25)
-    field = (field - field.mean()) / max(field.std(), 1e-9)
+    bumps = cv2.GaussianBlur(rng.standard_normal(mask.shape), (0, 0), max(mask.shape) / 25)
+    bumps = (bumps - bumps.mean()) / max(bumps.std(), 1e-9)
     signed = np.where(mask, _depth(mask) - 0.5, 0.5 - _depth(~mask))
-    return signed + pixels * field > 0
+    return signed + pixels * bumps > 0
 
 
 def _depth(mask: np.ndarray) -> np.ndarray:
     """Return (H,W) how far a pixel of the mask is from the next one outside it, in pixels; 0 outside.
 
-    The edge of the picture is no outline: a product that it cuts goes on beyond.
+    The edge of the image is no outline: a product that it cuts goes on beyond.
     """
     if mask.all():
         return np.full(mask.shape, np.inf)

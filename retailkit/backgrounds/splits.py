@@ -1,205 +1,223 @@
-"""Splits as variants show them, to train and to test on like any other split."""
+"""A split as a background variant shows it, to train and to test on like any other split."""
 
 from __future__ import annotations
 
-import copy
-from functools import cached_property
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from retailkit.backgrounds.masks import degrade, grabcut_of
-from retailkit.backgrounds.paper import boxes, choose_donors
-from retailkit.backgrounds.variants import PAPER, VARIANTS, PaperVariants, apply_variant, usable
+from retailkit.backgrounds.variants import VARIANTS, apply_variant, boxes, usable
 from retailkit.cache import code_fingerprint, digest
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductDataset, Sample
 
-Recut = tuple[str, float]
 
+@dataclass(eq=False, repr=False)
+class VariantSplit(ProductDataset):
+    """The images of a split and their product masks in memory, as one background variant shows them.
 
-class Scenes:
-    """The pictures of a split with their product masks, in memory once for all variants.
-
-    Pictures without a mask, and those of which a variant of the paper cannot be made, are left out of all variants,
-    so that these can be compared.
-
-    Args:
-        split: pictures with masks.
-        seed: of donors.
-        own_class: see `choose_donors`.
-        recut: masks made worse: a key of `masks.DEGRADATIONS` and its amount, or `("grabcut", 0)` for masks that
-            GrabCut finds in the boxes of the given ones. None takes them as they are.
+    `read` decodes each image once; `variant`, `degraded` and `cut_out` return other versions of the same images.
+    Words are left out, as variants move or hide them.
 
     Attributes:
-        rows: (N,) of the data set's table, of the pictures that are used.
-        left_out: how many are not.
-        images: (N,3,size,size) uint8.
-        masks: (N,1,size,size) bool.
-        labels: (N,) class indices.
-
-    Raises:
-        UserError: no picture is usable.
+        source: the split that was read, with only the rows that are used.
+        images: (N,3,S,S) uint8, before the variant.
+        masks: (N,1,S,S) bool.
+        backgrounds: (N,3,S,S) uint8: the variant `only_bg_t` of each image, which others are pasted onto.
+        left_out: how many images of the split are not used.
+        content: digest of images and masks, to tell cached features apart.
+        seed: of donors and of what variants draw.
+        own_class: see `choose_donors`.
+        name: of the variant.
+        options: of the variant: the same for all images, or N, one for each.
+        donors: (N,) whose background an image is pasted onto, or None.
+        augment: random transform after the variant, as if the variant were what the camera saw.
     """
 
-    def __init__(
-        self, split: ProductDataset, seed: int = 0, own_class: bool = True, recut: Recut | None = None
-    ) -> None:
-        self.split, self.seed, self.own_class, self.recut = split, seed, own_class, None
-        with_masks = split.rows[(split.table["mask"] != "").to_numpy()]
-        plain = split.with_options(rows=with_masks, augment=None, reads=("mask",))
-        bar = tqdm(range(len(plain)), desc="read pictures", delay=2, mininterval=2, leave=False)
-        samples = [(plain[i].image.mul(255).round().byte(), plain[i].mask) for i in bar]
-        if not samples:
-            raise UserError(f"no picture of {split.data.name!r} has a product mask; make some with backgrounds.masked")
-        images, masks = (torch.stack(part) for part in zip(*samples, strict=True))
-        self._hold(with_masks, images, masks, torch.tensor(plain.labels))
-        if recut:
-            self._cut_again(recut)
+    source: ProductDataset
+    images: Tensor
+    masks: Tensor
+    backgrounds: Tensor
+    left_out: int
+    content: str
+    seed: int = 0
+    own_class: bool = True
+    name: str = "original"
+    options: Mapping[str, Any] | Sequence[Mapping[str, Any]] = field(default_factory=dict)
+    donors: Tensor | None = None
+    augment: v2.Transform | None = None
 
-    def _hold(self, rows: np.ndarray, images: Tensor, masks: Tensor, labels: Tensor) -> None:
-        """Keep the pictures whose mask is of use, and what follows from them."""
+    def __post_init__(self) -> None:
+        source = self.source
+        super().__init__(source.data, source.rows, source.size, source.fit, self.augment, source.condition)
+
+    @classmethod
+    def read(cls, split: ProductDataset, seed: int = 0, own_class: bool = True) -> VariantSplit:
+        """Read the images of a split that have a product mask.
+
+        Images of which a variant of the paper cannot be made are left out of all variants, so that these can be
+        compared.
+
+        Raises:
+            UserError: no image has a mask that is of use.
+        """
+        rows = split.rows[(split.table["mask"] != "").to_numpy()]
+        if not len(rows):
+            raise UserError(f"no image of {split.data.name!r} has a product mask; make some with backgrounds.masked")
+        source = split.with_options(rows=rows, augment=None, reads=("mask",))
+        images = torch.empty(len(rows), 3, split.size, split.size, dtype=torch.uint8)
+        masks = torch.empty(len(rows), 1, split.size, split.size, dtype=torch.bool)
+        for i in tqdm(range(len(rows)), desc="read images", delay=2, mininterval=2, leave=False):
+            sample = source[i]
+            images[i], masks[i] = _to_bytes(sample.image), sample.mask
+        return cls._with_usable_masks(source, images, masks, len(split), seed, own_class)
+
+    @classmethod
+    def _with_usable_masks(
+        cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int, own_class: bool
+    ) -> VariantSplit:
+        """Return the images whose mask is of use; `total` is how many there were at first."""
         good = usable(masks, "only_bg_t")
         if not good.any():
-            how = "changed by {} {:g} ".format(*self.recut) if self.recut else ""
-            cure = "use a smaller amount" if self.recut else "check the masks"
-            raise UserError(f"masks of {self.split.data.name!r} {how}are empty or leave no background; {cure}")
-        self.rows, self.images, self.masks, self.labels = rows[good.numpy()], images[good], masks[good], labels[good]
-        self.left_out = len(self.split) - len(self.rows)
-        self.__dict__.pop("outlines", None)  # of the masks before
-        self._at: dict[int, Scenes] = {}
-        self._generic: dict[int | None, Tensor] = {}
-        self._paper = PaperVariants(self.images, self.masks, self.labels, self.seed, self.own_class)
+            raise UserError(f"all masks of {source.data.name!r} are empty or leave no background; check them")
+        source, images, masks = source.with_options(rows=source.rows[good.numpy()]), images[good], masks[good]
+        pairs = zip(images.split(1), masks.split(1), strict=True)
+        backgrounds = torch.cat([_to_bytes(apply_variant(i.float() / 255, m, "only_bg_t")) for i, m in pairs])
+        content = digest(images, masks)
+        return cls(source, images, masks, backgrounds, total - len(images), content, seed, own_class)
 
-    def with_recut(self, how: str, amount: float) -> Scenes:
-        """Return the scenes with worse masks, without reading the pictures again; these stay as they are.
+    def _remade(self, images: Tensor, masks: Tensor) -> VariantSplit:
+        total = len(self) + self.left_out
+        return self._with_usable_masks(self.source, images, masks, total, self.seed, self.own_class)
+
+    def degraded(self, how: str, amount: float = 0.0) -> VariantSplit:
+        """Return the original images with worse masks; those whose mask is of no use any more are left out.
 
         Args:
-            how: see `recut` of `Scenes`.
-            amount: see `degrade`; GrabCut has none.
-
-        Raises:
-            UserError: no mask is left that is of use.
+            how: key of `masks.DEGRADATIONS`, or `grabcut` for masks that GrabCut finds in the boxes of these.
+            amount: see `masks.degrade`; GrabCut has none.
         """
-        changed = copy.copy(self)
-        changed._cut_again((how, amount))
-        return changed
+        if how == "grabcut":
+            return self._remade(self.images, grabcut_of(self.images / 255, boxes(self.masks), self.seed))
+        return self._remade(self.images, degrade(self.masks, how, amount, self.seed))
 
-    def _cut_again(self, recut: Recut) -> None:
-        self.recut = recut
-        self._hold(self.rows, self.images, _recut(self.images, self.masks, recut, self.seed), self.labels)
+    def cut_out(self) -> VariantSplit:
+        """Return the products on black, to make variants of: small products without their background, say."""
+        return self._remade(self.images * self.masks, self.masks)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def variant(self, name: str, each: Sequence[Mapping[str, Any]] | None = None, **options: Any) -> VariantSplit:
+        """Return the same images as another variant shows them.
 
-    @cached_property
-    def outlines(self) -> str:
-        """Return a digest of the masks, to tell cached features apart."""
-        return digest(self.masks)
-
-    @property
-    def donors(self) -> dict[str, Tensor]:
-        """Return (N,) positions of the pictures that give their background, by mixed variant."""
-        return self._paper.donors
-
-    @property
-    def backgrounds(self) -> Tensor:
-        """Return (N,3,size,size) uint8 finished backgrounds: `only_bg_t` of each picture."""
-        return self._paper.backgrounds
-
-    def variant(self, name: str, **options: Any) -> VariantSplit:
-        """Return the pictures as a variant shows them; `options` are those of `apply_variant`.
-
-        Raises:
-            UsageError: an unknown variant or option; the paper's eight have none.
+        Args:
+            name: key of `VARIANTS`.
+            each: options of each image, such as a shadow to a side that its class chooses.
+            **options: of all images; see the variant's function. `generic_paste` takes `from_class`.
         """
-        if options and pick(VARIANTS, name, "variant") in PAPER:
-            raise UsageError(f"{name} has no option {next(iter(options))!r}; what its donors may be, Scenes is told")
-        return VariantSplit(self, pick(VARIANTS, name, "variant"), options)
+        donors = None
+        if VARIANTS[pick(VARIANTS, name, "variant")].donors:
+            donors = choose_donors(self.labels, name, self.seed, self.own_class, options.pop("from_class", None))
+        result = replace(self, name=name, options=each or options, donors=donors)
+        result.image(0)  # a wrong option fails here
+        return result
 
-    def picture(self, position: int, name: str, options: dict[str, Any]) -> Tensor:
-        """Return one picture (3,size,size) uint8 of a variant."""
-        row = slice(position, position + 1)
-        if name in PAPER:
-            return self._paper.make(name, row)[0]
-        donors = self._generic_donors(options.get("from_class"))[position] if VARIANTS[name].donors else None
-        changed = apply_variant(
-            self.images[row].float() / 255,
-            self.masks[row],
-            name,
-            None if donors is None else self.backgrounds[donors][None].float() / 255,
-            self.seed,
-            **{option: value for option, value in options.items() if option != "from_class"},
-        )
-        return changed[0].mul(255).round().byte()
+    def image(self, position: int) -> Tensor:
+        """Return one image (3,S,S) uint8 of the variant, before augmentation."""
+        options = self.options if isinstance(self.options, Mapping) else self.options[position]
+        donor = None if self.donors is None else self.backgrounds[self.donors[position]][None].float() / 255
+        image, mask = self.images[position][None].float() / 255, self.masks[position][None]
+        return _to_bytes(apply_variant(image, mask, self.name, donor, self.seed, **options)[0])
 
-    def _generic_donors(self, from_class: int | None) -> Tensor:
-        if from_class not in self._generic:
-            self._generic[from_class] = choose_donors(self.labels, "generic_paste", self.seed, from_class=from_class)
-        return self._generic[from_class]
-
-    def at(self, size: int) -> Scenes:
-        """Return the same at another size."""
-        if size not in self._at:
-            self._at[size] = self._read_at(size)
-        return self._at[size]
-
-    def _read_at(self, size: int) -> Scenes:
-        return Scenes(self.split.with_options(size=size), self.seed, self.own_class, self.recut)
-
-
-def _recut(images: Tensor, masks: Tensor, recut: Recut, seed: int) -> Tensor:
-    if recut[0] == "grabcut":
-        return grabcut_of(images / 255, boxes(masks), seed)[0]
-    return degrade(masks, *recut, seed)
-
-
-class VariantSplit(ProductDataset):
-    """A split in one variant; see `Scenes.variant`. Words are left out, as variants move or hide them.
-
-    Augmentation comes after the variant, as if the variant were what the camera saw.
-    """
-
-    def __init__(self, scenes: Scenes, name: str, options: dict[str, Any], augment: Any = None) -> None:
-        split = scenes.split
-        super().__init__(split.data, scenes.rows, split.size, split.fit, augment, split.condition)
-        self.scenes, self.name, self.options = scenes, name, options
-        scenes.picture(0, name, options)  # a wrong name or option fails here
-
-    def with_options(self, **changes: Any) -> VariantSplit:
-        """Return a copy with another `size` or `augment`; `reads` changes nothing."""
-        unknown = set(changes) - {"size", "augment", "reads"}
-        if unknown:
-            raise TypeError(f"a variant cannot change {', '.join(sorted(unknown))}; change the split it is made of")
-        size = changes.get("size", self.size)
-        scenes = self.scenes if size == self.size else self.scenes.at(size)
-        return VariantSplit(scenes, self.name, self.options, changes.get("augment", self.augment))
+    def __getitem__(self, position: int) -> Sample:
+        parts = {"image": tv_tensors.Image(self.image(position)), "mask": tv_tensors.Mask(self.masks[position])}
+        parts = self.augment(parts) if self.augment else parts
+        image, mask = parts["image"].as_subclass(Tensor).float() / 255, parts["mask"].as_subclass(Tensor).bool()
+        mask = None if VARIANTS[self.name].moves else mask
+        row = int(self.rows[position])
+        return Sample(image, self._class_index[self.data.table["label"].iloc[row]], "", [], mask, None, row)
 
     @property
     def appearance(self) -> list[Any]:
-        """Return what pictures depend on besides their files."""
-        own = self.scenes
-        return [
-            *super().appearance,
-            self.name,
-            repr(self.options),
-            own.seed,
-            own.own_class,
-            own.outlines,
-            code_fingerprint(__name__),
-        ]
+        """What images depend on besides their files."""
+        donors = None if self.donors is None else self.donors.tolist()
+        variant = [self.name, repr(self.options), donors, self.seed, self.content, code_fingerprint(__name__)]
+        return super().appearance + variant
 
-    def __getitem__(self, position: int) -> Sample:
-        parts = {
-            "image": tv_tensors.Image(self.scenes.picture(position, self.name, self.options)),
-            "mask": tv_tensors.Mask(self.scenes.masks[position]),
-        }
-        parts = self.augment(parts) if self.augment else parts
-        image, mask = parts["image"].as_subclass(Tensor).float() / 255, parts["mask"].as_subclass(Tensor).bool()
-        label = int(self.scenes.labels[position])
-        mask = None if VARIANTS[self.name].moves else mask
-        return Sample(image, label, "", [], mask, None, int(self.rows[position]))
+    def with_options(self, **changes: Any) -> VariantSplit:
+        """Return a copy with another `augment`, which then decides the size; `reads` changes nothing.
+
+        Raises:
+            UsageError: another size without an augmentation: images stay as they were read.
+        """
+        augment = changes.get("augment", self.augment)
+        if augment is None and (size := changes.get("size", self.size)) != self.size:
+            raise UsageError(f"images were read at {self.size} pixels; read the split at {size} pixels instead")
+        return replace(self, augment=augment)
+
+
+def _to_bytes(image: Tensor) -> Tensor:
+    return image.mul(255).round().byte()
+
+
+# -- Donors.
+
+
+def choose_donors(
+    labels: Tensor | Sequence[int], name: str, seed: int = 0, own_class: bool = True, from_class: int | None = None
+) -> Tensor:
+    """Choose for each image the one whose background it gets (Xiao et al., section 2).
+
+    Args:
+        labels: (N,) class indices.
+        name: `mixed_same` draws from the own class, `mixed_rand` from a class drawn uniformly, `mixed_next` from
+            the next class (and the first after the last), `generic_paste` from `from_class`, whatever the own one is.
+        seed: the same labels and seed give the same donors.
+        own_class: `mixed_rand` may draw the own class, 1 time in K, as the paper's text has it.
+        from_class: the unrelated class of `generic_paste`.
+
+    Returns:
+        (N,) int64 indices into `labels`. No image is its own donor, unless it is the only one of its class.
+
+    Raises:
+        UsageError: the variant takes no donors, or `from_class` is none of the labels.
+        UserError: a background of another class is asked for, and there is only one class.
+    """
+    pick([variant for variant in VARIANTS if VARIANTS[variant].donors], name, "variant with donors")
+    labels = np.asarray(labels)
+    classes, rng = np.unique(labels), np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if len(classes) < 2 and (name == "mixed_next" or (name == "mixed_rand" and not own_class)):
+        raise UserError(f"{name} takes backgrounds of another class, and there is only one class; add classes")
+    if name == "mixed_same":
+        targets = labels
+    elif name == "mixed_next":
+        targets = classes[np.searchsorted(classes, labels, side="right") % len(classes)]
+    elif name == "generic_paste":
+        if from_class not in classes:
+            raise UsageError(f"from_class={from_class} has no image; use one of {', '.join(map(str, classes))}")
+        targets = np.full(len(labels), from_class)
+    elif own_class:
+        targets = classes[rng.integers(len(classes), size=len(labels))]
+    else:
+        drawn = rng.integers(np.full(len(labels), len(classes) - 1))
+        targets = classes[drawn + (drawn >= np.searchsorted(classes, labels))]
+    return torch.from_numpy(_one_each(rng, labels, targets))
+
+
+def _one_each(rng: np.random.Generator, labels: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return for each image one of its target class, not itself where there is another."""
+    pool = np.argsort(labels, kind="stable")  # the images class by class
+    classes, starts, counts = np.unique(labels[pool], return_index=True, return_counts=True)
+    rank = np.empty(len(labels), dtype=np.int64)  # of an image within its class
+    rank[pool] = np.arange(len(pool)) - np.repeat(starts, counts)
+    place = np.searchsorted(classes, targets)
+    skips = (labels == targets) & (counts[place] > 1)
+    drawn = rng.integers(counts[place] - skips)
+    return pool[starts[place] + drawn + (skips & (drawn >= rank))]

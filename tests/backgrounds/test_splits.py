@@ -1,129 +1,138 @@
-"""Splits as variants show them."""
-
-from dataclasses import replace
+"""A split as a variant shows it."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from retailkit import models, training
-from retailkit.backgrounds import PAPER, Scenes, apply_variant
+from retailkit.backgrounds import PAPER, VariantSplit, apply_variant, choose_donors, degrade
 from retailkit.config import UsageError, UserError
-from retailkit.data.table import COLUMNS, ProductData
+from retailkit.data import table
+
+CONFIG = training.TrainConfig()
 
 
 @pytest.fixture
-def data(tmp_path):
-    """Ten pictures of noise; the product is L-shaped, of picture 3 everything, and picture 4 has no mask."""
-    rng, rows = np.random.default_rng(0), []
-    for number in range(10):
-        picture = tmp_path / f"{number}.png"
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(picture)
-        mask = np.zeros((40, 40), bool)
-        mask[10:30, 12 : 20 + number] = True
-        mask[10:20, 16:] = False
-        mask |= number == 3
-        outline = tmp_path / f"{number}_mask.png"
-        Image.fromarray(mask).save(outline)
-        label = "ab"[number % 2]
-        rows.append({"image": str(picture), "label": label, "split": "train", "mask": str(outline)})
-    rows[4]["mask"] = ""
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS).fillna("")
-    return ProductData("noise", table, ["a", "b"], {}, fit="stretch")
+def split(data):
+    return data.split("train", 32)
 
 
-def test_scenes_leave_out_what_no_variant_can_be_made_of(data):
-    scenes = Scenes(data.split("train", 40))
-    assert scenes.rows.tolist() == [0, 1, 2, 5, 6, 7, 8, 9] and scenes.left_out == 2
-    assert scenes.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+@pytest.fixture
+def images(split):
+    return VariantSplit.read(split, seed=3)
+
+
+def test_images_of_which_no_variant_can_be_made_are_left_out(data, split):
+    Image.fromarray(np.ones((32, 32), bool)).save(data.table["mask"][3])
+    data.table.loc[4, "mask"] = ""
+    images = VariantSplit.read(split)
+    assert images.rows.tolist() == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11] and images.left_out == 2
+    assert images.labels.tolist() == [0, 1, 2, 2, 0, 1, 2, 0, 1, 2] and len(images) == 10
+    worse = images.degraded("erosion", 0.05)
+    assert worse.rows.tolist() == images.rows.tolist() and worse.left_out == 2, "image 3 does not come back"
     data.table["mask"] = ""
-    with pytest.raises(UserError, match="no picture of 'noise' has a product mask"):
-        Scenes(data.split("train", 40))
+    with pytest.raises(UserError, match="no image of 'boxes' has a product mask"):
+        VariantSplit.read(split)
+
+
+def test_each_image_is_decoded_once(split, monkeypatch):
+    seen, read = [], table.read_image
+    monkeypatch.setattr(table, "read_image", lambda path: seen.append(path) or read(path))
+    images = VariantSplit.read(split)
+    for some in (images, images.variant("mixed_rand"), images.cut_out(), images.degraded("noise", 0.05)):
+        [some[position] for position in range(len(some))]
+    assert len(seen) == len(set(seen)) == 12
 
 
 @pytest.mark.parametrize("name", [*PAPER, "blurred"])
-def test_samples_are_what_apply_variant_makes(data, name):
-    scenes = Scenes(data.split("train", 40), seed=3)
-    split = scenes.variant(name)
-    images, donors = scenes.images.float() / 255, None
-    if name in scenes.donors:
-        backgrounds = apply_variant(images, scenes.masks, "only_bg_t")
-        donors = backgrounds[scenes.donors[name]]
-    wanted = apply_variant(images, scenes.masks, name, donors)
+def test_samples_are_what_apply_variant_makes(images, name):
+    split, plain, donors = images.variant(name), images.images.float() / 255, None
+    if name.startswith("mixed"):
+        donors = apply_variant(plain, images.masks, "only_bg_t")[choose_donors(images.labels, name, seed=3)]
+    wanted = apply_variant(plain, images.masks, name, donors)
     for position in range(len(split)):
         sample = split[position]
-        assert torch.allclose(sample.image, wanted[position], atol=1 / 255)
-        assert torch.equal(sample.mask, scenes.masks[position]) and sample.index == scenes.rows[position]
+        assert torch.allclose(sample.image, wanted[position], atol=0.5001 / 255)
+        assert torch.equal(sample.mask, images.masks[position]) and sample.index == images.rows[position]
         assert sample.label == split.labels[position]
 
 
-def test_a_generic_background_comes_from_the_class_asked_for(data):
-    scenes = Scenes(data.split("train", 40))
-    givers = scenes.backgrounds[scenes.labels == 1]
-    for position in range(len(scenes)):
-        shown = scenes.variant("generic_paste", from_class=1)[position].image.mul(255).round().byte()
-        hidden = ~scenes.masks[position].expand(3, -1, -1)
-        assert any(torch.equal(shown[hidden], giver[hidden]) for giver in givers)
+def test_a_generic_background_comes_from_the_class_asked_for(images):
+    shown = images.variant("generic_paste", from_class=1)
+    for position in range(len(images)):
+        hidden = ~images.masks[position].expand(3, -1, -1)
+        givers = images.backgrounds[images.labels == 1]
+        assert any(torch.equal(shown.image(position)[hidden], giver[hidden]) for giver in givers)
 
 
-def test_wrong_names_fail_at_once(data):
-    scenes = Scenes(data.split("train", 40))
+def test_each_image_may_have_options_of_its_own(images):
+    turned = images.variant("shadow", each=[{"angle": 30.0 * k, "strength": 0.9} for k in range(len(images))])
+    for position in (0, 7):
+        alone = images.variant("shadow", angle=30.0 * position, strength=0.9)
+        assert torch.equal(turned[position].image, alone[position].image)
+    assert turned.appearance != alone.appearance
+    assert turned.variant("only_fg").options == {}
+
+
+def test_wrong_names_fail_at_once(images):
     with pytest.raises(UsageError, match="unknown variant 'only_foreground'"):
-        scenes.variant("only_foreground")
-    with pytest.raises(UsageError, match="option of blurred"):
-        scenes.variant("blurred", radius=3)
-    with pytest.raises(UsageError, match="mixed_rand has no option 'own_class'"):
-        scenes.variant("mixed_rand", own_class=False)
+        images.variant("only_foreground")
+    with pytest.raises(TypeError, match="radius"):
+        images.variant("blurred", radius=3)
+    with pytest.raises(UsageError, match="from_class=None"):
+        images.variant("generic_paste")
 
 
-def test_worse_masks_cut_another_product(data):
-    split = data.split("train", 40)
-    plain, eroded = Scenes(split), Scenes(split, recut=("erosion", 0.05))
-    assert (eroded.masks.sum((1, 2, 3)) < plain.masks.sum((1, 2, 3))).all()
-    assert not torch.equal(eroded.variant("only_fg")[0].image, plain.variant("only_fg")[0].image)
+def test_degraded_masks_cut_another_product_and_those_that_vanish_are_left_out(images):
+    before, eroded = images.masks.clone(), images.degraded("erosion", 4.2 / 32)
+    wanted = degrade(images.masks, "erosion", 4.2 / 32, seed=3)
+    kept = wanted.flatten(1).any(1)
+    assert 0 < len(eroded) < len(images) and eroded.left_out == len(images) - len(eroded)
+    assert torch.equal(eroded.masks, wanted[kept]) and eroded.rows.tolist() == images.rows[kept.numpy()].tolist()
+    assert torch.equal(images.masks, before) and torch.equal(eroded.images, images.images[kept])
+    found = images.degraded("grabcut").masks
+    assert ((found & images.masks).sum() / (found | images.masks).sum()) > 0.8
+    with pytest.raises(UserError, match="all masks of 'boxes' are empty"):
+        images.degraded("erosion", 0.9)
 
 
-def test_masks_made_worse_never_bring_back_a_picture(data):
-    """Picture 3 is all product, and would leave a background once its mask is eroded."""
-    split = data.split("train", 40)
-    read_so, made_so = Scenes(split, recut=("erosion", 0.05)), Scenes(split).with_recut("erosion", 0.05)
-    assert read_so.rows.tolist() == made_so.rows.tolist() == made_so.at(32).rows.tolist()
-    assert 3 not in read_so.rows
+def test_products_that_were_cut_out_are_black_behind_whatever_their_size(images):
+    alone = images.cut_out()
+    assert torch.equal(alone[1].image, images.variant("only_fg")[1].image)
+    small, on_ground = (part.variant("object_size", scale=0.5)[1].image for part in (alone, images))
+    assert 0.15 < (small.sum(0) > 0).sum() / images.masks[1].sum() < 0.45
+    core = small.amax(0) > 0.69  # the edges are mixed
+    assert torch.allclose(small[:, core], on_ground[:, core], atol=0.02)
 
 
-def test_a_product_that_was_moved_has_no_mask(data):
-    scenes = Scenes(data.split("train", 40))
-    assert scenes.variant("object_size", scale=0.5)[0].mask is None and scenes.variant("shadow")[0].mask is not None
+def test_a_product_that_was_moved_has_no_mask(images):
+    assert images.variant("object_size", scale=0.5)[0].mask is None and images.variant("shadow")[0].mask is not None
 
 
-def test_features_of_variants_are_kept_apart(data):
-    """A cached feature belongs to the picture as the variant shows it."""
+def test_features_of_variants_are_kept_apart(split, images):
+    """A cached feature belongs to the image as the variant shows it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.build("image", data.classes, backbone="shufflenet_v2_x1_0", weights=None)
-    split, config = data.split("train", 40), training.TrainConfig(bf16=False)
-    scenes = Scenes(split)
-    looks = [scenes.variant(name) for name in PAPER]
-    looks += [scenes.variant("blurred", sigma=sigma) for sigma in (0.02, 0.1)]
-    looks += [Scenes(split, recut=("dilation", 0.1)).variant("only_fg"), Scenes(split, seed=2).variant("mixed_rand")]
-    for _ in range(2):  # computed, then from the cache
-        found = [training.encode_cached(model, look, 1, config) for look in looks]
-        for encoded, look in zip(found, looks, strict=True):
-            assert encoded.rows.tolist() == scenes.rows.tolist()
-            fresh = training.encode(model, look)
-            torch.testing.assert_close(encoded.image.values, fresh.image.values, rtol=1e-3, atol=1e-9)
-        values = torch.stack([encoded.image.values for encoded in found]).flatten(1)
-        assert len(values.unique(dim=0)) == len(looks)
+        model = models.build("image", split.classes, backbone="shufflenet_v2_x1_0", weights=None)
+    looks = [images.variant(name) for name in PAPER]
+    looks += [images.variant("blurred", sigma=sigma) for sigma in (0.02, 0.1)]
+    looks += [images.degraded("dilation", 0.1).variant("only_fg"), images.cut_out().variant("object_size")]
+    looks += [VariantSplit.read(split, seed=2).variant("mixed_rand")]
+    computed, kept = ([training.encode_cached(model, look, 1, CONFIG) for look in looks] for _ in range(2))
+    assert all(torch.equal(one.image.values, other.image.values) for one, other in zip(computed, kept, strict=True))
+    assert all(seen.rows.tolist() == images.rows.tolist() for seen in kept)
+    assert len(torch.stack([seen.image.values for seen in kept]).flatten(1).unique(dim=0)) == len(looks)
 
 
-def test_training_sees_the_variant_at_its_own_size_and_augmented(data):
-    scenes = Scenes(data.split("train", 40))
-    small = scenes.variant("only_fg").with_options(size=24, augment=training.AUGMENTATIONS["light"](24))
-    assert small[0].image.shape == (3, 24, 24) and small.with_options(augment=None)[0].image.shape == (3, 24, 24)
-    assert not torch.equal(small[0].image, small[0].image)
-    model = models.build("image", data.classes, backbone="shufflenet_v2_x1_0", weights=None)
-    config = training.TrainConfig(mode="finetune", epochs=1, batch_size=4, train_size=32, augment="light")
-    history = training.fit(model, scenes.variant("mixed_rand"), None, replace(config, bf16=False))
+def test_augmentation_comes_after_the_variant_and_decides_the_size(images):
+    shown = images.variant("only_fg").with_options(size=24, augment=training.AUGMENTATIONS["light"](24))
+    assert shown[0].image.shape == (3, 24, 24) and not torch.equal(shown[0].image, shown[0].image)
+    assert (shown[0].image < 0.02).float().mean() > 0.3
+    assert torch.equal(shown.with_options(augment=None)[0].image, images.variant("only_fg")[0].image)
+    with pytest.raises(UsageError, match="read at 32 pixels; read the split at 24"):
+        images.with_options(size=24)
+    model = models.build("image", images.classes, backbone="shufflenet_v2_x1_0", weights=None)
+    config = training.TrainConfig(mode="finetune", epochs=1, batch_size=4, train_size=24, augment="light")
+    history = training.fit(model, images.variant("mixed_rand"), None, config)
     assert len(history.epochs) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from inspect import signature
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from retailkit import backgrounds, config
-from retailkit.backgrounds import PAPER, VARIANTS, PaperVariants, apply_variant, usable
+from retailkit.backgrounds import VARIANTS, apply_variant, usable
 
 SIZES = [(9, 14), (17, 11), (1, 7), (8, 1), (15, 15)]  # height and width
 
@@ -279,55 +278,29 @@ def test_a_black_product_pixel_stays_product():
     assert (pasted[~mask.expand(-1, 3, -1, -1)] == 0.7).all()
 
 
-def test_eight_bit_pictures_give_the_eight_variants_in_eight_bits():
-    images, masks = random_batch(9, 14)
-    coarse = (images * 255).byte()
-    for name in PAPER:
-        donors = images.flip(0) if VARIANTS[name].donors else None
-        made = apply_variant(coarse, masks, name, None if donors is None else coarse.flip(0))
-        assert made.dtype == torch.uint8
-        fine = apply_variant(
-            coarse.float() / 255, masks, name, None if donors is None else coarse.flip(0).float() / 255
-        )
-        assert torch.equal((fine * 255).round().byte(), made)
-    with pytest.raises(config.UsageError, match=r"shadow of torch\.uint8 images; give floats"):
-        apply_variant(coarse, masks, "shadow")
-
-
 # -- Factors.
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_coloured_equals_the_reference(size):
     images, masks = random_batch(*size)
-    one = torch.tensor([0.2, 0.4, 0.9])
-    expected = each(coloured, images, masks, one.tolist())
-    assert np.allclose(apply_variant(images, masks, "coloured", colour=(0.2, 0.4, 0.9)), expected)
-    many = torch.rand(len(images), 3, generator=torch.Generator().manual_seed(0))
-    expected = each(coloured, images, masks, many.numpy())
-    assert np.array_equal(apply_variant(images, masks, "coloured", colour=many), expected)
+    colour = (0.2, 0.4, 0.9)
+    expected = each(coloured, images, masks, colour)
+    assert np.allclose(apply_variant(images, masks, "coloured", colour=colour), expected)
 
 
 @pytest.mark.parametrize("contrast", ["high", "low"])
 def test_colours_have_the_highest_or_lowest_contrast_of_the_palette(contrast):
     images, masks = random_batch(9, 14, count=5)
     images = images * torch.rand(5, 3, 1, 1, generator=torch.Generator().manual_seed(3))  # products of several colours
-    chosen = backgrounds.contrast_colours(images, masks, contrast)
+    painted = apply_variant(images, masks, "coloured", colour=contrast)
     palette = np.array([(r, g, b) for r in range(5) for g in range(5) for b in range(5)]) / 4
-    for image, mask, colour in zip(images.numpy(), masks.numpy(), chosen.numpy(), strict=True):
+    for image, mask, shown in zip(images.numpy(), masks.numpy(), painted.numpy(), strict=True):
+        (colour,) = np.unique(shown[:, ~mask[0]], axis=1).T
         mean = np.mean([rgb2lab(image[:, y, x]) for y, x in np.argwhere(mask[0])], axis=0)
         distances = [deltaE_ciede2000(mean, rgb2lab(c)) for c in palette]
         wanted = max(distances) if contrast == "high" else min(distances)
         assert deltaE_ciede2000(mean, rgb2lab(colour)) == pytest.approx(wanted, abs=0.01)
-    pasted = apply_variant(images, masks, "coloured", colour=contrast)
-    assert torch.equal(pasted, apply_variant(images, masks, "coloured", colour=chosen))
-
-
-def test_high_contrast_differs_more_than_low():
-    image, mask = product_in((8, 6, 20, 18))
-    image[:, 0], image[:, 1:] = 0.9, 0.05  # red
-    high, low = (backgrounds.contrast_colours(image, mask, contrast)[0] for contrast in ("high", "low"))
-    assert (high - image[0, :, 0, 0]).abs().max() > 0.5 > 0.15 > (low - image[0, :, 0, 0]).abs().max()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -470,8 +443,8 @@ def test_a_picture_comes_out_the_same_in_every_batch_and_memory_layout(name):
 def test_an_empty_mask_is_named_and_not_usable(name):
     images, masks = random_batch(9, 14)
     masks[2] = False
-    assert usable(masks, name, 1.0).tolist() == [True, True, False, True]
-    with pytest.raises(config.UserError, match=rf"{name}, image 2 of the batch: its mask is empty; drop it"):
+    assert usable(masks, name).tolist() == [True, True, False, True]
+    with pytest.raises(config.UserError, match=rf"{name}, image 2 of the batch: its mask is empty; leave it out"):
         any_variant(images, masks, name)
 
 
@@ -480,11 +453,11 @@ def test_a_full_mask_leaves_no_background(name):
     images, masks = random_batch(9, 14)
     masks[1] = True
     if name in ("only_bg_b", "only_bg_t", "paste_own", "object_size"):
-        assert usable(masks, name, 1.0).tolist() == [True, False, True, True]
+        assert usable(masks, name).tolist() == [True, False, True, True]
         with pytest.raises(config.UserError, match=rf"{name}, image 1 of the batch: .* no strip of background"):
             any_variant(images, masks, name)
         return
-    assert usable(masks, name, 1.0).all()
+    assert usable(masks, name).all()
     made = any_variant(images, masks, name)[1]
     if name == "no_fg":
         assert (made == 0).all()
@@ -496,7 +469,7 @@ def test_a_box_of_the_whole_picture_is_no_background_though_the_mask_has_holes()
     images, masks = random_batch(9, 14)
     masks[0] = False
     masks[0, 0, 0, 0] = masks[0, 0, -1, -1] = True
-    assert not usable(masks, "only_bg_t", 1.0)[0] and usable(masks, "no_fg")[0]
+    assert not usable(masks, "only_bg_t")[0] and usable(masks, "no_fg")[0]
     with pytest.raises(config.UserError, match=r"image 0 .* no strip"):
         apply_variant(images, masks, "only_bg_t")
 
@@ -506,7 +479,6 @@ def test_large_boxes_are_dropped_from_background_sets_as_the_paper_does():
     masks[0, :, :9], masks[1, :, :9], masks[2, :, :2] = True, True, True
     masks[1, :, 9, :5] = True
     assert usable(masks, "only_bg_t").tolist() == [True, False, True]  # boxes of 0.9, 1 and 0.2
-    assert usable(masks, "only_bg_b", largest_box=0.5).tolist() == [False, False, True]
     assert usable(masks, "only_fg").all()
 
 
@@ -521,14 +493,10 @@ def test_boxes_are_the_tightest():
     ("change", "says"),
     [
         ({"name": "mixed_sane"}, "did you mean 'mixed_same'"),
-        ({"name": "only_fg", "sigma": 1}, "unknown option of only_fg 'sigma'"),
-        ({"name": "blurred", "sigmo": 1}, "did you mean 'sigma'"),
-        ({"name": "mixed_rand"}, "needs donors of torch.float32 .*given: none.*choose_donors"),
-        ({"name": "mixed_rand", "donors": torch.zeros(4, 3, 9, 13)}, "given: torch.float32"),
-        ({"name": "only_fg", "donors": torch.zeros(4, 3, 9, 14)}, "pastes no backgrounds"),
-        ({"name": "only_fg", "masks": torch.ones(4, 9, 14)}, r"masks are torch.float32 .*give torch.bool"),
-        ({"name": "only_fg", "images": torch.ones(4, 1, 9, 14)}, r"images are .*give \(B, 3, H, W\)"),
-        ({"name": "coloured", "colour": (0, 0, 2)}, "colour of shape"),
+        ({"name": "mixed_rand"}, "needs donors .*given: none.*choose_donors"),
+        ({"name": "mixed_rand", "donors": torch.zeros(4, 3, 9, 13)}, r"given: \(4, 3, 9, 13\)"),
+        ({"name": "only_fg", "masks": torch.ones(4, 9, 14)}, r"masks torch.float32 .*give images \(B,3,H,W\)"),
+        ({"name": "only_fg", "images": torch.ones(4, 1, 9, 14)}, r"images are \(4, 1, 9, 14\)"),
         ({"name": "coloured", "colour": "hugh"}, "did you mean 'high'"),
         ({"name": "region_reduced", "reach": -1}, "reach=-1 is out of range"),
         ({"name": "shadow", "strength": 2}, "strength=2 is out of range; use 0 to 1"),
@@ -540,57 +508,3 @@ def test_wrong_calls_are_named(change, says):
     images, masks = random_batch(9, 14)
     with pytest.raises(config.UsageError, match=says):
         apply_variant(**({"images": images, "masks": masks} | change))
-
-
-def test_every_variant_is_documented_with_its_options():
-    for name, variant in VARIANTS.items():
-        for option in list(signature(variant.make).parameters)[1:]:
-            assert f"{option}:" in variant.make.__doc__, f"{name}: {option}"
-
-
-# -- All eight at once.
-
-
-@pytest.fixture
-def eight():
-    images, masks = random_batch(15, 13, count=18, seed=5)
-    return PaperVariants(images, masks, torch.arange(18) % 3, seed=2)
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_all_eight_at_once_are_each_variant_alone(eight, name):
-    donors = eight.backgrounds[eight.donors[name]] if name in eight.donors else None
-    expected = apply_variant(eight.images, eight.masks, name, donors)
-    assert torch.equal(eight.make(name), expected)
-    rows = torch.tensor([7, 1, 16])
-    assert torch.equal(eight.make(name, rows), expected[rows])
-    assert torch.equal(eight.make(name, slice(3, 9)), expected[3:9])
-
-
-def test_donors_of_all_eight_are_those_of_choose_donors(eight):
-    labels = torch.arange(18) % 3
-    assert set(eight.donors) == {"mixed_same", "mixed_rand", "mixed_next"}
-    for name, donors in eight.donors.items():
-        assert torch.equal(donors, backgrounds.choose_donors(labels, name, 2))
-    assert (labels[eight.donors["mixed_next"]] == (labels + 1) % 3).all()
-    assert len(eight) == 18 and torch.equal(eight.backgrounds, apply_variant(eight.images, eight.masks, "only_bg_t"))
-
-
-def test_tiled_backgrounds_are_made_once(monkeypatch):
-    calls = []
-    tile = backgrounds.paper.only_bg_t
-    monkeypatch.setattr(backgrounds.paper, "only_bg_t", lambda pictures: calls.append(1) or tile(pictures))
-    images, masks = random_batch(15, 13, count=6)
-    made = PaperVariants(images, masks, [0, 1, 2, 0, 1, 2])
-    for name in PAPER:
-        made.make(name)
-    assert len(calls) == 1
-
-
-def test_all_eight_refuse_what_is_not_usable():
-    images, masks = random_batch(9, 14)
-    masks[3] = True
-    with pytest.raises(config.UserError, match="image 3 of the batch"):
-        PaperVariants(images, masks, [0, 1, 0, 1])
-    with pytest.raises(config.UsageError, match="variant of the paper 'blurred'"):
-        PaperVariants(images[:3], masks[:3], [0, 1, 0]).make("blurred")
