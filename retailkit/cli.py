@@ -147,19 +147,10 @@ def fetch(
     name: Annotated[str, typer.Argument(help="A data set, or the word `weights`.")],
     weights: Annotated[str, typer.Argument(help="Weights to fetch: resnet50, resnext101_32x8d.WSL ...")] = "",
     root: Annotated[Path | None, typer.Option(help="Where to put the data set.")] = None,
-    source: Annotated[
-        Path | None, typer.Option("--from", help="Full set of finegrainocr, a zip or folder, to copy a subset of.")
-    ] = None,
-    per_class: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="With --from: training and validation photos a class, 0 for all; default 100 50."),
-    ] = None,
-    long_edge: Annotated[int | None, typer.Option(help="With --from: shrink photos to so many pixels.")] = None,
 ):
-    """Download a data set or weights: shows the licence, checks every file, resumes.
+    """Download a data set or weights: shows the licence and checks every file.
 
-    Examples: `retailkit fetch grocery_store`, `retailkit fetch weights resnet50`,
-    `retailkit fetch finegrainocr --from FineGrainOCR.zip --per-class 100 50 --long-edge 512`
+    Examples: `retailkit fetch grocery_store`, `retailkit fetch weights resnet50`
     """
     if name == "weights":
         from retailkit import models
@@ -169,10 +160,9 @@ def fetch(
             raise UsageError(f"which weights? retailkit fetch weights NAME, one of: {known}")
         print(models.fetch_weights(weights))
     else:
-        from retailkit.data import download
+        from retailkit.data.fetch import fetch as fetch_data
 
-        limits = tuple(n or None for n in per_class) if per_class else None
-        print(download.fetch(name, root, source=source, per_class=limits, long_edge=long_edge))
+        print(fetch_data(name, root))
 
 
 @app.command()

@@ -6,8 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from retailkit.config import data_root, pick
-from retailkit.data.table import Batch, DataError, ProductData, ProductDataset, Sample, Truth, Word, collate
+from retailkit.config import DataError, data_root, pick
+from retailkit.data.table import Batch, ProductData, ProductDataset, Sample, Truth, Word, collate
 
 __all__ = [
     "DATASETS",
@@ -25,12 +25,12 @@ __all__ = [
 # name -> "module:function"; the function takes (root, **options) and returns a ProductData.
 DATASETS = {
     "synthetic": "retailkit.data.synthetic:load",
-    "grocery_store": "retailkit.data.public:load_grocery_store",
-    "grozi120": "retailkit.data.public:load_grozi120",
-    "capg_gp": "retailkit.data.public:load_capg_gp",
-    "dm4vm": "retailkit.data.public:load_dm4vm",
-    "finegrainocr": "retailkit.data.finegrainocr:load_finegrainocr",
-    "imagenet9": "retailkit.data.imagenet9:load_imagenet9",
+    "grocery_store": "retailkit.data.readers:load_grocery_store",
+    "grozi120": "retailkit.data.readers:load_grozi120",
+    "capg_gp": "retailkit.data.readers:load_capg_gp",
+    "dm4vm": "retailkit.data.readers:load_dm4vm",
+    "finegrainocr": "retailkit.data.finegrainocr:load",
+    "imagenet9": "retailkit.data.readers:load_imagenet9",
     "folder": "retailkit.data.folder:load",
 }
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retailkit.config import UserError, cache_dir, pick
-from retailkit.data.download import fetch_file, file_sha256
+from retailkit.data.fetch import fetch_file, file_sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -615,11 +615,11 @@ def fetch_weights(name: str) -> Path:
         print(f"{backbone}: {spec.megabytes:g} MB, licence {spec.licence}, from {spec.url}")
         for file in spec.files:
             known = spec.sha256 if file == "model.safetensors" else ""
-            fetch_file(spec.url + file, folder / file, known or None)
+            fetch_file(spec.url + file, folder / file, known)
         return folder
     variants = BACKBONES[backbone].weights
     published = variants[pick(variants, variant or next(iter(variants)), f"weights of {backbone}")]
     path = cache_dir("weights") / Path(published.url).name
     note = " (non-commercial use only)" if published.licence == NON_COMMERCIAL else ""
     print(f"{name}: {published.megabytes:g} MB, licence {published.licence}{note}, from {published.url}")
-    return fetch_file(published.url, path, _digits_in_name(path) or None)
+    return fetch_file(published.url, path, _digits_in_name(path))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from retailkit.config import UsageError
 from retailkit.data import load, ocr
-from retailkit.data.public import LISTS
+from retailkit.data.images import read_mask
+from retailkit.data.readers import LISTS
 from retailkit.data.table import DataError, Word
 
 CLASSES = [("Kiwi", "Kiwi", "Fruit"), ("Apple-Juice", "Juice", "Packages"), ("Orange-Juice", "Juice", "Packages")]
@@ -99,6 +102,7 @@ def test_a_missing_train_list_is_an_error(store):
         ("train/Fruit/Kiwi/Kiwi/Kiwi_999.jpg, 0, 0", r"Kiwi_999\.jpg is missing"),
         ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, 81, 0", "unknown class '81'"),
         ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, kiwi, 0", "unknown class 'kiwi'"),
+        ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, ², 0", "unknown class '²'"),
         ("train/Fruit/Kiwi/Kiwi/Kiwi_005.jpg, 0", "2 fields"),
     ],
 )
@@ -158,7 +162,6 @@ def test_grozi_halves_are_fixed_and_cut_by_frame_number(grozi):
     assert crops == {"val": ["video1", "video2"], "test": ["video3", "video10", "video11", "video7"]}
     groups = table[table["split"] != "train"].groupby("group")
     assert (groups["split"].nunique() == 1).all() and len(groups) == 4  # 1-2, 3, 10-11 and 7
-    assert set(load("grozi120", grozi, halves=False).table["split"]) == {"train", "test"}
 
 
 def published(root: Path, val: list[int], test: list[int], product: int = 0) -> None:
@@ -177,7 +180,6 @@ def test_grozi_takes_its_crops_from_the_published_list(grozi, folder):
     assert crops == {"val": ["video2", "video3"], "test": ["video1", "video10"]}, "by number; the others are left out"
     groups = table[table["split"] != "train"].groupby("group")
     assert (groups["split"].nunique() == 1).all() and len(groups) == 3  # 1, 2-3 and 10
-    assert (load("grozi120", grozi, halves=False).table["split"] == "test").sum() == 6
 
 
 def test_grozi_with_one_split_of_the_list_alone(grozi):
@@ -267,3 +269,81 @@ def test_sets_of_uncertain_layout_read_class_folders_or_a_mapping(tmp_path, name
     assert load(name, tmp_path).classes == ["tonic"]
     with pytest.raises(DataError, match=r"mapping\.csv"):
         load(name, tmp_path / "train")
+
+
+# -- ImageNet-9.
+
+ANIMALS = ["00_dog", "01_bird", "02_vehicle"]
+COLOURS = {"original": "red", "only_bg_b": "black", "mixed_rand": "blue"}
+
+
+@pytest.fixture
+def imagenet9(tmp_path):
+    """Three variants, two photos a class in train and val; masks of val's."""
+    base = tmp_path / "in9"
+    for split in ("train", "val"):
+        for number, label in enumerate(ANIMALS):
+            for n in (1, 2):
+                stem = f"n0{number}_{n}{split}"
+                names = dict.fromkeys(("original", "only_bg_b"), stem)
+                names["mixed_rand"] = f"fg_{stem}_bg_n09_{n}"
+                for variant, name in names.items():
+                    folder = base / variant / split / label
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (24, 20), COLOURS[variant]).save(folder / f"{name}.JPEG")
+                if split == "val":
+                    (base / "fg_mask/val" / label).mkdir(parents=True, exist_ok=True)
+                    mask = np.zeros((20, 24), np.uint8)
+                    mask[:5, : 6 * n] = 1
+                    np.save(base / "fg_mask/val" / label / f"{stem}.npy", mask)
+    return base
+
+
+def test_classes_keep_their_number_and_val_is_what_is_tested_on(imagenet9):
+    data = load("imagenet9", imagenet9)
+    assert data.classes == ANIMALS and data.splits == ["train", "test"]
+    assert data.table.groupby("split").size().to_dict() == {"train": 6, "test": 6}
+    assert data.split("test", size=16).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (data.table["text"] == "").all()
+
+
+@pytest.mark.parametrize("variant", ["original", "mixed_rand"])
+def test_masks_belong_to_the_foreground_photo(imagenet9, variant):
+    data = load("imagenet9", imagenet9, variant=variant)
+    test = data.table[data.table["split"] == "test"]
+    assert (data.table.loc[data.table["split"] == "train", "mask"] == "").all()
+    for n, path in enumerate(test["mask"]):
+        assert read_mask(path, (20, 24)).sum() == 5 * 6 * (n % 2 + 1)
+    sample = data.split("test", size=16)[1]  # no rim is cut off
+    assert sample.mask[0, :4, :8].all() and not sample.mask[0, 5:].any()
+    assert test["group"].tolist() == load("imagenet9", imagenet9).table.query("split == 'test'")["group"].tolist()
+
+
+def test_a_background_without_product_has_no_mask(imagenet9):
+    data = load("imagenet9", imagenet9, variant="only_bg_b")
+    assert not data.has("mask") and data.split("train", size=16)[0].image.max() < 0.1
+
+
+def test_a_set_without_train_says_so(imagenet9):
+    shutil.rmtree(imagenet9 / "mixed_rand/train")
+    data = load("imagenet9", imagenet9, variant="mixed_rand")
+    assert data.splits == ["test"]
+    with pytest.raises(DataError, match=r"no 'train' split.*mixed_rand.train is not there; get it from https"):
+        data.split("train")
+    with pytest.raises(DataError, match=r"no 'val' split.*hold out part of train"):
+        data.split("val")
+
+
+def test_what_is_missing_is_named_with_its_cure(imagenet9, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no ImageNet-9 here; get it from https.*--root"):
+        load("imagenet9", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no_fg: no such variant here \(there: original, mixed_rand, only_bg_b\)"):
+        load("imagenet9", imagenet9, variant="no_fg")
+    with pytest.raises(UsageError, match="did you mean 'mixed_rand'"):
+        load("imagenet9", imagenet9, variant="mixed_rnd")
+    (imagenet9 / "only_fg/val").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"only_fg: no images \(train or val"):
+        load("imagenet9", imagenet9, variant="only_fg")
+    (imagenet9 / "original/val/dogs").mkdir()
+    with pytest.raises(DataError, match=r"dogs: not a class of ImageNet-9 \(such as 00_dog\); move it"):
+        load("imagenet9", imagenet9)

@@ -1,0 +1,188 @@
+"""Downloads of data sets and files: licence and size are told first, the content is verified.
+
+A data set comes as one zip of a pinned commit. GitHub does not promise the bytes of its zips, so what is unpacked is
+verified: `SHA256` is the checksum of the list that `sha256sum` prints of all files that the reader reads. The test
+photos of Grocery Store are not in it, since they were not at hand; of them, the zip's own checksums and the number of
+photos are checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from retailkit.cache import replacing
+from retailkit.config import DataError, UsageError, cache_dir, data_root, pick
+from retailkit.data.finegrainocr import FINEGRAINOCR
+from retailkit.data.readers import GROCERY_STORE, GROZI120, LISTS, load_grocery_store
+
+AGAIN = "check the connection and run the same command again"
+BY_HAND = {
+    "grozi120": f"grozi120 cannot be downloaded by this command: get it from {GROZI120['url']} and lay it out as "
+    "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root; for "
+    f"the published list of 1,200 test crops put {' and '.join(LISTS)} of github.com/jonathan016/rpdr beside"
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A data set in a folder of a GitHub repository.
+
+    Attributes:
+        repository: owner and name.
+        commit: the pinned one.
+        folder: of the repository.
+        info: licence, address and size.
+        files: function of the folder on disk that returns the files to verify.
+        sha256: of them, see `list_sha256`.
+        complete: function of the folder on disk; False where files are missing that `sha256` does not cover.
+    """
+
+    repository: str
+    commit: str
+    folder: str
+    info: dict[str, str]
+    files: Callable[[Path], list[Path]]
+    sha256: str
+    complete: Callable[[Path], bool] = lambda root: True
+
+    @property
+    def url(self) -> str:
+        """Address of the zip."""
+        return f"https://github.com/{self.repository}/archive/{self.commit}.zip"
+
+
+def _grocery_files(root: Path) -> list[Path]:
+    table = load_grocery_store(root).table
+    photos = table.loc[table["split"] != "test", "image"]
+    return [root / "classes.csv", root / "train.txt", root / "val.txt", *map(Path, photos)]
+
+
+def _finegrainocr_files(root: Path) -> list[Path]:
+    return [*root.glob("Images/*/*.jpg"), *root.glob("Text/*/*.json")]
+
+
+ARCHIVES = {
+    "grocery_store": Archive(
+        "marcusklasson/GroceryStoreDataset",
+        "b545e4c5db0a77d9274bc7753eb409f83772a3a5",  # after the validation split was added (November 2019)
+        "dataset",
+        GROCERY_STORE,
+        _grocery_files,
+        "aeefda0e19f287d86b023a3fc57bdd8e953eb11046e37f0f60b7bf7f6dfca97a",
+        lambda root: (load_grocery_store(root).table["split"] == "test").sum() == 2485,
+    ),
+    "finegrainocr": Archive(
+        "Tubbias/finegrainocr",
+        "e732ab657ed7003cf131eb6c6799420271591474",
+        "samples",
+        FINEGRAINOCR,
+        _finegrainocr_files,
+        "84d24b736e70ba63770c4c39d0599620be4272ee2a54fc04fe18134f99c860b8",
+    ),
+}
+
+
+def fetch(name: str, root: str | Path | None = None) -> Path:
+    """Download a data set; one that is there and right is left alone.
+
+    Of FineGrainOCR, these are the 12 samples in its repository. Its full set (53.7 GB, one zip) is got by hand.
+
+    Args:
+        name: `grocery_store` or `finegrainocr`; `grozi120` says where to get it by hand.
+        root: where it goes; None takes `$RETAILKIT_DATA/<name>` where that exists, else the cache folder.
+
+    Returns:
+        The folder to load from.
+
+    Raises:
+        UsageError: unknown name, or a data set that cannot be downloaded.
+        DataError: the download failed or is not the expected one.
+    """
+    if pick([*ARCHIVES, *BY_HAND], name, "data set to fetch") in BY_HAND:
+        raise UsageError(BY_HAND[name])
+    archive, root = ARCHIVES[name], Path(root) if root else data_root(name)
+    print(f"{name}: {archive.info['size']}, licence {archive.info['licence']}, {archive.info['url']}")
+    print(f"commit {archive.commit[:12]} of {archive.repository} -> {root}")
+    if not _is_right(archive, root):
+        packed = fetch_file(archive.url, cache_dir("downloads") / f"{name}-{archive.commit[:12]}.zip")
+        _unpack(packed, archive.folder, root)
+        packed.unlink()
+        if not _is_right(archive, root):
+            raise DataError(f"{root}: not the published files of {name}; delete the folder and run the command again")
+    return root
+
+
+def fetch_file(url: str, path: str | Path, sha256: str = "") -> Path:
+    """Download one file, unless it is there and right.
+
+    Args:
+        url: its address.
+        path: where it goes; folders are created.
+        sha256: hex digest, or its first digits (as in the names of torch weights); "" where it is not known.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DataError: the server does not have the file or cannot be reached, the content is not the expected one, or
+            the disk is full.
+    """
+    import pooch
+
+    path = Path(path)
+    if path.is_file():
+        if file_sha256(path).startswith(sha256):
+            return path
+        path.unlink()
+    pooch.get_logger().setLevel("WARNING")
+    registry = pooch.create(path.parent, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=3)
+    try:
+        registry.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=True))
+    except OSError as error:  # of the network as well
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{url}: cannot be downloaded to {path} ({reason}); {AGAIN}") from None
+    if not (found := file_sha256(path)).startswith(sha256):
+        path.unlink()
+        raise DataError(f"{url}: its sha256 is {found[:12]}..., not {sha256[:12]}...; it was deleted, {AGAIN}")
+    return path
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_sha256(root: Path, files: list[Path]) -> str:
+    """Return the SHA-256 of the lines that `sha256sum` prints of the files, sorted by their path below `root`."""
+    paths = sorted(file.relative_to(root).as_posix() for file in files)
+    lines = "".join(f"{file_sha256(root / path)}  {path}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _is_right(archive: Archive, root: Path) -> bool:
+    try:
+        return list_sha256(root, archive.files(root)) == archive.sha256 and archive.complete(root)
+    except DataError:
+        return False
+
+
+def _unpack(packed: Path, folder: str, root: Path) -> None:
+    """Unpack one folder of a repository's zip, whose paths begin with the repository's name, without hidden files."""
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            for member in archive.infolist():
+                _, *parts = PurePosixPath(member.filename).parts or ("",)
+                if member.is_dir() or parts[:1] != [folder] or any(part.startswith(".") for part in parts):
+                    continue
+                target = root.joinpath(*parts[1:])
+                with archive.open(member) as source, replacing(target) as draft, draft.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, EOFError) as error:
+        packed.unlink()
+        raise DataError(f"{packed}: not a whole zip ({error}); it was deleted, {AGAIN}") from None

@@ -1,0 +1,391 @@
+"""Readers of published data sets, in the layout in which they are published."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from retailkit.config import DataError, pick
+from retailkit.data import spreadsheet
+from retailkit.data.folder import load as load_folder
+from retailkit.data.table import COLUMNS, SPLITS, ProductData
+
+GROCERY_STORE = {
+    "licence": "MIT",
+    "citation": "M. Klasson, C. Zhang, H. Kjellström: A Hierarchical Grocery Store Image Dataset with Visual and "
+    "Semantic Labels. WACV 2019",
+    "url": "https://github.com/marcusklasson/GroceryStoreDataset",
+    "size": "5,421 photos, 123 MB",
+}
+GROZI120 = {
+    "licence": "none stated; published for research",
+    "citation": "M. Merler, C. Galleguillos, S. Belongie: Recognizing Groceries in situ Using in vitro Training Data. "
+    "CVPR Workshops 2007",
+    "url": "http://grozi.calit2.net/grozi.html",
+    "size": "676 packshots and 11,194 crops of shelf videos",
+}
+CAPG_GP = {
+    "licence": "academic use",
+    "citation": "CAPG-GP: grocery products on shelves, Zhejiang University; used in Srivastava 2020",
+    "url": "http://zju-capg.org/capg-gp.html",
+    "size": "102 packshots and about 4,756 crops of 234 shelf photos",
+}
+DM4VM = {
+    "licence": "unknown",
+    "citation": "DM4VM: products of vending machines; used in Srivastava 2020",
+    "url": "",
+    "size": "10 classes, 60 to 70 training and about 30 test images each",
+}
+IMAGENET9 = {
+    "licence": "that of ImageNet: research and education, not commercial",
+    "citation": "K. Xiao, L. Engstrom, A. Ilyas, A. Madry: Noise or Signal: The Role of Image Backgrounds in Object "
+    "Recognition. ICLR 2021",
+    "url": "https://github.com/MadryLab/backgrounds_challenge",
+    "size": "9 classes; 5,045 training and 450 test images each in every variant, 224x224",
+}
+
+
+def _table(rows: list[dict[str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(object).fillna("")
+
+
+# -- Grocery Store.
+
+SUBSETS = {"fruit": "Fruit", "packages": "Packages", "vegetables": "Vegetables"}
+RUN = 5  # photos per group
+
+
+def load_grocery_store(root: str | Path, *, subset: str | None = None) -> ProductData:
+    """Read the Grocery Store data set: 81 fine and 43 coarse classes of fruit, vegetables and cartons.
+
+    Splits are the published ones. `group` is a run of five consecutive file numbers of a class. (In the published
+    files the numbers look shuffled: neighbours in number are no more alike than photos ten apart, so a split by
+    group keeps fewer near-duplicates together than one would hope.) Descriptions, class and file names never
+    become `text`.
+
+    Args:
+        root: the folder with `classes.csv`, `train.txt` and so on (`dataset` in the repository).
+        subset: `fruit`, `packages` (31 cartons) or `vegetables`; None or "" keeps all, and all 81 classes.
+
+    Raises:
+        UsageError: unknown subset.
+        DataError: the folder or a listed photo is missing, or a line of a list is broken; the message names the
+            list, the line and the cure. Only `test.txt` may be missing.
+    """
+    root, cure = Path(root), "run `retailkit fetch grocery_store` or point --root at the folder with classes.csv"
+    if subset:
+        pick(SUBSETS, subset, "subset")
+    if not (root / "classes.csv").is_file():
+        raise DataError(f"{root}: no Grocery Store data set here (classes.csv is missing); {cure}")
+    names = _read_grocery_classes(root / "classes.csv")
+    rows = []
+    for split in SPLITS:
+        if (root / f"{split}.txt").is_file():
+            rows += _read_grocery_list(root, split, names, cure)
+        elif split != "test":
+            raise DataError(f"{root / split}.txt: missing; {cure}")
+    if subset:
+        rows = [row for row in rows if row["area"] == SUBSETS[subset]]
+    table = _table(rows)
+    info = GROCERY_STORE | {f"missing_{split}": f"{root / split}.txt is not there, {cure}" for split in SPLITS}
+    classes = sorted({fine for fine, _ in names.values()} if not subset else set(table["label"]))
+    return ProductData("grocery_store", table, classes, info)
+
+
+def _read_grocery_classes(path: Path) -> dict[int, tuple[str, str]]:
+    """Return the fine and coarse class name by fine class number."""
+    table = spreadsheet.read_table(path)
+    try:
+        return {int(number): (fine, coarse) for fine, number, coarse in table.iloc[:, :3].itertuples(index=False)}
+    except ValueError:
+        raise DataError(
+            f"{path}: not the published table of classes; delete it and run `retailkit fetch grocery_store`"
+        ) from None
+
+
+def _read_grocery_list(root: Path, split: str, names: dict[int, tuple[str, str]], cure: str) -> list[dict[str, str]]:
+    """Read `<split>.txt`: lines of photo, fine and coarse class number."""
+    path, there, rows = root / f"{split}.txt", _files_below(root, split), []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = [field.strip() for field in line.split(",")]
+        if fields == [""]:
+            continue
+        if len(fields) != 3:
+            raise DataError(f"{path} line {number}: {len(fields)} fields instead of photo, class, coarse class; {cure}")
+        photo, fine, _ = fields
+        if not re.fullmatch("[0-9]+", fine) or int(fine) not in names:
+            raise DataError(f"{path} line {number}: unknown class {fine!r}; use a number from classes.csv, or {cure}")
+        if photo not in there:
+            raise DataError(f"{path} line {number}: {root / photo} is missing; restore it or {cure}")
+        label, coarse = names[int(fine)]
+        rows.append(
+            {
+                "image": str(root / photo),
+                "label": label,
+                "coarse": coarse,
+                "split": split,
+                "group": f"{split}/{label}/{_file_number(photo) // RUN}",
+                "area": photo.split("/")[1],
+            }
+        )
+    return rows
+
+
+def _files_below(root: Path, folder: str) -> set[str]:
+    """Return the files below `root/folder`, relative to `root` with forward slashes: one walk, no stat each."""
+    return {
+        f"{Path(at).relative_to(root).as_posix()}/{name}" for at, _, names in os.walk(root / folder) for name in names
+    }
+
+
+def _file_number(path: str) -> int:
+    """Return N - 1 of `.../Name_00N.jpg`, so that a class starts with a full run."""
+    digits = re.search(r"(\d+)\.\w+$", path)
+    return int(digits[1]) - 1 if digits else 0
+
+
+# -- Grozi-120.
+
+LISTS = ("recog_val_test.json", "recog_val_test_classes_files.json")  # of the crops: github.com/jonathan016/rpdr
+
+
+def load_grozi120(root: str | Path) -> ProductData:
+    """Read Grozi-120: packshots of 120 products to learn from, crops of shelf videos to recognise.
+
+    The packshots (`inVitro`) are the training split. The crops (`inSitu`) are test images of the published
+    protocol and never enter training. The first half of each class's crops by file number is `val`, to choose
+    settings on, and the second half `test`, to report on; crops are video frames, so a cut in the middle keeps
+    similar frames together. `group` is a run of consecutive frames in one split; each packshot is its own.
+
+    A published list names 1,200 crops to test on, ten of each product, and up to ten others each to choose settings
+    on. Where its two files (`LISTS`) lie in the folder or in its `val_test`, they decide the split instead, and all
+    other crops are left out. It deals the frames of a video at random: those of `val` and `test` are often neighbours.
+
+    Masks are `inVitro/<id>/web/masks/maskN.png`, where there. Labels are the names of `Index/UPC_index.txt`, else
+    `grozi-001` and so on.
+
+    Args:
+        root: the folder with `inVitro` and `inSitu`; images may be JPEG or PNG.
+
+    Raises:
+        DataError: the folder is missing or holds no packshots, a list is broken, or some of its crops are missing.
+    """
+    root, cure = Path(root), "get Grozi-120 from its page (see `retailkit fetch grozi120`) or point --root at it"
+    if not (root / "inVitro").is_dir():
+        raise DataError(f"{root}: no Grozi-120 data set here (inVitro is missing); {cure}")
+    names = _read_grozi_names(root / "Index" / "UPC_index.txt")
+    rows = []
+    for folder in _numbered_folders(root / "inVitro"):
+        number, masks = int(folder.name), _numbered_files(folder / "web" / "masks", "mask")
+        shots = _numbered_files(folder / "web" / "PNG", "web") | _numbered_files(folder / "web" / "JPEG", "web")
+        for n, path in sorted(shots.items()):
+            rows.append(
+                {
+                    "image": path,
+                    "label": _grozi_label(names, number),
+                    "split": "train",
+                    "mask": masks.get(n, ""),
+                    "group": f"packshot/{number}/{n}",
+                }
+            )
+    if not rows:
+        raise DataError(f"{root / 'inVitro'}: no packshots (<id>/web/JPEG/webN.jpg or <id>/web/PNG/webN.png); {cure}")
+    crops = {int(at.name): _numbered_files(at / "video", "video") for at in _numbered_folders(root / "inSitu")}
+    listed = _read_grozi_lists(root, crops)
+    for number, files in crops.items():
+        splits = _halves(files) if listed is None else listed.get(number, {})
+        rows += _grozi_crops(number, _grozi_label(names, number), files, splits)
+    table = _table(rows)
+    hint = f"{root / 'inSitu'} has no crops of it (<id>/video/videoN.png), {cure}"
+    info = GROZI120 | {"missing_test": hint, "missing_val": hint}
+    return ProductData("grozi120", table, sorted(set(table["label"])), info, fit="pad")
+
+
+def _read_grozi_names(path: Path) -> dict[int, str]:
+    """Return product names by number from lines of number, UPC and name; empty without the file."""
+    if not path.is_file():
+        return {}
+    lines = re.findall(r"^\s*(\d+)[\s,;]+\d+[\s,;]+(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
+    twice = Counter(name for _, name in lines)
+    return {int(n): name if twice[name] == 1 else f"{name} ({n})" for n, name in lines}
+
+
+def _grozi_label(names: dict[int, str], number: int) -> str:
+    return names.get(number, f"grozi-{number:03d}")
+
+
+def _read_grozi_lists(root: Path, crops: Mapping[int, Mapping[int, str]]) -> dict[int, dict[int, str]] | None:
+    """Return the split of each listed crop by product and file number; None where there are no lists."""
+    found = [path for name in LISTS for path in (root / name, root / "val_test" / name) if path.is_file()]
+    if not found:
+        return None
+    if [path.name for path in found] != list(LISTS):
+        raise DataError(f"{root}: {' and '.join(LISTS)} make the list together; put each there once, or neither")
+    listed: dict[int, dict[int, str]] = {}
+    try:
+        splits, files = (json.loads(path.read_text()) for path in found)
+        for product, split, index in _places(splits):
+            zero_based, name = files["classes_files"][index]
+            if zero_based != product:
+                raise ValueError(name)
+            listed.setdefault(product + 1, {})[int(re.fullmatch(r"video(\d+)\.jpg", name)[1])] = split
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise DataError(
+            f"{found[0]}: it and {LISTS[1]} are not the published list; get both again or remove both"
+        ) from None
+    _require_listed(listed, crops, root)
+    return listed
+
+
+def _places(splits: Mapping[str, Mapping[str, list[int]]]) -> Iterator[tuple[int, str, int]]:
+    """Yield product, counted from 0, split, and place among all crops."""
+    for product, parts in splits.items():
+        for split in ("val", "test"):
+            yield from ((int(product), split, index) for index in parts[split])
+
+
+def _require_listed(
+    listed: Mapping[int, Mapping[int, str]], crops: Mapping[int, Mapping[int, str]], root: Path
+) -> None:
+    """Make sure that of each listed split all crops are there, or none: part of a list is not the list."""
+    for split in ("val", "test"):
+        wanted = [(product, n) for product, numbers in listed.items() for n in numbers if numbers[n] == split]
+        lacking = [(product, n) for product, n in wanted if n not in crops.get(product, {})]
+        if 0 < len(lacking) < len(wanted):
+            product, n = lacking[0]
+            raise DataError(
+                f"{root / 'inSitu' / str(product) / 'video'}: video{n} is missing, the first of {len(lacking)} crops "
+                f"that {LISTS[0]} has in {split}; restore them, or remove the list"
+            )
+
+
+def _halves(crops: Mapping[int, str]) -> dict[int, str]:
+    """Return the split of each crop of a product by file number."""
+    return {n: "val" if i < len(crops) // 2 else "test" for i, n in enumerate(sorted(crops))}
+
+
+def _grozi_crops(number: int, label: str, files: Mapping[int, str], splits: Mapping[int, str]) -> list[dict[str, str]]:
+    rows, before, run = [], None, 0
+    for n in sorted(set(files) & set(splits)):
+        run = run if before == (splits[n], n - 1) else n
+        before = splits[n], n
+        rows.append({"image": files[n], "label": label, "split": splits[n], "group": f"video/{number}/{run}"})
+    return rows
+
+
+def _numbered_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
+
+
+def _numbered_files(folder: Path, stem: str) -> dict[int, str]:
+    """Return the images `<stem>N.jpg` or `.png` of a folder by N; empty where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    found = ((re.fullmatch(rf"{stem}(\d+)\.(?:jpe?g|png)", name, re.IGNORECASE), name) for name in os.listdir(folder))
+    return {int(match[1]): str(folder / name) for match, name in found if match}
+
+
+# -- CAPG-GP and DM4VM. Their images were not at hand when this was written, so that their layout is not certain.
+
+
+def _load_folders(root: str | Path, *, name: str, info: dict[str, str]) -> ProductData:
+    """Read `train` and `test` folders with a folder per class, or a `mapping.csv` with image, label and split.
+
+    Raises:
+        DataError: neither is there, or a row of the CSV is broken.
+    """
+    root, mapping = Path(root), Path(root) / "mapping.csv"
+    if not mapping.is_file() and not all((root / split).is_dir() for split in ("train", "test")):
+        raise DataError(
+            f"{root}: no {name} data set here; put `train` and `test` with a folder per class there, or a mapping.csv "
+            "with the columns image, label and split"
+        )
+    found = load_folder(mapping if mapping.is_file() else root)
+    missing = {key: value for key, value in found.info.items() if key.startswith("missing_")}
+    return ProductData(name, found.table, found.classes, info | missing)
+
+
+load_capg_gp = partial(_load_folders, name="capg_gp", info=CAPG_GP)
+load_dm4vm = partial(_load_folders, name="dm4vm", info=DM4VM)
+
+
+# -- ImageNet-9.
+
+VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "only_bg_b", "only_bg_t", "no_fg", "in9l")
+WITHOUT_FOREGROUND = ("only_bg_b", "only_bg_t", "no_fg")  # here a mask of the foreground is of no use
+RELEASED = {"train": "train", "val": "test"}  # folder -> split: the paper tests on what is released as `val`
+
+
+def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductData:
+    """Read one variant of ImageNet-9: `<root>/<variant>/{train,val}/<NN_class>/*.JPEG`.
+
+    Classes keep their number (`00_dog`), so that the next class of `mixed_next` is the next one here. The released
+    `val` is the test split; there is no other to choose settings on. `mask` is `<root>/fg_mask/<split>/<class>/
+    <stem>.npy` where there is one and the variant shows the foreground, of a pasted image that of its foreground.
+    `group` is the photo that the foreground (or, without one, the background) is from.
+
+    Args:
+        root: the folder with a folder for each variant.
+        variant: key of `VARIANTS`; `in9l` is the larger set of originals.
+
+    Raises:
+        UsageError: unknown variant.
+        DataError: the folder is missing or holds no images in class folders; the message names it and the cure.
+    """
+    pick(VARIANTS, variant, "variant of ImageNet-9")
+    root, cure = Path(root), f"get it from {IMAGENET9['url']}, or point --root at the folder with the variants"
+    if not root.is_dir():
+        raise DataError(f"{root}: no ImageNet-9 here; {cure}")
+    if not (root / variant).is_dir():
+        have = ", ".join(name for name in VARIANTS if (root / name).is_dir()) or "none"
+        raise DataError(f"{root / variant}: no such variant here (there: {have}); {cure}")
+    rows = [row for folder in RELEASED for row in _read_imagenet9_split(root, variant, folder)]
+    if not rows:
+        raise DataError(f"{root / variant}: no images (train or val/<NN_class>/*.JPEG); {cure}")
+    table = _table(rows)
+    hints = {
+        "missing_train": f"{root / variant / 'train'} is not there; {cure}",
+        "missing_val": "ImageNet-9 has none; hold out part of train",
+        "missing_test": f"{root / variant / 'val'} is not there; {cure}",
+    }
+    # The released images are 224 px wide and high; the paper uses them whole.
+    return ProductData("imagenet9", table, sorted(set(table["label"])), IMAGENET9 | hints, fit="stretch")
+
+
+def _read_imagenet9_split(root: Path, variant: str, folder: str) -> list[dict[str, str]]:
+    """List the images of one split by class and name."""
+    place = root / variant / folder
+    if not place.is_dir():
+        return []
+    rows = []
+    for named in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if not re.fullmatch(r"\d\d_\w+", named.name):
+            raise DataError(f"{named}: not a class of ImageNet-9 (such as 00_dog); move it out of {place}")
+        there = {} if variant in WITHOUT_FOREGROUND else _imagenet9_masks(root / "fg_mask" / folder / named.name)
+        for path in sorted(path for path in named.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png")):
+            pasted = re.fullmatch(r"fg_(.+)_bg_.+", path.stem)
+            photo = pasted[1] if pasted else path.stem
+            rows.append(
+                {
+                    "image": str(path),
+                    "label": named.name,
+                    "split": RELEASED[folder],
+                    "mask": there.get(photo, ""),
+                    "group": f"{folder}/{photo}",
+                }
+            )
+    return rows
+
+
+def _imagenet9_masks(folder: Path) -> dict[str, str]:
+    """Return mask files by photo; empty where there is no such folder."""
+    return {path.stem.removeprefix("fg_"): str(path) for path in folder.glob("*.npy")}
