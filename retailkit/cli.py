@@ -190,8 +190,6 @@ def train(
     `retailkit train --dataset folder --root photos --frozen --model concat`,
     `retailkit train --preset grocery_best --root path/to/dataset`
     """
-    from dataclasses import replace
-
     if output.is_dir():
         raise UsageError(f"output={output} is a folder; name a file, such as {output / 'model.safetensors'}")
     if preset:
@@ -202,25 +200,24 @@ def train(
     if hold_out:
         raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
 
-    from retailkit import data, models, training, workbook
+    from retailkit import data, models, training
     from retailkit.data import ocr
 
     products = data.load(dataset, root)
     if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
         products = ocr.add_text(products)
-    make = workbook.probe if frozen else workbook.finetune
+    name, profile = ("probe", "fast") if frozen else ("finetune", "full")
+    options = {} if backbone == "auto" else {"backbone": backbone}
+    if model == "text":
+        options["missing"] = "prior"  # the answer to an image without words; the others have the image
     changes = {} if epochs is None else {"epochs": epochs}
-    profile = "fast" if frozen else "full"
-    spec = make(dataset, root, profile, seed, None if backbone == "auto" else backbone, **changes)
-    # A text model answers a picture without words by the prior; the others have the picture.
-    options = {"missing": "prior"} if model == "text" else {}
-    spec = replace(spec, model=model, model_options=spec.model_options | options)
+    spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
     print(products)
     trained, history = training.fit_or_load(spec, products, output)
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits:
         val = products.split("val", trained.input_size)
-        facts["val"] = training.evaluate(trained, val, bf16=True).summary()
+        facts["val"] = training.evaluate(trained, val).summary()
     _report(facts, json_line)
 
 
@@ -364,17 +361,18 @@ def matrix(
 
     Example: `retailkit matrix --train original --train mixed_rand --test mixed_same --test mixed_rand --csv cells.csv`
     """
-    from retailkit import backgrounds, data, models, workbook
+    from retailkit import backgrounds, data, models, training
     from retailkit.backgrounds import matrix as study
 
-    learners = {"probe": (workbook.probe, "fast"), "finetune": (workbook.finetune, "full")}
-    make, profile = learners[pick(learners, mode, "mode")]
+    profiles = {"probe": "fast", "finetune": "full"}
+    profile = profiles[pick(profiles, mode, "mode")]
     rows, columns = (
         [pick(backgrounds.VARIANTS, name, "variant") for name in some or backgrounds.PAPER] for some in (train, test)
     )
-    spec = make(dataset, root, profile, 0, None if backbone == "auto" else backbone)
+    options = {} if backbone == "auto" else {"backbone": backbone}
+    spec = training.reference(mode, dataset, root, profile, options=options)
     side = size or models.build("image", ["any"], **spec.model_options).input_size
-    found = study.labelled_by(workbook.repetition(data.load(dataset, root), 0), labels)
+    found = study.labelled_by(training.repetition(data.load(dataset, root), 0), labels)
     products, bare = backgrounds.masked(found), int((found.table["mask"] == "").sum())
     if bare:
         accepted = bare - len(found) + len(products)

@@ -183,7 +183,7 @@ def fit(
 def log_probs(ensemble: Ensemble, photos: ProductDataset) -> EncodedDataset:
     """Return what `ensemble.encode_image` gives of a split; the cache holds the log-probabilities of each member."""
     singles = [Ensemble([m], [f]).eval() for m, f in zip(ensemble.members, ensemble.flips, strict=True)]
-    parts = [training.encode_cached(single, photos, 1, TrainConfig()) for single in singles]
+    parts = [training.encode(single, photos) for single in singles]
     values = torch.cat([part.image.values for part in parts], 1)
     return EncodedDataset(Features(values, parts[0].image.available), None, parts[0].labels, parts[0].rows)
 

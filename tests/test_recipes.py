@@ -13,7 +13,8 @@ from retailkit.config import UsageError, UserError
 from retailkit.data.table import COLUMNS, ProductData
 from retailkit.models.encoders import BACKBONES
 from retailkit.recipes import RECIPES, Member, Recipe
-from retailkit.training import TrainConfig
+from retailkit.training import TrainConfig, runs
+from retailkit.training import encoded as encoded_splits
 
 TUNED = {"mode": "finetune", "epochs": 1, "batch_size": 8}
 SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
@@ -42,8 +43,8 @@ def tiny(monkeypatch):
     """A recipe of two members; the list receives the splits that each training used."""
     members = (Member("image", SMALL, 48, TUNED, flip=True, weight=0.5), Member("matching", {}, 64, weight=2.0))
     monkeypatch.setitem(RECIPES, "tiny", Recipe("drawn", ("train", "val"), members))
-    used, fit = [], training.fit
-    monkeypatch.setattr(training, "fit", lambda *a, **k: (used.append((a[1], a[2])), fit(*a, **k))[1])
+    used, fit = [], runs.fit
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: (used.append((a[1], a[2])), fit(*a, **k))[1])
     return used
 
 
@@ -84,7 +85,7 @@ def test_log_probs_of_a_loaded_member_come_from_the_cache(data, tiny, monkeypatc
     first = recipes.log_probs(ensemble, photos)
     direct, kept = training.evaluate(ensemble, photos), training.evaluate(ensemble, first)
     assert np.allclose(direct.probs, kept.probs, atol=1e-4)
-    monkeypatch.setattr(training, "encode", lambda *a, **k: encoded.append(a))
+    monkeypatch.setattr(encoded_splits, "load_batches", lambda *a, **k: encoded.append(a))
     again = recipes.log_probs(recipes.fit("tiny", data=data)[0], photos)
     assert not encoded and torch.equal(first.image.values, again.image.values)
 

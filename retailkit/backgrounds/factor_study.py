@@ -17,10 +17,8 @@ import torch
 
 from retailkit import models, training
 from retailkit.backgrounds.splits import VariantSplit
-from retailkit.cache import code_fingerprint, digest
-from retailkit.config import UserError, cache_dir, device
+from retailkit.config import device
 from retailkit.data.table import ProductDataset
-from retailkit.inference import compiled
 from retailkit.metrics import Evaluation
 from retailkit.models import ProductClassifier
 from retailkit.training import EncodedDataset, History, TrainConfig
@@ -41,9 +39,8 @@ class Study:
         self, train: VariantSplit, test: VariantSplit, backbone: str, seeds: Sequence[int] = (0,), epochs: int = 20
     ) -> None:
         self.train, self.test, self.backbone = train, test, backbone
-        self.config, self.seeds = TrainConfig(epochs=epochs, batch_size=128, bf16=False), list(seeds)
+        self.config, self.seeds = TrainConfig(epochs=epochs, batch_size=128), list(seeds)
         self.model = models.build("image", train.classes, backbone, freeze=True).to(device()).eval()
-        self.fast = compiled(self.model)
 
     def on(self, train: VariantSplit, test: VariantSplit) -> Study:
         """Return the study of other pictures, at their size, with the same encoder."""
@@ -61,7 +58,7 @@ class Study:
 
     def encoded(self, split: ProductDataset) -> EncodedDataset:
         """Return what the encoder sees of a split, from the cache where it has seen it."""
-        return training.encode_cached(self.fast, split, 1, self.config)
+        return training.encode(self.model, split)
 
     def fit(self, split: ProductDataset) -> list[ProductClassifier]:
         """Return one head a seed, each as a model of features, that has learned from a split."""
@@ -123,18 +120,10 @@ def from_scratch(
     """
     config = TrainConfig(mode="finetune", epochs=epochs, lr=2e-3, encoder_lr=2e-3, augment="light", seed=seed,
                          train_size=train.size)  # fmt: skip
-    files = training.data_fingerprint(train.data, train.rows, text=False)
-    key = digest(backbone, config, train.appearance, files, code_fingerprint(__name__))
-    path = cache_dir("factors") / f"{key}.safetensors"
-    if path.exists():
-        try:
-            return training.load_checkpoint(path)[:2]
-        except UserError:
-            path.unlink()  # cut off by a kill: trained again below
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = models.build("image", train.classes, backbone, weights=None)
-    return model, training.fit_and_save(model, path, train, None, config, path.with_suffix(".pt"))
+    return model, training.fit_once(model, train, None, config)
 
 
 def spread(seen: EncodedDataset) -> np.ndarray:

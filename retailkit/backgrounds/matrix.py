@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit import models, training
+from retailkit import training
 from retailkit.backgrounds.splits import VariantSplit
 from retailkit.backgrounds.variants import PAPER
-from retailkit.cache import digest, replacing
+from retailkit.cache import code_fingerprint, digest, replacing
 from retailkit.config import UsageError, cache_dir, pick
 from retailkit.data.table import ProductData
 from retailkit.metrics import crossed_bootstrap, wilson
-from retailkit.models import ProductClassifier
 from retailkit.training import TrainSpec
 
 COLUMNS = ("label", "family", "coarse")
@@ -100,7 +99,8 @@ def run(
     """
     if train.classes != test.classes or train.size != test.size:
         raise UsageError("the training and the test images differ in classes or size; make both splits alike")
-    folder = Path(folder or cache_dir("matrix")) / digest(spec.key(train.data), *map(_identity, (train, test)))
+    settings = (replace(spec, root=None), code_fingerprint("retailkit.training.loop"), *map(_identity, (train, test)))
+    folder = Path(folder or cache_dir("matrix")) / digest(*settings)
     learned = {name: train.variant(name) for name in train_variants}
     judged = {name: test.variant(name) for name in test_variants}
     cells = []
@@ -109,27 +109,17 @@ def run(
         config, file = replace(spec.config, seed=seed), folder / f"{name}__{seed}.safetensors"
         paths = {column: folder / f"{name}__{column}__{seed}.csv" for column in judged}
         if not all(path.exists() for path in paths.values()):
-            model = _fit_or_load(file, learned[name], replace(spec, config=config))
+            model, split = replace(spec, config=config).build(train.classes), learned[name]
+            facts = {"size": split.size, "fit": split.fit, "trained_on": name}
+            training.fit_once(model, split, None, config, file, **facts)
         for column, path in paths.items():
             if not path.exists():
                 seen = judged[column]
-                seen = training.encode_cached(model, seen, 1, spec.config) if config.mode == "frozen" else seen
+                seen = training.encode(model, seen) if config.mode == "frozen" else seen
                 with replacing(path) as draft:
                     training.evaluate(model, seen).to_frame().to_csv(draft, index=False)
             cells.append({"train": name, "test": column, "seed": seed, **_accuracy_of(path), "model": str(file)})
     return pd.DataFrame(cells)
-
-
-def _fit_or_load(file: Path, split: VariantSplit, spec: TrainSpec) -> ProductClassifier:
-    """Return the model of a row; one that is on the disk is not trained again."""
-    if file.exists():
-        return training.load_checkpoint(file)[0]
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.config.seed)
-        model = models.build(spec.model, split.classes, **spec.model_options)
-    facts = {"size": split.size, "fit": split.fit, "trained_on": split.name}
-    training.fit_and_save(model, file, split, None, spec.config, file.with_suffix(".partial"), **facts)
-    return model
 
 
 def _identity(split: VariantSplit) -> list[str]:

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from retailkit import config
 from retailkit.config import DataError, data_root, pick
 from retailkit.data.table import Batch, ProductData, ProductDataset, Sample, Truth, Word, collate
 
@@ -35,18 +36,21 @@ DATASETS = {
 }
 
 
-def load(name: str, root: str | Path | None = None, **options: Any) -> ProductData:
+def load(name: str, root: str | Path | None = None, profile: str | None = None, **options: Any) -> ProductData:
     """Load a data set by name. Reads tables and file names only; no pixel, no OCR, no download.
 
     Args:
         name: one of `DATASETS`.
-        root: its folder (or CSV, for `folder`); None takes `$RETAILKIT_DATA/<name>`, then the cache folder.
+        root: its folder (or CSV, for `folder`); empty or None takes `$RETAILKIT_DATA/<name>`, then the cache folder.
+        profile: `fast` or `full` says how many images the built-in set has; other sets are taken as they are.
         **options: the reader's own options, such as `subset="packages"` for `grocery_store`.
 
     Raises:
         UsageError: unknown data set.
         DataError: the folder is missing or broken; the message names the file, the row and the cure.
     """
+    if profile and name == "synthetic":
+        options = {"per_class": config.profile(profile).per_class} | options
     module, function = DATASETS[pick(DATASETS, name, "data set")].split(":")
     reader = getattr(importlib.import_module(module), function)
     return reader(Path(root) if root else data_root(name), **options)

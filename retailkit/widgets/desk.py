@@ -249,9 +249,9 @@ class Desk:
     @cached_property
     def judged(self) -> dict[str, Evaluation]:
         """What each model says of all photos; encoded once and kept in the cache."""
-        config, found = training.TrainConfig(), {}
+        found = {}
         for name, predictor in self.predictors.items():
-            seen = training.encode_cached(predictor.model, self.pictures, 1, config)
+            seen = training.encode(predictor.model, self.pictures)
             found[name] = training.evaluate(predictor.model, seen)
         return found
 

@@ -9,8 +9,7 @@ from retailkit import models, training
 from retailkit.backgrounds import PAPER, VariantSplit, apply_variant, choose_donors, degrade
 from retailkit.config import UsageError, UserError
 from retailkit.data import table
-
-CONFIG = training.TrainConfig()
+from retailkit.data.augment import AUGMENTATIONS
 
 
 @pytest.fixture
@@ -119,14 +118,14 @@ def test_features_of_variants_are_kept_apart(split, images):
     looks += [images.variant("blurred", sigma=sigma) for sigma in (0.02, 0.1)]
     looks += [images.degraded("dilation", 0.1).variant("only_fg"), images.cut_out().variant("object_size")]
     looks += [VariantSplit.read(split, seed=2).variant("mixed_rand")]
-    computed, kept = ([training.encode_cached(model, look, 1, CONFIG) for look in looks] for _ in range(2))
+    computed, kept = ([training.encode(model, look) for look in looks] for _ in range(2))
     assert all(torch.equal(one.image.values, other.image.values) for one, other in zip(computed, kept, strict=True))
     assert all(seen.rows.tolist() == images.rows.tolist() for seen in kept)
     assert len(torch.stack([seen.image.values for seen in kept]).flatten(1).unique(dim=0)) == len(looks)
 
 
 def test_augmentation_comes_after_the_variant_and_decides_the_size(images):
-    shown = images.variant("only_fg").with_options(size=24, augment=training.AUGMENTATIONS["light"](24))
+    shown = images.variant("only_fg").with_options(size=24, augment=AUGMENTATIONS["light"](24))
     assert shown[0].image.shape == (3, 24, 24) and not torch.equal(shown[0].image, shown[0].image)
     assert (shown[0].image < 0.02).float().mean() > 0.3
     assert torch.equal(shown.with_options(augment=None)[0].image, images.variant("only_fg")[0].image)

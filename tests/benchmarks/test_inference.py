@@ -22,7 +22,7 @@ def trained(backbone, shop, size):
     """A linear classifier trained on frozen features, so that probabilities mean something."""
     torch.manual_seed(0)
     model = models.build("image", shop.classes, backbone)
-    training.fit(model, shop.split("train", size), config=training.TrainConfig(epochs=30, bf16=False))
+    training.fit(model, shop.split("train", size), config=training.TrainConfig(epochs=30))
     return model.eval()
 
 

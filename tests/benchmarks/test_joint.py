@@ -91,7 +91,7 @@ def test_joint(tmp_path, compare, quick):
     shop = ocr.add_text(data.load("synthetic", tmp_path, per_class=(4, 0, 2), families=2), progress=False)
     torch.manual_seed(0)
     model = models.build("concat", shop.classes, "efficientnet_lite0", text_encoder=reader())
-    training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=30, bf16=False))
+    training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=30))
     start = time.perf_counter()
     predictor = Predictor(model, SIZE)
     making = time.perf_counter() - start

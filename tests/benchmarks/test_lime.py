@@ -189,7 +189,7 @@ def test_lime(compare, quick):
         shop = data.load("grocery_store")
     except data.DataError as error:
         pytest.skip(f"needs real photos: {error}; or set RETAILKIT_DATA to the folder above it")
-    model, _ = training.fit_or_load(workbook.probe("grocery_store"), shop)
+    model, _ = training.fit_or_load(training.reference("probe", "grocery_store"), shop)
     val = shop.split("val", SIZE)
     start = time.perf_counter()
     predictor = Predictor(model, SIZE)

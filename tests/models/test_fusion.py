@@ -220,7 +220,7 @@ def test_nts_composes_with_fusion():
 def test_shares_are_tuned_after_nts_has_learned_as_well(products):
     """Tuning asked for kept features, which NTS-Net does not have, and failed after the last epoch."""
     model = small("score_fusion", CLASSES, pooling="nts", propose=3, parts=1)
-    config = TrainConfig(mode="finetune", epochs=1, batch_size=40, bf16=False)
+    config = TrainConfig(mode="finetune", epochs=1, batch_size=40)
     training.fit(model, products.split("train", 96), products.split("val", 96), config)
     assert model.head.shares.sum() == 1 and not torch.equal(model.head.shares, torch.tensor([0.5, 0.5]))
 

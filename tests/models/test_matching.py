@@ -198,12 +198,11 @@ def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
     model.prepare(shop.split("train", 240))
     test = shop.split("test", 240)
     direct = training.evaluate(model, test)
-    config = training.TrainConfig()
-    kept = training.evaluate(model, training.encode_cached(model, test, 1, config))
+    kept = training.evaluate(model, training.encode(model, test))
     assert np.array_equal(direct.probs, kept.probs)
     assert direct.summary()["calibration_error"] is None, "inliers order the classes and are no probabilities"
     monkeypatch.setattr(model, "_describe", None)
-    assert np.array_equal(training.evaluate(model, training.encode_cached(model, test, 1, config)).probs, direct.probs)
+    assert np.array_equal(training.evaluate(model, training.encode(model, test)).probs, direct.probs)
     other = models.build("matching", shop.classes, ratio=1)
     other.prepare(shop.split("train", 240))
     assert training.encoder_fingerprint(other) != training.encoder_fingerprint(model), "its settings count too"

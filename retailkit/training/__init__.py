@@ -1,0 +1,56 @@
+"""One loop for every model, and one way to train or load.
+
+    fit             trains a model in place
+    fit_once        the same, or loads the very same training from its file
+    fit_or_load     builds the model and reads the splits that a `TrainSpec` names, then `fit_once`
+    fit_head        gives a model a head of its own that learns from encoded features, or loads it
+    cross_validate  one such head per fold; see `folds`
+    reference       the runs that several notebooks share, as `TrainSpec`
+
+`frozen` training encodes every image once (several augmented views if asked), keeps the features on disk and trains
+the rest of the model on them: minutes become seconds. `finetune` trains everything.
+"""
+
+from retailkit.training.checkpoints import load_checkpoint, save_checkpoint, with_classes
+from retailkit.training.config import History, TrainConfig
+from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
+from retailkit.training.encoded import (
+    EncodedBatch,
+    EncodedDataset,
+    data_fingerprint,
+    encode,
+    encoder_fingerprint,
+    fingerprint,
+    seeded,
+)
+from retailkit.training.loop import TrainingError, evaluate, fit
+from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, reference, resample
+
+__all__ = [
+    "CrossValidation",
+    "EncodedBatch",
+    "EncodedDataset",
+    "History",
+    "TrainConfig",
+    "TrainSpec",
+    "TrainingError",
+    "cross_validate",
+    "data_fingerprint",
+    "encode",
+    "encoder_fingerprint",
+    "evaluate",
+    "fingerprint",
+    "fit",
+    "fit_head",
+    "fit_once",
+    "fit_or_load",
+    "folds",
+    "load_checkpoint",
+    "one_shot",
+    "reference",
+    "repetition",
+    "resample",
+    "save_checkpoint",
+    "seeded",
+    "with_classes",
+]

@@ -1,0 +1,206 @@
+"""Splits as features: what frozen encoders say about them, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors
+from retailkit.config import device
+from retailkit.data.table import Batch, ProductData, ProductDataset, collate
+from retailkit.inference import compiled
+from retailkit.models.classifier import Features, ProductClassifier, evaluating
+
+
+@dataclass
+class EncodedBatch:
+    """Features in place of images and texts; stands in for `Batch` when the encoders are frozen."""
+
+    image: Features | None
+    text: Features | None
+    labels: Tensor
+
+    def to(self, device: str | torch.device) -> EncodedBatch:
+        """Return this batch on `device`."""
+        moved = [f and Features(f.values.to(device), f.available.to(device)) for f in (self.image, self.text)]
+        return EncodedBatch(*moved, self.labels.to(device))
+
+
+class EncodedDataset(torch.utils.data.Dataset):
+    """A split as features. `index` may be a list.
+
+    Attributes:
+        rows: (N,) rows of the data set's table.
+    """
+
+    def __init__(
+        self, image: Features | None, text: Features | None, labels: Tensor, rows: np.ndarray | None = None
+    ) -> None:
+        self.image, self.text, self.labels = image, text, labels
+        self.rows = np.arange(len(labels)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, positions: np.ndarray) -> EncodedDataset:
+        """Return the features of some images only, given as positions."""
+        part = self[list(positions)]
+        return EncodedDataset(part.image, part.text, part.labels, self.rows[positions])
+
+    def __getitem__(self, index: list[int] | int) -> EncodedBatch:
+        rows = torch.as_tensor(index).reshape(-1)
+        some = [features and features.rows(rows) for features in (self.image, self.text)]
+        return EncodedBatch(*some, self.labels[rows])
+
+    def __getitems__(self, index: list[int]) -> list[EncodedBatch]:
+        """Let the loader take a whole batch at once."""
+        return [self[index]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything but the rows, by name."""
+        tensors = {"labels": self.labels}
+        for name, features in (("image", self.image), ("text", self.text)):
+            if features is not None:
+                tensors |= {f"{name}.values": features.values, f"{name}.available": features.available}
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], rows: np.ndarray) -> EncodedDataset:
+        """Return the split whose `tensors` these are."""
+        image, text = (
+            Features(tensors[f"{name}.values"], tensors[f"{name}.available"]) if f"{name}.values" in tensors else None
+            for name in ("image", "text")
+        )
+        return cls(image, text, tensors["labels"], rows)
+
+
+def encode(
+    model: ProductClassifier, dataset: ProductDataset, views: int = 1, seed: int = 0, pooled: bool = False
+) -> EncodedDataset:
+    """Return what frozen encoders say about a split, in float32; computed once and kept in the cache.
+
+    The key covers the encoders' weights and code, the files, the texts, the transform and the seed.
+
+    Args:
+        model: its `encode_frozen` and `encode_text` are used, in evaluation mode, on the fastest device.
+        dataset: the split, at the size it was made with.
+        views: passes over the split, laid end to end; with an `augment` each sees other random changes.
+        seed: of the augmentation.
+        pooled: keep finished features, as `encode_image` gives them. Only NTS-Net needs it: its regions depend on what
+            it has learned, so that there is nothing to keep before.
+    """
+    first = seed * 10_007  # of the views: no two seeds share one
+    key = digest(
+        fingerprint(model) if pooled else encoder_fingerprint(model),
+        identity(dataset, model),
+        views,
+        first if dataset.augment else None,
+        code_fingerprint("retailkit.inference", "retailkit.data.table"),
+    )
+
+    def make() -> dict[str, Tensor]:
+        parts = []
+        with placed(model) as where, evaluating(model):
+            fast = _compiled(model, where)
+            for view in range(views):
+                with seeded(first + view):
+                    batches = bar(load_batches(dataset, 32), "encode")
+                    parts += [_encode_batch(fast, batch.to(where), pooled) for batch in batches]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return EncodedDataset.from_tensors(kept_tensors("features", key, make), np.tile(dataset.rows, views))
+
+
+_COMPILED: dict[str, nn.Module] = {}  # the encoder used last, by fingerprint: compiling it takes seconds
+
+
+def _compiled(model: ProductClassifier, where: torch.device) -> ProductClassifier:
+    if model.image_encoder is None or where.type != "cpu":
+        return compiled(model)
+    key = encoder_fingerprint(model)
+    if key not in _COMPILED:
+        _COMPILED.clear()
+        _COMPILED[key] = compiled(model).image_encoder
+    parts = (_COMPILED[key], model.pooling, model.text_encoder)
+    return ProductClassifier(model.classes, model.head, *parts, build_args=model.build_args).eval()
+
+
+def _encode_batch(model: ProductClassifier, batch: Batch, pooled: bool) -> dict[str, Tensor]:
+    encode_image = model.encode_image if pooled else model.encode_frozen
+    image = encode_image(batch.images) if "image" in model.modalities else None
+    text = model.encode_text(batch.texts) if "text" in model.modalities else None
+    return {k: v.cpu().contiguous() for k, v in EncodedDataset(image, text, batch.labels).tensors().items()}
+
+
+# -- What identifies splits and models.
+
+
+def data_fingerprint(data: ProductData, rows: np.ndarray | None = None, text: bool = True) -> str:
+    """Return a hash of a data set: labels, splits, content of images and masks, the text if it matters."""
+    table = data.table if rows is None else data.table.iloc[rows]
+    columns = ["label", "split"] + (["text"] if text else [])
+    files = [file_identity(path) for column in ("image", "mask") for path in table[column] if path]
+    return digest(table[columns].to_numpy().tolist(), list(data.classes), files)
+
+
+def encoder_fingerprint(model: ProductClassifier) -> str:
+    """Return a hash of what a model's encoders are: their weights, or all of a model that has none, and their kind."""
+    kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
+    whole = model.image_encoder is None and model.text_encoder is None
+    kind += [model.build_args if whole else None]
+    return digest(kind, {n: t for n, t in model.state_dict().items() if whole or "_encoder." in n})
+
+
+def fingerprint(model: ProductClassifier) -> str:
+    """Return a hash of a model: how it was built, its classes, and all its weights."""
+    return digest(type(model).__name__, model.build_args, model.classes, model.state_dict())
+
+
+def identity(split: ProductDataset | EncodedDataset, model: ProductClassifier) -> list[Any]:
+    """Return what a model is shown of a split."""
+    if isinstance(split, EncodedDataset):
+        return [split.tensors()]
+    return [data_fingerprint(split.data, split.rows, text="text" in model.modalities), split.appearance]
+
+
+# -- What passes over a split need.
+
+
+def bar(loader: DataLoader, what: str) -> tqdm:
+    """Return the batches of a loader under a progress bar, if they take longer than two seconds."""
+    return tqdm(loader, desc=what, delay=2, mininterval=2, leave=False)
+
+
+@contextmanager
+def placed(model: nn.Module) -> Iterator[torch.device]:
+    """Lend a model that is on the CPU to the fastest device (`$RETAILKIT_DEVICE`); then it is back where it was."""
+    home = next(model.parameters(), torch.empty(0)).device
+    where = torch.device(device()) if home.type == "cpu" else home
+    try:
+        model.to(where)
+        yield where
+    finally:
+        model.to(home)
+
+
+def load_batches(dataset: ProductDataset, batch_size: int, shuffle: bool = False) -> DataLoader:
+    """Return a loader of `Batch`."""
+    # Models take images and texts; only augmentation may ask for the mask.
+    dataset = dataset.with_options(reads=("mask",) if dataset.augment else ())
+    return DataLoader(dataset, batch_size, shuffle, collate_fn=collate)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators for the block only; the caller's random numbers go on untouched."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,264 @@
+"""The training loop and the evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from tqdm import tqdm
+
+from retailkit.cache import replacing
+from retailkit.config import UserError
+from retailkit.data.augment import AUGMENTATIONS
+from retailkit.data.table import Batch, ProductDataset
+from retailkit.losses import criterion
+from retailkit.metrics import Evaluation
+from retailkit.models.classifier import Features, ProductClassifier, evaluating
+from retailkit.training.config import History, TrainConfig
+from retailkit.training.encoded import EncodedBatch, EncodedDataset, bar, encode, load_batches, placed, seeded
+
+POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the message says at which step and what was kept."""
+
+
+def fit(
+    model: ProductClassifier,
+    train: ProductDataset | EncodedDataset,
+    val: ProductDataset | EncodedDataset | None = None,
+    config: TrainConfig | None = None,
+    resume: str | Path | None = None,
+) -> History:
+    """Train `model` in place and leave it in evaluation mode with the best weights.
+
+    Args:
+        model: what to train; `model.prepare(train, val)` is called first.
+        train: training split; its `augment` is replaced by the configuration's. From an encoded split only the head
+            (and a pooling with weights) learns, whatever the mode.
+        val: validation split; with it the weights of the epoch with the best top-1 (then the lowest loss) are kept.
+        config: how to train.
+        resume: file that holds the state after each epoch of fine-tuning, the last one included; an interrupted run
+            goes on from it. Whoever keeps the model removes it (`fit_once`).
+
+    Returns:
+        The history of all epochs; its time includes what happened before an interrupt.
+
+    Raises:
+        TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
+    """
+    config, started = config or TrainConfig(), time.monotonic()
+    if isinstance(train, ProductDataset):
+        model.prepare(train, val)
+    if not any(p.requires_grad for p in model.parameters()):
+        return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
+    with placed(model) as where, seeded(config.seed):
+        if isinstance(train, ProductDataset):
+            size = config.train_size or train.size
+            train = train.with_options(size=size, augment=AUGMENTATIONS[config.augment](size))
+            if config.mode == "frozen":
+                model.freeze()
+                train = encode(model, train, config.views, config.seed)
+                val = None if val is None else encode(model, val)
+        if isinstance(train, EncodedDataset):
+            model.fit_scalers(train.image, train.text)
+            learner, resume = _without_encoders(model), None
+            sampler = BatchSampler(RandomSampler(train), config.batch_size, drop_last=False)
+            loader = DataLoader(train, batch_sampler=sampler, collate_fn=itemgetter(0))
+        else:
+            learner, loader = model, load_batches(train, config.batch_size, shuffle=True)
+        loop = _Loop(learner, loader, val, config, where, Path(resume) if resume else None)
+        loop.run()
+        model.eval()
+        if val is not None and model.head.tunes:
+            _tune(model, val)
+    seconds = time.monotonic() - started + loop.seconds_before
+    return History(pd.DataFrame(loop.rows), loop.best["epoch"], seconds)
+
+
+def _without_encoders(model: ProductClassifier) -> ProductClassifier:
+    """Return what learns from encoded features: the same head and pooling, and no encoder."""
+    return ProductClassifier(model.classes, model.head, pooling=model.pooling, build_args=model.build_args)
+
+
+def _tune(model: ProductClassifier, val: ProductDataset | EncodedDataset) -> None:
+    """Let the head choose on the validation split what it does not learn by gradient."""
+    where = next(model.parameters()).device
+    with evaluating(model):
+        if isinstance(val, EncodedDataset):
+            batch = val[list(range(len(val)))].to(where)
+            parts = [(model.pool(batch.image), batch.text, batch.labels)]
+        else:
+            parts = [(*_features(model, batch), batch.labels) for batch in (b.to(where) for b in load_batches(val, 32))]
+        images, texts, labels = zip(*parts, strict=True)
+        joined = (None if given[0] is None else Features.joined(given) for given in (images, texts))
+        model.tune(*joined, torch.cat(labels))
+
+
+class _Loop:
+    """The state of one training run: what an epoch changes and an interrupted run goes on from."""
+
+    def __init__(
+        self,
+        model: ProductClassifier,
+        loader: DataLoader,
+        val: ProductDataset | EncodedDataset | None,
+        config: TrainConfig,
+        where: torch.device,
+        resume: Path | None,
+    ) -> None:
+        self.model = model.to(where, memory_format=torch.channels_last)
+        self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
+        self.criterion = criterion(config.criterion, **config.criterion_options)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
+        rate = warm_cosine(config.warmup, len(loader) * config.epochs)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"epoch": 0, "score": (-math.inf, 0.0), "weights": None}
+        self.started, self.seconds_before = time.monotonic(), 0.0  # before: of the parts that were interrupted
+
+    def run(self) -> None:
+        """Train the epochs that are left, and put the best weights into the model."""
+        if self.resume and self.resume.exists():
+            self._restore()
+        first, last = len(self.rows), self.config.epochs
+        for epoch in tqdm(range(first, last), "train", initial=first, total=last, mininterval=2):
+            self._epoch(epoch)
+            if self.resume:
+                with replacing(self.resume) as draft:
+                    torch.save(self._state(), draft)
+        self.model.load_state_dict(self.best["weights"])
+        self.model.eval()
+
+    def _epoch(self, epoch: int) -> None:
+        started = time.monotonic()
+        self.model.train()
+        with seeded(self.config.seed * 10_007 + epoch + 1):
+            losses = [self._step(batch.to(self.where)) for batch in bar(self.loader, f"epoch {epoch + 1}")]
+        row = {"epoch": epoch + 1, "loss": float(np.mean(losses)), "lr": self.schedule.get_last_lr()[0]}
+        judged = self.average.module if self.average else self.model
+        score = (float(epoch), 0.0)  # without a validation split the last epoch is the best one
+        if self.val is not None:
+            result = evaluate(judged, self.val)
+            row["val_top1"], row["val_loss"] = result.top1, result.loss
+            score = (result.top1, -result.loss)
+        self.rows.append(row | {"seconds": time.monotonic() - started})
+        if score > self.best["score"]:
+            weights = {k: v.detach().clone() for k, v in judged.state_dict().items()}
+            self.best = {"epoch": epoch + 1, "score": score, "weights": weights}
+
+    def _step(self, batch: Batch | EncodedBatch) -> float:
+        if isinstance(batch, EncodedBatch):
+            loss = self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.criterion)
+        else:
+            with torch.autocast(self.where.type, torch.bfloat16, enabled=computes_bf16(self.where)):
+                loss = self.model.training_loss(batch, self.criterion)
+        if not torch.isfinite(loss):
+            epoch = len(self.rows)
+            kept = f"; epoch {epoch} is kept in {self.resume}" if self.resume and epoch else ""
+            raise TrainingError(
+                f"loss is {loss.item()} at step {self.schedule.last_epoch + 1} (epoch {epoch + 1}); "
+                f"lower lr (now {self.config.lr:g}) or encoder_lr{kept}"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        return loss.item()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "best": self.best,
+            "rows": self.rows,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+        }
+
+    def _restore(self) -> None:
+        state = torch.load(self.resume, map_location=self.where, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.best, self.rows, self.seconds_before = state["best"], state["rows"], state["seconds"]
+
+
+def _parameter_groups(model: ProductClassifier, config: TrainConfig) -> list[dict[str, Any]]:
+    """Split parameters by role: encoders learn at `encoder_lr`, vectors are not decayed."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(("_encoder." in name, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": params, "lr": config.encoder_lr if encoder else config.lr}
+        | ({} if decayed else {"weight_decay": 0.0})
+        for (encoder, decayed), params in groups.items()
+    ]
+
+
+def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
+    """Return the factor of the peak learning rate by step: a linear rise, then a cosine down to zero."""
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+def computes_bf16(where: torch.device) -> bool:
+    """Return whether fine-tuning may compute in bfloat16: on a GPU with units for it.
+
+    Nothing that is evaluated or kept in a cache does, so that no accuracy depends on the processor.
+    """
+    return where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def evaluate(model: ProductClassifier, dataset: ProductDataset | EncodedDataset) -> Evaluation:
+    """Classify a whole split in float32.
+
+    Args:
+        model: put into evaluation mode, and on a GPU if there is one, for the call and given back as it was.
+        dataset: a split of images, or one that `encode` made.
+    """
+    probs = []
+    with placed(model) as where, evaluating(model):
+        if isinstance(dataset, EncodedDataset):
+            for rows in torch.arange(len(dataset)).split(POOLED_AT_ONCE):
+                part = dataset[rows.tolist()].to(where)
+                probs.append(model.classify(model.pool(part.image), part.text).softmax(-1))
+            labels = dataset.labels.numpy()
+        else:
+            for batch in bar(load_batches(dataset, 32), "evaluate"):
+                probs.append(model.classify(*_features(model, batch.to(where))).softmax(-1))
+            labels = dataset.labels
+    probabilistic = getattr(model, "probabilistic", True)
+    return Evaluation(torch.cat(probs).cpu().numpy(), labels, list(model.classes), dataset.rows, probabilistic)
+
+
+def _features(model: ProductClassifier, batch: Batch) -> tuple[Features | None, Features | None]:
+    image = model.encode_image(batch.images) if "image" in model.modalities else None
+    return image, model.encode_text(batch.texts) if "text" in model.modalities else None

@@ -1,0 +1,165 @@
+"""The loop: what learns, what is kept, interrupts, devices; evaluation."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retailkit import losses, training
+from retailkit.config import UsageError, UserError
+from retailkit.data.table import Batch
+from retailkit.training import TrainConfig, TrainingError, encoded
+from retailkit.training.loop import computes_bf16, warm_cosine
+
+FROZEN = TrainConfig(epochs=30, batch_size=8, lr=1e-2)
+TUNED = TrainConfig(mode="finetune", epochs=3, batch_size=8, encoder_lr=1e-3, augment="light")
+
+
+def test_frozen_training_learns_and_leaves_the_encoder_alone(small_model, train, val):
+    model = small_model()
+    before = {k: v.clone() for k, v in model.image_encoder.state_dict().items()}
+    history = training.fit(model, train, val, FROZEN)
+    result = training.evaluate(model, val)
+    assert result.top1 > 0.9 and not model.training
+    assert len(history.epochs) == 30 and history.epochs["loss"].iloc[-1] < history.epochs["loss"].iloc[0]
+    assert history.epochs.set_index("epoch").loc[history.best_epoch, "val_top1"] == history.epochs["val_top1"].max()
+    assert result.top1 == pytest.approx(history.epochs["val_top1"].max()), "the best epoch is kept"
+    after = model.image_encoder.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_lca_learns_on_kept_feature_maps(small_model, data):
+    """What is kept of frozen encoders are maps, so that the layer inside the pooling learns as well."""
+    model = small_model(name="lca", width=16)
+    before = model.pooling.fc.weight.detach().clone()
+    train, val = data.split("train", 96), data.split("val", 96)
+    training.fit(model, train, val, replace(FROZEN, epochs=15))
+    features = training.encode(model, val)
+    assert features.image.values.shape == (12, 1024, 3, 3)
+    assert not torch.equal(before, model.pooling.fc.weight)
+    kept, anew = training.evaluate(model, features), training.evaluate(model, val)
+    assert np.allclose(kept.probs, anew.probs, atol=1e-4) and anew.top1 > 0.6
+
+
+def test_nts_learns_where_to_look_and_not_on_kept_features(small_model, data):
+    model = small_model(name="nts", propose=3, parts=1)
+    train, val = data.split("train", 96), data.split("val", 96)
+    before = model.pooling.navigator.down1.weight.detach().clone()
+    tuned = replace(TUNED, epochs=1, batch_size=23)  # 24 images: the last batch holds one
+    history = training.fit(model, train, val, tuned)
+    assert np.isfinite(history.epochs["loss"]).all() and not torch.equal(before, model.pooling.navigator.down1.weight)
+    with pytest.raises(UsageError, match="mode='finetune'"):
+        training.fit(model, train, None, FROZEN)
+    kept = training.evaluate(model, training.encode(model, val, pooled=True))
+    assert np.allclose(kept.probs, training.evaluate(model, val).probs, atol=1e-4)
+
+
+def test_a_frozen_backbone_below_parts_that_learn_stays_as_it_is(small_model, train):
+    model = small_model(freeze=True)
+    before = {k: v.clone() for k, v in model.image_encoder.state_dict().items()}
+    training.fit(model, train, None, TUNED)
+    assert all(torch.equal(before[k], v) for k, v in model.image_encoder.state_dict().items())
+
+
+def test_finetuning_changes_the_encoder_lowers_the_loss_and_repeats_itself(small_model, train):
+    model, same, averaged = small_model(), small_model(), small_model()
+    before = next(model.image_encoder.parameters()).clone()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    history = training.fit(model, train, None, TUNED)
+    assert torch.equal(torch.rand(3), expected), "the caller's random numbers are untouched"
+    assert not torch.equal(before, next(model.image_encoder.parameters()))
+    assert history.epochs["loss"].iloc[-1] < history.epochs["loss"].iloc[0]
+    assert not model.training
+    training.fit(same, train, None, TUNED)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    training.fit(averaged, train, None, replace(TUNED, ema=0.9))
+    assert not torch.equal(model.head.linear.weight, averaged.head.linear.weight)
+
+
+def test_training_reads_a_mask_only_where_augmentation_may_ask_for_it(small_model, data, train, val):
+    data.table["mask"] = str(Path(data.table["image"][0]).with_name("nowhere.png"))
+    assert training.evaluate(small_model(), val).n == 12
+    with pytest.raises(UserError, match="nowhere"):
+        training.fit(small_model(), train, None, TUNED)
+
+
+def test_evaluation_is_what_the_model_says_image_by_image_and_restores_the_mode(small_model, val):
+    model = small_model()
+    with torch.no_grad():
+        alone = [model.eval()(val[i].image[None]).softmax(1)[0] for i in range(len(val))]
+    result = training.evaluate(model.train(), val)
+    assert np.allclose(result.probs, torch.stack(alone), atol=1e-5) and model.training
+    assert result.indices.tolist() == val.rows.tolist()
+
+
+def test_the_rate_rises_and_falls_to_zero():
+    rate = warm_cosine(0.1, 100)
+    rates = [rate(step) for step in range(101)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10) and rates[100] == pytest.approx(0.0)
+    assert (np.diff(rates[10:]) <= 0).all() and rates[55] == pytest.approx(0.5)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step(small_model, train, monkeypatch):
+    monkeypatch.setitem(losses.CRITERIA, "broken", lambda z, y: z.sum() * float("nan"))
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1 \(epoch 1\); lower lr"):
+        training.fit(small_model(), train, None, replace(TUNED, criterion="broken"))
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(small_model, train, val, tmp_path, monkeypatch):
+    whole, calls = small_model(), []
+    training.fit(whole, train, val, TUNED)
+
+    def interrupted(logits, labels, **_):
+        calls.append(1)
+        if len(calls) == 7:  # three steps per epoch: in the third one
+            raise KeyboardInterrupt
+        return losses.label_smoothing(logits, labels)
+
+    state, stopped = tmp_path / "state.pt", small_model()
+    monkeypatch.setitem(losses.CRITERIA, "label_smoothing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(stopped, train, val, TUNED, resume=state)
+
+    before = torch.load(state, weights_only=True)["seconds"]
+    resumed = small_model(seed=9)  # other weights: all must come from the file
+    history = training.fit(resumed, train, val, TUNED, resume=state)
+    assert history.epochs["epoch"].tolist() == [1, 2, 3] and history.seconds > before > 0
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value.float(), resumed.state_dict()[name].float(), atol=1e-6), name
+
+
+def test_the_loop_trains_on_the_device_that_was_asked_for(small_model, train, val, monkeypatch):
+    """RETAILKIT_DEVICE=cuda:1 was taken for cuda:0 by the loop."""
+    asked = []
+    move = torch.nn.Module.to
+
+    def to(module, *where, **options):
+        asked.extend(str(place) for place in where)
+        return move(module, **options)
+
+    monkeypatch.setattr(encoded, "device", lambda: "cuda:1")
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr(Batch, "to", lambda batch, where: asked.append(f"batch {where}") or batch)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    training.fit(small_model(), train, val, replace(TUNED, epochs=1))
+    assert set(asked) == {"cuda:1", "batch cuda:1", "cpu"} and asked[-1] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "units", "expected"), [("cpu", True, False), ("cuda", False, False), ("cuda", True, True)]
+)
+def test_bfloat16_is_for_gpus_that_have_it(kind, units, expected, monkeypatch):
+    """GPUs without bfloat16 units were taken to have them, and CPUs with them rounded what was published."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units or including_emulation)
+    assert computes_bf16(torch.device(kind)) is expected
+
+
+def test_unknown_names_are_usage_errors():
+    with pytest.raises(UsageError, match="did you mean 'frozen'"):
+        TrainConfig(mode="frozn")
+    with pytest.raises(UsageError, match="unknown augmentation"):
+        TrainConfig(augment="wild")
