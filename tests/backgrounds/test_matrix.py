@@ -15,7 +15,7 @@ from retailkit.training import encoded, runs
 
 SPEC = training.TrainSpec(
     model_options={"backbone": "shufflenet_v2_x1_0", "weights": None},
-    config=training.TrainConfig(epochs=4, batch_size=8, bf16=False),
+    config=training.TrainConfig(epochs=4, batch_size=8),
 )
 TRAIN, TEST = ("original", "mixed_rand"), ("original", "only_bg_t", "mixed_same", "mixed_rand")
 
