@@ -56,8 +56,7 @@ class CompiledEncoder(Encoder):
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
         self.original, self.frozen = encoder, encoder.frozen
-        self.name, self.dim, self.stride = encoder.name, encoder.dim, encoder.stride
-        self.size, self.fit = encoder.size, encoder.fit
+        self.name, self.dim, self.stride, self.size = encoder.name, encoder.dim, encoder.stride, encoder.size
         self._forward_map = compile_encoder(encoder)
 
     @property

@@ -18,7 +18,8 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
     "yaml": "pyyaml",
-    # transformers and ipykernel themselves needs these, and they are of no use without it.
+    # transformers and ipykernel themselves need these, and are of no use without them.
+    "huggingface_hub": "transformers",
     "tokenizers": "transformers",
     "IPython": "ipykernel",
     "jupyter_client": "ipykernel",

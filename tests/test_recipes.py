@@ -11,7 +11,7 @@ from PIL import Image
 from retailkit import recipes, training
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import COLUMNS, ProductData
-from retailkit.models.encoders import BACKBONES
+from retailkit.models import BACKBONES
 from retailkit.recipes import RECIPES, Member, Recipe
 from retailkit.training import TrainConfig, runs
 from retailkit.training import encoded as encoded_splits
@@ -107,4 +107,4 @@ def test_recipes_need_no_download_and_no_test_split(name):
     for member in recipe.members:
         TrainConfig(**member.config)
         if backbone := member.options.get("backbone"):
-            assert next(iter(BACKBONES[backbone].weights.values())).package
+            assert next(iter(BACKBONES[backbone].values())).package

@@ -1,16 +1,10 @@
 """Models: `build(name, classes)` gives a `ProductClassifier`."""
 
-from retailkit.models.classifier import (
-    MATCHERS,
-    MODELS,
-    POOLINGS,
-    Features,
-    ProductClassifier,
-    build,
-    load_nts_checkpoint,
-    rebuild,
-)
-from retailkit.models.encoders import BACKBONES, KEYPOINT_NETWORKS, TEXT_ENCODERS, TRANSFORMERS, fetch_weights
+from retailkit.models.classifier import ProductClassifier
+from retailkit.models.encoders import TEXT_ENCODERS
+from retailkit.models.pooling import Features
+from retailkit.models.registry import MATCHERS, MODELS, POOLINGS, build, load_nts_checkpoint, rebuild
+from retailkit.models.weights import BACKBONES, KEYPOINT_NETWORKS, TRANSFORMERS, fetch_weights
 
 __all__ = [
     "BACKBONES",

@@ -67,7 +67,7 @@ class Ensemble(nn.Module):
         """Return the log-probabilities (B,M*K) of all members side by side, for images (B,3,H,W) in [0,1]."""
         parts = [self._log_probs(m, flip, images) for m, flip in zip(self.members, self.flips, strict=True)]
         values = torch.cat([part.float() for part in parts], 1)
-        return Features(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
+        return Features.present(values)
 
     encode_frozen = encode_image
 

@@ -53,7 +53,7 @@ class LocalConceptsAccumulation(Pooling):
     def fit(self, seen: Features) -> None:
         """Standardise the channels from now on by those of training maps (N,D,h,w)."""
         cells = seen.values.permute(0, 2, 3, 1).flatten(0, 2)
-        self.scaler.fit(Features(cells, torch.ones(len(cells), dtype=torch.bool)))
+        self.scaler.fit(Features.present(cells))
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return (B,dim) of feature maps (B,D,h,w).

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, pick
-from retailkit.models.encoders import find_folder
 from retailkit.models.pooling import Features
+from retailkit.models.weights import find_folder
 
 if TYPE_CHECKING:
     from retailkit.data.table import ProductDataset

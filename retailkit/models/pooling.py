@@ -1,4 +1,4 @@
-"""From feature maps to one vector a image: the interface of a pooling, and the plain mean."""
+"""From feature maps to one vector per image: the interface of a pooling, and the plain mean."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Features(NamedTuple):
     def rows(self, index: Tensor | slice) -> Features:
         """Return the features of some rows."""
         return Features(self.values[index], self.available[index])
+
+    @staticmethod
+    def present(values: Tensor) -> Features:
+        """Return features of which every row is available."""
+        return Features(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
 
     @staticmethod
     def joined(parts: Sequence[Features]) -> Features:

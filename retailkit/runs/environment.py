@@ -47,10 +47,10 @@ def _package(name: str) -> Row:
 
 def _weights() -> list[Row]:
     """Compare the packaged weights with their sha256."""
-    from retailkit.models import encoders
+    from retailkit.models import weights
 
-    rows = [_try(f"weights {name}", lambda name=name: encoders.find_weights(name)) for name in OFFLINE]
-    return [*rows, _try("weights minilm", lambda: encoders.find_folder("minilm"))]
+    rows = [_try(f"weights {name}", lambda name=name: weights.find_weights(name)) for name in OFFLINE]
+    return [*rows, _try("weights minilm", lambda: weights.find_folder("minilm"))]
 
 
 def _try(what: str, find: Callable[[], Path]) -> Row:

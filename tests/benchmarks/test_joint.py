@@ -20,7 +20,7 @@ from retailkit.config import UserError
 from retailkit.data import ocr
 from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
-from retailkit.models.encoders import find_folder
+from retailkit.models.weights import find_folder
 
 BUDGETS = (128, 256, 512)
 SEEDS = 3

@@ -163,9 +163,8 @@ def test_a_batch_of_one_picture_learns(model):
 
 def reference_state(n_classes=5, parts=2):
     """A made-up state dict in the layout of the authors' checkpoints, on a small trunk."""
-    trunk = models.BACKBONES["resnet18"]
-    network = models.build("image", ["a"], "resnet18", weights=None).image_encoder.network
-    state = {f"pretrained_model.{k}": torch.randn_like(v.float()) * 0.05 for k, v in network.state_dict().items()}
+    trunk = models.build("image", ["a"], "resnet18", weights=None).image_encoder
+    state = {f"pretrained_model.{k}": torch.randn_like(v.float()) * 0.05 for k, v in trunk.network.state_dict().items()}
     state |= {f"proposal_net.{k}": v for k, v in nts.Navigator(trunk.dim).state_dict().items()}
     layers = {"pretrained_model.fc": trunk.dim, "partcls_net": trunk.dim, "concat_net": trunk.dim * (parts + 1)}
     for name, width in layers.items():

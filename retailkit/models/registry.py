@@ -1,0 +1,190 @@
+"""Models by name: `build(name, classes)` puts encoders, a pooling and a head together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retailkit.config import UsageError, pick
+from retailkit.models.classifier import ProductClassifier
+from retailkit.models.encoders import TEXT_ENCODERS, build_image_encoder, build_text_encoder
+from retailkit.models.ensemble import Ensemble
+from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
+from retailkit.models.lca import LocalConceptsAccumulation
+from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
+from retailkit.models.nts import NavigatedParts, from_reference
+from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LinearHead, Pooling
+from retailkit.models.weights import read_state, require_same_shapes
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_TEXT_ENCODER = "minilm"
+
+
+POOLINGS: dict[str, type[Pooling]] = {
+    "gap": GlobalAveragePool,
+    "lca": LocalConceptsAccumulation,
+    "nts": NavigatedParts,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model name stands for.
+
+    Attributes:
+        modalities: `image`, `text` or both.
+        head: called as `head(scalers, n_classes, **options)`; its further arguments are the model's options.
+        pooling: key of `POOLINGS` unless `build` is told another one.
+    """
+
+    modalities: tuple[str, ...]
+    head: Callable[..., Head]
+    pooling: str = "gap"
+
+
+MODELS: dict[str, ModelSpec] = {
+    "image": ModelSpec(("image",), LinearHead),
+    "lca": ModelSpec(("image",), LinearHead, "lca"),
+    "nts": ModelSpec(("image",), LinearHead, "nts"),
+    "text": ModelSpec(("text",), LinearHead),
+    "score_fusion": ModelSpec(("image", "text"), ScoreFusion),
+    "concat": ModelSpec(("image", "text"), Concatenation),
+    "embracenet": ModelSpec(("image", "text"), EmbraceNet),
+}
+MATCHERS = {"matching": KeypointMatcher, "nbnn": LocalNaiveBayes}
+
+
+def build(
+    name: str,
+    classes: Sequence[str],
+    backbone: str = "auto",
+    pooling: str = "auto",
+    text_encoder: str = "auto",
+    *,
+    weights: str | None = "auto",
+    text_weights: str | None = "auto",
+    text_config: Mapping[str, Any] | None = None,
+    freeze: bool = False,
+    **options: Any,
+) -> ProductClassifier:
+    """Build a model by name from what is on this machine; nothing is downloaded.
+
+    Args:
+        name: key of `MODELS`; or one of `MATCHERS`: keypoints and a gallery instead of encoders and a head; or
+            `ensemble`, whose option `members` holds the arguments of each member, its `size` and `flip`.
+        classes: class names in the order of the logits.
+        backbone: key of `BACKBONES`, or `timm:NAME`; `auto` is EfficientNet-Lite0, whose weights come in a package.
+        pooling: key of `POOLINGS`; `auto` is the model's own, else `gap`.
+        text_encoder: one of `TEXT_ENCODERS`; `auto` is MiniLM, whose weights come in a package.
+        weights: of the backbone: `auto`, a variant, a local file, or None; see `build_image_encoder`.
+        text_weights: of the text encoder: `auto`, a local folder, or None; see `build_text_encoder`.
+        text_config: architecture of the text encoder where `text_weights` is None.
+        freeze: the encoders do not learn and keep their batch statistics.
+        **options: of the model's head, such as `dropout`, or of its pooling, such as `parts` of `nts`.
+
+    Raises:
+        UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
+        UserError: weights are not on this machine; the message says which command fetches them.
+    """
+    if pick((*MODELS, *MATCHERS, "ensemble"), name, "model") in MATCHERS:
+        return _build_matcher(name, _checked_classes(classes), {"weights": weights} | options)
+    if name == "ensemble":
+        return _build_ensemble(_checked_classes(classes), weights, **options)
+    spec = MODELS[name]
+    backbone = DEFAULT_BACKBONE if backbone == "auto" else backbone
+    pooling = pick(POOLINGS, spec.pooling if pooling == "auto" else pooling, "pooling")
+    text_encoder = DEFAULT_TEXT_ENCODER if text_encoder == "auto" else text_encoder
+    text_encoder = pick(TEXT_ENCODERS, text_encoder, "text encoder")
+    classes = _checked_classes(classes)
+    of_head = list(inspect.signature(spec.head).parameters)[2:]
+    of_pooling = list(inspect.signature(POOLINGS[pooling]).parameters)[2:] if "image" in spec.modalities else []
+    for option in options:
+        pick([*of_head, *of_pooling], option, f"option of model {name!r}")
+
+    parts: dict[str, Any] = {}
+    scalers: dict[str, FeatureScaler] = {}
+    if "image" in spec.modalities:
+        parts["image_encoder"] = build_image_encoder(backbone, weights)
+        chosen = {option: value for option, value in options.items() if option in of_pooling}
+        parts["pooling"] = POOLINGS[pooling](parts["image_encoder"], len(classes), **chosen)
+        scalers["image"] = FeatureScaler(parts["pooling"].dim)
+    if "text" in spec.modalities:
+        encoder = parts["text_encoder"] = build_text_encoder(text_encoder, text_weights, text_config)
+        scalers["text"] = FeatureScaler(encoder.dim, shared=encoder.sparse)
+        text_config = encoder.config
+    build_args = {
+        "name": name,
+        "classes": classes,
+        "backbone": backbone,
+        "pooling": pooling,
+        "text_encoder": text_encoder,
+        "weights": None if weights is None else str(weights),
+        "text_weights": None if text_weights is None else str(text_weights),
+        "text_config": text_config,
+        "freeze": freeze,
+        **options,
+    }
+    head = spec.head(scalers, len(classes), **{o: value for o, value in options.items() if o in of_head})
+    model = ProductClassifier(classes, head, **parts, build_args=build_args)
+    return model.freeze(freeze)
+
+
+def _build_matcher(name: str, classes: list[str], options: Mapping[str, Any]) -> KeypointMatcher:
+    for option in options:
+        pick(list(inspect.signature(MATCHERS[name]).parameters)[1:], option, f"option of model {name!r}")
+    return MATCHERS[name](classes, **options)
+
+
+def _build_ensemble(classes: list[str], weights: str | None, members: Sequence[Mapping[str, Any]]) -> Ensemble:
+    made = []
+    for member in members:
+        own = {key: value for key, value in member.items() if key not in ("size", "flip")}
+        model = build(**{**own, "classes": classes, "weights": weights and own.get("weights", weights)})
+        model.input_size = member["size"]
+        made.append(model)
+    return Ensemble(made, [member.get("flip", False) for member in members])
+
+
+def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:
+    """Build the architecture that `build_args` of a model describe; its weights come from a checkpoint."""
+    return build(**{**build_args, "weights": None, "text_weights": None})
+
+
+def load_nts_checkpoint(
+    path: str | Path, classes: Sequence[str] | None = None, backbone: str = "resnet50"
+) -> ProductClassifier:
+    """Load a checkpoint of the authors' NTS-Net (yangze0930/NTS-Net, for CUB-200 at 448 px).
+
+    The number of parts is read from the shape of its classifier. Its `Dropout` stayed on in evaluation; ours does not.
+
+    Args:
+        path: their `model.ckpt`, or a plain state dict of that layout.
+        classes: names in the order of their labels; None numbers them.
+        backbone: the trunk that it was trained with.
+
+    Raises:
+        UserError: not such a checkpoint, or another trunk or number of classes; the message names the tensor.
+    """
+    state = from_reference(read_state(Path(path)), str(path))
+    n_classes, width = state["head.linear.weight"].shape
+    names = list(classes) if classes is not None else [f"class {k:03d}" for k in range(n_classes)]
+    parts = width // build_image_encoder(backbone, None).dim - 1
+    model = build("nts", names, backbone, weights=None, propose=max(parts, 6), parts=parts)
+    own = {k: v for k, v in model.state_dict().items() if k in state or not k.startswith("head.scalers")}
+    own = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
+    require_same_shapes(own, state, Path(path))
+    model.load_state_dict(state, strict=False)
+    model.input_size = 448
+    return model.eval()
+
+
+def _checked_classes(classes: Sequence[str]) -> list[str]:
+    names = list(classes)
+    if not names:
+        raise UsageError("a model needs at least one class, and got none")
+    if twice := {c for c in names if names.count(c) > 1}:
+        raise UsageError(f"class {min(twice)!r} is named twice; give each class once")
+    return names

