@@ -1,4 +1,4 @@
-# make run | test | lab | app | bench | fmt: each sets up .venv by itself.
+# make run | test | check | lab | app | bench | fmt: each sets up .venv by itself.
 PROFILE ?= fast
 DATASET ?= synthetic
 ROOT ?=
@@ -6,13 +6,17 @@ JOBS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test lab app bench fmt clean
+.PHONY: run test check lab app bench fmt clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
 	$(BIN)/retailkit run --profile $(PROFILE) --dataset $(DATASET) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+# Everything of `make test`, and the slow proofs: notebooks with their causes switched off, 200 runs with widgets.
+check: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not benchmark"
 
 lab: $(READY)

@@ -108,7 +108,7 @@ def run(
     """
     from retailkit import runs, workbook
     from retailkit.data import DATASETS
-    from retailkit.runs.execute import parse_parameters
+    from retailkit.runs.runner import parse_parameters
 
     pick(PROFILES, profile, "profile")
     pick(DATASETS, dataset, "data set")
@@ -117,20 +117,17 @@ def run(
     files = runs.notebooks(notebooks or [])
     extra = parse_parameters(parameter or [])
     started, folder = time.monotonic(), runs.run_dir(profile, dataset)
-    with runs.progress() as (say, tick):
-        results = runs.execute(
-            files,
-            profile,
-            dataset,
-            root,
-            extra,
-            jobs,
-            fresh,
-            prepare=lambda: workbook.prepare(profile, dataset, root),
-            timeout=cell_seconds,
-            say=say,
-            tick=tick,
-        )
+    results = runs.execute(
+        files,
+        profile,
+        dataset,
+        root,
+        extra,
+        jobs,
+        fresh,
+        prepare=lambda: workbook.prepare(profile, dataset, root),
+        timeout=cell_seconds,
+    )
     seconds = time.monotonic() - started
     failures = runs.publish(folder, profile, dataset, update, seconds)
     failed = [r for r in results if r.status == "failed"]

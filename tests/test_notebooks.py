@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from retailkit import runs, workbook
-from retailkit.runs import pages
+from retailkit.runs import report
 from retailkit.runs.expect import check_record, expectations
 
 ROOT = Path(__file__).parents[1]
@@ -213,10 +213,11 @@ class TestExecution:
         index = (output / "index.html").read_text()
         for path in NOTEBOOKS:
             assert f"{path.stem}.html" in index and (output / f"{path.stem}.html").is_file()
-            assert len(pages._kept_text(output / f"{path.stem}.ipynb")) < pages.NOTEBOOK_BYTES
+            assert len(report.kept_text(output / f"{path.stem}.ipynb")) < report.NOTEBOOK_BYTES
         figures = list((output / "figures").iterdir())
         assert len(figures) > 10 and all(p.stat().st_size < 200_000 for p in figures)
 
+    @pytest.mark.check
     @pytest.mark.parametrize("name, metric, entry", DIRECTIONS, ids=[f"{n[:2]}-{m}" for n, m, _ in DIRECTIONS])
     def test_a_check_turns_red_when_its_cause_is_off(self, causes_off, name, metric, entry):
         broken = check_record(causes_off[name, metric].result(), {metric: entry})

@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 
 from retailkit import cli, data, runs
-from retailkit.runs.execute import parse_parameters
+from retailkit.runs.runner import parse_parameters
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +24,7 @@ RETAILKIT = ".venv/bin/retailkit "
 NOT_RUN = {
     "make run": "executes every notebook, as tests/test_notebooks.py does",
     "make test": "runs this very test",
+    "make check": "runs this very test",
     "make run DATASET=grocery_store": "needs photos that are downloaded",
     "make run DATASET=grocery_store ROOT=path/to/dataset": "needs photos that are downloaded",
     "git apply mine.diff": "tests/test_extending.py does",

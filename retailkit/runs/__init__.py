@@ -1,15 +1,15 @@
 """Runs of notebooks: what they leave behind, how they are executed, what they must show.
 
-Inside a notebook: `run = runs.start(...)`, `run.metric(...)`, `run.figure(...)`, `run.finish()`. Outside:
-`execute` runs notebooks through papermill, `collect` gathers their records.
+Inside a notebook: `run = runs.start("20_training")`, `run.metric(...)`, `run.figure(...)`, `run.finish()`. Outside:
+`execute` runs notebooks through papermill, `publish` makes pages of the results, `collect` gathers the records.
 """
 
 from retailkit.runs.environment import environment
-from retailkit.runs.execute import Result, execute, notebooks, parameters
 from retailkit.runs.expect import check_record, expectations
-from retailkit.runs.pages import publish
-from retailkit.runs.progress import progress
-from retailkit.runs.record import Run, claims, collect, published, read_record, run_dir, start, tables
+from retailkit.runs.record import Run, read_record, run_dir, start
+from retailkit.runs.report import publish
+from retailkit.runs.results import claims, collect, published, tables
+from retailkit.runs.runner import Result, execute, notebooks, parameters
 
 __all__ = [
     "Result",
@@ -22,7 +22,6 @@ __all__ = [
     "expectations",
     "notebooks",
     "parameters",
-    "progress",
     "publish",
     "published",
     "read_record",

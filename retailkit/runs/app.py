@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from retailkit.config import UserError
-from retailkit.runs.papermill import look_again_after_sending
 from retailkit.runs.record import home
 
 NOTEBOOK = "80_explanation_tool"
@@ -60,7 +59,6 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
     import nbformat
     from voila.app import Voila
 
-    look_again_after_sending()
     token = token or ("" if is_loopback(ip) else secrets.token_urlsafe(24))
     with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
         path = Path(folder, "explanation_tool.ipynb")

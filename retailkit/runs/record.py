@@ -7,7 +7,6 @@ taken for a result.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
 import inspect
 import io
 import json
@@ -23,7 +22,6 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from retailkit import metrics
 from retailkit.cache import replacing
 from retailkit.config import UserError, device
 
@@ -145,6 +143,7 @@ class Run:
             photos: True where it shows photos of others, which are never committed.
         """
         import matplotlib.pyplot as plt
+        from IPython.display import Image as Shown
         from IPython.display import display
 
         data, suffix = compress(figure)
@@ -155,7 +154,7 @@ class Run:
         entry = {"file": path.name, "alt": alt, "photos": bool(photos)}
         self.record["figures"] = [f for f in self.record["figures"] if f["file"] != path.name] + [entry]
         self._write()
-        display(_Picture(data, suffix, alt))
+        display(Shown(data=data, format=suffix.replace("jpg", "jpeg"), alt=alt))
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Keep a small table with the record."""
@@ -182,19 +181,6 @@ class Run:
     def _write(self) -> None:
         self.record["seconds"] = round(self.seconds, 2)
         write_record(self.folder / f"{self.record['notebook']}.json", self.record)
-
-
-class _Picture:
-    """A picture with alternative text, for Jupyter."""
-
-    def __init__(self, data: bytes, suffix: str, alt: str) -> None:
-        self.data, self.kind, self.alt = data, f"image/{suffix.replace('jpg', 'jpeg')}", alt
-
-    def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
-        import base64
-
-        content = base64.b64encode(self.data).decode()
-        return {self.kind: content, "text/plain": self.alt}, {self.kind: {"alt": self.alt}}
 
 
 def compress(figure: Any, limit: int = FIGURE_BYTES, dpi: int = 80) -> tuple[bytes, str]:
@@ -230,80 +216,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
-    """Return every metric of the latest run and of all committed ones, one row a metric.
-
-    A committed run gives way to the latest one of the same profile and data set.
-
-    Columns: `run`, `notebook`, `metric`, `value`, `low`, `high`, `n`, `chance`, `better`, `status`.
-    """
-    rows = []
-    for name, folder in _folders(profile, dataset).items():
-        for path in sorted(folder.glob("[0-9][0-9]_*.json")):
-            rows += _metric_rows(name, read_record(path) or {})
-    columns = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _folders(profile: str, dataset: str) -> dict[str, Path]:
-    """Return the folders of records by run: the committed ones, and the latest run's."""
-    folders = {path.name: path for path in (home() / "papermill_runs").glob("*-*") if path.is_dir()}
-    folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
-    return dict(sorted(folders.items()))
-
-
-def _metric_rows(run: str, record: dict[str, Any]) -> list[tuple]:
-    rows = []
-    for name, m in record.get("metrics", {}).items():
-        low, high = m.get("interval", (None, None))
-        facts = (m["value"], low, high, m.get("n"), m.get("chance"), m["better"])
-        rows.append((run, record["notebook"], name, *facts, record["status"]))
-    return rows
-
-
-def published() -> pd.DataFrame:
-    """Return published test figures of the data sets, with their sources."""
-    return _packaged("published.csv")
-
-
-def claims(records: pd.DataFrame) -> pd.DataFrame:
-    """Return what the papers claim beside what was measured, one row a claim and run.
-
-    Args:
-        records: from `collect`; unfinished ones do not count.
-
-    Returns:
-        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no figure), `run`, `here`
-        (above zero where it speaks for the claim), `low`, `high`, `n` and `verdict` (see `metrics.verdict`, of the
-        interval; "no interval" where there is none).
-    """
-    told = _packaged("claims.csv").fillna("")
-    found = told.merge(records[records["status"] == "ok"], on=["notebook", "metric"])
-    against = found["sign"] < 0  # measured the other way round
-    found.loc[against, "value"] *= -1
-    found.loc[against, ["low", "high"]] = -found.loc[against, ["high", "low"]].to_numpy()
-    verdicts = [
-        metrics.verdict(row.low, row.high, 1) if pd.notna(row.low) else "no interval" for row in found.itertuples()
-    ]
-    columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
-    return found.rename(columns={"value": "here"}).assign(verdict=verdicts).astype({"n": int})[columns]
-
-
-def tables(name: str, profile: str = "fast", dataset: str = "synthetic") -> dict[str, pd.DataFrame]:
-    """Return the tables of one name that notebooks left, by run; see `collect` for which runs."""
-    found = {}
-    for run, folder in _folders(profile, dataset).items():
-        for path in sorted(folder.glob("[0-9][0-9]_*.json")):
-            if table := (read_record(path) or {}).get("tables", {}).get(name):
-                found[f"{run}, {path.stem}"] = pd.DataFrame(table["data"], columns=table["columns"])
-    return found
-
-
-def _packaged(name: str) -> pd.DataFrame:
-    with importlib.resources.files("retailkit").joinpath(name).open(encoding="utf-8") as file:
-        return pd.read_csv(file)
 
 
 def _version(name: str) -> str:

@@ -1,0 +1,355 @@
+"""Execute notebooks with papermill, several at a time, each resumable.
+
+A failed notebook is kept and reported while the others go on. A notebook whose record is finished, and whose sources,
+parameters and data set have not changed since, is not run again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from retailkit.cache import digest, file_identity
+from retailkit.config import UsageError, data_root, pick
+from retailkit.runs.record import SCHEMA, home, read_record, run_dir, write_record
+
+LAST = "90"  # reads the records of all others
+CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one notebook ended.
+
+    Attributes:
+        notebook: its name.
+        status: `ok`, `failed`, or `kept` where an earlier result still holds.
+        seconds: wall time of this call.
+        error: the cell and the last line of its error, where it failed.
+    """
+
+    notebook: str
+    status: str
+    seconds: float
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.status == "kept":
+            return f"{self.notebook}: kept, nothing has changed since (use --fresh to run it again)"
+        return f"{self.notebook}: {self.status} in {self.seconds:.0f} s" + (f" ({self.error})" if self.error else "")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process has to know to execute one notebook.
+
+    Attributes:
+        notebook: its file.
+        output: folder of the results.
+        parameters: values for its parameters cell.
+        timeout: seconds that one cell may take.
+        data: identity of the data set, see `data_identity`.
+        key: changes with everything that decides the result.
+    """
+
+    notebook: Path
+    output: Path
+    parameters: dict[str, Any]
+    timeout: int
+    data: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Name of the notebook."""
+        return self.notebook.stem
+
+    @property
+    def record(self) -> Path:
+        """File of its record."""
+        return self.output / f"{self.name}.json"
+
+    def is_done(self) -> bool:
+        """Return True where an earlier run of the very same sources and parameters has finished."""
+        record = read_record(self.record) or {}
+        same = record.get("status") == "ok" and record.get("key") == self.key
+        return same and self.name[:2] != LAST and (self.output / f"{self.name}.ipynb").is_file()
+
+    def usual_seconds(self) -> float:
+        """Return how long it took the last time, here or in the committed run."""
+        committed = home() / "papermill_runs" / self.output.name / self.record.name
+        return max((read_record(path) or {}).get("seconds", 0.0) for path in (self.record, committed))
+
+
+def notebooks(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
+    """Return notebook files by name (`20_training`, or `20` for short); none named means all.
+
+    Raises:
+        UsageError: no such notebook; the message gives the nearest.
+    """
+    folder = folder or home() / "notebooks"
+    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    short = {stem[:2]: stem for stem in found}
+    chosen = [short.get(n, n.removesuffix(".ipynb")) for n in names] or list(found)
+    return [found[pick(found, name, "notebook")] for name in chosen]
+
+
+def parameters(notebook: Path) -> dict[str, dict[str, Any]]:
+    """Return what the parameters cell of a notebook offers: name -> `default`, `help`."""
+    import papermill
+
+    inferred = papermill.inspect_notebook(str(notebook))
+    return {name: {"default": p["default"], "help": p["help"]} for name, p in inferred.items()}
+
+
+def execute(
+    notebooks: Sequence[Path],
+    profile: str = "fast",
+    dataset: str = "synthetic",
+    root: str | Path | None = None,
+    extra: dict[str, Any] | None = None,
+    jobs: int | None = None,
+    fresh: bool = False,
+    prepare: Callable[[], None] | None = None,
+    output: Path | None = None,
+    timeout: int | None = None,
+    say: Callable[[str], None] = tqdm.write,
+) -> list[Result]:
+    """Execute notebooks and leave executed copies, records and figures in one folder.
+
+    Args:
+        notebooks: files; see the function `notebooks`.
+        profile: value of `PROFILE`.
+        dataset: value of `DATASET`.
+        root: value of `ROOT`; made absolute, since notebooks run in their own folder.
+        extra: further parameters.
+        jobs: notebooks at a time; None takes the number of cores, at most 4.
+        fresh: run again what is done already.
+        prepare: called once before several notebooks that have to run; one alone makes what it needs itself.
+        output: folder of the results; None takes `papermill_runs/latest/<profile>-<dataset>`.
+        timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
+        say: is called with one line per event.
+
+    Returns:
+        One result per notebook, in their order.
+
+    Raises:
+        UsageError: a parameter that a notebook does not have; nothing has run then.
+    """
+    given = _given(profile, dataset, root, extra or {})
+    for path in notebooks:
+        known = parameters(path)
+        for name in given:
+            pick(known, name, f"parameter of {path.stem}")
+    output = (output or run_dir(profile, dataset)).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    timeout = timeout or CELL_SECONDS.get(profile, max(CELL_SECONDS.values()))
+    data, sources = data_identity(given), _sources_identity()
+    keys = [digest(path.read_bytes(), given, data, sources) for path in notebooks]
+    batch = [Job(path, output, given, timeout, data, key) for path, key in zip(notebooks, keys, strict=True)]
+    results = {job.name: Result(job.name, "kept", 0.0) for job in batch if job.is_done() and not fresh}
+    for result in results.values():
+        say(str(result))
+    waiting = [job for job in batch if job.name not in results]
+    if prepare and sum(job.name[:2] != LAST for job in waiting) > 1:
+        started = time.monotonic()
+        prepare()
+        say(f"prepared in {time.monotonic() - started:.0f} s")
+    for result in _run_all(waiting, jobs):
+        say(str(result))
+        results[result.notebook] = result
+    return [results[job.name] for job in batch]
+
+
+def _given(profile: str, dataset: str, root: str | Path | None, extra: dict[str, Any]) -> dict[str, Any]:
+    """Join the parameters of every notebook with the further ones."""
+    for name in {"PROFILE", "DATASET", "ROOT"} & extra.keys():
+        raise UsageError(
+            f"parameter {name}={extra[name]!r}: use --{name.lower()}, so that the results go to their place"
+        )
+    given = extra | {"PROFILE": profile, "DATASET": dataset}
+    return given | {"ROOT": str(Path(root).resolve())} if root else given
+
+
+def _run_all(waiting: list[Job], jobs: int | None) -> Iterator[Result]:
+    """Yield results as they come: the longest notebook starts first, and `LAST` when all others are done."""
+    if not waiting:
+        return
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(jobs or min(cores, 4), len(waiting)))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
+    groups = [[job for job in waiting if (job.name[:2] == LAST) == last] for last in (False, True)]
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _set_environment, (threads,))
+    bar = tqdm(total=len(waiting), desc="notebooks", unit="", disable=None)  # only on a terminal
+    with bar, _interruptible():
+        try:
+            for group in groups:
+                group.sort(key=Job.usual_seconds, reverse=True)
+                futures = {pool.submit(_execute, job): job for job in group}
+                for future in as_completed(futures):
+                    yield _result(future, futures[future])
+                    bar.update()
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()  # a kernel ends by itself when its parent is gone
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future, job: Job) -> Result:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        error = "its process was killed; if memory ran out, run fewer notebooks at a time: --jobs 1"
+        return Result(job.name, "failed", 0.0, error)
+
+
+def _set_environment(threads: int) -> None:
+    """Set what all notebooks of a process share; their kernels inherit it."""
+    os.environ |= {
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that wait by spinning take seven times as long where another program keeps a core busy.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "PYTHONHASHSEED": "0",
+        "TQDM_MININTERVAL": "10",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _execute(job: Job) -> Result:
+    """Execute one notebook in this process."""
+    names = {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
+    os.environ |= names
+    started = time.monotonic()
+    # An earlier record goes, so that a notebook that fails before `runs.start` leaves a trace as well.
+    facts = {"schema": SCHEMA, "notebook": job.name, "status": "running", "key": job.key, "seconds": 0.0}
+    shared = {"profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
+    write_record(job.record, facts | shared | {"metrics": {}, "figures": [], "tables": {}, "skipped": {}})
+    error = _papermill(job)
+    seconds, record = time.monotonic() - started, read_record(job.record) or {}
+    if not error and not (record.get("status") == "ok" and record.get("key") == job.key):
+        error = "the notebook never called run.finish()"
+    if error:
+        write_record(job.record, record | {"status": "failed", "error": error, "seconds": round(seconds, 2)})
+    return Result(job.name, "failed" if error else "ok", seconds, error)
+
+
+def _papermill(job: Job) -> str:
+    """Execute a notebook into the output folder; return "", or what went wrong in one line."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        with _kernel_config() as config:
+            papermill.execute_notebook(
+                str(job.notebook),
+                str(job.output / job.notebook.name),
+                parameters=job.parameters,
+                kernel_name="python3",
+                cwd=str(job.notebook.parent),
+                execution_timeout=job.timeout,
+                start_timeout=120,
+                config=config,
+                progress_bar=False,
+            )
+    except PapermillExecutionError as error:
+        return _one_line(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
+    except Exception as error:  # whatever fails here fails this notebook only
+        if type(error).__name__ == "CellTimeoutError":
+            return (
+                f"a cell took more than {job.timeout} seconds; run it again, what is trained or encoded by now is "
+                "kept, or give it longer: --cell-seconds"
+            )
+        return _one_line(f"{type(error).__name__}: {error}")
+    return ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:400]
+
+
+@contextmanager
+def _kernel_config() -> Iterator[Any]:
+    """Yield a configuration by which the kernel is reached through files where that is possible.
+
+    Kernels that start at the same time now and then draw the same TCP port, and one of them then never answers.
+    """
+    from traitlets.config import Config
+
+    if os.name != "posix":
+        yield Config()
+        return
+    with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
+        yield Config({"KernelManager": {"transport": "ipc", "ip": str(Path(folder, "kernel"))}})
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Treat an end by SIGTERM or a closed terminal like Ctrl-C, so that no process is left behind."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def data_identity(given: dict[str, Any]) -> str:
+    """Hash the files of the data set behind `DATASET` and `ROOT`, or a CSV and the files that it names.
+
+    Empty for a data set that is made at first use: our sources decide what is in it.
+    """
+    root = Path(given.get("ROOT") or data_root(given["DATASET"]))
+    if root.is_file():
+        from retailkit.data.folder import files_in_csv
+
+        files = [root, *files_in_csv(root)]
+    elif given["DATASET"] == "synthetic" or not root.is_dir():
+        return ""
+    else:
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+    return digest([[os.path.relpath(path, root), file_identity(path)] for path in files])
+
+
+def _sources_identity() -> str:
+    package = Path(__file__).parents[1]
+    return digest([path.read_bytes() for path in sorted(package.rglob("*.py"))])
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read `NAME=VALUE` pairs; values are YAML (`3`, `true`, `text`), and nothing after `=` is an empty string.
+
+    Raises:
+        UsageError: a pair without `=`.
+    """
+    import yaml
+
+    read = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"parameter {pair!r} has no value; write NAME=VALUE")
+        read[name.strip()] = yaml.safe_load(value) if value.strip() else ""
+    return read

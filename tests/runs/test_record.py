@@ -1,0 +1,89 @@
+"""Records of runs, and what is gathered from them."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from retailkit import runs
+from retailkit.runs.record import FIGURE_BYTES
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETAILKIT_RUN_DIR", str(tmp_path))
+    return runs.Run("10_test", {"PROFILE": "fast", "DATASET": "synthetic", "ROOT": "somewhere", "SEED": 3})
+
+
+def test_a_record_is_running_until_it_is_finished(run, tmp_path):
+    run.metric("top1", 0.5, n=10, chance=0.1, interval=(0.2, 0.8))
+    assert runs.read_record(tmp_path / "10_test.json")["status"] == "running"
+    run.finish()
+    kept = runs.read_record(tmp_path / "10_test.json")
+    assert kept["status"] == "ok" and kept["parameters"] == {"PROFILE": "fast", "DATASET": "synthetic", "SEED": 3}
+    assert kept["metrics"]["top1"] == {"value": 0.5, "better": "higher", "n": 10, "chance": 0.1, "interval": [0.2, 0.8]}
+    assert kept["versions"]["torch"] and kept["device"] == "cpu"
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    """The committed records stand in for the latest run."""
+    home = Path(__file__).parents[2]
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("RETAILKIT_RUN_DIR", str(home / "papermill_runs" / "fast-synthetic"))
+
+
+def test_every_claim_has_a_record_and_a_verdict_of_its_interval(committed):
+    records = runs.collect()
+    found = runs.claims(records)
+    stated = pd.read_csv(Path(runs.__file__).with_name("claims.csv"))
+    assert set(stated["claim"]) == set(found["claim"]), "a claim whose metric no committed record has"
+    assert set(stated["sign"]) <= {-1, 1}
+    assert (found["verdict"] == "the opposite").equals(found["high"] < 0), "above zero speaks for the claim"
+    merged = found.merge(stated, on="claim").merge(
+        records, on=["run", "notebook", "metric"], suffixes=("", "_measured")
+    )
+    assert len(merged) == len(found) and np.allclose(merged["here"], merged["sign"] * merged["value"])
+    assert (merged["low"] <= merged["here"]).all() and (merged["here"] <= merged["high"]).all()
+    unfinished = runs.claims(records.assign(status="running"))
+    assert unfinished.empty and list(unfinished.columns) == list(found.columns)
+    bare = runs.claims(records.assign(low=np.nan, high=np.nan))
+    assert set(bare["verdict"]) == {"no interval"}
+
+
+def test_a_claimed_metric_without_n_has_a_verdict_too(committed):
+    """`n=None` in a claimed metric used to raise."""
+    records = runs.collect()
+    found = runs.claims(records.assign(n=records["n"].mask(records["metric"] == "gain_lca")))
+    lacking = found.loc[found["claim"] == "LCA helps", "n"]
+    assert len(lacking) and lacking.isna().all() and found["n"].notna().any()
+    assert len(runs.claims(records.assign(n=None))) == len(found)
+
+
+def test_tables_are_found_by_name_and_run(committed):
+    found = runs.tables("table_1")
+    assert "full-grozi120, 30_bag_of_tricks" in found and "method" in found["full-grozi120, 30_bag_of_tricks"]
+    assert runs.tables("no such table") == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_only_finite_numbers_are_recorded(run, value):
+    with pytest.raises(ValueError, match="finite"):
+        run.metric("top1", value)
+
+
+def test_figures_are_small_files_with_alternative_text(run, tmp_path):
+    figure, ax = plt.subplots(figsize=(12, 9))
+    ax.imshow(np.random.default_rng(0).random((400, 500, 3)))  # as hard to compress as it gets
+    run.figure("noise", figure, alt="noise")
+    (entry,) = run.record["figures"]
+    assert entry == {"file": "10_test__noise.jpg", "alt": "noise", "photos": False}
+    assert (tmp_path / "figures" / entry["file"]).stat().st_size < 1.7 * FIGURE_BYTES
+    assert not plt.get_fignums()
+
+
+def test_tables_are_kept(run):
+    run.table("t", pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
+    assert run.record["tables"]["t"] == {"columns": ["a", "b"], "data": [[1, "x"], [2, "y"]]}

@@ -1,0 +1,47 @@
+"""Pages of a run, and what the repository keeps of it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from retailkit import runs
+from retailkit.config import UserError
+
+
+def test_the_index_shows_expectations_and_survives_markup(workbook, tmp_path):
+    runs.execute([workbook("10_good"), workbook("20_bad", "raise ValueError('<b>boom</b>')")], say=lambda line: None)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/expected.yml").write_text(
+        "fast-synthetic:\n  10_good:\n    value: {kind: bound, min: 0.9, reason: 'it should be high'}\n"
+    )
+    failures = runs.publish(Path("papermill_runs/latest/fast-synthetic"), "fast", "synthetic")
+    assert any("10_good: value is 0.5, below 0.9" in f for f in failures)
+    page = Path("papermill_runs/latest/fast-synthetic/index.html").read_text()
+    assert "<b>boom" not in page and "&lt;b&gt;boom" in page and "unmet" in page
+    executed = Path("papermill_runs/latest/fast-synthetic/10_good.html").read_text()
+    assert "cdnjs" not in executed and "unpkg" not in executed
+    with pytest.raises(UserError, match="not updated"):
+        runs.publish(Path("papermill_runs/latest/fast-synthetic"), "fast", "synthetic", update=True)
+
+
+def test_photos_of_others_are_never_kept(workbook, tmp_path):
+    code = """
+import matplotlib.pyplot as plt
+run.figure("chart", plt.figure(), alt="a chart")
+run.figure("photo", plt.figure(), alt="a photo", photos=True)
+import ipywidgets
+from tqdm.notebook import tqdm
+for _ in tqdm(range(2)):
+    pass
+display(ipywidgets.VBox())"""
+    runs.execute([workbook("10_good", code)], dataset="grozi120", root=tmp_path, say=lambda line: None)
+    runs.publish(Path("papermill_runs/latest/fast-grozi120"), "fast", "grozi120", update=True)
+    page = Path("papermill_runs/latest/fast-grozi120/10_good.html").read_text()
+    assert page.count("An explorer stands here") == 1, "a progress bar leaves nothing behind"
+    assert re.findall('<img alt="([^"]*)"', page) == ["a chart", "a photo"]
+    assert [p.name for p in Path("figures").glob("*.png")] == ["grozi120__10_good__chart.png"]
+    assert list(json.loads(Path("figures/index.json").read_text())) == ["grozi120__10_good__chart.png"]
+    assert [p.name for p in Path("papermill_runs/fast-grozi120").iterdir()] == ["10_good.json"]
+    assert str(tmp_path) not in Path("papermill_runs/fast-grozi120/10_good.json").read_text()
