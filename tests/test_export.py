@@ -15,7 +15,7 @@ from PIL import Image
 
 from retailkit import cli, data, export, models, training
 from retailkit.config import UsageError, UserError
-from retailkit.data.images import read_image
+from retailkit.data.images import FORMATS, read_image
 from retailkit.export import predict
 from retailkit.metrics import Evaluation
 
@@ -105,14 +105,14 @@ def test_the_program_prepares_photos_bit_by_bit_as_the_data_set_does(shop, fit):
 def save_unusual(name, folder):
     """Write an image of a kind that shops have; returns its path."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 31, 3), dtype=np.uint8))
-    turned, path = Image.Exif(), folder / f"{name}.png"
-    turned[0x0112] = 6
+    exif, path = Image.Exif(), folder / f"{name}.png"
     levels = np.linspace(0, 1, 72, dtype=np.float32).reshape(8, 9)
     if name.startswith("float"):
         path = path.with_suffix(".tif")
         Image.fromarray(levels * float(name.split()[-1])).save(path)
-    elif name == "turned":
-        image.save(path, exif=turned)
+    elif name.startswith("turned"):
+        exif[0x0112] = int(name.split()[-1])
+        image.save(path, exif=exif)
     elif name == "deep":
         Image.fromarray((levels * 60000).astype(np.uint16)).save(path)
     elif name == "cut out":
@@ -126,12 +126,15 @@ def save_unusual(name, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["grey", "palette", "cut out", "cmyk", "turned", "deep", "float up to 1", "float up to 255"]
+    "name",
+    ["grey", "palette", "cut out", "cmyk", "deep", "float up to 1", "float up to 255"]
+    + [f"turned {orientation}" for orientation in (2, 3, 4, 5, 6, 7, 8, 9)],
 )
 def test_the_program_reads_unusual_images_as_the_package_does(tmp_path, name):
     """A float TIFF with values up to 1 used to be read as black."""
     file = save_unusual(name, tmp_path)
     assert np.array_equal(predict.read(file), read_image(file)) and predict.read(file).max() > 200
+    assert predict.FORMATS == FORMATS
 
 
 def test_the_program_runs_without_retailkit_and_says_what_pytorch_says(exported, checkpoint, shop, tmp_path):

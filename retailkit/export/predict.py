@@ -11,22 +11,39 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+TURN = Image.Transpose
+UPRIGHT = (None, TURN.FLIP_LEFT_RIGHT, TURN.ROTATE_180, TURN.FLIP_TOP_BOTTOM, TURN.TRANSPOSE, TURN.ROTATE_270,
+           TURN.TRANSVERSE, TURN.ROTATE_90)  # for EXIF orientation 1 to 8  # fmt: skip
 
 
 def read(path):
     """Return an image file as (H,W,3) uint8 RGB, upright; transparent parts become white."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I") or image.mode == "F":  # 16 bits, or float in [0,1], [0,255] or [0,65535]
-            levels = np.asarray(image, dtype=np.float32)
-            whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-            white = next((level for level in whites if levels.max() <= level), whites[-1])
-            image = Image.fromarray(np.clip(levels / white * 255, 0, 255).astype(np.uint8))
+    with Image.open(path, formats=FORMATS) as image:
+        image.load()
+        turn = UPRIGHT[orientation(image) - 1]
+        image = image if turn is None else image.transpose(turn)
+        if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits: white is the first level not exceeded
+            values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+            levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+            white = next((level for level in levels if values.max() <= level), levels[-1])
+            image = Image.fromarray(np.clip(values / white * 255, 0, 255).astype(np.uint8))
         elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.array(image.convert("RGB"))
+
+
+def orientation(image):
+    """Return the EXIF orientation, 1 where there is none or the EXIF block is broken."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+        value = int(value[0] if isinstance(value, tuple) else value)
+    except Exception:
+        return 1
+    return value if 1 <= value <= 8 else 1
 
 
 def resize(pixels, height, width):
