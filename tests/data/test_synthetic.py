@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retailkit import data
+from retailkit import cache, data
 from retailkit.config import UsageError
 from retailkit.data import synthetic
-from retailkit.data.synthetic import shelf
-from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
+from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, goods_of
 from retailkit.data.synthetic.scene import grow
 
 SIZE = 112
@@ -238,4 +237,9 @@ def test_bad_names():
 
 def test_other_brands_are_no_classes():
     brands = {product.brand for product in CATALOGUE}
-    assert not brands & {brand for goods in shelf.OTHER_BRANDS.values() for _, brand, *_ in goods}
+    assert not brands & {product.brand for department in DEPARTMENTS for product in goods_of(department)}
+
+
+def test_the_drawings_decide_where_images_are_kept_too():
+    files = {path.name for path in cache.sources("retailkit.data.synthetic")}
+    assert {"artwork.yaml", "catalogue.yaml", "drawing.py", "packaging.py", "shelf.py", "scene.py"} <= files

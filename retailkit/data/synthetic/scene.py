@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 
 from retailkit.data.synthetic import packaging
-from retailkit.data.synthetic.catalogue import DEPARTMENTS, FAMILIES, Product
-from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, goods_of, over, scaled
+from retailkit.data.synthetic.catalogue import DEPARTMENTS, FAMILIES, Product, goods_of
+from retailkit.data.synthetic.packaging import ANGULAR
+from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, scaled
 from retailkit.data.synthetic.shelf import background as background_of
 
 POSES = ("front", "side")
 BACKGROUNDS = (*DEPARTMENTS, "studio")
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
-ANGULAR = ("carton", "box")  # these show their side panel in perspective
 DISTANCE = 2.6  # from the camera to the product, in sides of the picture
 EYE = 0.42  # height of the camera above the board
 LEGIBLE = (2.5, 5.0)  # pixels a character is wide and high at least

@@ -5,7 +5,8 @@ A layer is (H,W,4) in [0,255]: red, green and blue already multiplied by coverag
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from retailkit.data.synthetic import packaging
-from retailkit.data.synthetic.catalogue import DEPARTMENTS, FAMILIES, Product
+from retailkit.data.synthetic.catalogue import CONTENT, DEPARTMENTS, Product, goods_of
 
 SHELVES = 6  # different shelves a department
 CANVAS = (1.6, 2.4)  # height and width of a shelf
@@ -28,60 +29,15 @@ BACK_ROW = 0.055  # how much higher the next row of products stands
 class Style:
     """How a department looks: colours as RGB."""
 
-    panel: tuple[int, int, int]
-    board: tuple[int, int, int]
-    rail: tuple[int, int, int]
-    tag: tuple[int, int, int]
+    panel: Sequence[int]
+    board: Sequence[int]
+    rail: Sequence[int]
+    tag: Sequence[int]
     pattern: str
     glow: float
 
 
-STYLES = {
-    "dairy": Style((214, 226, 236), (226, 233, 238), (52, 112, 182), (255, 255, 255), "slats", 0.30),
-    "meat": Style((104, 60, 58), (52, 48, 50), (158, 30, 38), (255, 250, 235), "plain", 0.35),
-    "beverages": Style((58, 62, 70), (92, 94, 98), (38, 42, 48), (255, 226, 92), "plain", 0.20),
-    "dry_goods": Style((206, 184, 150), (196, 152, 102), (236, 188, 40), (255, 255, 255), "holes", 0.15),
-    "household": Style((176, 190, 188), (206, 210, 212), (36, 140, 104), (255, 255, 255), "holes", 0.20),
-}
-# department: the family a package is like, brand, title, variant, palette (main, dark, paper, accent).
-OTHER_BRANDS = {
-    "dairy": (
-        ("NORDBY MILK", "KVELDE", "KEFIR", "PLAIN", ("#3f8f5a", "#1d4a30", "#f4f8ee", "#e0b93a")),
-        ("NORDBY MILK", "SUNDE", "CREAM", "38%", ("#c8433c", "#6d1a1a", "#fdf6ee", "#f0c45a")),
-        ("NORDBY MILK", "ARLETT", "COCOA", "DARK", ("#7a4a2e", "#3a2014", "#f6ead8", "#d98e3f")),
-        ("NORDBY MILK", "OSTA", "OATS", "BARISTA", ("#d9a93f", "#6b4a12", "#fffaf0", "#4d8a83")),
-        ("NORDBY MILK", "TINDRA", "SKYR", "0%", ("#8a9fc4", "#31456d", "#ffffff", "#d6637b")),
-    ),
-    "meat": (
-        ("HALVORS GROUND BEEF", "GRANBY", "PORK", "MINCED", ("#c46a6a", "#3a1c20", "#fbf0ea", "#8fae5a")),
-        ("HALVORS GROUND BEEF", "OKSEN", "STEAK", "PRIME", ("#2a2a2e", "#0e0e10", "#e9e2d0", "#c9973a")),
-        ("HALVORS GROUND BEEF", "LANDGARD", "LAMB", "FRESH", ("#3f6b4a", "#16301e", "#f3f2e2", "#d9b64a")),
-        ("HALVORS GROUND BEEF", "BRUNE", "VEAL", "FINE", ("#3d5a86", "#15233c", "#f2f2ee", "#d98a5a")),
-    ),
-    "beverages": (
-        ("SOLVEA ORANGE JUICE", "MELIS", "APPLE", "CLEAR", ("#7fb03a", "#2f5a1c", "#f8fbe8", "#e0483a")),
-        ("SOLVEA ORANGE JUICE", "RIVALTA", "CHERRY", "SOUR", ("#b3203f", "#4a0f22", "#fdeef0", "#e9a23c")),
-        ("VOLTO COLA", "BRISK", "TONIC", "DRY", ("#e6e04a", "#3c5a2a", "#20301c", "#3f9a5a")),
-        ("VOLTO COLA", "LIMA", "SODA", "LIME", ("#1f8a6a", "#0c3a2e", "#f2f7e2", "#d7e04a")),
-        ("VOLTO COLA", "AQUOR", "WATER", "STILL", ("#2f7fc4", "#123a66", "#f2f8fc", "#9fd6ee")),
-        ("VOLTO COLA", "RUBRO", "ENERGY", "RED", ("#c4282e", "#4a0c10", "#f8ece2", "#f0c03a")),
-    ),
-    "dry_goods": (
-        ("CASA LUPA TOMATO SOUP", "VERDANT", "PEAS", "SWEET", ("#4a8a3a", "#1e4a1a", "#f6f8e8", "#e0c84a")),
-        ("CASA LUPA TOMATO SOUP", "BORLA", "BEANS", "WHITE", ("#2f6a9a", "#143450", "#f4f2e8", "#d98a3a")),
-        ("KORVO COFFEE", "TAMBU", "TEA", "BLACK", ("#7a2f3a", "#3a121a", "#f4e6d8", "#d9b04a")),
-        ("KORVO COFFEE", "SENDA", "RICE", "LONG", ("#d9d2bc", "#5a4a2e", "#fffaf0", "#3f7a9a")),
-        ("MORNA MUESLI", "KORNA", "FLAKES", "CORN", ("#d9482e", "#6a1c12", "#fff6e6", "#f2c23a")),
-        ("MORNA MUESLI", "BJARKE", "OATS", "WHOLE", ("#3f6fb0", "#16305a", "#f4f6fa", "#e9b04a")),
-    ),
-    "household": (
-        ("AVELLA SHAMPOO", "LUMINA", "SOAP", "HAND", ("#d98aa8", "#7a2f52", "#fdf4f7", "#8fbf9a")),
-        ("AVELLA SHAMPOO", "NORDEX", "DISH", "LEMON", ("#e0c83a", "#5a6a12", "#fcfbe8", "#3f9a4a")),
-        ("AVELLA SHAMPOO", "PURIVA", "BLEACH", "FRESH", ("#3f6fc4", "#152f66", "#f2f6fc", "#e0e6ee")),
-        ("AVELLA SHAMPOO", "TERSO", "FLOOR", "PINE", ("#4a9a52", "#1c4a24", "#f2f8ee", "#c9a04a")),
-        ("AVELLA SHAMPOO", "VELVA", "SOFT", "LILAC", ("#8f7ac4", "#3f2f6a", "#f6f2fc", "#e9c0d8")),
-    ),
-}
+STYLES = {name: Style(**department["look"]) for name, department in CONTENT["departments"].items()}
 
 
 def background(name: str, number: int, size: int) -> np.ndarray:
@@ -163,7 +119,7 @@ def _font(height: int) -> ImageFont.FreeTypeFont:
 def _price_tag(colour: tuple[int, int, int], height: int, cents: int) -> np.ndarray:
     """Return a tag (h,w,3) with a price and the lines of small print."""
     width = round(height * 2.1)
-    tag = Image.new("RGB", (width, height), colour)
+    tag = Image.new("RGB", (width, height), tuple(colour))
     pen = ImageDraw.Draw(tag)
     pen.text((width * 0.93, height * 0.5), f"{cents / 100:.2f}", (20, 20, 20), _font(round(height * 0.58)), anchor="rm")
     for y in (0.2, 0.45, 0.62):
@@ -204,15 +160,6 @@ def _stand(picture: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float,
         part = pack[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.float32)
         part[..., :3] *= dim
         picture[y0:y1, x0:x1] = over(picture[y0:y1, x0:x1], part)
-
-
-@cache
-def goods_of(department: str) -> tuple[Product, ...]:
-    """Return the other brands that fill a department's shelves; none of them is a class."""
-    return tuple(
-        replace(FAMILIES[like][0], brand=brand, title=(title,), variant=(kind,), palette=palette, tint=palette[1])
-        for like, brand, title, kind, palette in OTHER_BRANDS[department]
-    )
 
 
 @cache

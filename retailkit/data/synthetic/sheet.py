@@ -1,0 +1,203 @@
+"""A printed sheet that remembers its words, and the colours and curves it is drawn with.
+
+Coordinates are pixels of the finished face; the sheet is drawn larger and scaled down at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
+
+SCALE = 2  # the sheet is drawn this much larger than the face
+FONTS = {
+    "sans": "DejaVuSans-Bold",
+    "slanted": "DejaVuSans-BoldOblique",
+    "plain": "DejaVuSans",
+    "serif": "DejaVuSerif-Bold",
+    "italic": "DejaVuSerif-BoldItalic",
+    "classic": "STIXGeneralBol",
+}
+
+Box = tuple[float, float, float, float]
+Points = Sequence[tuple[float, float]]
+
+
+@lru_cache(maxsize=256)
+def _font(name: str, cap: float) -> ImageFont.FreeTypeFont:
+    """Return the font in the size at which a capital is `cap` pixels high."""
+    path = str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{FONTS[name]}.ttf"))
+    _, top, _, base = ImageFont.truetype(path, 200).getbbox("H", anchor="ls")
+    return ImageFont.truetype(path, round(cap * 200 / (base - top)))
+
+
+def mix(a: str, b: str, share: float) -> str:
+    """Return the colour that lies `share` of the way from `a` to `b`, as #rrggbb."""
+    pairs = zip(ImageColor.getrgb(a), ImageColor.getrgb(b), strict=True)
+    return "#" + "".join(f"{round(x + (y - x) * share):02x}" for x, y in pairs)
+
+
+def smooth(points: Points, closed: bool = True, steps: int = 12) -> list[tuple[float, float]]:
+    """Return a Catmull-Rom curve through the points."""
+    p = np.asarray(points, float)
+    p = np.concatenate([p[-1:], p, p[:2]]) if closed else np.concatenate([p[:1], p, p[-1:]])
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    parts = [
+        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
+    ]
+    end = [] if closed else [p[-1:]]
+    return [tuple(point) for point in np.concatenate(parts + end)]
+
+
+class Sheet:
+    """A printed sheet of `width` x `height` pixels.
+
+    Attributes:
+        image: the print, SCALE times larger.
+        alpha: the silhouette, as large.
+        words: (text, box, discriminative) of every printed word.
+        slots: boxes outside of which look-alikes are the same.
+    """
+
+    def __init__(self, width: int, height: int, ground: str):
+        self.width, self.height = width, height
+        size = (width * SCALE, height * SCALE)
+        self.image = Image.new("RGB", size, ground)
+        self.alpha = Image.new("L", size, 255)
+        self.words: list[tuple[str, Box, bool]] = []
+        self.slots: list[Box] = []
+
+    def poly(self, points: Points, fill: str) -> None:
+        """Fill a polygon."""
+        ImageDraw.Draw(self.image).polygon([(x * SCALE, y * SCALE) for x, y in points], fill=fill)
+
+    def rect(self, box: Box, fill: str, radius: float = 0) -> None:
+        """Fill a rectangle, with round corners if asked."""
+        ImageDraw.Draw(self.image).rounded_rectangle([v * SCALE for v in box], radius * SCALE, fill=fill)
+
+    def ellipse(self, box: Box, fill: str) -> None:
+        """Fill an ellipse."""
+        ImageDraw.Draw(self.image).ellipse([v * SCALE for v in box], fill=fill)
+
+    def line(self, points: Points, fill: str, width: float) -> None:
+        """Draw a line."""
+        scaled = [(x * SCALE, y * SCALE) for x, y in points]
+        ImageDraw.Draw(self.image).line(scaled, fill=fill, width=max(round(width * SCALE), 1), joint="curve")
+
+    def gradient(self, box: Box, top: str, bottom: str) -> None:
+        """Fill a rectangle with a vertical gradient."""
+        x0, y0, x1, y1 = (round(v * SCALE) for v in box)
+        column = np.linspace(ImageColor.getrgb(top), ImageColor.getrgb(bottom), y1 - y0).round().astype(np.uint8)
+        self.image.paste(Image.fromarray(np.repeat(column[:, None], x1 - x0, axis=1)), (x0, y0))
+
+    def soft(self, points: Points, fill: str, opacity: float = 1.0, blur: float = 0.0) -> None:
+        """Fill a polygon that lets through what is below it, with a blurred edge."""
+        corners = np.asarray(points) * SCALE
+        reach = 3 * blur * SCALE + 2
+        x0, y0 = np.floor(corners.min(0) - reach).astype(int)
+        x1, y1 = np.ceil(corners.max(0) + reach).astype(int)
+        ink = Image.new("L", (x1 - x0, y1 - y0))
+        ImageDraw.Draw(ink).polygon([(x - x0, y - y0) for x, y in corners], fill=round(255 * opacity))
+        if blur:
+            ink = ink.filter(ImageFilter.GaussianBlur(blur * SCALE))
+        self.image.paste(fill, (x0, y0), ink)
+
+    def cut(self, points: Points) -> None:
+        """Make the polygon the sheet's silhouette."""
+        fine = Image.new("L", (self.image.width * 2, self.image.height * 2), 0)
+        ImageDraw.Draw(fine).polygon([(x * SCALE * 2, y * SCALE * 2) for x, y in points], fill=255)
+        self.alpha = fine.reduce(2)
+
+    def text(
+        self,
+        text: str,
+        x: float,
+        base: float,
+        cap: float,
+        fill: str,
+        *,
+        width: float = 1e9,
+        font: str = "sans",
+        anchor: str = "m",
+        discriminative: bool = False,
+        shade: str | None = None,
+    ) -> None:
+        """Print a line of words; letters are condensed where the line is wider than `width`.
+
+        Args:
+            text: words with single spaces between them.
+            x: middle (anchor m), left end (l) or right end (r) of the line.
+            base: the baseline.
+            cap: height of a capital.
+            fill: colour.
+            width: most that the line may take.
+            font: name in `FONTS`.
+            anchor: what `x` means.
+            discriminative: whether these words tell look-alikes apart.
+            shade: colour of a shadow that the letters cast, None for none.
+        """
+        face = _font(font, cap * SCALE)
+        words = text.split()
+        lengths = [face.getlength(word) / SCALE for word in words]
+        gap = 0.32 * cap
+        natural = sum(lengths) + gap * (len(words) - 1)
+        squeeze = min(1.0, width / natural)
+        x -= natural * squeeze * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor]
+        for word, length in zip(words, lengths, strict=True):
+            if shade:
+                self._print(word, face, x + 0.04 * cap, base + 0.045 * cap, squeeze, shade)
+            box = self._print(word, face, x, base, squeeze, fill)
+            self.words.append((word, box, discriminative))
+            x += (length + gap) * squeeze
+
+    def _print(self, word: str, face, x: float, base: float, squeeze: float, fill: str) -> Box:
+        left, top, right, bottom = face.getbbox(word, anchor="ls")
+        ink = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(ink).text((-left, -top), word, 255, face, anchor="ls")
+        ink = ink.resize((max(round(ink.width * squeeze), 1), ink.height), Image.Resampling.LANCZOS)
+        corner = (round(x * SCALE + left * squeeze), round(base * SCALE + top))
+        self.image.paste(fill, corner, ink)
+        x0, y0 = (v / SCALE for v in corner)
+        return x0, y0, x0 + ink.width / SCALE, y0 + ink.height / SCALE
+
+    def place(self, sheet: Sheet, x: int, y: int) -> None:
+        """Lay another sheet on this one."""
+        self.image.paste(sheet.image, (x * SCALE, y * SCALE), sheet.alpha)
+        self.words += [(t, (a + x, b + y, c + x, d + y), telling) for t, (a, b, c, d), telling in sheet.words]
+        self.slots += [(a + x, b + y, c + x, d + y) for a, b, c, d in sheet.slots]
+
+    def roll(self, width: int, bow: float = 0.0) -> Sheet:
+        """Return the sheet wrapped around a cylinder `width` pixels wide, whose middle stays as it is.
+
+        Args:
+            width: diameter of the cylinder; pi/2 diameters of the sheet are seen.
+            bow: how much lower the middle stands than the edges, as seen from a little above.
+        """
+        rolled = Sheet(width, self.height, "#000000")
+        radius = width / 2
+        angle = np.arcsin((np.arange(width * SCALE) + 0.5) / (width * SCALE) * 2 - 1)
+        xs = (self.width / 2 + radius * angle) * SCALE - 0.5
+        rise = bow * (1 - np.cos(angle)) * SCALE
+        ys = np.arange(self.height * SCALE)[:, None] + rise
+        maps = np.broadcast_to(xs, ys.shape).astype(np.float32), ys.astype(np.float32)
+        print_ = cv2.remap(np.asarray(self.image), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        alpha = cv2.remap(np.asarray(self.alpha), *maps, cv2.INTER_LINEAR, borderValue=0)
+        rolled.image, rolled.alpha = Image.fromarray(print_), Image.fromarray(alpha)
+
+        def wrap(box: Box) -> Box:
+            x0, y0, x1, y1 = box
+            angles = np.clip((np.array([x0, x1]) - self.width / 2) / radius, -np.pi / 2, np.pi / 2)
+            left, right = radius + radius * np.sin(angles)
+            rises = bow * (1 - np.cos(angles))
+            flat = 0.0 if angles[0] * angles[1] < 0 else rises.min()
+            return float(left), float(y0 - rises.max()), float(right), float(y1 - flat)
+
+        rolled.words = [(t, wrap(box), telling) for t, box, telling in self.words]
+        rolled.slots = [wrap(box) for box in self.slots]
+        return rolled
