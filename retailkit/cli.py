@@ -106,8 +106,9 @@ def run(
     Examples: `retailkit run`, `retailkit run 20 -p PRETRAINED=false`,
     `retailkit run --dataset grocery_store --root path/to/dataset`
     """
-    from retailkit import runs, workbook
+    from retailkit import runs
     from retailkit.data import DATASETS
+    from retailkit.runs.prepare import prepare
     from retailkit.runs.runner import parse_parameters
 
     pick(PROFILES, profile, "profile")
@@ -125,7 +126,7 @@ def run(
         extra,
         jobs,
         fresh,
-        prepare=lambda: workbook.prepare(profile, dataset, root),
+        prepare=lambda: prepare(profile, dataset, root),
         timeout=cell_seconds,
     )
     seconds = time.monotonic() - started

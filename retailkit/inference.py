@@ -256,6 +256,38 @@ class Predictor:
         return _in_range(images, "images")
 
 
+class SharedPredictor(Predictor):
+    """A predictor for many heads on the same frozen encoders: what is encoded once is encoded for all of them."""
+
+    def __init__(self, model: ProductClassifier, size: int | None = None) -> None:
+        super().__init__(model, size)
+        self._known: dict[tuple[int, int, int], Tensor] = {}
+        self._read: dict[str | None, Features] = {}
+
+    def with_model(self, model: ProductClassifier) -> SharedPredictor:
+        """Return the same predictor for another model; its encoders must have the same weights."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def encode_perturbed(self, image: Tensor, masks: Tensor, baseline: Tensor) -> Features:
+        """Return features of N variants of one image, see `Predictor`."""
+        known = tuple(hash(part.numpy().tobytes()) for part in (image, baseline))
+        keys = [(*known, hash(mask.numpy().tobytes())) for mask in masks]
+        if fresh := [row for row, key in enumerate(keys) if key not in self._known]:
+            found = super().encode_perturbed(image, masks[fresh], baseline).values
+            self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
+        values = torch.stack([self._known[key] for key in keys])
+        return Features(values, torch.ones(len(keys), dtype=torch.bool, device=values.device))
+
+    def encode_text(self, texts: Sequence[str | None]) -> Features:
+        """Return features of texts, see `Predictor`."""
+        if fresh := [text for text in dict.fromkeys(texts) if text not in self._read]:
+            found = super().encode_text(fresh)
+            self._read.update((text, found.rows(slice(row, row + 1))) for row, text in enumerate(fresh))
+        return Features.joined([self._read[text] for text in texts])
+
+
 def composite(image: Tensor, masks: Tensor, baseline: Tensor) -> Tensor:
     """Return `image` where masks are 1, `baseline` where they are 0, (N,3,H,W).
 

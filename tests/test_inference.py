@@ -7,7 +7,7 @@ import torch
 
 from retailkit import inference, models
 from retailkit.config import UsageError, UserError
-from retailkit.inference import Predictor, compile_encoder, compiled
+from retailkit.inference import Predictor, SharedPredictor, compile_encoder, compiled
 from retailkit.models.classifier import Features
 
 SIZE = 64
@@ -206,3 +206,34 @@ def test_bad_options(model):
     for options in ({"size": 0}, {"batch_size": 0}):
         with pytest.raises(UsageError, match="must be at least 1"):
             Predictor(model, **options)
+
+
+def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
+    def both():
+        torch.manual_seed(0)
+        options = {"weights": None, "text_encoder": "char_ngrams", "freeze": True}
+        return models.build("concat", ["lean", "medium"], "efficientnet_lite0", **options).eval()
+
+    model, other = both(), both()
+    other.head.linear.weight.data.neg_()
+    shared, seen = SharedPredictor(model, 32), []
+    encode = Predictor.encode_perturbed
+    monkeypatch.setattr(
+        Predictor,
+        "encode_perturbed",
+        lambda self, image, masks, fill: seen.append(len(masks)) or encode(self, image, masks, fill),
+    )
+    rng = torch.Generator().manual_seed(0)
+    image, fill = torch.rand(2, 3, 32, 32, generator=rng)
+    masks = torch.rand(3, 1, 32, 32, generator=rng).round()
+    expected = encode(Predictor(model, 32), image, masks, fill).values
+    assert torch.allclose(shared.encode_perturbed(image, masks[:2], fill).values, expected[:2], atol=1e-5)
+    theirs = shared.with_model(other)
+    assert torch.allclose(theirs.encode_perturbed(image, masks.flip(0), fill).values, expected.flip(0), atol=1e-5)
+    assert seen == [2, 1], "only the mask that was new"
+    theirs.encode_perturbed(fill, masks[:1], image)
+    assert seen == [2, 1, 1], "another image is another one"
+    texts = ["LEAN", "", "LEAN"]
+    read, known = theirs.encode_text(texts), model.encode_text(texts)
+    assert torch.equal(read.available, known.available) and torch.allclose(read.values, known.values)
+    assert theirs.model is other and shared.model is model

@@ -8,9 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from retailkit import runs, workbook
+from retailkit import runs
 from retailkit.runs import report
 from retailkit.runs.expect import check_record, expectations
+from retailkit.runs.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -154,7 +155,7 @@ def run_all(tmp_path_factory):
         content.cells.append(nbformat.v4.new_code_cell(DRIVE_EXPLORERS))
         nbformat.write(content, driven / path.name)
     files = [driven / path.name for path in NOTEBOOKS]
-    results = runs.execute(files, jobs=2, output=output, prepare=workbook.prepare, say=print)
+    results = runs.execute(files, jobs=2, output=output, prepare=prepare, say=print)
     return {result.notebook: result for result in results}, output
 
 

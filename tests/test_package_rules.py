@@ -26,7 +26,7 @@ ROOMS = [
     {"explain"},
     {"plots"},
     {"widgets"},
-    {"runs", "workbook"},
+    {"runs"},
     {"export"},
     {"cli"},
 ]

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from retailkit import widgets, workbook
+from retailkit import widgets
+from retailkit.widgets.start import explanation_desk
 
 PREVIEW, DONE = 2.0, 10.0  # seconds
 
@@ -18,7 +19,7 @@ PREVIEW, DONE = 2.0, 10.0  # seconds
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("all_cores")
 def test_app(compare, quick):
-    data, models = workbook.explanation_desk(names=["score_fusion"])
+    data, models = explanation_desk(names=["score_fusion"])
     tool = widgets.explanation_tool(data, models)
     shown = threading.Event()
     tool.panels[0].foot.observe(lambda change: "badge" in change["new"] and shown.set(), names="value")

@@ -9,8 +9,10 @@ Photos are real ones, from the validation split of Grocery Store. The predictor 
 photos, so that it is not part of the times; what it costs is printed.
 """
 
+import contextlib
 import copy
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -23,11 +25,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lime.lime_image import LimeImageExplainer
 from scipy.integrate import trapezoid
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from retailkit import data, inference, metrics, training, workbook
+from retailkit import data, inference, metrics, training
 from retailkit.cache import replacing
 from retailkit.config import cache_dir, data_root
 from retailkit.explain import lime, masking
@@ -57,7 +60,13 @@ def kept_cache(monkeypatch):
 
 def by_lime(probs, photo, seed=0):
     """Weights (S,) by lime's defaults; `probs` takes its batches (B,H,W,3)."""
-    return workbook.lime_superpixels(probs, photo["image"], photo["segments"], photo["label"], seed=seed)
+    pixels, label = photo["image"].permute(1, 2, 0).double().numpy(), photo["label"]
+    with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
+        result = LimeImageExplainer(random_state=seed).explain_instance(
+            pixels, probs, (label,), top_labels=None, num_samples=1000, segmentation_fn=lambda _: photo["segments"]
+        )
+    weights = dict(result.local_exp[label])
+    return np.array([weights[part] for part in range(len(weights))])
 
 
 def by_us(predictor, photo, budget, seed=0):
