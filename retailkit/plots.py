@@ -27,7 +27,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 from scipy.ndimage import gaussian_filter
 from skimage.segmentation import find_boundaries
-from torchvision.utils import draw_segmentation_masks
+from torchvision.utils import draw_segmentation_masks, make_grid
 
 from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.metrics import Evaluation
@@ -40,8 +40,8 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
 FOR, AGAINST = "#D55E00", "#0072B2"  # ends of the signed scale
 SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "#F7F7F7", FOR])
-SIGNS = {"above zero": (GOOD, "o"), "below zero": (BAD, "X"), "not decided": (QUIET, ".")}  # of an interval
-VERDICTS = {"as claimed": (GOOD, "o"), "the opposite": (BAD, "X"), "not decided": (QUIET, ".")}
+SIGNS = {"above zero": (GOOD, "o"), "below zero": (BAD, "X"), "not decided": (QUIET, "D")}  # of an interval
+VERDICTS = {"as claimed": (GOOD, "o"), "the opposite": (BAD, "X"), "not decided": (QUIET, "D")}
 WEAK = 0.3  # a surrogate with a lower held-out R² is only a hint
 COSTS = {"minutes": "training, min", "ms": "ms per image", "MB": "MB"}  # of one step of an ablation
 LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
@@ -213,6 +213,42 @@ def _rectangle(box: Any, ax: Axes, **style: Any) -> None:
     ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
 
 
+def parts(
+    pixels: Any,
+    segments: np.ndarray,
+    read: Sequence[Word],
+    hidden: Sequence[int] = (),
+    unread: Sequence[Word] = (),
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Show an image with thin borders of its superpixels (H,W) and words; what is hidden or unread is crossed out."""
+    ax = image(pixels, title, _axes(ax, (4, 4)))
+    line = ListedColormap(["none", "white"])
+    ax.imshow(find_boundaries(segments, mode="inner"), cmap=line, alpha=0.4, interpolation="nearest", vmin=0, vmax=1)
+    if hidden:
+        off = np.isin(segments, list(hidden)).astype(float)
+        ax.contourf(off, levels=[0.5, 1.5], colors="none", hatches=["///"])
+    for word in _visible(read):
+        _rectangle(word.box, ax, fill=False, edgecolor=COLOURS[0], linewidth=1.5)
+    for word in _visible(unread):
+        x0, y0, x1, y1 = word.box
+        _rectangle(word.box, ax, fill=False, edgecolor=BAD, linewidth=1.5)
+        ax.plot([x0, x1], [y1, y0], color=BAD, linewidth=1.5)
+    return ax
+
+
+def strip(images: Sequence[Any], chosen: int = -1, side: int = 118) -> Axes:
+    """Lay images (3,H,W) of one size side by side, each `side` pixels wide; the chosen one has a blue frame."""
+    grid = make_grid([torch.as_tensor(i) for i in images], nrow=len(images), padding=2, pad_value=0.5)
+    step = (grid.shape[2] - 2) / len(images)
+    ax = image(grid, "", canvas(side * len(images), side))
+    ax.set_aspect("auto")
+    if chosen >= 0:
+        _rectangle((chosen * step, 0, (chosen + 1) * step, step), ax, fill=False, edgecolor=AGAINST, linewidth=5)
+    return ax
+
+
 def ground_truth(sample: Sample, ax: Axes | None = None, legend: bool = True) -> Axes:
     """Draw what is known of a rendered image: product, discriminative patch, shadow, reflection and words."""
     layers = {"mask": sample.mask}
@@ -291,10 +327,10 @@ def intervals(
     several = len(names) < len(table)
     groups = table.assign(_kind=kind).groupby("_kind", sort=False)
     for (key, part), shift in zip(groups, np.linspace(-0.14, 0.14, len(groups)), strict=True):
-        colour, marker = looks.get(key, (QUIET, "."))
+        colour, marker = looks.get(key, (QUIET, "D"))
         y = np.array([names.index(name) for name in part["name"]]) + several * shift
         ax.hlines(y, part["low"], part["high"], color=colour, linewidth=2)
-        ax.plot(part[value], y, marker, color=colour, linestyle="none", label=key if by else None)
+        ax.plot(part[value], y, marker, color=colour, linestyle="none", markersize=5, label=key if by else None)
     if not by:
         ax.axvline(0, color=QUIET, linestyle=":")
         for y, n in enumerate(table.get("n", ())):
@@ -468,6 +504,21 @@ def probabilities(
     ax.set(xlim=(0, 1), xlabel="probability")
     ax.tick_params(axis="y", labelsize=8)
     return ax
+
+
+def before_after(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw probabilities after a change as bars, before it as black lines: `model`, `label`, `before`, `after`.
+
+    The first label is that of the class, in orange, the second that of its contrast class, in blue.
+    """
+    ax = _axes(ax, (5, 4))
+    of = {"y": "model", "hue": "label", "ax": ax}
+    sns.barplot(table, x="after", palette=[FOR, AGAINST], **of)
+    sns.stripplot(table, x="before", dodge=True, jitter=False, marker="|", size=16, linewidth=2, legend=False,
+                  palette=["black"] * 2, **of)  # fmt: skip
+    ax.set(xlim=(0, 1), xlabel="probability; black line: before the change", ylabel="")
+    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return literal(ax)
 
 
 # -- Explanations: orange speaks for the class, blue against it, on one symmetric scale

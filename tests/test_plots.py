@@ -264,7 +264,7 @@ def test_the_sign_or_the_verdict_of_an_interval_shows_in_colour_and_marker():
     table = pd.DataFrame({"name": list("abc"), "difference": [1, -1, 1], "low": [0.5, -2, np.nan], "high": [2, -1, 2]})
     ax = plots.intervals(table.assign(n=4))
     looks = {(line.get_color(), line.get_marker()) for line in ax.lines[:3]}
-    assert looks == {(plots.GOOD, "o"), (plots.BAD, "X"), (plots.QUIET, ".")}
+    assert looks == {(plots.GOOD, "o"), (plots.BAD, "X"), (plots.QUIET, "D")}
     assert [t.get_text() for t in ax.texts] == ["n = 4"] * 3
     said = table.assign(verdict=["as claimed", "the opposite", "less"])
     ax = plots.intervals(said, by="verdict", looks=plots.VERDICTS)

@@ -1,9 +1,8 @@
 """Explorers and the explanation tool: the only room that imports ipywidgets.
 
-An explorer (`explorer`) wires controls to one function that draws a figure. The tool (`tool`) wires its `controls` to
-`desk`, which knows photos and models and no widget, and keeps a `state`, from which `views` make HTML and pixels and
-`documents` figures and pages: pure functions. `picture` is a picture that can be clicked, `uploads` checks a photo from
-outside.
+An explorer (`explorer`) connects controls to one function that draws a figure. The tool consists of `model` (photos,
+models and what is computed from them, without widgets), `page` (what each view shows), `picture` (an image that can be
+clicked) and `tool` (layout and callbacks).
 """
 
 from retailkit.widgets.explorer import Explorer, control, explorer

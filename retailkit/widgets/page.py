@@ -1,9 +1,16 @@
-"""Pages and pieces of HTML from sections of text, images and tables; everything that comes from outside is escaped."""
+"""What each view of the explanation tool shows, as sections of a page and as a figure; and the page of one explanation.
+
+A section is text, images drawn by `plots`, and tables written by pandas; one template makes HTML of them and escapes
+everything that comes from outside. The tool shows the same sections that a saved page holds.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import hashlib
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +18,21 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from retailkit import plots
+from retailkit.config import UserError, pick
+from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
+from retailkit.widgets.model import Change, Photo, State, stability
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
 SIDE = 300  # pixels of an image; three of them fit beside each other on a screen of 1366
-LEGEND = "Orange supports {}, blue speaks against it{}. The stronger the colour, the larger the weight."
+VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class", "compare": "Compare"}
+NOTHING = "Nothing is explained yet. Choose Explain first."
+CLEAR = 0.6  # held-out R² from which the surrogate fits well
+STABLE, UNSTABLE = 0.8, 0.5  # rank correlation of explanations from other masks
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,8 @@ def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool 
         signed: draw bars from the middle, in orange above zero and blue below.
         index: show the row labels.
     """
-    style = frame.style.format(precision=2, escape="html", na_rep="").format_index(escape="html")
+    same = hashlib.sha1(f"{frame.to_csv()}{limit}".encode()).hexdigest()[:8]  # the same table is the same HTML
+    style = frame.style.set_uuid(same).format(precision=2, escape="html", na_rep="").format_index(escape="html")
     if bars:
         colours = [plots.AGAINST + "90", plots.FOR + "90"] if signed else plots.QUIET + "90"
         style = style.bar(bars, color=colours, align="zero" if signed else "left", vmin=-limit if signed else 0,
@@ -77,11 +92,36 @@ def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool 
     return (style if index else style.hide(axis="index")).to_html()
 
 
+# -- Pieces
+
+
+def picture(ax: Any, alt: str, caption: str = "") -> Image:
+    """Return what was drawn on a canvas as an image."""
+    return Image(plots.png(ax.figure, 100), alt, caption)
+
+
 def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0, caption: str = "") -> Image:
-    """Return the map of an explanation as an image that carries its meaning in words."""
+    """Return the map of an explanation, with its numbers for those who do not see it."""
     ax = plots.explanation_map(explanation, row, plots.canvas(SIDE), pixels)
-    alt = f"{explanation.classes[explanation.explained[row]]}: {plots.trust(explanation, row)}".replace("\n", ", ")
-    return Image(plots.png(ax.figure, 100), f"Weights of superpixels and words for {alt}", caption)
+    trust = plots.trust(explanation, row).replace("\n", ", ")
+    name = explanation.classes[explanation.explained[row]]
+    return picture(ax, f"Superpixels and words that support {name}, in orange, or not, in blue; {trust}", caption)
+
+
+def parts(photo: Photo, change: Change, side: int = SIDE, caption: str = "") -> Image:
+    """Return a photo after a change, with its superpixels and words."""
+    ax = draw_parts(photo, change, plots.canvas(side))
+    alt = f"{photo.name} after changes: {len(change.hidden)} superpixels and {len(change.unread)} words hidden"
+    return picture(ax, alt, caption)
+
+
+def draw_parts(photo: Photo, change: Change, ax: Any, title: str = "") -> Any:
+    """Draw a photo after a change, with its superpixels and words; what is hidden is crossed out."""
+    unread = change.unread if change.text is None else ()
+    words = [
+        [w for n, t in enumerate(photo.tokens) if (n in unread) == gone for w in t.words] for gone in (False, True)
+    ]
+    return plots.parts(change.image(photo), photo.segments, words[0], sorted(change.hidden), words[1], ax, title)
 
 
 def word_table(explanation: LocalExplanation, row: int = 0, top: int = 12) -> str:
@@ -95,7 +135,212 @@ def word_table(explanation: LocalExplanation, row: int = 0, top: int = 12) -> st
 
 def legend(label: str, contrast: str = "") -> str:
     """Return what the colours mean."""
-    return LEGEND.format(label, f" and supports {contrast}" if contrast else "")
+    return f"Orange supports {label}, blue {f'supports {contrast}' if contrast else 'speaks against it'}."
+
+
+def answer(classes: Sequence[str], probs: np.ndarray | None, truth: int = -1) -> str:
+    """Return what a model answers, and whether that is correct where the true class is known."""
+    if probs is None:
+        return "No answer: this model uses only words, and there are none."
+    top = int(probs.argmax())
+    sign = "" if truth < 0 else "✓ " if top == truth else "✗ "
+    true = f"; the true class is {classes[truth]}" if sign == "✗ " else ""
+    return f"{sign}{classes[top]}, probability {probs[top]:.2f}{true}"
+
+
+def trust(explanation: LocalExplanation) -> list[str]:
+    """Return how far to trust an explanation, line by line: its fit, its stability, and what it was computed from."""
+    if explanation.nothing:
+        return [f"Nothing to explain: {explanation.nothing}."]
+    fit, stable, counts = float(explanation.r2[0]), stability(explanation), explanation.evaluations
+    share, (low, high) = explanation.share[0], explanation.share_intervals[0]
+    lines = [
+        _judged("Held-out R²", fit, (CLEAR, plots.WEAK), ("good fit", "moderate fit", "weak fit, only a hint")),
+        _judged("Stability", stable, (STABLE, UNSTABLE), ("stable", "fairly stable", "unstable, choose Refine")),
+    ]
+    if counts["images"] and counts["texts"] and not math.isnan(share):
+        lines.append(f"Words carry {share:.0%} of the weight (95 % interval {low:.0%} to {high:.0%}).")
+    return [*lines, f"{counts['images']} masked images, {counts['texts']} masked texts, {counts['pairs']} pairs"]
+
+
+def _judged(name: str, value: float, limits: tuple[float, float], words: tuple[str, str, str]) -> str:
+    if math.isnan(value):
+        return f"○ {name}: not known yet"
+    grade = 0 if value >= limits[0] else 1 if value >= limits[1] else 2
+    return f"{'●◐○'[grade]} {name} {value:.2f}: {words[grade]}"
+
+
+def explained(explanation: LocalExplanation, pixels: Any, heading: str, text: Sequence[str] = ()) -> Section:
+    """Return the section of one explanation."""
+    tables = [word_table(explanation)] if explanation.tokens else []
+    return Section(heading, [*text, *trust(explanation)], [explanation_map(explanation, pixels)], tables)
+
+
+def probabilities(state: State, classes: Sequence[str]) -> Section:
+    """Return the probabilities before and after a change as a table."""
+    found = state.probabilities(classes, others=True)
+    silent = [name for name in state.models if name not in state.after]
+    text = [
+        f"{name}: all words are hidden, and this model uses only words. Show at least one again." for name in silent
+    ]
+    found = found[~found["model"].isin(silent)].rename(columns={"label": "class"})
+    found["model"] = found["model"].where(~found["model"].duplicated(), "")
+    return Section(text=text, tables=[table(found, "after")])
+
+
+# -- Views
+
+
+def sections(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = ()) -> list[Section]:
+    """Return a view as sections.
+
+    Args:
+        view: key of `VIEWS`.
+        state: what is on the screen.
+        classes: K names.
+        pair: names of the two explanations to compare.
+
+    Raises:
+        UsageError: an unknown view.
+        UserError: there is nothing to show in it yet.
+    """
+    pick(VIEWS, view, "view")
+    if view == "class":
+        return class_sections(*_summed(state))
+    if view == "compare":
+        return comparison(_remembered(state, pair))
+    if view == "what_if":
+        before, after = (
+            parts(state.photo, Change(), caption="unchanged"),
+            parts(state.photo, state.change, caption="changed"),
+        )
+        text = [f"Words: {state.photo.text}", f"Words after changes: {state.change.words(state.photo)}"]
+        return [Section(text=text, images=[before, after]), probabilities(state, classes)]
+    photo = state.photo
+    shown = [
+        explained(found, photo.sample.image, name, [answer(classes, state.before.get(name), photo.truth)])
+        for name, (_, found) in _explained(state).items()
+    ]
+    return [Section(text=[legend(classes[state.label], classes[state.contrast])]), *shown]
+
+
+def figure(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = ()) -> Figure:
+    """Return a view as a figure; arguments and errors are those of `sections`."""
+    pick(VIEWS, view, "view")
+    if view == "class":
+        return plots.class_explanation(_summed(state)[1])
+    if view == "what_if":
+        drawn, axes = plots.plt.subplots(1, 3, figsize=(12, 4.2), width_ratios=(1, 1, 1.3))
+        for ax, title, change in zip(axes, ("unchanged", "changed"), (Change(), state.change), strict=False):
+            draw_parts(state.photo, change, ax, title)
+            ax.set_xlabel(textwrap.fill(change.words(state.photo), 50, max_lines=3), fontsize=7)
+            plots.literal(ax)
+        plots.before_after(state.probabilities(classes).dropna(), axes[2])
+        return drawn
+    found = _remembered(state, pair) if view == "compare" else _explained(state)
+    return plots.local_explanations({name: (photo.sample.image, e) for name, (photo, e) in found.items()})
+
+
+def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> list[Section]:
+    """Return what a model recognises a class by: typical superpixels, phrases with their spellings, the deletion check.
+
+    Args:
+        model: its name.
+        found: the class.
+        check: of `classes.deletion_check`; empty where no photo was left for it.
+    """
+    share = "" if math.isnan(found.text_share) else f" Words carry {found.text_share:.0%} of the weight."
+    skipped = f" In {found.skipped} more there was nothing to explain." if found.skipped else ""
+    intro = f"{model}: summary of {len(found.photos)} photos.{skipped}{share}"
+    seen = found.image_features.head(found.top)
+    images = [
+        picture(
+            plots.typical_superpixel(found, row.Index, plots.canvas(SIDE // 2), title=False),
+            f"Typical superpixel of part {row.cluster}",
+            f"part {row.cluster}: {_side(row)}, {row.share:.0%} of the image's weight, in {row.support} photos",
+        )
+        for row in seen.itertuples()
+    ]
+    read = found.text_features.head(found.top)
+    phrases = pd.DataFrame(
+        {
+            "phrase": read["canonical"],
+            "for or against": [_side(row) for row in read.itertuples()],
+            "share": [f"{share:.0%}" for share in read["share"]],
+            "photos": read["samples"],
+            "spellings": [", ".join(f"{text} × {n}" for text, n in spelt.items()) for spelt in read["variants"]],
+        }
+    )
+    return [
+        Section(found.name, [intro]),
+        Section("Image features", [f"None: {found.image_note}"] if found.image_note else [], images),
+        Section("Text features", [] if len(read) else ["None."], [], [table(phrases)] if len(read) else []),
+        _deletion(check),
+    ]
+
+
+def _side(row: Any) -> str:
+    return "for" if row.weight > 0 else "against"
+
+
+def _deletion(check: pd.DataFrame) -> Section:
+    title = "Deletion check: each feature is hidden in photos that were not explained"
+    tested = check[check["n"] > 0] if len(check) else check
+    if not len(tested):
+        return Section(title, ["No other photo of this class shows any of these features."])
+    names = [f"part {row.feature}" if row.kind == "image" else str(row.feature) for row in tested.itertuples()]
+    shown = pd.DataFrame({"hidden": names, "photos": tested["n"].to_numpy()})
+    shown["the margin falls by"] = tested["margin_drop"].to_numpy()
+    shown["as much hidden at random"] = tested["margin_random_drop"].to_numpy()
+    return Section(title, [], [], [table(shown)])
+
+
+def comparison(found: Mapping[str, tuple[Photo, LocalExplanation]]) -> list[Section]:
+    """Return two explanations side by side and how they differ; the same one may be there twice."""
+    (left, a), (right, b) = found.items() if len(found) > 1 else list(found.items()) * 2
+    shown = [explained(e, photo.sample.image, name) for name, (photo, e) in ((left, a), (right, b))]
+    sides = a[1], b[1]
+    heaviest = [e.words().sort_values("weight", key=abs, ascending=False)["text"].head(5).tolist() for e in sides]
+    rows = {
+        "question": [e.question for e in sides],
+        "probability": [f"{e.probs[e.explained[0]]:.2f}" for e in sides],
+        "held-out R²": [f"{e.r2[0]:.2f}" for e in sides],
+        "words' share": [f"{e.share[0]:.0%}" if np.isfinite(e.share[0]) else "not known" for e in sides],
+        "strongest words": [", ".join(words) or "none" for words in heaviest],
+    }
+    text = [f"Strongest words of both: {', '.join(w for w in heaviest[0] if w in heaviest[1]) or 'none'}."]
+    if (agreement := rank_agreement(*sides)) is not None:
+        text.append(f"Rank correlation of the two maps: {agreement:.2f} (1: same order, 0: as by chance).")
+    frame = pd.DataFrame.from_dict(rows, "index", columns=["left", "right"]).rename_axis("")
+    return [*shown, Section("Difference", text, [], [table(frame, index=True)])]
+
+
+def rank_agreement(left: LocalExplanation, right: LocalExplanation) -> float | None:
+    """Return the rank correlation of two maps of one image; None where images or superpixels differ."""
+    if left.image is None or right.image is None or not np.array_equal(left.segments, right.segments):
+        return None
+    if not bool((left.image == right.image).all()):
+        return None
+    ranks = [pd.Series(e.image_weights[0]).rank() for e in (left, right)]
+    return float(ranks[0].corr(ranks[1]))
+
+
+def _explained(state: State) -> dict[str, tuple[Photo, LocalExplanation]]:
+    if not state.explanations:
+        raise UserError(NOTHING)
+    return {name: (state.photo, found) for name, found in state.explanations.items()}
+
+
+def _remembered(state: State, pair: Sequence[str]) -> dict[str, tuple[Photo, LocalExplanation]]:
+    if not state.remembered:
+        raise UserError(NOTHING)
+    return {name: state.remembered[name] for name in pair}
+
+
+def _summed(state: State) -> tuple[str, ClassExplanation, pd.DataFrame]:
+    if state.summed is None:
+        raise UserError("No class is explained yet. Choose Explain the class first.")
+    return state.summed
 
 
 def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:
@@ -105,29 +350,14 @@ def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:
         explanation: of one photo.
         pixels: the photo, (3,H,W).
     """
-    top = int(explanation.probs.argmax())
-    shown = plots.png(plots.image(pixels, ax=plots.canvas(SIDE)).figure, 100)
-    sections = [
-        Section(
-            text=[f"The model says {explanation.classes[top]} with probability {explanation.probs[top]:.2f}."],
-            images=[Image(shown, "The photo as the model sees it")],
-        )
-    ]
+    photo = picture(plots.image(pixels, ax=plots.canvas(SIDE)), "The photo as the model sees it")
+    shown = [Section(text=[f"The model's answer: {answer(explanation.classes, explanation.probs)}."], images=[photo])]
     for row, label in enumerate(explanation.explained):
         name, contrast = explanation.classes[label], explanation.contrasts[row]
-        text = [legend(name, explanation.classes[contrast] if contrast >= 0 else ""), *trust_lines(explanation, row)]
-        sections.append(
-            Section(
-                f"{name}: probability {explanation.probs[label]:.3f}",
-                text,
-                [] if explanation.nothing else [explanation_map(explanation, pixels, row)],
-                [word_table(explanation, row)] if explanation.tokens else [],
-            )
-        )
+        text = [legend(name, explanation.classes[contrast] if contrast >= 0 else "")]
+        text += plots.trust(explanation, row).split("\n")
+        images = [] if explanation.nothing else [explanation_map(explanation, pixels, row)]
+        tables = [word_table(explanation, row)] if explanation.tokens else []
+        shown.append(Section(f"{name}: probability {explanation.probs[label]:.3f}", text, images, tables))
     question = explanation.question
-    return page(question[0].upper() + question[1:], sections)
-
-
-def trust_lines(explanation: LocalExplanation, row: int = 0) -> list[str]:
-    """Return how far to trust an explanation, line by line."""
-    return plots.trust(explanation, row).split("\n")
+    return page(question[0].upper() + question[1:], shown)

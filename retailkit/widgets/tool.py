@@ -1,14 +1,15 @@
-"""The explanation tool: choose a photo, see why, ask what if, and what a class is recognised by.
+"""The explanation tool: its layout and what its controls do.
 
-Every control calls a method that a script can call as well. What is on screen follows from `ExplanationTool.state`,
-which methods replace, by the functions of `views`.
+Every control calls a method that a script can call as well. Methods replace `ExplanationTool.state`; what is on the
+screen follows from it.
 """
 
 from __future__ import annotations
 
 import base64
+import html
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,35 +20,42 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retailkit import plots
 from retailkit.cache import replacing
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductData
 from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
-from retailkit.plots import png
-from retailkit.widgets import controls, documents, views
-from retailkit.widgets import desk as desks
-from retailkit.widgets.desk import SIDE_BY_SIDE, Change, Desk, Photo
-from retailkit.widgets.documents import VIEWS
+from retailkit.widgets import model as desks
+from retailkit.widgets import page as pages
+from retailkit.widgets.model import SIDE_BY_SIDE, Change, Desk, Photo, State
+from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
 from retailkit.widgets.picture import Picture
-from retailkit.widgets.state import FRESH, State
 
 Loader = Callable[[], tuple[ProductData, Mapping[str, Any]]]
 AT_ONCE = 8  # thumbnails
+THUMBNAIL = 118  # pixels
 REMEMBERED = 20  # explanations that can be compared
-STOPPED = {"masks": "what they say is kept", "photos": "a class is summed up at the end only, so nothing is kept"}
+SETTINGS = ("brightness", "blur", "background", "occlusion")
+ROW = {"flex_flow": "row wrap", "align_items": "center"}
+STYLE = f"""<style>{pages.STYLE}
+.rk-captions {{ display: grid; grid-template-columns: repeat({AT_ONCE}, 1fr); font: 12px/1.3 system-ui, sans-serif;
+  color: var(--jp-content-font-color1, #1f2328); }}
+.rk-captions div {{ overflow-wrap: anywhere; padding: 2px 4px; }}
+</style>"""
+STOPPED = {"masks": "the explanations so far are kept", "photos": "nothing is kept: a class is summarised at the end"}
 
 
 def explanation_tool(
     data: ProductData, models: Mapping[str, Any], others: Mapping[str, Loader] | None = None, budget: int = 160
 ) -> ExplanationTool:
-    """Return the tool; show it as the last line of a cell, or drive it by its methods.
+    """Return the tool; show it as the last line of a cell, or use its methods.
 
     Args:
         data: with words, if models read.
-        models: by name: models, or predictors of them, for the same classes and size of pictures.
+        models: by name: models, or predictors of them, for the same classes and input size.
         others: further data sets to choose from: each function returns one with its models.
-        budget: masks an explanation.
+        budget: masks per explanation.
 
     Raises:
         UsageError: see `Desk`.
@@ -55,12 +63,116 @@ def explanation_tool(
     return ExplanationTool(data, models, others, budget)
 
 
+def _controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
+    """Return the controls by name, not yet connected."""
+    style = {"description_width": "80px"}
+    wide, short = (
+        {"layout": W.Layout(width="330px"), "style": style},
+        {"layout": W.Layout(width="230px"), "style": style},
+    )
+
+    def slider(name: str, value: float, low: float, high: float, step: float) -> W.FloatSlider:
+        return W.FloatSlider(value, min=low, max=high, step=step, description=name, continuous_update=False,
+                             readout_format=".3f" if step < 0.01 else ".2f", **wide)  # fmt: skip
+
+    def button(name: str, tip: str, icon: str, **options: Any) -> W.Button:
+        return W.Button(description=name, tooltip=tip, icon=icon, layout=W.Layout(width="auto"), **options)
+
+    return {
+        "dataset": W.Dropdown(options=datasets, description="Data set", **short),
+        "label": W.Dropdown(description="True class", **wide),
+        "show": W.Dropdown(description="Show", **wide),
+        "condition": W.Dropdown(description="Condition", **short),
+        "back": button("Previous", "show the photos before these", "chevron-left"),
+        "on": button("Next", "show the photos after these", "chevron-right"),
+        "upload": W.FileUpload(accept="image/*", description="Upload a photo", tooltip="choose a photo of your own",
+                               layout=W.Layout(width="auto")),
+        "class": W.Dropdown(description="Why", **wide),
+        "contrast": W.Dropdown(description="rather than", **wide),
+        "masks": W.IntSlider(budget, 64, 2048, 32, description="Masks", continuous_update=False, **wide),
+        "explain": button("Explain", "explain the answer of each model", "play", button_style="primary"),
+        "stop": button("Stop", "keep the explanations so far", "stop"),
+        "refine": button("Refine", "use as many further masks", "plus"),
+        "text": W.Textarea(description="OCR words", continuous_update=False, rows=6, **wide),
+        "brightness": slider("Brightness", 1.0, 0.1, 2.0, 0.05),
+        "blur": slider("Blur", 0.0, 0.0, 0.05, 0.002),
+        "background": W.Dropdown(options=list(desks.BACKGROUNDS), description="Background", **wide),
+        "occlusion": slider("Occlusion", 0.0, 0.0, 0.9, 0.05),
+        "undo": button("Undo all changes", "show the photo as it is", "undo"),
+        "of": W.Dropdown(description="Model", **short),
+        "photos": W.IntSlider(6, 2, 40, description="Photos", continuous_update=False, **wide),
+        "explain_class": button("Explain the class", "explain some of its photos and summarise them", "play"),
+        "left": W.Dropdown(description="Left", layout=W.Layout(width="95%"), style=style),
+        "right": W.Dropdown(description="Right", layout=W.Layout(width="95%"), style=style),
+        "png": button("Save as PNG", "save the open view as an image", "download"),
+        "html": button("Save as HTML", "save the open view as a page", "download"),
+    }  # fmt: skip
+
+
+def _row(*children: W.Widget) -> W.HBox:
+    return W.HBox(children, layout=W.Layout(**ROW))
+
+
+class Panel(W.VBox):
+    """What one model answers, and why."""
+
+    def __init__(self) -> None:
+        self.head, self.picture, self.foot = W.HTML(), Picture(), W.HTML()
+        width = f"{SIDE + 14}px"
+        super().__init__([self.head, self.picture, self.foot], layout=W.Layout(width=width, padding="0 8px 0 0"))
+
+    def show(self, state: State, name: str, classes: Sequence[str]) -> None:
+        """Show the answer of one model and its explanation.
+
+        Args:
+            state: what is on the screen.
+            name: of the model.
+            classes: K names.
+        """
+        photo, found, before, after = (
+            state.photo,
+            state.explanations.get(name),
+            state.before.get(name),
+            state.after.get(name),
+        )
+        text = [pages.answer(classes, before, photo.truth)]
+        if before is not None and after is not None and not np.allclose(before, after, atol=5e-4):
+            text.append(f"After your changes: {pages.answer(classes, after)}")
+        self.head.value = fragment(Section(name, text))
+        if found is None:
+            drawn = pages.picture(plots.image(photo.sample.image, ax=plots.canvas(SIDE)), photo.name)
+            self.foot.value = fragment(Section(text=[state.problems.get(name, "Not explained yet.")]))
+        else:
+            drawn = pages.explanation_map(found, photo.sample.image)
+            tables = [pages.word_table(found)] if found.tokens else []
+            self.foot.value = fragment(Section(text=pages.trust(found), tables=tables))
+        self.picture.show(drawn.png, photo.regions(), region_names(photo, found, state.change), f"{name}: {drawn.alt}")
+
+
+def region_names(photo: Photo, found: LocalExplanation | None, change: Change) -> list[str]:
+    """Return what is said of each part under the mouse: what it is, its weight, and what a click does."""
+    names = [f"superpixel {number}" for number in range(photo.n_segments)] + [f"word {t.text}" for t in photo.tokens]
+    weights = np.full(len(names), np.nan)
+    if found is not None:
+        if found.tokens:
+            weights[photo.n_segments :] = found.text_weights[0]
+        if found.image is not None:
+            weights[: photo.n_segments] = found.image_weights[0]
+    off = {*change.hidden, *(photo.n_segments + word for word in change.unread)}
+    return [
+        name
+        + ("" if np.isnan(weight) else f", weight {weight:+.2f}")
+        + f": click to {'show' if k in off else 'hide'} it"
+        for k, (name, weight) in enumerate(zip(names, weights, strict=True))
+    ]
+
+
 class ExplanationTool(W.VBox):
-    """See `explanation_tool`. Positions of photos are those among the photos that no model has learned from.
+    """See `explanation_tool`. Positions count the photos that no model was trained on, from 0.
 
     Attributes:
         desk: photos and models.
-        state: what is on screen.
+        state: what is on the screen.
         controls: name -> widget.
         message: the `HTML` widget that names a problem.
     """
@@ -74,38 +186,59 @@ class ExplanationTool(W.VBox):
     ) -> None:
         self._loaders: dict[str, Loader] = {data.name: lambda: (data, models), **(others or {})}
         self._stopped, self._worker = threading.Event(), None
-        self._lock = threading.RLock()  # the state changes in the page's thread and in the background's
+        self._lock = threading.RLock()  # the state changes in the page's thread and in the background
         self._quiet = threading.local()  # each thread sets controls for itself
-        self._compared: tuple[str, ...] = ()  # the pair that somebody chose
+        self._compared: tuple[str, ...] = ()  # the pair that the user chose
         self._unit = "masks"  # that progress is counted in, or "photos"
         self.desk = Desk(data, models)
-        c = self.controls = controls.controls(list(self._loaders), budget)
-        self.message, self.told = W.HTML(), W.HTML()
+        self.controls = _controls(list(self._loaders), budget)
+        for name in ("message", "told", "captions", "legend", "bars", "status", "summary", "compared", "link"):
+            setattr(self, name, W.HTML())
         self.strip, self.scene = Picture(), Picture()
-        self.panels = [controls.Panel() for _ in range(SIDE_BY_SIDE)]
-        self.legend, self.bars, self.status = W.HTML(), W.HTML(), W.HTML()
-        self.summary, self.compared, self.link = W.HTML(), W.HTML(), W.HTML()
+        self.panels = [Panel() for _ in range(SIDE_BY_SIDE)]
         self.progress = W.IntProgress(layout=W.Layout(width="160px"))
         self.models = W.HBox(layout=W.Layout(flex_flow="row wrap"))
-        tabs = [
-            controls.why(c, self.progress, self.status, self.legend, self.panels),
-            controls.what_if(c, self.scene, self.bars),
-            controls.whole_class(c, self.summary),
-            controls.compare(c, self.compared),
-        ]
-        self.tabs = W.Tab(tabs, titles=list(VIEWS.values()))
-        chosen = controls.choosing(c, self.models, self.strip, self.told)
-        super().__init__([W.HTML(views.STYLE), *chosen, self.message, self.tabs, controls.exporting(c, self.link)])
+        super().__init__(self._layout())
         self.add_class("rk-tool")
         parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary", "compared")}
         for name, widget in (self.controls | parts | {"what_if": self.scene}).items():
             widget.add_class(f"rk-{name}")
         for panel in self.panels:
             panel.add_class("rk-panel")
-        self._wire()
+        self._connect()
         self._open()
 
-    # -- What a script calls, and what controls call.
+    def _layout(self) -> list[W.Widget]:
+        c, wrap = self.controls, W.Layout(flex_flow="row wrap", grid_gap="16px")
+        thumbnails = W.VBox([self.strip, self.captions], layout=W.Layout(max_width=f"{AT_ONCE * THUMBNAIL}px"))
+        changes = W.VBox([c[name] for name in ("text", *SETTINGS, "undo")], layout=W.Layout(width="360px"))
+        views = [
+            W.VBox(
+                [
+                    _row(c["class"], c["contrast"], c["masks"]),
+                    _row(c["explain"], c["stop"], c["refine"], self.progress, self.status),
+                    self.legend,
+                    W.HBox(self.panels, layout=W.Layout(flex_flow="row wrap")),
+                ]
+            ),
+            W.HBox([W.VBox([self.scene], layout=W.Layout(width="420px")), changes, self.bars], layout=wrap),
+            W.VBox([_row(c["of"], c["photos"], c["explain_class"]), self.summary]),
+            W.VBox([c["left"], c["right"], self.compared]),
+        ]
+        self.tabs = W.Tab(views, titles=list(VIEWS.values()))
+        return [
+            W.HTML(STYLE),
+            _row(c["dataset"], self.models),
+            _row(c["label"], c["show"], c["condition"]),
+            _row(c["back"], c["on"], c["upload"]),
+            thumbnails,
+            self.told,
+            self.message,
+            self.tabs,
+            _row(c["png"], c["html"], self.link),
+        ]
+
+    # -- What scripts and controls call
 
     def load(self, name: str) -> None:
         """Change the data set, and the models with it.
@@ -121,7 +254,7 @@ class ExplanationTool(W.VBox):
         self._open()
 
     def use(self, *models: str) -> None:
-        """Choose the models that are asked, up to three.
+        """Choose the models to show, up to three.
 
         Raises:
             UsageError: an unknown model, none, or too many.
@@ -137,33 +270,33 @@ class ExplanationTool(W.VBox):
         self.filter()
 
     def filter(self, label: str = "", show: str = "all", condition: str = "") -> None:
-        """Choose which photos to choose from, and look at the first of them.
+        """Choose the photos to show, and select the first of them.
 
         Args:
             label: their class; "" takes all.
-            show: `all`, `wrong`, `unsure`, or a pair of classes as the menu has it.
-            condition: how they were taken; "" takes all.
+            show: `all`, `wrong`, `unsure`, or a pair of classes as in the menu.
+            condition: capture condition; "" takes all.
 
         Raises:
             UsageError: unknown values.
-            UserError: no photo is like that.
+            UserError: no photo passes.
         """
         found = self.desk.find(self.state.models[0], label, show, condition)
         if not found:
-            raise UserError("no photo passes these filters; choose others")
+            raise UserError("No photo passes these filters. Choose others.")
         self._update(found=tuple(found))
         self._set(label=label, show=show, condition=condition)
         self.select(found[0])
 
     def select(self, photo: int | str | Path) -> None:
-        """Look at a photo.
+        """Show a photo.
 
         Args:
-            photo: its position, or the path of a photo from outside.
+            photo: its position, or the path of a photo of your own.
 
         Raises:
             UsageError: there is no such photo.
-            UserError: the file cannot be read, or is no picture; see `uploads`.
+            UserError: the file cannot be read; see `model.decode`.
         """
         if isinstance(photo, int | np.integer):
             self._look(self.desk.photo(int(photo)))
@@ -174,44 +307,44 @@ class ExplanationTool(W.VBox):
         self.upload(path.read_bytes(), path.name)
 
     def upload(self, content: bytes, name: str) -> None:
-        """Look at a photo from outside, given as the content of a file.
+        """Show a photo that is given as the content of a file.
 
         Raises:
-            UserError: it is no picture, or too large; see `uploads`.
+            UserError: it is no image, or too large; see `model.decode`.
         """
         self._look(self.desk.own_photo(content, name))
 
-    def ask(self, label: str | int, against: str | int) -> None:
-        """Choose the class that is asked about and the one that it is contrasted with.
+    def ask(self, label: str | int, contrast: str | int) -> None:
+        """Choose the class to explain and its contrast class.
 
         Raises:
             UsageError: an unknown class, or one class twice.
         """
-        ours, theirs = self._index(label), self._index(against)
+        ours, theirs = self._index(label), self._index(contrast)
         if ours == theirs:
-            raise UsageError(f"{self.desk.classes[ours]!r} cannot be told from itself; choose two classes")
+            raise UsageError(f"{self.desk.classes[ours]!r} is chosen twice; choose two different classes")
         self.stop()
-        self._update(label=ours, rival=theirs, explanations={}, problems={})
+        self._update(label=ours, contrast=theirs, explanations={}, problems={})
         self._show()
 
     def explain(self, budget: int | None = None, wait: bool = True) -> None:
-        """Explain the photo by each of the models: a coarse answer first, then better ones.
+        """Explain the answer of each model: a coarse explanation first, then better ones.
 
         Args:
-            budget: masks a model; None takes the slider's.
-            wait: return when it is done; False goes on in the background, and `stop` ends it.
+            budget: masks per model; None takes the slider's.
+            wait: return when it is done; False works in the background until `stop`.
         """
         self.stop()
         state, budget = self.state, budget or self.controls["masks"].value
         self._update(explanations={}, problems={})
-        steps = desks.explaining(self._predictors, state.photo, state.label, state.rival, budget)
+        steps = desks.explaining(self._predictors, state.photo, state.label, state.contrast, budget)
         self._work(self._explained(steps, budget * len(state.models)), wait)
 
     def refine(self, budget: int = 160, wait: bool = True) -> None:
         """Improve the explanations by further masks.
 
         Args:
-            budget: further masks a model.
+            budget: further masks per model.
             wait: as of `explain`.
 
         Raises:
@@ -220,29 +353,29 @@ class ExplanationTool(W.VBox):
         self.stop()
         found = self.state.explanations
         if not found:
-            raise UserError(documents.NOTHING)
+            raise UserError(pages.NOTHING)
         goal = budget + max(desks.spent(e) for e in found.values())
         self._work(self._explained(desks.refining(found, goal), goal * len(found)), wait)
 
     def stop(self) -> None:
-        """End what goes on in the background; what was found of a photo so far stays, of a class nothing."""
+        """End the work in the background; the explanations of a photo so far are kept, those of a class are not."""
         self._stopped.set()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
 
     def switch(self, segment: int | None = None, word: int | None = None) -> None:
-        """Switch a superpixel or a word off, or on again.
+        """Hide a superpixel or a word, or show it again.
 
         Args:
             segment: number of the superpixel.
-            word: number of the word, in reading order. It undoes what was typed as text.
+            word: number of the word, in reading order. A text that was typed is dropped.
 
         Raises:
             UsageError: there is no such part.
         """
         change, photo = self.state.change, self.state.photo
         if segment is not None:
-            _within(segment, int(photo.segments.max()) + 1, "superpixel")
+            _within(segment, photo.n_segments, "superpixel")
             change = replace(change, hidden=change.hidden ^ {segment})
         if word is not None:
             _within(word, len(photo.tokens), "word")
@@ -250,7 +383,7 @@ class ExplanationTool(W.VBox):
         self.change(change)
 
     def set_text(self, text: str | None) -> None:
-        """Let the models read another text; None takes the photo's words again."""
+        """Give the models another text; None takes the photo's words again."""
         self.change(replace(self.state.change, text=text))
 
     def adjust(self, **values: float | str) -> None:
@@ -261,37 +394,32 @@ class ExplanationTool(W.VBox):
             UserError: the photo has no product mask.
         """
         for name in values:
-            pick(("brightness", "blur", "background", "occlusion"), name, "setting")
+            pick(SETTINGS, name, "setting")
         self.change(replace(self.state.change, **values))
 
     def undo(self) -> None:
-        """Take all changes back."""
-        self.change(FRESH)
+        """Show the photo as it is."""
+        self.change(Change())
 
     def change(self, change: Change) -> None:
-        """Ask the models about a changed photo; see `adjust`, `switch` and `set_text`."""
+        """Change the photo and let the models answer again; see `adjust`, `switch` and `set_text`."""
         photo = self.state.photo
-        after = desks.answer(self._predictors, desks.changed(photo, change), change.read(photo))
+        after = desks.answers(self._predictors, change.image(photo), change.words(photo))
         self._update(change=change, after=after)
         self._show()
 
     def probabilities(self) -> pd.DataFrame:
-        """Return what the models say of the class and its twin: `model`, `label`, `before`, `after`."""
-        state, rows = self.state, []
-        for name in state.models:
-            for index in (state.label, state.rival):
-                values = (side[name][index] if name in side else np.nan for side in (state.before, state.after))
-                rows.append((name, self.desk.classes[index], *map(float, values)))
-        return pd.DataFrame(rows, columns=["model", "label", "before", "after"])
+        """Return the probabilities of the class and its contrast class: `model`, `label`, `before`, `after`."""
+        return self.state.probabilities(self.desk.classes)
 
     def explain_class(
         self, label: str | int | None = None, photos: int = 6, model: str | None = None, wait: bool = True
     ) -> None:
-        """Explain photos of a class and sum them up.
+        """Explain photos of a class and summarise them.
 
         Args:
-            label: the class; None takes the one that is asked about.
-            photos: to explain at most; a third of the class is kept for the deletion check.
+            label: the class; None takes the one of Why?.
+            photos: to explain at most; a third of the class is left for the deletion check.
             model: its name; None takes the first.
             wait: as of `explain`.
 
@@ -302,10 +430,10 @@ class ExplanationTool(W.VBox):
         index = self.state.label if label is None else self._index(label)
         name = pick(self.desk.predictors, model or self.state.models[0], "model")
         steps = self.desk.explaining_class(name, index, photos, self.controls["masks"].value)
-        self._work(self._summed(steps, photos), wait)
+        self._work(self._summed(steps, name, photos), wait)
 
     def compare(self, left: str, right: str) -> None:
-        """Lay two explanations side by side: of two models, or of two photos. They stay there when others are found.
+        """Show two explanations side by side, of two models or two photos. They stay when more are made.
 
         Args:
             left: key of `state.remembered`.
@@ -323,7 +451,7 @@ class ExplanationTool(W.VBox):
         """Write a view to a file.
 
         Args:
-            path: ends in `.png` or `.html`; a page needs nothing else.
+            path: ends in `.png` or `.html`; a page needs no other file.
             view: key of `VIEWS`; None takes the one that is open.
 
         Raises:
@@ -342,15 +470,15 @@ class ExplanationTool(W.VBox):
         if suffix not in (".png", ".html"):
             raise UsageError(f"{suffix or 'no suffix'} is not a format; use .png or .html")
         if suffix == ".png":
-            return png(self.figure(view), 110)
-        body = documents.html(view, self.state, self.desk.classes, self._pair)
-        return views.page(f"{VIEWS[view]} {self.state.photo.name}", body).encode()
+            return plots.png(self.figure(view), 110)
+        shown = pages.sections(view, self.state, self.desk.classes, self._pair)
+        return pages.page(f"{VIEWS[view]} {self.state.photo.name}", shown).encode()
 
     def figure(self, view: str) -> Figure:
-        """Return a view as a figure; see `documents.figure`."""
-        return documents.figure(view, self.state, self.desk.classes, self._pair)
+        """Return a view as a figure; see `page.figure`."""
+        return pages.figure(view, self.state, self.desk.classes, self._pair)
 
-    # -- What goes on in the background.
+    # -- Work in the background
 
     def _work(self, steps: Iterator[None], wait: bool) -> None:
         self._stopped = stopped = threading.Event()
@@ -366,10 +494,10 @@ class ExplanationTool(W.VBox):
             for _ in steps:
                 if stopped.is_set():
                     self.progress.bar_style = "warning"
-                    self.status.value = views.block(f"stopped: {self._counted}; {STOPPED[self._unit]}")
+                    self.status.value = fragment(Section(text=[f"Stopped: {self._counted}; {STOPPED[self._unit]}."]))
                     return
         except Exception as error:  # nobody would see what a thread raises
-            self.message.value = views.problem(f"{type(error).__name__}: {error}")
+            self._complain(error)
 
     def _explained(self, steps: Iterator[tuple[str, LocalExplanation | str]], total: int) -> Iterator[None]:
         self._begin(total, "masks")
@@ -382,7 +510,7 @@ class ExplanationTool(W.VBox):
             self._show_why()
             self._show_compare()
             yield
-        self._end("done: better with Refine, if a badge is not green")
+        self._end("Done. Choose Refine where an explanation is weak or unstable.")
 
     def _remember(self, name: str, found: LocalExplanation) -> None:
         state = self.state
@@ -391,16 +519,18 @@ class ExplanationTool(W.VBox):
         kept = dict(list(kept.items())[-REMEMBERED:])
         self._update(explanations={**state.explanations, name: found}, remembered=kept)
 
-    def _summed(self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]], total: int) -> Iterator[None]:
+    def _summed(
+        self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]], model: str, total: int
+    ) -> Iterator[None]:
         self._begin(total, "photos")
         for count, summed, check in steps:
             self._advance(count)
             if summed is None:
                 yield
             else:
-                self._update(summed=(summed, check))
+                self._update(summed=(model, summed, check))
                 self._show_class()
-        self._end("done")
+        self._end("Done.")
 
     def _begin(self, total: int, unit: str) -> None:
         self.message.value, self.progress.bar_style = "", ""
@@ -409,7 +539,7 @@ class ExplanationTool(W.VBox):
 
     def _advance(self, done: int) -> None:
         self.progress.value = min(done, self.progress.max)
-        self.status.value = views.block(self._counted)
+        self.status.value = fragment(Section(text=[self._counted]))
 
     @property
     def _counted(self) -> str:
@@ -417,9 +547,9 @@ class ExplanationTool(W.VBox):
 
     def _end(self, message: str) -> None:
         self.progress.value, self.progress.bar_style = self.progress.max, "success"
-        self.status.value = views.block(message)
+        self.status.value = fragment(Section(text=[message]))
 
-    # -- What is on screen.
+    # -- What is on the screen
 
     def _open(self) -> None:
         """Begin with the first photos of the desk."""
@@ -431,10 +561,10 @@ class ExplanationTool(W.VBox):
                 for n in desk.predictors
             ]
             self.models.children = [W.Label("Models"), *boxes]
-            self.controls["label"].options = [("every class", ""), *((name, name) for name in desk.classes)]
+            self.controls["label"].options = [("all classes", ""), *((name, name) for name in desk.classes)]
             self.controls["show"].options = desk.shows(models[0])
-            self.controls["condition"].options = [("any", ""), *((name, name) for name in desk.conditions())]
-            for name in ("class", "against"):
+            self.controls["condition"].options = [("all conditions", ""), *((name, name) for name in desk.conditions())]
+            for name in ("class", "contrast"):
                 self.controls[name].options = [(text, k) for k, text in enumerate(desk.classes)]
             self.controls["of"].options = list(desk.predictors)
         self._set(label="", show="all", condition="", of=models[0])
@@ -445,14 +575,14 @@ class ExplanationTool(W.VBox):
 
     def _look(self, photo: Photo, models: tuple[str, ...] = (), found: tuple[int, ...] = ()) -> None:
         self.message.value = self.status.value = self.link.value = ""
-        self.stop()  # and say so, where something was going on
+        self.stop()  # and say so, where something was running
         before = getattr(self, "state", None)
         models, found = models or before.models, found or before.found
         asked = {name: self.desk.predictors[name] for name in models}
-        said = desks.answer(asked, photo.sample.image, photo.text)
-        label, rival = self.desk.question(photo, models[0])
+        probs = desks.answers(asked, photo.sample.image, photo.text)
+        label, contrast = self.desk.question(photo, models[0])
         kept = {"summed": before.summed, "remembered": before.remembered} if before else {}
-        self.state = State(models, found, photo, label, rival, said, after=said, **kept)
+        self.state = State(models, found, photo, label, contrast, probs, after=probs, **kept)
         self._show()
 
     @property
@@ -467,7 +597,7 @@ class ExplanationTool(W.VBox):
 
     def _show(self) -> None:
         state, change = self.state, self.state.change
-        self._set(**{"class": state.label, "against": state.rival, "text": change.read(state.photo)})
+        self._set(**{"class": state.label, "contrast": state.contrast, "text": change.words(state.photo)})
         self._set(brightness=change.brightness, blur=change.blur, occlusion=change.occlusion)
         self._set(background=change.background)
         for name in ("background", "occlusion"):
@@ -481,31 +611,31 @@ class ExplanationTool(W.VBox):
         state, desk = self.state, self.desk
         place = state.found.index(state.photo.position) if state.photo.position in state.found else 0
         first = place - place % AT_ONCE
-        shown = state.found[first : first + AT_ONCE]
-        judged = desk.judged[state.models[0]]
-        captions = [
-            f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}" if judged.answered[p] else "no answer"
-            for p in shown
-        ]
-        images = [desk.pictures[p].image for p in shown]
+        self._shown = shown = state.found[first : first + AT_ONCE]
         chosen = shown.index(state.photo.position) if state.photo.position in shown else -1
-        pixels, labels = views.thumbnails(images, captions, [bool(judged.correct[p]) for p in shown], chosen)
-        truths = [desk.classes[judged.labels[p]] for p in shown]
-        names = [f"photo {p}: {truth}" for p, truth in zip(shown, truths, strict=True)]
-        alt = (
-            f"photos {first + 1} to {first + len(shown)} of {len(state.found)}; below each what {state.models[0]} says"
-        )
-        self._shown = shown
-        self.strip.show(pixels, labels, names, alt, f"{alt}. Click one to look at it.")
-        truth = desk.classes[state.photo.sample.label] if state.photo.known else "not known"
-        self.told.value = views.block(
-            f"<b>{views.escape(state.photo.name)}</b>: {views.escape(truth)} "
-            f"<small>({len(state.found)} photos pass the filters)</small>"
-        )
+        ax = plots.strip([desk.images[p].image for p in shown], chosen, THUMBNAIL)
+        labels = np.tile(np.repeat(np.arange(len(shown)), 20), (20, 1))
+        judged, captions = desk.judged[state.models[0]], []
+        for p in shown:
+            sign = "✓" if judged.correct[p] else "✗"
+            said = (
+                f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}"
+                if judged.answered[p]
+                else "no answer"
+            )
+            captions.append(f"<div>{sign} {html.escape(said)}</div>")
+        self.captions.value = f'<div class="rk-captions">{"".join(captions)}</div>'
+        names = [f"photo {p + 1}: {desk.classes[judged.labels[p]]}" for p in shown]
+        alt = f"Photos {first + 1} to {first + len(shown)} of {len(state.found)}"
+        hint = f"{alt}, each with the answer of {state.models[0]}. Click a photo to choose it."
+        self.strip.show(plots.png(ax.figure, 100), labels, names, alt, hint)
+        truth = desk.classes[state.photo.truth] if state.photo.known else "true class not known"
+        self.told.value = fragment(Section(f"{state.photo.name}: {truth}"))
 
     def _show_why(self) -> None:
         state, classes = self.state, self.desk.classes
-        self.legend.value = views.block(views.legend(classes, state.label, state.rival))
+        legend = pages.legend(classes[state.label], classes[state.contrast])
+        self.legend.value = fragment(Section(text=[legend]))
         for number, panel in enumerate(self.panels):
             panel.layout.display = "none" if number >= len(state.models) else None
             if number < len(state.models):
@@ -513,20 +643,15 @@ class ExplanationTool(W.VBox):
 
     def _show_scene(self) -> None:
         state = self.state
-        pixels = documents.changed(state, state.change)
-        first = state.explanations.get(state.models[0])
-        names = views.region_names(state.photo, first, state.change)
-        hint = "Click a part of the picture or a word to switch it off or on; or use the arrow keys and Enter."
-        alt = (
-            f"{state.photo.name} as changed: {len(state.change.hidden)} parts and {len(state.change.unread)} words off"
-        )
-        self.scene.show(pixels, views.regions(state.photo), names, alt, hint)
-        told = views.probabilities(state.before, state.after, self.desk.classes, state.label, state.rival)
-        self.bars.value = views.block(told, "<p><small>black line: as it was</small></p>")
+        names = region_names(state.photo, state.explanations.get(state.models[0]), state.change)
+        hint = "Click a part or a word to hide or show it, or use the arrow keys and Enter."
+        drawn = pages.parts(state.photo, state.change, 400)
+        self.scene.show(drawn.png, state.photo.regions(), names, drawn.alt, hint)
+        self.bars.value = fragment(pages.probabilities(state, self.desk.classes))
 
     def _show_class(self) -> None:
         summed = self.state.summed
-        self.summary.value = views.block(views.class_summary(*summed)) if summed else ""
+        self.summary.value = fragment(*pages.class_sections(*summed)) if summed else ""
 
     def _show_compare(self) -> None:
         with self._lock:
@@ -540,9 +665,9 @@ class ExplanationTool(W.VBox):
                     if list(self.controls[control].options) != names:
                         self.controls[control].options = names
                     self.controls[control].value = name
-            self.compared.value = views.block(documents.comparison(self.state, pair))
+            self.compared.value = fragment(*pages.sections("compare", self.state, self.desk.classes, pair))
 
-    # -- Controls.
+    # -- Controls
 
     @property
     def _pair(self) -> list[str]:
@@ -553,7 +678,7 @@ class ExplanationTool(W.VBox):
             self.state = replace(self.state, **fields)
 
     def _set(self, **values: Any) -> None:
-        """Set controls without their calling anything."""
+        """Set controls without calling what they are connected to."""
         with self._not_following():
             for name, value in values.items():
                 self.controls[name].value = value
@@ -567,7 +692,7 @@ class ExplanationTool(W.VBox):
             self._quiet.on = before
 
     def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
-        """Return `act` so that a problem is shown, and that it stays quiet while controls are set."""
+        """Return a callback that does `act` and shows its problem, but nothing while the tool sets controls itself."""
 
         def call(*_: Any) -> None:
             if getattr(self._quiet, "on", False):
@@ -576,12 +701,11 @@ class ExplanationTool(W.VBox):
             try:
                 act()
             except Exception as error:  # a callback's traceback would vanish in the browser's console
-                told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                self.message.value = views.problem(told)
+                self._complain(error)
 
         return call
 
-    def _wire(self) -> None:
+    def _connect(self) -> None:
         c = self.controls
         values = {
             "dataset": lambda: self.load(c["dataset"].value),
@@ -589,16 +713,13 @@ class ExplanationTool(W.VBox):
             "show": self._filter_chosen,
             "condition": self._filter_chosen,
             "class": self._ask_chosen,
-            "against": self._ask_chosen,
+            "contrast": self._ask_chosen,
             "text": lambda: self.set_text(c["text"].value),
             "upload": self._upload_chosen,
             "left": lambda: self.compare(c["left"].value, c["right"].value),
             "right": lambda: self.compare(c["left"].value, c["right"].value),
         }
-        values |= {
-            name: lambda name=name: self.adjust(**{name: c[name].value})
-            for name in ("brightness", "blur", "background", "occlusion")
-        }
+        values |= {name: lambda name=name: self.adjust(**{name: c[name].value}) for name in SETTINGS}
         for name, act in values.items():
             c[name].observe(self._safely(act), names="value")
         clicks = {
@@ -618,8 +739,12 @@ class ExplanationTool(W.VBox):
         for picture in (self.scene, *(panel.picture for panel in self.panels)):
             picture.on_click(lambda part: self._safely(lambda: self._switch_part(part))())
 
+    def _complain(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self.message.value = f'<div class="rk"><p class="problem" role="alert">{html.escape(text)}</p></div>'
+
     def _switch_part(self, part: int) -> None:
-        count = int(self.state.photo.segments.max()) + 1
+        count = self.state.photo.n_segments
         self.switch(segment=part) if part < count else self.switch(word=part - count)
 
     def _use_ticked(self) -> None:
@@ -630,7 +755,7 @@ class ExplanationTool(W.VBox):
         self.filter(*(self.controls[name].value for name in ("label", "show", "condition")))
 
     def _ask_chosen(self) -> None:
-        self.ask(self.controls["class"].value, self.controls["against"].value)
+        self.ask(self.controls["class"].value, self.controls["contrast"].value)
 
     def _upload_chosen(self) -> None:
         for file in self.controls["upload"].value:
@@ -645,7 +770,7 @@ class ExplanationTool(W.VBox):
         view = list(VIEWS)[self.tabs.selected_index]
         kind = {".png": "image/png", ".html": "text/html"}[suffix]
         code = base64.b64encode(self.rendered(view, suffix)).decode()
-        name = views.escape(f"{view}_{self.state.photo.name}".replace(" ", "_") + suffix)
+        name = html.escape(f"{view}_{self.state.photo.name}".replace(" ", "_") + suffix)
         self.link.value = f'<a class="rk-link" download="{name}" href="data:{kind};base64,{code}">Save {name}</a>'
 
 

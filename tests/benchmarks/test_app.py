@@ -22,7 +22,7 @@ def test_app(compare, quick):
     data, models = explanation_desk(names=["score_fusion"])
     tool = widgets.explanation_tool(data, models)
     shown = threading.Event()
-    tool.panels[0].foot.observe(lambda change: "badge" in change["new"] and shown.set(), names="value")
+    tool.panels[0].foot.observe(lambda change: "R²" in change["new"] and shown.set(), names="value")
     seconds = {"preview": [], "done": []}
 
     def click():

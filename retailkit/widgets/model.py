@@ -1,0 +1,484 @@
+"""What the explanation tool knows and computes, without widgets: photos, models, changes, explanations in steps."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from retailkit import backgrounds, training
+from retailkit.config import UsageError, UserError, pick
+from retailkit.data import folder, ocr
+from retailkit.data.images import read_image
+from retailkit.data.table import ProductData, Sample
+from retailkit.data.text import kept_apart, redact_barcodes
+from retailkit.explain import classes, lime
+from retailkit.explain import metrics as explain_metrics
+from retailkit.explain.classes import ClassExplanation
+from retailkit.explain.lime import LocalExplanation
+from retailkit.explain.masking import MaskedModel, Token, hide, segment, tokens_of
+from retailkit.inference import Predictor
+from retailkit.metrics import Evaluation
+from retailkit.models import ProductClassifier
+
+SIDE_BY_SIDE = 3  # models at most
+PREVIEW = 32  # masks of a first, coarse explanation
+CHUNK = 32  # masks after which an explanation is shown again, and can be stopped
+SEGMENTS = 24  # superpixels asked for
+FEATHER = 2.0  # pixels, of hidden superpixels
+MASKS = {"feather": FEATHER, "design": "orthogonal", "smooth": 0.2, "progress": False}
+UNSURE = 0.2  # difference of the two largest probabilities below which a model is unsure
+PAIRS = 6  # confused pairs of classes that are offered as filters
+BACKGROUNDS = {
+    "unchanged": "original",
+    "none (product only)": "only_fg",
+    "blurred": "blurred",
+    "one contrasting colour": "coloured",
+    "product removed": "only_bg_t",
+}
+MEGABYTES, MEGAPIXELS, SMALLEST = 9, 60, 32  # of an uploaded file; a Jupyter server passes messages of 10 MB
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of the tool.
+
+    Attributes:
+        name: what to call it.
+        sample: image and words at the models' input size.
+        known: whether the label is the truth.
+        segments: (H,W) superpixels 0..S-1.
+        tokens: T words, as explanations number them.
+        position: among the tool's photos, -1 for an uploaded one.
+    """
+
+    name: str
+    sample: Sample
+    known: bool
+    segments: np.ndarray
+    tokens: tuple[Token, ...]
+    position: int = -1
+
+    @property
+    def text(self) -> str:
+        """Return the OCR words as one text."""
+        return " ".join(token.text for token in self.tokens)
+
+    @property
+    def truth(self) -> int:
+        """Return the index of the class, -1 where it is not known."""
+        return self.sample.label if self.known else -1
+
+    @property
+    def n_segments(self) -> int:
+        """Return the number of superpixels."""
+        return int(self.segments.max()) + 1
+
+    def regions(self) -> np.ndarray:
+        """Return the part that each pixel belongs to, (H,W): superpixels 0..S-1, words from S on, over their boxes."""
+        labels = self.segments.copy()
+        for number, token in enumerate(self.tokens, self.n_segments):
+            for word in token.words:
+                x0, y0, x1, y1 = (max(0, round(edge)) for edge in word.box)
+                labels[y0:y1, x0:x1] = number
+        return labels
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the photo in What if?; with the defaults the photo is as it is.
+
+    Attributes:
+        hidden: superpixels that show their mean colour.
+        unread: words that are left out.
+        text: the words to use instead of those of the photo, whatever `unread` says; None keeps them.
+        brightness: factor on all pixels.
+        blur: standard deviation, as a share of the image's side.
+        background: key of `BACKGROUNDS`.
+        occlusion: share of the product that is covered.
+    """
+
+    hidden: frozenset[int] = frozenset()
+    unread: frozenset[int] = frozenset()
+    text: str | None = None
+    brightness: float = 1.0
+    blur: float = 0.0
+    background: str = "unchanged"
+    occlusion: float = 0.0
+
+    def words(self, photo: Photo) -> str:
+        """Return the text that models are given."""
+        if self.text is not None:
+            return redact_barcodes(self.text)
+        return " ".join(token.text for n, token in enumerate(photo.tokens) if n not in self.unread)
+
+    def image(self, photo: Photo) -> Tensor:
+        """Return the changed image (3,H,W).
+
+        Raises:
+            UserError: the background or the occlusion needs a product mask, and there is none, or none to use.
+            UsageError: an unknown background, or a number out of range.
+        """
+        image = photo.sample.image
+        variants = [(BACKGROUNDS[pick(BACKGROUNDS, self.background, "background")], {})]
+        variants += [("occlusion", {"share": self.occlusion})] if self.occlusion else []
+        for name, options in variants:
+            if name == "original":
+                continue
+            if photo.sample.mask is None:
+                raise UserError(f"{photo.name} has no product mask, so its background cannot be changed")
+            image = backgrounds.apply_variant(image[None], photo.sample.mask[None], name, **options)[0]
+        if self.brightness < 0 or self.blur < 0:
+            raise UsageError(f"brightness={self.brightness} and blur={self.blur}: use 0 or more")
+        image = (image * self.brightness).clamp(0, 1)
+        if sigma := self.blur * image.shape[-1]:
+            image = gaussian_blur(image, [2 * int(3 * sigma) + 1] * 2, [sigma, sigma])
+        return hide(image, photo.segments, sorted(self.hidden), FEATHER) if self.hidden else image
+
+
+@dataclass(frozen=True)
+class State:
+    """What is on the screen of the tool.
+
+    Attributes:
+        models: names; the first one decides which photos pass the filters and which question is asked.
+        found: positions of the photos that pass the filters.
+        photo: the one that is shown.
+        label: index of the class that is explained.
+        contrast: index of the class that it is compared with.
+        before: (K,) probabilities of the photo by model; a model without an answer is missing.
+        change: what is changed in What if?
+        after: (K,) probabilities of the changed photo by model.
+        explanations: by model; a model whose answer could not be explained is missing.
+        problems: why not, by model.
+        summed: the explanation of a class, its model and its deletion check; or None.
+        remembered: name -> photo and explanation of it, the latest last.
+    """
+
+    models: tuple[str, ...]
+    found: tuple[int, ...]
+    photo: Photo
+    label: int
+    contrast: int
+    before: Mapping[str, np.ndarray]
+    change: Change = Change()
+    after: Mapping[str, np.ndarray] = field(default_factory=dict)
+    explanations: Mapping[str, LocalExplanation] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    summed: tuple[str, ClassExplanation, pd.DataFrame] | None = None
+    remembered: Mapping[str, tuple[Photo, LocalExplanation]] = field(default_factory=dict)
+
+    def probabilities(self, classes: Sequence[str], others: bool = False) -> pd.DataFrame:
+        """Return the probabilities before and after the change: columns `model`, `label`, `before` and `after`.
+
+        Args:
+            classes: K names.
+            others: include the classes that a model predicts before and after, besides the class and its contrast.
+        """
+        rows = []
+        for name in self.models:
+            sides = [self.before.get(name), self.after.get(name)]
+            shown = [self.label, self.contrast, *(int(p.argmax()) for p in sides if others and p is not None)]
+            for k in dict.fromkeys(shown):
+                rows.append((name, classes[k], *(np.nan if p is None else float(p[k]) for p in sides)))
+        return pd.DataFrame(rows, columns=["model", "label", "before", "after"])
+
+
+def answers(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> dict[str, np.ndarray]:
+    """Return (K,) probabilities by model; a model that only reads has none where there are no words.
+
+    Barcodes have been taken out of the text: numbers that became neighbours by that are kept apart.
+    """
+    found = {}
+    for name, predictor in predictors.items():
+        try:
+            found[name] = predictor(image[None], [kept_apart(text)])[0].cpu().numpy()
+        except UserError:  # a model that only reads, and no words
+            continue
+    return found
+
+
+def explaining(
+    predictors: Mapping[str, Predictor], photo: Photo, label: int, contrast: int, budget: int, seed: int = 0
+) -> Iterator[tuple[str, LocalExplanation | str]]:
+    """Yield explanations of several models in turn, first a coarse one of each, then better ones.
+
+    Args:
+        predictors: of the models, by name.
+        photo: to explain.
+        label: index of the class.
+        contrast: index of the class that it is compared with.
+        budget: masks per model.
+        seed: of the masks.
+
+    Yields:
+        Name of a model and its explanation, or why it has none.
+    """
+    options = {**MASKS, "segments": photo.segments, "classes": (label,), "contrast": contrast, "seed": seed}
+    found = {}
+    for name, predictor in predictors.items():
+        try:
+            words = photo.sample.words or photo.sample.text
+            found[name] = lime.explain(predictor, photo.sample.image, words, budget=min(PREVIEW, budget), **options)
+        except UserError as error:
+            yield name, str(error)
+        else:
+            yield name, found[name]
+    yield from refining(found, budget)
+
+
+def refining(found: Mapping[str, LocalExplanation], budget: int) -> Iterator[tuple[str, LocalExplanation]]:
+    """Yield explanations with more and more masks in turn, until each has `budget` of them or there are no more."""
+    found = {name: e for name, e in found.items() if not e.nothing and spent(e) < budget}
+    while found:
+        for name, before in list(found.items()):
+            found[name] = before.refine(min(CHUNK, budget - spent(before)))
+            if spent(found[name]) in (budget, spent(before)):
+                yield name, found.pop(name)
+            else:
+                yield name, found[name]
+
+
+def spent(explanation: LocalExplanation) -> int:
+    """Return how many image masks an explanation has used; text masks where there is no image."""
+    return explanation.evaluations["images"] or explanation.evaluations["texts"]
+
+
+def stability(explanation: LocalExplanation, draws: int = 20) -> float:
+    """Return the rank correlation to expect with an explanation from other masks, NaN where unknown.
+
+    Weights are drawn within their 95 % intervals and compared, see `metrics.stability`. A draw holds the noise twice,
+    as it was estimated and as it is drawn: with weights of variance V and noise of variance E, draws correlate by
+    (V + E) / (V + 2E), which is 1/2 where all is noise, and explanations by V / (V + E), which is 2 less the inverse.
+    """
+    weights = np.concatenate([explanation.image_weights[0], explanation.text_weights[0]])
+    spans = np.concatenate([explanation.image_intervals[0], explanation.text_intervals[0]])
+    errors = np.ptp(spans, axis=1) / (2 * 1.96)
+    if explanation.nothing or not np.isfinite(errors).all():
+        return float("nan")
+    drawn = weights + errors * np.random.default_rng(0).standard_normal((draws, len(weights)))
+    return 2 - 1 / max(explain_metrics.stability(drawn).spearman, 0.5)  # NaN stays NaN
+
+
+def decode(content: bytes, name: str) -> np.ndarray:
+    """Return the pixels of an uploaded photo, (H,W,3) uint8, upright; its size is checked before it is decoded.
+
+    Args:
+        content: the whole file. What it is, is found out by its content and not by its name.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: the file is empty, too large, damaged or no image, or has too many or too few pixels.
+    """
+    if not content:
+        raise UserError(f"{name}: the file is empty; choose another one")
+    if len(content) > MEGABYTES * 1_000_000:
+        raise UserError(f"{name}: {len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:  # reads the header only
+            width, height = file.size
+    except Image.DecompressionBombError:
+        width, height = 0, float("inf")
+    except (OSError, ValueError, SyntaxError):
+        raise UserError(f"{name}: this is not an image that can be read; save it as JPEG or PNG") from None
+    if width * height > MEGAPIXELS * 1_000_000 or height == float("inf"):
+        raise UserError(f"{name}: the image has too many pixels; use at most {MEGAPIXELS} megapixels")
+    if min(width, height) < SMALLEST:
+        raise UserError(f"{name}: {width} x {height} pixels are too few; use at least {SMALLEST} per side")
+    try:
+        return read_image(io.BytesIO(content))
+    except UserError:
+        raise UserError(f"{name}: the image is damaged; take or save it again") from None
+
+
+class Desk:
+    """A data set, its models, and the photos that no model was trained on.
+
+    Args:
+        data: with words, if models read.
+        models: by name, all for the same classes and input size. They are put into evaluation mode and stay in it,
+            since several threads may use them.
+
+    Attributes:
+        classes: K names.
+        images: the photos.
+        predictors: by name.
+
+    Raises:
+        UsageError: no model, or models of different classes or input sizes.
+    """
+
+    def __init__(self, data: ProductData, models: Mapping[str, ProductClassifier | Predictor]) -> None:
+        if not models:
+            raise UsageError("models is empty; give at least one, as {'name': model}")
+        self.predictors = {n: m if isinstance(m, Predictor) else Predictor(m) for n, m in models.items()}
+        for predictor in self.predictors.values():
+            predictor.model.eval()
+        sizes = {p.size for p in self.predictors.values() if "image" in p.model.modalities}
+        kinds = {tuple(p.model.classes) for p in self.predictors.values()}
+        if len(sizes) > 1 or len(kinds) > 1:
+            raise UsageError("models differ in classes or in their input size; use models that agree in both")
+        model = next(iter(self.predictors.values())).model
+        self.data, self.classes = training.with_classes(data, model), list(model.classes)
+        unseen = [split for split in data.splits if split != "train"] or data.splits
+        self.images = self.data.split("+".join(unseen), *(sizes or {model.input_size}))
+        table = data.table
+        families = table["family"].where(table["family"] != "", table["coarse"])
+        self.families = dict(zip(table["label"], families, strict=True))
+        self._folder = tempfile.TemporaryDirectory(prefix="retailkit")  # removed with the desk
+        self._uploads: Counter[str] = Counter()  # uploaded photos by file name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def judged(self) -> dict[str, Evaluation]:
+        """The evaluation of each model on all photos; features are encoded once and kept in the cache."""
+        config, found = training.TrainConfig(), {}
+        for name, predictor in self.predictors.items():
+            seen = training.encode_cached(predictor.model, self.images, 1, config)
+            found[name] = training.evaluate(predictor.model, seen)
+        return found
+
+    def shows(self, name: str) -> list[str]:
+        """Return the filters: all photos, wrong or unsure answers, and pairs of classes that are confused."""
+        return ["all", "wrong", "unsure", *self.pairs(name)]
+
+    def pairs(self, name: str) -> dict[str, tuple[int, int]]:
+        """Return the pairs of classes that a model confuses most: name of the filter -> their indices."""
+        table, index = self.judged[name].confusion_pairs(PAIRS), self.classes.index
+        return {f"{row.first} / {row.second}": (index(row.first), index(row.second)) for row in table.itertuples()}
+
+    def conditions(self) -> list[str]:
+        """Return the capture conditions of the photos."""
+        return sorted(set(self.images.table["condition"]) - {""})
+
+    def find(self, name: str, label: str = "", show: str = "all", condition: str = "") -> list[int]:
+        """Return positions of photos.
+
+        Args:
+            name: of the model whose answers are filtered.
+            label: their class; "" takes all.
+            show: one of `shows`.
+            condition: one of `conditions`; "" takes all.
+        """
+        judged, table = self.judged[name], self.images.table.reset_index(drop=True)
+        chosen = np.ones(len(table), dtype=bool)
+        if label:
+            chosen &= (table["label"] == pick(self.classes, label, "class")).to_numpy()
+        if condition:
+            chosen &= (table["condition"] == pick(self.conditions(), condition, "condition")).to_numpy()
+        pick(self.shows(name), show, "filter")
+        if show == "wrong":
+            chosen &= ~judged.correct
+        elif show == "unsure":
+            chosen &= np.diff(np.sort(judged.probs, 1)[:, -2:], axis=1)[:, 0] < UNSURE
+        elif show != "all":
+            pair = self.pairs(name)[show]
+            chosen &= np.isin(judged.labels, pair) & ~judged.correct & np.isin(judged.predicted, pair)
+        return np.flatnonzero(chosen).tolist()
+
+    def photo(self, position: int) -> Photo:
+        """Return one of the photos.
+
+        Raises:
+            UsageError: there is no such photo.
+        """
+        if not 0 <= position < len(self):
+            raise UsageError(f"photo {position + 1} is out of range; there are {len(self)}")
+        return self._laid(f"photo {position + 1}", self.images[position], True, position)
+
+    def own_photo(self, content: bytes, name: str) -> Photo:
+        """Return an uploaded photo, with the words that the OCR engine reads on it.
+
+        Args:
+            content: of the file.
+            name: of the file; the second photo of that name is called "name (2)".
+
+        Raises:
+            UserError: see `decode`.
+        """
+        pixels, path = decode(content, name), Path(self._folder.name, "photo.png")
+        Image.fromarray(pixels).save(path, compress_level=1)
+        outside = folder.photos([path], self.classes)
+        if any("text" in p.model.modalities for p in self.predictors.values()):
+            outside = ocr.add_text(outside, progress=False)
+        self._uploads[name] += 1
+        called = name if self._uploads[name] == 1 else f"{name} ({self._uploads[name]})"
+        return self._laid(called, outside.split("test", self.images.size, self.images.fit)[0], False)
+
+    def _laid(self, name: str, sample: Sample, known: bool, position: int = -1) -> Photo:
+        tokens = tokens_of(sample.words or sample.text)
+        return Photo(name, sample, known, segment(sample.image, "slic", SEGMENTS), tokens, position)
+
+    def question(self, photo: Photo, name: str) -> tuple[int, int]:
+        """Return the indices of the class to explain and of the contrast class.
+
+        They are the predicted class and the true one; where these are the same, the predicted class and `runner_up`.
+        """
+        said = answers({name: self.predictors[name]}, photo.sample.image, photo.text)
+        probs = said.get(name, np.zeros(len(self.classes)))
+        label = int(probs.argmax())
+        if photo.known and photo.sample.label != label:
+            return label, photo.sample.label
+        return label, self.runner_up(label, probs)
+
+    def runner_up(self, label: int, probs: np.ndarray) -> int:
+        """Return the most probable class of the same family as `label`; without one, the most probable other class."""
+        order = [int(i) for i in np.argsort(-probs, kind="stable") if i != label]
+        family = self.families.get(self.classes[label], "")
+        same = [i for i in order if family and self.families.get(self.classes[i]) == family]
+        return (same or order)[0]
+
+    def explaining_class(
+        self, name: str, label: int, photos: int, budget: int, seed: int = 0
+    ) -> Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]]:
+        """Explain photos of a class one by one, then summarise them and check the result on the other photos.
+
+        Args:
+            name: of the model.
+            label: index of the class.
+            photos: to explain at most; the other photos of the class are used for the deletion check.
+            budget: masks per photo.
+            seed: of the masks and of the check.
+
+        Yields:
+            Number of photos explained so far, the explanation of the class (None before the end), and its deletion
+            check; empty where no photo is left for it.
+
+        Raises:
+            UserError: there is no photo of the class, or nothing to explain in any.
+        """
+        rows = self.find(name, self.classes[label])
+        if not rows:
+            raise UserError(f"there is no photo of {self.classes[label]!r}; choose another class")
+        count = min(photos, max(1, len(rows) - max(1, len(rows) // 3)))
+        predictor, found = self.predictors[name], []
+        for row in rows[:count]:
+            photo = self.photo(row)
+            contrast = self.runner_up(label, self.judged[name].probs[row])
+            *_, (_, explanation) = explaining({name: predictor}, photo, label, contrast, budget, seed)
+            found += [explanation] if isinstance(explanation, LocalExplanation) else []
+            yield len(found), None, pd.DataFrame()
+        summed = classes.explain_class(found, label, predictor.model.image_encoder)
+        held = list(self._masked_models(predictor, rows[count:]))
+        check = classes.deletion_check(summed, held, seed=seed) if held else pd.DataFrame()
+        yield len(found), summed, check
+
+    def _masked_models(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[MaskedModel]:
+        for photo in map(self.photo, rows):
+            try:
+                yield MaskedModel(predictor, photo.sample.image, photo.segments, photo.tokens)
+            except UserError:  # a model that only reads, and no words
+                continue
