@@ -186,7 +186,7 @@ def test_an_upload_that_is_no_picture_is_named_and_the_photo_stays(tool):
         {"name": "list.pdf", "type": "application/pdf", "size": 4, "content": memoryview(b"%PDF"),
          "last_modified": pd.Timestamp("2026-01-01", tz="UTC").to_pydatetime()},
     )  # fmt: skip
-    assert "list.pdf: this is not an image" in tool.message.value and 'role="alert"' in tool.message.value
+    assert "list.pdf: not an image" in tool.message.value and 'role="alert"' in tool.message.value
     assert tool.state is before
 
 
