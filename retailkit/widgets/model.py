@@ -339,9 +339,9 @@ class Desk:
     @cached_property
     def judged(self) -> dict[str, Evaluation]:
         """The evaluation of each model on all photos; features are encoded once and kept in the cache."""
-        config, found = training.TrainConfig(), {}
+        found = {}
         for name, predictor in self.predictors.items():
-            seen = training.encode_cached(predictor.model, self.images, 1, config)
+            seen = training.encode(predictor.model, self.images)
             found[name] = training.evaluate(predictor.model, seen)
         return found
 

@@ -60,7 +60,7 @@ def predictors(shop):
         parts = {} if name == "image" else {"text_encoder": "char_ngrams"}
         model = models.build(name, shop.classes, "efficientnet_lite0", **parts,
                              weights=None, freeze=True)  # fmt: skip
-        training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=20, bf16=False))
+        training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=20))
         found[name] = Predictor(model.eval(), SIZE)
     return found
 
