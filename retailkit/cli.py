@@ -484,11 +484,11 @@ def bench(
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on stderr and the exit code of its kind."""
+    """Run the command line; bad input ends in one line per fault on stderr and the exit code of its kind."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
-        _fail(str(error).replace("\n", " "), error.exit_code)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", 130)
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,12 @@ class UsageError(UserError):
 
 class DataError(UserError):
     """A data set cannot be read; the message names the file, the row and the cure."""
+
+    @classmethod
+    def listing(cls, faults: Sequence[str], shown: int = 50) -> DataError:
+        """Return an error whose message has one line per fault; of many, the first are shown."""
+        more = [f"... and {len(faults) - shown} more"] if len(faults) > shown else []
+        return cls("\n".join([*faults[:shown], *more]))
 
 
 def pick(registry: Iterable[str], name: str, what: str) -> str:

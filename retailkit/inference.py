@@ -81,7 +81,7 @@ def compiled(model: ProductClassifier) -> ProductClassifier:
     twin = ProductClassifier(
         model.classes, model.head, encoder, model.pooling, model.text_encoder, build_args=model.build_args
     )
-    twin.input_size, twin.fit, twin.training = model.input_size, model.fit, model.training
+    twin.input_size, twin.training = model.input_size, model.training
     return twin
 
 

@@ -23,7 +23,6 @@ NEEDED = {
     "categories": {"id", "name"},
     "annotations": {"image_id", "category_id", "bbox"},
 }
-LISTED = 20  # faults of a file that a message names
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,7 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "", tar
             boxes[key].append(_corners(row["bbox"], sizes[key]))
             labels[key].append(classes.index(names[row["category_id"]]) + 1)
     if faults:
-        more = [f"... and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        raise DataError("\n".join(faults[:LISTED] + more))
+        raise DataError.listing(faults)
     return Scenes(
         classes,
         list(files.values()),

@@ -144,14 +144,6 @@ def _some(names: Sequence[str], shown: int = 5) -> str:
     return f"{', '.join(repr(name) for name in names[:shown])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def _refuse(problems: Sequence[str], shown: int = 50) -> None:
-    """Raise an error with one line per problem, if there are any."""
-    if len(problems) > shown:
-        problems = [*problems[:shown], f"... and {len(problems) - shown} more"]
-    if problems:
-        raise DataError("\n".join(problems))
-
-
 # -- A folder per class.
 
 
@@ -167,8 +159,10 @@ def _read_folder(root: Path) -> pd.DataFrame:
         tables = sorted(root.glob("*.csv"))
         hint = f"point --root at {tables[0]}" if tables else CURE
         raise DataError(f"{root}: no images in class folders; {hint}")
-    unknown = [f"{row['image']}: not a known kind of image" for row in rows if not _is_image(Path(row["image"]))]
-    _refuse([f"{line}; {CONVERT}, or move it out of the classes" for line in unknown])
+    unknown = [row["image"] for row in rows if not _is_image(Path(row["image"]))]
+    if unknown:
+        cure = f"{CONVERT}, or move it out of the classes"
+        raise DataError.listing([f"{path}: not a known kind of image; {cure}" for path in unknown])
     return _with_columns(pd.DataFrame(rows))
 
 
@@ -218,7 +212,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
         for number, row in zip(table.index, table.to_dict("records"), strict=True)
         for problem in _problems(path, row)
     ]
-    _refuse(problems)
+    if problems:
+        raise DataError.listing(problems)
     for column in {"image", "mask"} & set(table.columns):
         table[column] = [str(_file(path, name)) if name else "" for name in table[column]]
     if "split" in table:

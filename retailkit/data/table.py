@@ -211,7 +211,7 @@ class ProductData:
         table: one row per image, `COLUMNS` and possibly `words` (lists of `Word`, set by `ocr.add_text`).
         classes: sorted class names; `label` in the table holds names, tensors hold indices into this list.
         info: `licence`, `citation`, `url`, `size`.
-        fit: how images of this set are brought to a square unless the encoder says otherwise.
+        fit: how images of this set are brought to a square; see `to_square`.
     """
 
     name: str

@@ -69,11 +69,11 @@ def export(
     model, _, facts = training.load_checkpoint(checkpoint)
     require_exportable(model)
     products = training.with_classes(data.load(dataset, root), model)
-    size, fit = facts.get("size", model.input_size), facts.get("fit", model.fit)
-    photos = products.split(split, size, fit)
+    size = facts.get("size", model.input_size)
+    photos = products.split(split, size, facts.get("fit"))
 
     graph = to_onnx(_Probabilities(model), (2, 3, size, size), "probs")
-    preparation = preprocessing(model, size, fit)
+    preparation = preprocessing(model, size, photos.fit)
     expected = _probabilities(_pytorch(model), photos)
     probs = _probabilities(_onnx(graph, torch.get_num_threads()), photos)
     differences = {
@@ -166,7 +166,7 @@ def preprocessing(model: ProductClassifier, size: int, fit: str) -> dict[str, An
     Args:
         model: the exported one.
         size: side of its images in pixels.
-        fit: how photos become square; see `data.table.fit_transform`.
+        fit: how photos become square; see `data.table.to_square`.
     """
     return {
         "input": f"images (batch, 3, {size}, {size}), float32 in [0, 1], RGB; normalisation is inside the model",

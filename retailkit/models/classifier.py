@@ -41,7 +41,6 @@ class ProductClassifier(nn.Module):
         text_encoder: None where texts are not used.
         head: from features to logits.
         input_size: side in pixels of the images it expects by default.
-        fit: how images are best brought to that square.
         build_args: JSON-able arguments from which `rebuild` makes the same architecture.
     """
 
@@ -60,7 +59,6 @@ class ProductClassifier(nn.Module):
         self.modalities = tuple(head.scalers)
         self.build_args = build_args or {}
         self.input_size: int = image_encoder.size if image_encoder else TEXT_ONLY_SIZE
-        self.fit = "crop" if image_encoder else "stretch"
 
     def freeze(self, frozen: bool = True) -> ProductClassifier:
         """Stop (or resume) the learning of the encoders; a pooling with weights goes on learning."""

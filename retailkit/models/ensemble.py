@@ -34,7 +34,6 @@ class Ensemble(nn.Module):
         classes: names; a logit's index is an index into them.
         weights: (M,) of the members; all 1 until `tune` chooses them or you set them.
         input_size: side in pixels of the images it expects: the largest of the members'.
-        fit: how images are best brought to that square.
 
     Raises:
         UsageError: no members, members of other classes, or members that read texts.
@@ -60,7 +59,7 @@ class Ensemble(nn.Module):
             for m, f in zip(members, flips, strict=True)
         ]
         self.build_args: dict[str, Any] = {"name": "ensemble", "classes": self.classes, "members": described}
-        self.input_size, self.fit = max(m.input_size for m in members), members[0].fit
+        self.input_size = max(m.input_size for m in members)
         self.register_buffer("weights", torch.ones(len(members)))
 
     def encode_image(self, images: Tensor) -> Features:

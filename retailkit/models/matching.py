@@ -249,7 +249,7 @@ class KeypointMatcher(nn.Module):
 
     modalities = ("image",)
     image_encoder = text_encoder = pooling = None
-    input_size, fit = 240, "pad"
+    input_size = 240
     probabilistic = False
 
     def __init__(

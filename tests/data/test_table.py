@@ -160,6 +160,7 @@ def test_splits_join_and_unknown_or_empty_ones_raise(tmp_path):
         data.split("trian")
     with pytest.raises(UsageError, match="unknown fit 'squash'"):
         data.split("train", fit="squash")
+    assert data.split("train", fit="squeeze").fit == "stretch", "the word in older checkpoints"
     with pytest.raises(UsageError, match="too small"):
         data.split("train", size=4)
 

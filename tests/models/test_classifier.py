@@ -40,7 +40,7 @@ def test_image_model(image_model, images):
     features = image_model.encode_image(images)
     assert features.values.shape == (4, 512) and features.available.all()
     assert torch.equal(image_model.classify(features, None), logits)
-    assert (image_model.modalities, image_model.input_size, image_model.fit) == (("image",), 224, "crop")
+    assert (image_model.modalities, image_model.input_size) == (("image",), 224)
     assert image_model.classes == CLASSES
 
 
