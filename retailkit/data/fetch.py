@@ -1,4 +1,4 @@
-"""Downloads of data sets and files: licence and size are told first, the content is verified.
+"""Downloads of data sets: licence and size are told first, the content is verified.
 
 A data set comes as one zip of a pinned commit. GitHub does not promise the bytes of its zips, so what is unpacked is
 verified: `SHA256` is the checksum of the list that `sha256sum` prints of all files that the reader reads. The test
@@ -14,6 +14,8 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+import pooch
 
 from retailkit.cache import replacing
 from retailkit.config import DataError, UsageError, cache_dir, data_root, pick
@@ -109,7 +111,7 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
     print(f"{name}: {archive.info['size']}, licence {archive.info['licence']}, {archive.info['url']}")
     print(f"commit {archive.commit[:12]} of {archive.repository} -> {root}")
     if not _is_right(archive, root):
-        packed = fetch_file(archive.url, cache_dir("downloads") / f"{name}-{archive.commit[:12]}.zip")
+        packed = _download(archive.url, cache_dir("downloads"), f"{name}-{archive.commit[:12]}.zip")
         _unpack(packed, archive.folder, root)
         packed.unlink()
         if not _is_right(archive, root):
@@ -117,51 +119,10 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
     return root
 
 
-def fetch_file(url: str, path: str | Path, sha256: str = "") -> Path:
-    """Download one file, unless it is there and right.
-
-    Args:
-        url: its address.
-        path: where it goes; folders are created.
-        sha256: hex digest, or its first digits (as in the names of torch weights); "" where it is not known.
-
-    Returns:
-        `path`.
-
-    Raises:
-        DataError: the server does not have the file or cannot be reached, the content is not the expected one, or
-            the disk is full.
-    """
-    import pooch
-
-    path = Path(path)
-    if path.is_file():
-        if file_sha256(path).startswith(sha256):
-            return path
-        path.unlink()
-    pooch.get_logger().setLevel("WARNING")
-    registry = pooch.create(path.parent, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=3)
-    try:
-        registry.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=True))
-    except OSError as error:  # of the network as well
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{url}: cannot be downloaded to {path} ({reason}); {AGAIN}") from None
-    if not (found := file_sha256(path)).startswith(sha256):
-        path.unlink()
-        raise DataError(f"{url}: its sha256 is {found[:12]}..., not {sha256[:12]}...; it was deleted, {AGAIN}")
-    return path
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def list_sha256(root: Path, files: list[Path]) -> str:
     """Return the SHA-256 of the lines that `sha256sum` prints of the files, sorted by their path below `root`."""
     paths = sorted(file.relative_to(root).as_posix() for file in files)
-    lines = "".join(f"{file_sha256(root / path)}  {path}\n" for path in paths)
+    lines = "".join(f"{pooch.file_hash(root / path)}  {path}\n" for path in paths)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -170,6 +131,17 @@ def _is_right(archive: Archive, root: Path) -> bool:
         return list_sha256(root, archive.files(root)) == archive.sha256 and archive.complete(root)
     except DataError:
         return False
+
+
+def _download(url: str, folder: Path, name: str) -> Path:
+    """Download one file into a folder, unless it is there: a download that is cut leaves nothing behind."""
+    pooch.get_logger().setLevel("WARNING")
+    registry = pooch.create(folder, "", registry={name: None}, urls={name: url}, retry_if_failed=3)
+    try:
+        return Path(registry.fetch(name, downloader=pooch.HTTPDownloader(progressbar=True)))
+    except OSError as error:  # of the network as well
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{url}: cannot be downloaded to {folder} ({reason}); {AGAIN}") from None
 
 
 def _unpack(packed: Path, folder: str, root: Path) -> None:

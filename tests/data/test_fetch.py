@@ -14,9 +14,6 @@ from PIL import Image
 from retailkit.config import DataError, UsageError
 from retailkit.data import fetch, load
 
-CONTENT = bytes(range(256)) * 40
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
 
 @pytest.fixture
 def server():
@@ -38,7 +35,7 @@ def server():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.fails, server.log = {"/file.bin": CONTENT}, [], []
+    server.files, server.fails, server.log = {}, [], []
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
@@ -49,38 +46,6 @@ def server():
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
-@pytest.mark.parametrize("sha256", [SHA256, SHA256[:8], ""])
-def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path, sha256):
-    path = tmp_path / "deep" / "file.bin"
-    for _ in range(2):
-        assert fetch.fetch_file(f"{server.url}/file.bin", path, sha256) == path
-    assert path.read_bytes() == CONTENT and [p.name for p in path.parent.iterdir()] == ["file.bin"]
-    assert len(server.log) == 1
-
-
-def test_a_file_with_wrong_content_is_replaced(server, tmp_path):
-    (tmp_path / "file.bin").write_bytes(b"old")
-    assert fetch.fetch_file(f"{server.url}/file.bin", tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
-
-
-def test_a_wrong_checksum_names_file_and_cure_and_leaves_nothing(server, tmp_path):
-    with pytest.raises(DataError, match=r"/file\.bin: its sha256 is .*, not ffff.*run the same command again"):
-        fetch.fetch_file(f"{server.url}/file.bin", tmp_path / "file.bin", "f" * 64)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_busy_server_is_tried_again(server, tmp_path):
-    server.fails = [503, 503]
-    assert fetch.fetch_file(f"{server.url}/file.bin", tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
-
-
-def test_a_missing_file_and_a_missing_server_are_one_line(server, tmp_path):
-    for url in (f"{server.url}/gone.bin", "http://127.0.0.1:9/gone.bin"):
-        with pytest.raises(DataError, match=r"gone\.bin: cannot be downloaded") as error:
-            fetch.fetch_file(url, tmp_path / "gone.bin")
-        assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
 def store() -> dict[str, bytes]:
@@ -136,6 +101,15 @@ def test_a_data_set_arrives_once(server, shop, tmp_path, capsys):
     assert not (root / "LICENSE").exists() and not (root / ".DS_Store").exists()
     said = capsys.readouterr().out
     assert "MIT" in said and "MB" in said and "b545e4c5db0a" in said
+
+
+def test_a_busy_server_is_tried_again_and_a_lacking_one_is_one_line(server, shop, tmp_path):
+    server.fails = [503, 503]
+    fetch.fetch("grocery_store", tmp_path / "data")
+    server.files.clear()
+    with pytest.raises(DataError, match=r"archive\.zip: cannot be downloaded .*run the same command again") as error:
+        fetch.fetch("grocery_store", tmp_path / "other")
+    assert "\n" not in str(error.value) and not list((tmp_path / "cache" / "downloads").iterdir())
 
 
 def test_a_damaged_or_missing_photo_is_fetched_again(server, shop, tmp_path):
