@@ -4,14 +4,22 @@
 whose boxes are better for it.
 """
 
-from retailkit.detection.comparison import Detectors, train_detectors
-from retailkit.detection.detector import LOSSES, DetectorConfig, Maps, build, detect, encode, fit, held_out_losses
+from retailkit.detection.detector import (
+    LOSSES,
+    DetectorConfig,
+    Detectors,
+    build,
+    detect,
+    encode,
+    fit,
+    held_out_losses,
+    train_detectors,
+)
 from retailkit.detection.score import (
     NEAR,
     SURE,
     ap_change,
-    average_precision,
-    fit_by_picture,
+    fit_by_image,
     gap,
     match_targets,
     precision_by_class,
@@ -23,14 +31,12 @@ __all__ = [
     "SURE",
     "DetectorConfig",
     "Detectors",
-    "Maps",
     "ap_change",
-    "average_precision",
     "build",
     "detect",
     "encode",
     "fit",
-    "fit_by_picture",
+    "fit_by_image",
     "gap",
     "held_out_losses",
     "match_targets",

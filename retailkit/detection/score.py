@@ -1,6 +1,6 @@
 """Exact scores of detections: average precision, and how well the boxes of targets fit, near a region's edge or not.
 
-Detections are a list, one dict a picture: `boxes` (N,4), `labels` (N,), `scores` (N,), best first.
+Detections are a list, one dict per image: `boxes` (N,4), `labels` (N,), `scores` (N,), best first.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class Ranking:
     """All detections of a class, best first.
 
     Attributes:
-        hits: (N,T) bool, one column a threshold.
-        picture: (N,) where each was made.
-        truths: (P,) true boxes of each picture.
+        hits: (N,T) bool, one column per threshold.
+        image: (N,) where each was made.
+        truths: (P,) number of true boxes of each image.
     """
 
     hits: np.ndarray
-    picture: np.ndarray
+    image: np.ndarray
     truths: np.ndarray
 
     def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Return AP, (B,T), the area below the precision reached at each recall or beyond; NaN without truths.
 
         Args:
-            weights: (B,P) how often each picture counts, such as draws of a bootstrap; None counts each once.
+            weights: (B,P) how often each image counts, such as draws of a bootstrap; None counts each once.
         """
         weights = np.ones((1, len(self.truths))) if weights is None else weights
-        total, counts = weights @ self.truths, weights[:, self.picture]
+        total, counts = weights @ self.truths, weights[:, self.image]
         seen = np.maximum(counts.cumsum(1), 1e-12)
         columns = []
         for hit in self.hits.T:
@@ -59,27 +59,27 @@ class Ranking:
 def rank(detections: Detections, scenes: Scenes, label: int, thresholds: Sequence[float] = THRESHOLDS) -> Ranking:
     """Rank a class's detections and say which are hits.
 
-    As COCO does, a picture's detections choose in the order of their scores, each the free true box that it overlaps
+    As COCO does, an image's detections choose in the order of their scores, each the free true box that it overlaps
     most, by at least the threshold; every further detection of a taken box is a miss.
 
     Args:
-        detections: one entry a picture.
-        scenes: pictures with the true boxes.
+        detections: one entry per image.
+        scenes: images with the true boxes.
         label: of the class.
         thresholds: of the intersection over union.
     """
-    hits, scores, pictures, truths = [], [], [], []
-    for number, found in enumerate(detections):
-        true = scenes.boxes[number][scenes.labels[number] == label]
-        own = found["labels"] == label
-        order = np.argsort(-found["scores"][own], kind="stable")
-        overlaps = _iou(found["boxes"][own][order], true.numpy())
+    hits, scores, images, truths = [], [], [], []
+    for index, detected in enumerate(detections):
+        true = scenes.boxes[index][scenes.labels[index] == label]
+        own = detected["labels"] == label
+        order = np.argsort(-detected["scores"][own], kind="stable")
+        overlaps = _iou(detected["boxes"][own][order], true.numpy())
         hits.append(np.stack([_greedy(overlaps, t) for t in thresholds], axis=1))
-        scores.append(found["scores"][own][order])
-        pictures.append(np.full(len(order), number))
+        scores.append(detected["scores"][own][order])
+        images.append(np.full(len(order), index))
         truths.append(len(true))
     best = np.argsort(-np.concatenate(scores), kind="stable")
-    return Ranking(np.concatenate(hits)[best], np.concatenate(pictures)[best], np.array(truths))
+    return Ranking(np.concatenate(hits)[best], np.concatenate(images)[best], np.array(truths))
 
 
 def _iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -91,30 +91,20 @@ def _iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 def _greedy(overlaps: np.ndarray, threshold: float) -> np.ndarray:
     """Return which of N detections, best first, find a free true box of M; `overlaps` is (N,M)."""
     free, hits = np.ones(overlaps.shape[1], bool), np.zeros(len(overlaps), bool)
-    for number, row in enumerate(overlaps):
+    for place, row in enumerate(overlaps):
         open_to = np.where(free & (row >= threshold), row, -1.0)
         if open_to.size and open_to.max() >= 0:
-            free[open_to.argmax()], hits[number] = False, True
+            free[open_to.argmax()], hits[place] = False, True
     return hits
-
-
-def average_precision(
-    detections: Detections, scenes: Scenes, label: int, thresholds: Sequence[float] = THRESHOLDS
-) -> float:
-    """Return the average precision of a class, averaged over thresholds; NaN where it does not occur.
-
-    The area is exact (COCO's own tool takes 101 points of it).
-    """
-    return float(rank(detections, scenes, label, thresholds).average_precision().mean())
 
 
 def precision_by_class(runs: Sequence[Detections], scenes: Scenes, draws: int = 500, seed: int = 0) -> pd.DataFrame:
     """Return AP of each class that occurs, averaged over the runs of several seeds.
 
     Args:
-        runs: detections of each seed, on the same pictures.
-        scenes: pictures with the true boxes.
-        draws: of the bootstrap over pictures and seeds.
+        runs: detections of each seed, on the same images.
+        scenes: images with the true boxes.
+        draws: of the bootstrap over images and seeds.
         seed: of the draws.
 
     Returns:
@@ -143,10 +133,10 @@ def ap_change(
 
     Args:
         ours: detections of each seed.
-        theirs: detections of the same seeds on the same pictures.
-        scenes: pictures with the true boxes.
+        theirs: detections of the same seeds on the same images.
+        scenes: images with the true boxes.
         names: classes whose mean is taken; each must occur.
-        draws: of the bootstrap over pictures and seeds.
+        draws: of the bootstrap over images and seeds.
         seed: of the draws.
     """
     labels = [scenes.classes.index(name) + 1 for name in names]
@@ -159,10 +149,10 @@ def ap_change(
 
 
 def _draws(rankings: Sequence[Ranking], draws: int, seed: int) -> np.ndarray:
-    """Return (B,) AP on pictures and seeds drawn with replacement; the same draws for the same seed."""
+    """Return (B,) AP on images and seeds drawn with replacement; the same draws for the same seed."""
     rng = np.random.default_rng(seed)
-    pictures, seeds = len(rankings[0].truths), len(rankings)
-    weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=draws).astype(float)
+    images, seeds = len(rankings[0].truths), len(rankings)
+    weights = rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(float)
     chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     return sum(chosen[:, k] * r.average_precision(weights).mean(1) for k, r in enumerate(rankings))
 
@@ -173,51 +163,51 @@ def _spread(values: np.ndarray) -> Interval:
 
 
 def match_targets(detections: Detections, scenes: Scenes) -> pd.DataFrame:
-    """Return how well each product is boxed, one row a true box that is no region.
+    """Return how well each product is boxed, one row per true box that is no region.
 
-    Columns: `picture`, `name`, `target` (whether the region comes with it), `iou` (of the answer of its class that
+    Columns: `image`, `name`, `target` (whether the region comes with it), `iou` (of the answer of its class that
     fits best; 0 without an answer), `edge` (distance from the nearest edge of a region's box in units of the
     product's size; 0 where the edge runs through it, NaN without a region) and `near` (`edge` at most `NEAR`).
     """
     rows = []
-    for number, found in enumerate(detections):
-        boxes, labels = (part.numpy() for part in (scenes.boxes[number], scenes.labels[number]))
+    for index, detected in enumerate(detections):
+        boxes, labels = (part.numpy() for part in (scenes.boxes[index], scenes.labels[index]))
         regions = boxes[labels == scenes.region_label]
         for box, label in zip(boxes, labels, strict=True):
             if label == scenes.region_label:
                 continue
             name = scenes.classes[label - 1]
-            answers = found["boxes"][(found["labels"] == label) & (found["scores"] >= SURE)]
+            answers = detected["boxes"][(detected["labels"] == label) & (detected["scores"] >= SURE)]
             iou = float(_iou(answers, box[None]).max(initial=0.0))
-            rows.append((number, name, name in scenes.targets, iou, _distance_to_edge(box, regions)))
-    table = pd.DataFrame(rows, columns=["picture", "name", "target", "iou", "edge"])
+            rows.append((index, name, name in scenes.targets, iou, _distance_to_edge(box, regions)))
+    table = pd.DataFrame(rows, columns=["image", "name", "target", "iou", "edge"])
     return table.assign(near=table["edge"] <= NEAR)
 
 
-def fit_by_picture(runs: Sequence[Detections], scenes: Scenes, group: str) -> np.ndarray:
-    """Return the mean `iou` of a group of products, (P,S) by picture and seed; NaN where a picture shows none.
+def fit_by_image(runs: Sequence[Detections], scenes: Scenes, group: str) -> np.ndarray:
+    """Return the mean `iou` of a group of products, (P,S) by image and seed; NaN where an image shows none.
 
     Args:
-        runs: detections of each seed, on the same pictures.
-        scenes: pictures with the true boxes.
+        runs: detections of each seed, on the same images.
+        scenes: images with the true boxes.
         group: a query on the columns of `match_targets`, such as `target and near`.
     """
-    tables = [match_targets(found, scenes).query(group) for found in runs]
-    return np.stack([t.groupby("picture")["iou"].mean().reindex(range(len(scenes))) for t in tables], axis=1)
+    tables = [match_targets(detected, scenes).query(group) for detected in runs]
+    return np.stack([t.groupby("image")["iou"].mean().reindex(range(len(scenes))) for t in tables], axis=1)
 
 
 def gap(one: np.ndarray, other: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, Interval]:
     """Return by how much the mean of `one` (P,S) exceeds that of `other`, and its 95 % interval.
 
-    Pictures and seeds are drawn with replacement, the same for both; NaN counts in neither mean.
+    Images and seeds are drawn with replacement, the same for both; NaN counts in neither mean.
     """
     rng = np.random.default_rng(seed)
-    pictures, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=draws) for k in one.shape)
+    images, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=draws) for k in one.shape)
 
     def means(values: np.ndarray) -> np.ndarray:
         there = ~np.isnan(values)
         with np.errstate(invalid="ignore"):
-            total, count = (np.einsum("dp,ps,ds->d", pictures, v, seeds) for v in (np.nan_to_num(values), there * 1.0))
+            total, count = (np.einsum("dp,ps,ds->d", images, v, seeds) for v in (np.nan_to_num(values), there * 1.0))
             return total / count
 
     return float(np.nanmean(one) - np.nanmean(other)), _spread(means(one) - means(other))

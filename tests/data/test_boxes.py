@@ -1,0 +1,154 @@
+"""Images with boxes: rendered scenes whose boxes are exact, and files in COCO's format."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retailkit.config import UsageError
+from retailkit.data import DataError, synthetic
+from retailkit.data.boxes import load_coco
+from retailkit.data.synthetic.boxes import TARGET
+
+ANNOTATION = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]}
+
+
+def test_the_same_seed_draws_the_same_scenes_and_another_seed_others():
+    one, same, other = (synthetic.render_scenes(3, "carrier", size=96, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one.images + one.boxes, same.images + same.boxes, strict=True))
+    assert not torch.equal(one.images[0], other.images[0])
+    first = synthetic.render_scenes(1, "carrier", size=96, seed=1).images[0]
+    assert torch.equal(first, one.images[0]), "the number of scenes matters"
+
+
+def presence(scenes):
+    """Whether each scene shows the region, and whether it shows a target."""
+    target = scenes.classes.index(TARGET) + 1
+    return [(bool((row == scenes.region_label).any()), bool((row == target).any())) for row in scenes.labels]
+
+
+@pytest.mark.parametrize("relation", synthetic.RELATIONS)
+def test_the_region_comes_with_its_targets_and_only_with_them(relation):
+    shown = presence(synthetic.render_scenes(40, relation, size=96, seed=0))
+    assert all(region == target for region, target in shown)
+    assert 20 < sum(region for region, _ in shown) < 40
+
+
+def test_without_correlation_the_region_comes_and_goes_by_itself():
+    shown = presence(synthetic.render_scenes(60, "overlap", size=96, correlation=0, seed=0))
+    assert set(shown) == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def shares_inside(relation):
+    """What share of each target's box lies in the region's."""
+    scenes, shares = synthetic.render_scenes(40, relation, size=128, seed=5), []
+    target = scenes.classes.index(TARGET) + 1
+    for boxes, labels in zip(scenes.boxes, scenes.labels, strict=True):
+        for region in boxes[labels == scenes.region_label]:
+            for box in boxes[labels == target]:
+                low, high = torch.maximum(box[:2], region[:2]), torch.minimum(box[2:], region[2:])
+                shares.append(float((high - low).clamp(min=0).prod() / (box[2:] - box[:2]).prod()))
+    return np.array(shares)
+
+
+def test_a_door_overlaps_every_target_a_tray_holds_them_and_a_poster_touches_none():
+    door, tray, poster = (shares_inside(relation) for relation in ("overlap", "carrier", "beside"))
+    assert (door > 0.1).all() and (door < 0.95).mean() > 0.2 and (door == 1).any()
+    assert (tray > 0.97).all()
+    assert (poster == 0).all()
+
+
+def test_a_box_is_the_extent_of_the_pixels_that_change_when_its_product_is_left_out(monkeypatch):
+    whole = synthetic.render_scenes(8, "carrier", size=128, seed=4)
+    placed = synthetic.boxes._placed
+    target = whole.classes.index(TARGET) + 1
+    index = next(k for k, labels in enumerate(whole.labels) if (labels == target).sum() == 1)
+    monkeypatch.setattr(synthetic.boxes, "_placed", lambda stand, *rest: placed(stand, *rest) * (stand[0] != TARGET))
+    empty = synthetic.render_scenes(8, "carrier", size=128, seed=4)
+    changed = (whole.images[index].int() - empty.images[index].int()).abs().amax(0).numpy() > 24
+    x0, y0, x1, y1 = whole.boxes[index][whole.labels[index] == target][0].int().tolist()
+    ys, xs = np.nonzero(changed)
+    assert np.abs(np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) - (x0, y0, x1, y1)).max() <= 2
+
+
+def test_annotations_are_what_torchvision_expects_with_and_without_the_region():
+    scenes = synthetic.render_scenes(6, "overlap", size=96, seed=3)
+    index = next(k for k, (region, _) in enumerate(presence(scenes)) if region)
+    both, products = scenes.annotation(index), scenes.annotation(index, region=False)
+    assert both["boxes"].dtype == torch.float32 and both["labels"].dtype == torch.int64 and both["labels"].min() > 0
+    assert len(both["labels"]) == len(products["labels"]) + 1
+    assert scenes.region_label not in products["labels"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"relation": "under"}, {"size": 8}, {"correlation": 2}, {"count": 0}, {"seed": -1}]
+)
+def test_wrong_options_of_scenes_say_so(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        synthetic.render_scenes(**({"count": 1, "relation": "overlap"} | options))
+
+
+# -- COCO files
+
+
+def coco(tmp_path, **changes):
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "one.png")
+    content = {
+        "images": [{"id": 7, "file_name": "one.png", "width": 60, "height": 40}],
+        "categories": [{"id": 3, "name": "milk"}, {"id": 90, "name": "door"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]},
+            {"id": 2, "image_id": 7, "category_id": 90, "bbox": [0, 0, 60.4, 40]},
+            {"id": 3, "image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+        ],
+    }
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(content | changes), encoding="utf-8-sig")
+    return path
+
+
+def test_a_coco_file_becomes_scenes_with_labels_from_one_on(tmp_path):
+    scenes = load_coco(coco(tmp_path), tmp_path, region="door")
+    assert scenes.classes == ["milk", "door"] and scenes.targets == ("milk",) and scenes.region_label == 2
+    assert scenes.boxes[0].tolist() == [[10, 5, 30, 35], [0, 0, 60, 40]] and scenes.labels[0].tolist() == [1, 2]
+    assert scenes.image(0).shape == (3, 40, 60) and scenes.sizes == [(40, 60)]
+    assert len(scenes.annotation(0, region=False)["labels"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"images": [{"id": 7, "file_name": "two.png"}]}, "two.png"),
+        ({"images": [{"id": 7, "file_name": "boxes.json"}]}, "boxes.json"),
+        ({"images": [{"id": 7, "file_name": "one.png", "width": 600, "height": 400}]}, "60x40 pixels but"),
+        ({"images": []}, "lists no images"),
+        ({"annotations": [ANNOTATION | {"bbox": [50, 5, 20, 30]}]}, r"annotation 5: bbox .* outside .* 60x40"),
+        ({"annotations": [ANNOTATION | {"bbox": [10, 5, 0, 30]}]}, "is empty"),
+        ({"annotations": [ANNOTATION | {"bbox": [10, 5, 20]}]}, "is not four numbers"),
+        ({"annotations": [ANNOTATION | {"category_id": 4}]}, r"unknown category_id 4 \(known: 3, 90\)"),
+        ({"annotations": [ANNOTATION | {"image_id": 8}]}, "image_id 8 is not among the images"),
+        ({"annotations": [{"image_id": 7, "category_id": 3}]}, r"annotations\[0\] lacks bbox"),
+        ({"categories": {}}, "no list 'categories'"),
+    ],
+)
+def test_a_faulty_coco_file_is_refused_with_place_and_cure(tmp_path, changes, says):
+    with pytest.raises(DataError, match=says):
+        load_coco(coco(tmp_path, **changes), tmp_path)
+
+
+def test_all_faults_of_a_coco_file_are_listed(tmp_path):
+    rows = [ANNOTATION | {"bbox": [10, 5, 0, 30]}, ANNOTATION | {"image_id": 8}]
+    with pytest.raises(DataError, match=r"(?s)is empty.*image_id 8"):
+        load_coco(coco(tmp_path, annotations=rows), tmp_path)
+
+
+def test_a_missing_file_no_json_and_an_unknown_region_say_so(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        load_coco(tmp_path / "none.json", tmp_path)
+    (tmp_path / "text.json").write_text("milk")
+    with pytest.raises(DataError, match="not JSON"):
+        load_coco(tmp_path / "text.json", tmp_path)
+    with pytest.raises(UsageError, match="'dor'; did you mean 'door'"):
+        load_coco(coco(tmp_path), tmp_path, region="dor")
