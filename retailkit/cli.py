@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 work failed or an expectation is not met, 2 the call has t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -17,10 +18,18 @@ import typer
 from retailkit.cache import replacing
 from retailkit.config import PROFILES, UsageError, UserError, pick
 
+SPACE = "free some space, or choose another place (the cache: RETAILKIT_CACHE)"
+CURES = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EADDRINUSE: "choose another one: --port",
+    errno.EPIPE: "the program that read the output has ended",
+}
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
 app = typer.Typer(
-    help="Fine-grained retail product recognition: run the workbook, train, evaluate.",
+    help="Fine-grained retail product recognition: run the workbook, train, evaluate. "
+    "Add --debug to any command to see where an error comes from.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -30,7 +39,9 @@ app = typer.Typer(
 Dataset = Annotated[str, typer.Option(help="Name of a data set: synthetic, grocery_store, grozi120, folder.")]
 Root = Annotated[Path | None, typer.Option(help="Its folder (or CSV); default $RETAILKIT_DATA/NAME, then the cache.")]
 Profile = Annotated[str, typer.Option(help="fast (two CPU cores) or full.")]
-Pairs = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, may be repeated.")]
+Checkpoint = Annotated[Path, typer.Option(help="What `retailkit train` wrote.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+JsonLine = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @app.command()
@@ -38,7 +49,7 @@ def check(
     dataset: Annotated[str, typer.Option(help="Read every image of this data set; with --root alone, folder.")] = "",
     root: Root = None,
 ):
-    """Check the installation, and a data set: lists every broken row at once.
+    """Check the installation, or a data set: lists every broken row at once.
 
     Example: `retailkit check --dataset folder --root photos`
     """
@@ -94,11 +105,9 @@ def run(
     dataset: Dataset = "synthetic",
     root: Root = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks at a time; default the number of cores.")] = None,
-    parameter: Pairs = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE; repeat it.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
-    cell_seconds: Annotated[
-        int | None, typer.Option(min=1, help="That a cell may take; default half an hour in fast, six hours in full.")
-    ] = None,
+    cell_seconds: Annotated[int | None, typer.Option(min=1, help="That a cell may take; default 1800 in fast.")] = None,
     update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
 ):
     """Execute notebooks and write records, figures and an index.html.
@@ -118,16 +127,9 @@ def run(
     files = runs.notebooks(notebooks or [])
     extra = parse_parameters(parameter or [])
     started, folder = time.monotonic(), runs.run_dir(profile, dataset)
+    options = {"jobs": jobs, "fresh": fresh, "timeout": cell_seconds}
     results = runs.execute(
-        files,
-        profile,
-        dataset,
-        root,
-        extra,
-        jobs,
-        fresh,
-        prepare=lambda: prepare(profile, dataset, root),
-        timeout=cell_seconds,
+        files, profile, dataset, root, extra, prepare=lambda: prepare(profile, dataset, root), **options
     )
     seconds = time.monotonic() - started
     failures = runs.publish(folder, profile, dataset, update, seconds)
@@ -168,19 +170,15 @@ def train(
     context: typer.Context,
     dataset: Dataset = "synthetic",
     root: Root = None,
-    output: Annotated[Path, typer.Option(help="Checkpoint to write; an interrupted training goes on.")] = Path(
-        "model.safetensors"
-    ),
+    output: Annotated[Path, typer.Option(help="Checkpoint to write, or to go on with.")] = Path("model.safetensors"),
     model: Annotated[str, typer.Option(help="image, lca, text, score_fusion, concat or embracenet.")] = "image",
     backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     preset: Annotated[str, typer.Option(help="grocery_best or grozi_best: the best for that data set.")] = "",
-    hold_out: Annotated[
-        bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone and choose weights on `val`.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    hold_out: Annotated[bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone.")] = False,
+    seed: Seed = 0,
+    json_line: JsonLine = False,
 ):
     """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
 
@@ -237,13 +235,13 @@ def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_ou
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote.")],
+    checkpoint: Checkpoint,
     dataset: Dataset = "synthetic",
     root: Root = None,
     split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
     size: Annotated[int | None, typer.Option(help="Side of the images; default as the checkpoint says.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
-    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    json_line: JsonLine = False,
 ):
     """Evaluate a checkpoint on a split: top-1, macro F1, n, the 95 % interval, and the classes most often confused.
 
@@ -271,17 +269,15 @@ def evaluate(
 @app.command()
 def explain(
     photo: Annotated[Path, typer.Argument(help="Image file.")],
-    checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote.")],
-    output: Annotated[Path, typer.Option(help="Page to write: .html, or .safetensors to load again.")] = Path(
-        "explanation.html"
-    ),
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option(help="An .html page or a .safetensors file.")] = Path("explanation.html"),
     classes: Annotated[str, typer.Option(help="top1, top3, ..., or the name of a class.")] = "top3",
     contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
     unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
     link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the picture together with it.")] = False,
     budget: Annotated[int, typer.Option(help="Masked pictures to look at; more are steadier.")] = 512,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same explanation.")] = 0,
-    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    seed: Seed = 0,
+    json_line: JsonLine = False,
 ):
     """Explain what a model says of one photo: which parts of the picture and which words, and how far to trust it.
 
@@ -311,16 +307,14 @@ def explain(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="What `retailkit train` wrote: an `image` or `lca` model.")],
+    checkpoint: Checkpoint,
     dataset: Dataset = "synthetic",
     root: Root = None,
     split: Annotated[str, typer.Option(help="Photos to measure on: train, val or test.")] = "test",
-    output: Annotated[
-        Path, typer.Option(help="Folder to write; files of an earlier export in it are replaced.")
-    ] = Path("export"),
-    json_line: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("export"),
+    json_line: JsonLine = False,
 ):
-    """Export an image model: ONNX, preprocessing, class names, a program that uses them, and a model card.
+    """Export an `image` or `lca` model: ONNX, preprocessing, class names, a program that uses them, and a model card.
 
     The ONNX model has to agree with PyTorch on the split, or nothing is written. The card says what this model reaches
     on the split: accuracy by class and condition, confusions, calibration, speed and size.
@@ -339,12 +333,8 @@ def export(
 def matrix(
     dataset: Dataset = "synthetic",
     root: Root = None,
-    train: Annotated[
-        list[str] | None, typer.Option(help="Variant to train on, may be repeated; none means the paper's eight.")
-    ] = None,
-    test: Annotated[
-        list[str] | None, typer.Option(help="Variant to test on, may be repeated; none means the paper's eight.")
-    ] = None,
+    train: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
     labels: Annotated[str, typer.Option(help="What is recognised: label, family or coarse.")] = "label",
     backbone: Annotated[str, typer.Option(help="auto: lite0 to probe, lite2 to finetune.")] = "auto",
     size: Annotated[int | None, typer.Option(min=8, help="Side of the pictures; default the backbone's.")] = None,
@@ -364,9 +354,9 @@ def matrix(
 
     profiles = {"probe": "fast", "finetune": "full"}
     profile = profiles[pick(profiles, mode, "mode")]
-    rows, columns = (
-        [pick(backgrounds.VARIANTS, name, "variant") for name in some or backgrounds.PAPER] for some in (train, test)
-    )
+    rows, columns = train or list(backgrounds.PAPER), test or list(backgrounds.PAPER)
+    for name in (*rows, *columns):
+        pick(backgrounds.VARIANTS, name, "variant")
     options = {} if backbone == "auto" else {"backbone": backbone}
     spec = training.reference(mode, dataset, root, profile, options=options)
     side = size or models.build("image", ["any"], **spec.model_options).input_size
@@ -381,18 +371,13 @@ def matrix(
         with replacing(csv) as draft:
             cells.to_csv(draft, index=False)
     answers = study.predictions(cells)
-    print(_grid(study.accuracy(answers)))
+    table = study.accuracy(answers)
+    grid = table.pivot(index="train", columns="test", values="accuracy").reindex(index=rows, columns=columns)
+    print(grid.rename_axis("trained on", columns=None).to_string(float_format="{:.3f}".format))
     print(f"{len(scenes[0])} pictures to train on, {len(scenes[1])} to test on, {len(products.classes)} classes")
     if {"mixed_same", "mixed_rand"} <= set(columns):
         for gap in study.bg_gap(answers).itertuples():
             print(f"BG-gap of {gap.train}: {gap.gap:.3f} ({gap.low:.3f} to {gap.high:.3f})")
-
-
-def _grid(table) -> str:
-    """Return the accuracy of cells as text, rows and columns in their own order."""
-    wide = table.pivot(index="train", columns="test", values="accuracy")
-    wide = wide.loc[table["train"].unique(), table["test"].unique()]
-    return wide.rename_axis("trained on", columns=None).to_string(float_format="{:.3f}".format)
 
 
 def _said(found) -> dict:
@@ -433,12 +418,8 @@ def show(
     dataset: Dataset = "synthetic",
     root: Root = None,
     profile: Profile = "fast",
-    models: Annotated[
-        str, typer.Option(help="Models to train and ask, with commas between them.")
-    ] = "score_fusion,image,text",
-    ip: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = (
-        "127.0.0.1"
-    ),
+    models: Annotated[str, typer.Option(help="Models, with commas between them.")] = "score_fusion,image,text",
+    ip: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8866,
     token: Annotated[str, typer.Option(envvar="RETAILKIT_TOKEN", help="What visitors have to give.")] = "",
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
@@ -484,23 +465,36 @@ def bench(
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line per fault on stderr and the exit code of its kind."""
+    """Run the command line; what a user can mend ends in one line per fault on stderr and an exit code."""
+    words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except UserError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", 130)
-    except Exception as error:
-        # Typer's own errors are click's: an unknown option or command, a missing value.
-        if not hasattr(error, "format_message"):
+        sys.exit(app(words, standalone_mode=False) or 0)
+    except (Exception, KeyboardInterrupt) as error:
+        line, code = _explained(error)
+        if not line or "--debug" in sys.argv:
             raise
-        _fail(error.format_message(), 2)
+        typer.secho(f"retailkit: {line}", fg="red", err=True)
+        sys.exit(code)
 
 
-def _fail(line: str, code: int) -> None:
-    typer.secho(f"retailkit: {line}", fg="red", err=True)
-    sys.exit(code)
+def _explained(error: BaseException) -> tuple[str, int]:
+    """Return what went wrong and how to mend it, and the exit code; "" for what only a developer can mend."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from here", 130
+    if hasattr(error, "format_message"):  # of click: an unknown option or command, a missing value
+        return error.format_message(), 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of PyTorch
+        return "not enough memory; close other programs, or take a smaller model, smaller images or fewer jobs", 1
+    if isinstance(error, UnicodeEncodeError):
+        return f"this terminal cannot show {error.object[error.start : error.end]!r}; set PYTHONUTF8=1", 1
+    if isinstance(error, UnicodeError):
+        return f"a text file is not UTF-8 ({error}); save it as UTF-8", 1
+    if isinstance(error, OSError) and (error.filename or error.strerror):
+        where, why = error.filename or "a file", error.strerror or type(error).__name__
+        return f"{where}: {why}; {CURES.get(error.errno, 'check the path and its permissions')}", 1
+    return "", 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from retailkit import cli
+from retailkit.config import UserError
 from retailkit.explain.lime import LocalExplanation
 
 KNOBS = 'PROFILE = "fast"  # p\nDATASET = "synthetic"  # d\nROOT = ""  # r\nSEED = 0  # of all randomness'
@@ -230,14 +231,38 @@ def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_
     assert call("bench", "ocr")[0] == 1
 
 
-def test_an_interrupt_ends_with_130(monkeypatch, capsys):
-    def interrupt(**options):
-        raise KeyboardInterrupt
+ERRORS = {
+    "an interrupt": (KeyboardInterrupt(), 130, "goes on from here"),
+    "a full disk": (
+        OSError(28, "No space left", "m.safetensors"),
+        1,
+        "m.safetensors: No space left; free",
+    ),
+    "a forbidden file": (PermissionError(13, "Permission denied", "photos"), 1, "photos: Permission denied; check"),
+    "too little memory": (MemoryError(), 1, "not enough memory; close"),
+    "another encoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "save it as UTF-8"),
+    "bad data": (UserError("a.csv, row 2: no label"), 1, "a.csv, row 2: no label"),
+}
 
-    monkeypatch.setattr(cli, "app", interrupt)
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_that_a_user_can_mend_ends_in_one_line(monkeypatch, capsys, case):
+    error, code, part = ERRORS[case]
+    monkeypatch.setattr(cli, "app", lambda words, **options: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(sys, "argv", ["retailkit", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+    err = capsys.readouterr().err
+    assert ended.value.code == code and part in err and err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["retailkit", "run", "--debug"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_a_fault_of_the_program_shows_where_it_is(monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda words, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
 
 
 def test_the_command_is_installed():
