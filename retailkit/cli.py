@@ -127,10 +127,7 @@ def run(
     files = runs.notebooks(notebooks or [])
     extra = parse_parameters(parameter or [])
     started, folder = time.monotonic(), runs.run_dir(profile, dataset)
-    options = {"jobs": jobs, "fresh": fresh, "timeout": cell_seconds}
-    results = runs.execute(
-        files, profile, dataset, root, extra, prepare=lambda: prepare(profile, dataset, root), **options
-    )
+    results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, timeout=cell_seconds)
     seconds = time.monotonic() - started
     failures = runs.publish(folder, profile, dataset, update, seconds)
     failed = [r for r in results if r.status == "failed"]

@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
+LONGEST = ("test_notebooks.py", "test_browser.py")
 LOCAL = ("127.", "::1", "localhost")
 
 
@@ -29,11 +30,17 @@ def offline():
 
 @pytest.fixture(autouse=True, scope="session")
 def session_cache(tmp_path_factory):
-    """One cache for the whole session; a test that needs its own sets RETAILKIT_CACHE itself."""
-    before = os.environ.get("RETAILKIT_CACHE")
-    os.environ["RETAILKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """One cache for the whole session and all its workers; a test that needs its own sets RETAILKIT_CACHE itself."""
+    before, base = os.environ.get("RETAILKIT_CACHE"), tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    os.environ["RETAILKIT_CACHE"] = str(shared / "cache")
     yield
     if before is None:
         del os.environ["RETAILKIT_CACHE"]
     else:
         os.environ["RETAILKIT_CACHE"] = before
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest files, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

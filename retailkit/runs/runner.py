@@ -123,7 +123,7 @@ def execute(
     extra: dict[str, Any] | None = None,
     jobs: int | None = None,
     fresh: bool = False,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[str, str, str | Path | None], None] | None = None,
     output: Path | None = None,
     timeout: int | None = None,
     say: Callable[[str], None] = tqdm.write,
@@ -138,7 +138,8 @@ def execute(
         extra: further parameters.
         jobs: notebooks at a time; None takes the number of cores, at most 4.
         fresh: run again what is done already.
-        prepare: called once before several notebooks that have to run; one alone makes what it needs itself.
+        prepare: called with profile, dataset and root, once, before several notebooks that have to run; one alone makes
+            what it needs itself.
         output: folder of the results; None takes `papermill_runs/latest/<profile>-<dataset>`.
         timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
         say: is called with one line per event.
@@ -166,7 +167,7 @@ def execute(
     waiting = [job for job in batch if job.name not in results]
     if prepare and sum(job.name[:2] != LAST for job in waiting) > 1:
         started = time.monotonic()
-        prepare()
+        prepare(profile, dataset, root)
         say(f"prepared in {time.monotonic() - started:.0f} s")
     for result in _run_all(waiting, jobs):
         say(str(result))

@@ -11,7 +11,6 @@ KINDS = {
     "ceiling": {"kind": "bound", "max": 0.6, "reason": "r"},
     "direction": {"kind": "direction", "min": 0.1, "switched_off": {"X": False}, "reason": "r"},
     "exact": {"kind": "exact", "value": 0.5, "reason": "r"},
-    "golden": {"kind": "golden", "value": 0.5, "rel": 0.05, "reason": "r"},
 }
 
 

@@ -33,11 +33,11 @@ def test_a_failed_notebook_is_kept_and_the_others_go_on(workbook):
 def test_a_rerun_does_only_what_is_not_done(workbook):
     files = [workbook("10_good"), workbook("20_bad", "1 / 0")]
     prepared = []
-    runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda: prepared.append(1))
+    runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda *where: prepared.append(1))
     files[1] = workbook("20_bad")
-    again = runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda: prepared.append(1))
+    again = runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda *where: prepared.append(1))
     assert [r.status for r in again] == ["kept", "ok"] and prepared == [1], "one alone makes what it needs itself"
-    third = runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda: prepared.append(1))
+    third = runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda *where: prepared.append(1))
     assert [r.status for r in third] == ["kept", "kept"] and prepared == [1]
     changed = runs.execute(files[:1], extra={"VALUE": 0.75}, say=lambda line: None)
     assert changed[0].status == "ok" and record("10_good")["metrics"]["value"]["value"] == 0.75
