@@ -5,8 +5,8 @@
         top1_frozen: {kind: bound, min: 0.4, reason: "chance 0.04; lowest of 5 seeds minus 2 sd"}
         gain_pretrained: {kind: direction, min: 0.1, switched_off: {PRETRAINED: false}, reason: "..."}
 
-`exact` needs `value`; `bound` and `direction` need `min` or `max`. A direction names the parameter (`switched_off`) that
-switches its cause off: a test runs the notebook that way and sees the check fail.
+`exact` needs `value`; `bound` and `direction` need `min` or `max`. A direction names the parameter (`switched_off`)
+that switches its cause off: a test runs the notebook that way and sees the check fail.
 """
 
 from __future__ import annotations
