@@ -18,10 +18,8 @@ import typer
 from retailkit.cache import replacing
 from retailkit.config import PROFILES, UsageError, UserError, pick
 
-SPACE = "free some space, or choose another place (the cache: RETAILKIT_CACHE)"
 CURES = {
-    errno.ENOSPC: SPACE,
-    errno.EDQUOT: SPACE,
+    errno.ENOSPC: "free some space, or choose another place (the cache: RETAILKIT_CACHE)",
     errno.EADDRINUSE: "choose another one: --port",
     errno.EPIPE: "the program that read the output has ended",
 }
