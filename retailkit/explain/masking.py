@@ -1,22 +1,24 @@
-"""Hiding parts of a picture and of its words, and asking a model what it says then.
+"""Hiding superpixels and words, and asking a model what it says then.
 
-The parts are players: superpixels of the picture, and units of text (words or lines). A mask says which of them are
-kept. `MaskedModel` gives the logits of any masks. Image and text are encoded once per distinct mask and fused in pairs,
-because an encoder costs a thousand times what the head does.
+The features of a local explanation are the superpixels of the image and the tokens of the text (words or lines). A mask
+says which of them are kept. `MaskedModel` returns the logits for any masks. It encodes each distinct masked image and
+text once and combines the two only in the head, because an encoder costs a thousand times what the head does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from scipy.linalg import hadamard
-from skimage import segmentation as skimage_segmentation
+from skimage import segmentation
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
+from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import Word
@@ -24,116 +26,91 @@ from retailkit.data.text import kept_apart, redact_words
 from retailkit.inference import Predictor, composite
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
-ENUMERATED = 12  # players: up to so many, all masks are listed and shuffled
-IMAGES_AT_ONCE = 256  # masks of full size in memory
+ENUMERATED = 12  # features: up to so many, all masks are listed and shuffled
+IMAGES_AT_ONCE = 128  # masks of full size in memory
 PAIRS_AT_ONCE = 4096
-
-Segmenter = Callable[[np.ndarray, int], np.ndarray]
-Baseline = Callable[[Tensor, np.ndarray], Tensor]
+TARGETS = ("margin", "prob", "log_prob", "sqrt_prob")
 
 
-# -- Players of the picture: superpixels.
+# -- Features of the image: superpixels.
 
 
 def _slic(image: np.ndarray, count: int) -> np.ndarray:
-    return skimage_segmentation.slic(image, n_segments=count, compactness=10, sigma=1, start_label=0)
-
-
-def _quickshift(image: np.ndarray, count: int) -> np.ndarray:
-    """With the parameters of lime 0.2; the number of segments follows from the picture."""
-    return skimage_segmentation.quickshift(image, kernel_size=4, max_dist=200, ratio=0.2, rng=0)
+    return segmentation.slic(image, n_segments=count, compactness=10, sigma=1, start_label=0)
 
 
 def _felzenszwalb(image: np.ndarray, count: int) -> np.ndarray:
-    """The number of segments follows from the picture."""
-    return skimage_segmentation.felzenszwalb(image, scale=100, sigma=0.5, min_size=image[..., 0].size // (2 * count))
+    """The number of segments follows from the image."""
+    return segmentation.felzenszwalb(image, scale=100, sigma=0.5, min_size=image[..., 0].size // (2 * count))
 
 
-def _grid(image: np.ndarray, count: int) -> np.ndarray:
-    """Return equal rectangles, at most `count` of them."""
-    side = max(1, int(count**0.5))
-    rows, columns = (np.minimum(np.arange(n) * side // n, side - 1) for n in image.shape[:2])
-    return rows[:, None] * side + columns
+SEGMENTERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"slic": _slic, "felzenszwalb": _felzenszwalb}
 
 
-# Called as segmenter(image (H,W,3) float in [0,1], wanted number) -> (H,W) labels.
-SEGMENTERS: dict[str, Segmenter] = {
-    "slic": _slic,
-    "quickshift": _quickshift,
-    "felzenszwalb": _felzenszwalb,
-    "grid": _grid,
-}
-
-
-def segment(image: Tensor, segments: str | np.ndarray | Segmenter = "slic", count: int = 50) -> np.ndarray:
-    """Divide a picture into superpixels, (H,W) int labelled 0..S-1 without gaps.
+def segment(image: Tensor, segments: str | np.ndarray = "slic", count: int = 50) -> np.ndarray:
+    """Divide an image (3,H,W) in [0,1] into superpixels, (H,W) int labelled 0..S-1 without gaps.
 
     Args:
-        image: (3,H,W) in [0,1].
-        segments: key of `SEGMENTERS`, a function like those, or labels (H,W) that are there already.
-        count: number of superpixels wished for; segmenters come near it, or ignore it.
+        image: to divide.
+        segments: key of `SEGMENTERS`, or labels (H,W) that exist already.
+        count: wanted number of superpixels; segmenters come near it.
 
     Raises:
         UsageError: unknown segmenter, or labels of another shape or kind.
     """
     height, width = image.shape[1:]
     if isinstance(segments, str):
-        segments = SEGMENTERS[pick(SEGMENTERS, segments, "segmenter")]
-    if callable(segments):
+        segmenter = SEGMENTERS[pick(SEGMENTERS, segments, "segmenter")]
         if count < 1:
             raise UsageError(f"n_segments={count} is too small; use 1 or more")
-        segments = segments(image.permute(1, 2, 0).double().cpu().numpy(), count)
+        segments = segmenter(image.permute(1, 2, 0).double().cpu().numpy(), count)
     labels = np.asarray(segments)
     if labels.shape != (height, width) or not np.issubdtype(labels.dtype, np.integer):
         raise UsageError(f"segments are {labels.dtype} of shape {labels.shape}; give integers of ({height}, {width})")
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
-def cut_out(segments: np.ndarray, units: Sequence[Token]) -> tuple[np.ndarray, np.ndarray]:
-    """Make the boxes of text segments of their own.
+def cut_out(segments: np.ndarray, tokens: Sequence[Token]) -> tuple[np.ndarray, np.ndarray]:
+    """Make the boxes of tokens segments of their own, so that a word can be hidden on the image together with its text.
 
     Args:
         segments: (H,W) labels 0..S-1.
-        units: T units of text with boxes in its pixels; where boxes overlap, the last one has the pixels.
+        tokens: T of them, with boxes in its pixels; where boxes overlap, the last one gets the pixels.
 
     Returns:
         Labels (H,W) with the superpixels first and the boxes after them, without gaps, and (T,) the label of each
-        unit's boxes; -1 where they show no pixel.
+        token's boxes; -1 where they cover no pixel.
     """
     labels, first = segments.copy(), segments.max() + 1
-    for number, unit in enumerate(units):
-        for word in unit.words:
+    for number, token in enumerate(tokens):
+        for word in token.words:
             x0, y0 = (max(0, int(np.floor(edge))) for edge in word.box[:2])
             x1, y1 = (max(0, int(np.ceil(edge))) for edge in word.box[2:])
             if word.box[0] < word.box[2] and word.box[1] < word.box[3]:
                 labels[y0:y1, x0:x1] = first + number
-    seen, dense = np.unique(labels, return_inverse=True)
-    places = {int(label): place for place, label in enumerate(seen)}
-    return dense.reshape(labels.shape), np.array([places.get(first + n, -1) for n in range(len(units))], dtype=int)
+    present, dense = np.unique(labels, return_inverse=True)
+    place = {int(label): number for number, label in enumerate(present)}
+    links = np.array([place.get(first + number, -1) for number in range(len(tokens))], dtype=int)
+    return dense.reshape(labels.shape), links
 
 
-# -- Players of the text: words or lines.
+# -- Features of the text: words or lines.
 
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of text that is kept or hidden as a whole.
-
-    Attributes:
-        text: its words, joined by spaces.
-        words: where they are on the picture.
-    """
+    """A piece of text that is kept or hidden as a whole: its text, and its words with their boxes on the image."""
 
     text: str
     words: tuple[Word, ...]
 
 
 def tokens_of(words: Sequence[Word] | str | None, token: str = "word") -> tuple[Token, ...]:
-    """Divide what was read into tokens, in reading order; barcodes are taken out, as encoders never see them.
+    """Divide OCR words into tokens, in reading order. Barcodes are removed, as text encoders never see them.
 
     Args:
-        words: with boxes, in reading order; or a plain text, whose words have no place on the picture; or None.
-        token: `word`, or `line`: neighbours that stand on one height with less than two characters' space between them.
+        words: with boxes, in reading order; or a plain text, whose words have no place on the image; or None.
+        token: `word`, or `line`: neighbours at one height with less than two characters' space between them.
 
     Raises:
         UsageError: unknown kind of token.
@@ -157,7 +134,7 @@ def _on_one_line(left: Word, right: Word) -> bool:
     return height > 0 and overlap > height / 2 and -height / 2 < gap < 1.5 * height
 
 
-# -- What takes the place of a hidden superpixel.
+# -- Baselines: what is shown where a superpixel is hidden.
 
 
 def _mean(image: Tensor, segments: np.ndarray) -> Tensor:
@@ -169,7 +146,7 @@ def _mean(image: Tensor, segments: np.ndarray) -> Tensor:
 
 
 def _blur(image: Tensor, segments: np.ndarray) -> Tensor:
-    """The picture out of focus: a Gaussian of a twelfth of its side."""
+    """The image out of focus: a Gaussian of a twelfth of its side."""
     sigma = image.shape[-1] / 12
     return gaussian_blur(image, kernel_size=[2 * int(2 * sigma) + 1] * 2, sigma=[sigma, sigma])
 
@@ -190,275 +167,30 @@ def _grey(image: Tensor, segments: np.ndarray) -> Tensor:
     return torch.full_like(image, 0.5)
 
 
-# Called as baseline(image (3,H,W), segments (H,W)) -> (3,H,W) in [0,1].
-BASELINES: dict[str, Baseline] = {"mean": _mean, "blur": _blur, "inpaint": _inpaint, "grey": _grey}
-
-
-def fill(image: Tensor, segments: np.ndarray, baseline: str | Sequence[float]) -> Tensor:
-    """Return the picture (3,H,W) that shows where segments are hidden.
-
-    Args:
-        image: (3,H,W) in [0,1].
-        segments: (H,W) labels.
-        baseline: key of `BASELINES`, or a colour (r, g, b) in [0,1].
-
-    Raises:
-        UsageError: neither of them.
-    """
-    if isinstance(baseline, str):
-        return BASELINES[pick(BASELINES, baseline, "baseline")](image, segments).clamp(0, 1)
-    colour = np.asarray(baseline)
-    if colour.shape != (3,) or colour.dtype.kind not in "fiu" or not ((colour >= 0) & (colour <= 1)).all():
-        raise UsageError(f"baseline={baseline!r} is no colour; give three numbers in [0, 1], or {', '.join(BASELINES)}")
-    return torch.from_numpy(colour).to(image).view(3, 1, 1).expand_as(image).clone()
-
-
-# -- Mask designs: which players are kept in which evaluation.
-
-
-def _random_rows(players: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Each player is kept with chance 1/2, as in lime."""
-    while True:
-        yield rng.random(players) < 0.5
-
-
-def _paired_rows(players: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Each random mask is followed by its complement: effects of even order cancel (Covert and Lee 2021)."""
-    for row in _random_rows(players, rng):
-        yield from (row, ~row)
-
-
-def _stratified_rows(players: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Every number of kept players comes equally often, as long as there are new masks of it; in pairs."""
-    while True:
-        for size in rng.permutation(np.arange(1, players)):
-            row = np.zeros(players, dtype=bool)
-            row[rng.choice(players, size, replace=False)] = True
-            yield from (row, ~row)
-
-
-def _orthogonal_rows(players: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Rows of a Hadamard matrix, in pairs: in each block players are uncorrelated (Plackett and Burman 1946)."""
-    order = 1 << players.bit_length()  # the smallest power of two above the number of players
-    signs = hadamard(order) > 0
-    while True:
-        columns = 1 + rng.choice(order - 1, players, replace=False)
-        flips = rng.random(players) < 0.5
-        for row in rng.permutation(order):
-            mask = signs[row, columns] ^ flips
-            yield from (mask, ~mask)
-
-
-# Called as rows(players, generator); endless.
-DESIGNS: dict[str, Callable[[int, np.random.Generator], Iterator[np.ndarray]]] = {
-    "random": _random_rows,
-    "paired": _paired_rows,
-    "stratified": _stratified_rows,
-    "orthogonal": _orthogonal_rows,
+BASELINES: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
+    "mean": _mean,
+    "blur": _blur,
+    "inpaint": _inpaint,
+    "grey": _grey,
 }
 
 
-def masks(players: int, design: str = "paired", seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield masks (players,) bool, none twice, True = kept: all kept, none kept, then as the design says.
-
-    With few players all masks come in the end, in pairs of complements, whatever the design.
-
-    Args:
-        players: how many parts there are; up to `ENUMERATED` are few.
-        design: key of `DESIGNS`.
-        seed: the same gives the same masks; a longer run begins with those of a shorter one.
-
-    Raises:
-        UsageError: unknown design.
-    """
-    pick(DESIGNS, design, "design")
-    everything, rng = np.ones(players, dtype=bool), np.random.default_rng(seed)
-    yield everything
-    if not players:
-        return
-    yield ~everything
-    if players <= ENUMERATED:
-        for number in rng.permutation(np.arange(1, 2 ** (players - 1))):
-            row = (number >> np.arange(players)) % 2 == 1
-            yield from (row, ~row)
-        return
-    used = {everything.tobytes(), (~everything).tobytes()}
-    for row in DESIGNS[design](players, rng):
-        if row.tobytes() not in used:
-            used.add(row.tobytes())
-            yield row
-        if len(used) == 2**players:
-            return
+def baseline_image(image: Tensor, segments: np.ndarray, baseline: str) -> Tensor:
+    """Return the image (3,H,W) in [0,1] that is shown where segments (H,W) are hidden; `baseline` of `BASELINES`."""
+    return BASELINES[pick(BASELINES, baseline, "baseline")](image, segments).clamp(0, 1)
 
 
-# -- The game.
-
-
-class MaskedModel:
-    """What a model says of a picture and its words when parts of them are hidden.
+def hide(image: Tensor, segments: np.ndarray, labels: Sequence[int], feather: float = 2.0) -> Tensor:
+    """Return the image (3,H,W) with some segments in their mean colour, as explanations hide them.
 
     Args:
-        predictor: of the model.
-        image: (3,size,size) in [0,1] as the predictor takes it; None where the model only reads.
-        segments: (H,W) labels as of `segment`.
-        tokens: of text; left out where the model neither reads them nor sees their boxes hidden.
-        baseline: see `fill`.
-        linked: a hidden unit is hidden on the picture as well: its boxes leave the superpixels.
-        feather: standard deviation in pixels by which the edges of hidden segments are softened; sharp edges are
-            seen by networks as something that is there (Grund Pihlgren and Främling 2024).
-
-    Attributes:
-        segments: (H,W) labels 0..S-1; those from S on are boxes of linked tokens.
-        tokens: T of them.
-        links: (T,) labels of the boxes of linked tokens, or -1.
-        n_segments: S.
-        n_tokens: T.
-        areas: (S,) share of the picture that is each superpixel.
-        classes: K names.
-
-    Raises:
-        UsageError: labels, baseline or feather that are no such.
-        UserError: there is nothing that the model uses.
+        image: (3,H,W) in [0,1].
+        segments: (H,W) labels 0..S-1.
+        labels: which of them to hide.
+        feather: see `MaskedModel`.
     """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        image: Tensor | None = None,
-        segments: np.ndarray | None = None,
-        tokens: Sequence[Token] = (),
-        baseline: str | Sequence[float] = "mean",
-        linked: bool = False,
-        feather: float = 2.0,
-    ) -> None:
-        uses = predictor.model.modalities
-        self.predictor, self.classes = predictor, predictor.model.classes
-        self.baseline, self.feather = baseline, feather
-        self.image = image if "image" in uses else None
-        linked = linked and self.image is not None
-        self.tokens = tuple(tokens) if "text" in uses or linked else ()
-        if self.image is None and not self.tokens:
-            raise UserError(
-                f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
-            )
-        self.segments, self.links = None, np.full(len(self.tokens), -1)
-        if self.image is not None:
-            self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)
-            if linked:
-                self.segments, self.links = cut_out(self.segments, self.tokens)
-            self.filling = fill(self.image, self.segments, baseline)
-            self._soft = _feathered(self.segments, feather)
-        if "text" not in uses:
-            self.tokens = tuple(unit for unit, link in zip(self.tokens, self.links, strict=True) if link >= 0)
-            self.links = self.links[self.links >= 0]
-        self.n_tokens, self.n_segments = len(self.tokens), self._labels - int((self.links >= 0).sum())
-        self._images: dict[bytes, Tensor] = {}
-        self._texts: dict[str, Tensor] = {}
-
-    @property
-    def _labels(self) -> int:
-        return 0 if self.segments is None else int(self.segments.max()) + 1
-
-    @property
-    def areas(self) -> np.ndarray:
-        """Return (S,) the share of the picture that is each superpixel."""
-        if self.segments is None:
-            return np.zeros(0)
-        return np.bincount(self.segments.ravel())[: self.n_segments] / self.segments.size
-
-    def with_baseline(self, baseline: str | Sequence[float]) -> MaskedModel:
-        """Return the same game with another filling of what is hidden; see `fill`."""
-        other = object.__new__(MaskedModel)
-        other.__dict__ = {**self.__dict__, "baseline": baseline, "_images": {}}
-        if self.image is not None:
-            other.filling = fill(self.image, self.segments, baseline)
-        return other
-
-    def texts(self, text_keep: np.ndarray) -> list[str]:
-        """Return what is left to read of masks (N,T), N texts."""
-        words = [unit.text for unit in self.tokens]
-        return [" ".join(word for word, keep in zip(words, row, strict=True) if keep) for row in text_keep]
-
-    def pictures(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> Tensor:
-        """Return what is left to see of masks (N,S), and (N,T) where words are linked: (N,3,H,W)."""
-        kept = self._on_picture(*self._checked(image_keep, text_keep))
-        return self.filling + self._alpha(kept) * (self.image - self.filling)
-
-    def logits(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> np.ndarray:
-        """Return logits (N,K) of N masks.
-
-        Args:
-            image_keep: (N,S) bool, True = kept.
-            text_keep: (N,T) bool; None keeps all.
-
-        Returns:
-            Float32. Where nothing is left that the model could answer by, all logits are 0: it knows nothing.
-
-        Raises:
-            UsageError: masks of another shape.
-        """
-        image_keep, text_keep = self._checked(image_keep, text_keep)
-        image = None if self.image is None else self._encoded_images(self._on_picture(image_keep, text_keep))
-        text = self._encoded_texts(self.texts(text_keep)) if "text" in self.predictor.model.modalities else None
-        parts = []
-        with evaluating(self.predictor.model):
-            for start in range(0, len(image_keep), PAIRS_AT_ONCE):
-                rows = slice(start, start + PAIRS_AT_ONCE)
-                parts.append(self._classified(*(None if f is None else f.rows(rows) for f in (image, text))))
-        return torch.cat(parts).cpu().numpy()
-
-    def _classified(self, image: Features | None, text: Features | None) -> Tensor:
-        model = self.predictor.model
-        if image is not None or model.head.answers_without_features:
-            return model.classify(image, text).float()
-        logits = torch.zeros(len(text.values), len(self.classes))
-        there = text.available.nonzero()[:, 0]
-        if len(there):
-            logits[there.cpu()] = model.classify(None, text.rows(there)).float().cpu()
-        return logits
-
-    def _checked(self, image_keep: np.ndarray, text_keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        image_keep = np.asarray(image_keep, dtype=bool)
-        text_keep = (
-            np.ones((len(image_keep), self.n_tokens), bool) if text_keep is None else np.asarray(text_keep, bool)
-        )
-        wanted = ((len(image_keep), self.n_segments), (len(image_keep), self.n_tokens))
-        if (image_keep.shape, text_keep.shape) != wanted:
-            raise UsageError(f"masks are {image_keep.shape} and {text_keep.shape}; give {wanted[0]} and {wanted[1]}")
-        return image_keep, text_keep
-
-    def _on_picture(self, image_keep: np.ndarray, text_keep: np.ndarray) -> np.ndarray:
-        """Return which labels of `segments` are kept, (N,L)."""
-        if self.n_segments == self._labels:
-            return image_keep
-        kept = np.ones((len(image_keep), self._labels), dtype=bool)
-        boxes = self.links[self.links >= 0]
-        kept[:, np.setdiff1d(np.arange(kept.shape[1]), boxes)] = image_keep
-        kept[:, boxes] = text_keep[:, self.links >= 0]
-        return kept
-
-    def _alpha(self, kept: np.ndarray) -> Tensor:
-        """Return masks (N,1,H,W) in [0,1] of kept labels (N,L)."""
-        soft = torch.from_numpy(kept).to(self._soft) @ self._soft.flatten(1)
-        return soft.clamp(0, 1).view(len(kept), 1, *self._soft.shape[1:])
-
-    def _encoded_images(self, kept: np.ndarray) -> Features:
-        keys = [row.tobytes() for row in kept]
-        fresh = {key: row for key, row in zip(keys, kept, strict=True) if key not in self._images}
-        rows = np.array(list(fresh.values()))
-        for start in range(0, len(fresh), IMAGES_AT_ONCE):
-            part = slice(start, start + IMAGES_AT_ONCE)
-            seen = self.predictor.encode_perturbed(self.image, self._alpha(rows[part]), self.filling)
-            self._images.update(zip(list(fresh)[part], seen.values, strict=True))
-        values = torch.stack([self._images[key] for key in keys])
-        return Features(values, torch.ones(len(keys), dtype=torch.bool, device=values.device))
-
-    def _encoded_texts(self, texts: Sequence[str]) -> Features:
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if fresh:
-            read = self.predictor.encode_text([kept_apart(text) for text in fresh])
-            self._texts.update({text: read.rows(slice(n, n + 1)) for n, text in enumerate(fresh)})
-        return Features.joined([self._texts[text] for text in texts])
+    kept = 1 - _feathered(segments, feather)[list(labels)].sum(0, keepdim=True)
+    return composite(image, kept[None], baseline_image(image, segments, "mean"))[0].clamp(0, 1)
 
 
 def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
@@ -472,24 +204,213 @@ def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
     return gaussian_blur(planes, kernel_size=[2 * radius + 1] * 2, sigma=[float(sigma)] * 2)
 
 
-def hide(image: Tensor, segments: np.ndarray, labels: Sequence[int], feather: float = 2.0) -> Tensor:
-    """Return the picture (3,H,W) with some segments in their mean colour, as explanations hide them.
+# -- Masks: which features are kept in which evaluation.
+
+
+def masks(features: int, count: int, seed: int = 0) -> np.ndarray:
+    """Return at most `count` distinct masks (N,features) bool, True = kept.
+
+    Masks 2n and 2n+1 are complements, so that effects of even order cancel in the weights (Covert and Lee 2021). Masks
+    0 and 1 keep everything and nothing. Up to `ENUMERATED` features, all masks come in random order. With more, masks
+    are blocks of a Hadamard matrix, in which features are uncorrelated (Plackett and Burman 1946).
 
     Args:
-        image: (3,H,W) in [0,1].
-        segments: (H,W) labels 0..S-1.
-        labels: which of them to hide.
-        feather: see `MaskedModel`.
+        features: how many there are.
+        count: rounded down to whole pairs.
+        seed: the same gives the same masks; a longer list begins with the shorter one.
     """
-    kept = 1 - _feathered(segments, feather)[list(labels)].sum(0, keepdim=True)
-    return composite(image, kept[None], fill(image, segments, "mean"))[0].clamp(0, 1)
+    first = np.ones((1, features), dtype=bool)
+    if not features:
+        return first
+    rng, wanted = np.random.default_rng(seed), min(max(1, count // 2), 2 ** (features - 1))
+    if features <= ENUMERATED:
+        numbers = rng.permutation(np.arange(1, 2 ** (features - 1)))
+        halves = np.concatenate([first, (numbers[:, None] >> np.arange(features)) % 2 == 1])[:wanted]
+    else:
+        halves = _hadamard_masks(features, wanted, rng)
+    return np.stack([halves, ~halves], 1).reshape(-1, features)
+
+
+def _hadamard_masks(features: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return masks (count,features), the first one keeping everything; none is another one or its complement."""
+    everything = np.ones(features, dtype=bool)
+    found, known = [everything], {everything.tobytes(), (~everything).tobytes()}
+    order = 1 << features.bit_length()  # the smallest power of two above the number of features
+    signs = hadamard(order) > 0
+    while len(found) < count:
+        columns = 1 + rng.choice(order - 1, features, replace=False)
+        flips = rng.random(features) < 0.5
+        for mask in signs[rng.permutation(order)][:, columns] ^ flips:
+            if mask.tobytes() not in known:
+                known |= {mask.tobytes(), (~mask).tobytes()}
+                found.append(mask)
+    return np.array(found[:count])
+
+
+# -- The masked model.
+
+
+class MaskedModel:
+    """What a model says of an image and its words when parts of them are hidden.
+
+    Args:
+        predictor: of the model.
+        image: (3,size,size) in [0,1] as the predictor takes it; None where the model uses only text.
+        segments: (H,W) labels as of `segment`, or as of `cut_out` where `links` are given.
+        tokens: of text; left out where the model neither reads them nor sees their boxes hidden.
+        links: (T,) labels of the boxes that are hidden together with each token, or -1; None links nothing.
+        baseline: key of `BASELINES`: what is shown where superpixels are hidden.
+        feather: standard deviation in pixels by which the edges of hidden segments are softened. Networks respond to
+            sharp edges as if they were part of the product (Grund Pihlgren and Främling 2024).
+
+    Attributes:
+        n_segments, n_tokens: S superpixels without the boxes of linked tokens, and T tokens.
+        areas: (S,) share of the image that each superpixel covers.
+        classes: K names.
+
+    Raises:
+        UsageError: labels, baseline or feather that are no such.
+        UserError: nothing is left that the model uses.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        image: Tensor | None = None,
+        segments: np.ndarray | None = None,
+        tokens: Sequence[Token] = (),
+        links: np.ndarray | None = None,
+        baseline: str = "mean",
+        feather: float = 2.0,
+    ) -> None:
+        uses = predictor.model.modalities
+        self.predictor, self.classes = predictor, predictor.model.classes
+        self.image = image if "image" in uses else None
+        links = np.full(len(tokens), -1) if links is None or self.image is None else np.asarray(links, dtype=int)
+        used = (links >= 0) | ("text" in uses)
+        self.tokens = tuple(token for token, use in zip(tokens, used, strict=True) if use)
+        self.links = links[used]
+        if self.image is None and not self.tokens:
+            raise UserError(
+                f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
+            )
+        self.segments, labels = None, 0
+        if self.image is not None:
+            self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)
+            self.baseline_image = baseline_image(self.image, self.segments, baseline)
+            self._soft, labels = _feathered(self.segments, feather), int(self.segments.max()) + 1
+        self._boxes = self.links[self.links >= 0]
+        self._superpixels = np.setdiff1d(np.arange(labels), self._boxes)
+        self.n_segments, self.n_tokens = len(self._superpixels), len(self.tokens)
+        self._images: dict[bytes, Tensor] = {}
+        self._texts: dict[str, Features] = {}
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Return (S,) the share of the image that each superpixel covers."""
+        if self.segments is None:
+            return np.zeros(0)
+        return np.bincount(self.segments.ravel())[self._superpixels] / self.segments.size
+
+    def with_baseline(self, baseline: str) -> MaskedModel:
+        """Return the same masked model with another baseline."""
+        other = copy.copy(self)
+        if self.image is not None:
+            other.baseline_image, other._images = baseline_image(self.image, self.segments, baseline), {}
+        return other
+
+    def texts(self, text_keep: np.ndarray) -> list[str]:
+        """Return the text that is left by each mask (N,T)."""
+        return [" ".join(token.text for token, keep in zip(self.tokens, row, strict=True) if keep) for row in text_keep]
+
+    def images(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> Tensor:
+        """Return the image that is left by each mask (N,S), and (N,T) where words are linked: (N,3,H,W)."""
+        kept = self._labels_kept(*self._checked(image_keep, text_keep))
+        return self.baseline_image + self._alpha(kept) * (self.image - self.baseline_image)
+
+    def logits(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
+        """Return logits (N,K) float32 for N masks.
+
+        Args:
+            image_keep: (N,S) bool, True = kept.
+            text_keep: (N,T) bool; None keeps all.
+            progress: show a bar if encoding images takes longer than two seconds.
+
+        Returns:
+            All logits are 0 where nothing is left that the model could answer by.
+
+        Raises:
+            UsageError: masks of another shape.
+        """
+        image_keep, text_keep = self._checked(image_keep, text_keep)
+        image = text = None
+        if self.image is not None:
+            image = self._encoded_images(self._labels_kept(image_keep, text_keep), progress)
+        if "text" in self.predictor.model.modalities:
+            text = self._encoded_texts(self.texts(text_keep))
+        parts = []
+        with evaluating(self.predictor.model):
+            for start in range(0, len(image_keep), PAIRS_AT_ONCE):
+                rows = slice(start, start + PAIRS_AT_ONCE)
+                parts.append(self._classified(*(None if f is None else f.rows(rows) for f in (image, text))))
+        return torch.cat(parts).cpu().numpy()
+
+    def _classified(self, image: Features | None, text: Features | None) -> Tensor:
+        model = self.predictor.model
+        if image is not None or model.head.answers_without_features:
+            return model.classify(image, text).float()
+        logits = torch.zeros(len(text.values), len(self.classes))
+        readable = text.available.nonzero()[:, 0]
+        if len(readable):
+            logits[readable.cpu()] = model.classify(None, text.rows(readable)).float().cpu()
+        return logits
+
+    def _checked(self, image_keep: np.ndarray, text_keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        image_keep = np.asarray(image_keep, dtype=bool)
+        text_keep = np.ones((len(image_keep), self.n_tokens)) if text_keep is None else text_keep
+        text_keep = np.asarray(text_keep, dtype=bool)
+        wanted = ((len(image_keep), self.n_segments), (len(image_keep), self.n_tokens))
+        if (image_keep.shape, text_keep.shape) != wanted:
+            raise UsageError(f"masks are {image_keep.shape} and {text_keep.shape}; give {wanted[0]} and {wanted[1]}")
+        return image_keep, text_keep
+
+    def _labels_kept(self, image_keep: np.ndarray, text_keep: np.ndarray) -> np.ndarray:
+        """Return which labels of `segments` are kept, (N,L): superpixels, and boxes of linked tokens."""
+        kept = np.empty((len(image_keep), self.n_segments + len(self._boxes)), dtype=bool)
+        kept[:, self._superpixels], kept[:, self._boxes] = image_keep, text_keep[:, self.links >= 0]
+        return kept
+
+    def _alpha(self, kept: np.ndarray) -> Tensor:
+        """Return masks (N,1,H,W) in [0,1] of kept labels (N,L)."""
+        soft = torch.from_numpy(kept).to(self._soft) @ self._soft.flatten(1)
+        return soft.clamp(0, 1).view(len(kept), 1, *self._soft.shape[1:])
+
+    def _encoded_images(self, kept: np.ndarray, progress: bool) -> Features:
+        keys = [row.tobytes() for row in kept]
+        fresh = {key: row for key, row in zip(keys, kept, strict=True) if key not in self._images}
+        rows, names = np.array(list(fresh.values())), list(fresh)
+        with tqdm(total=len(fresh), desc="explain", delay=2, leave=False, disable=not progress) as bar:
+            for start in range(0, len(fresh), IMAGES_AT_ONCE):
+                part = slice(start, start + IMAGES_AT_ONCE)
+                encoded = self.predictor.encode_perturbed(self.image, self._alpha(rows[part]), self.baseline_image)
+                self._images.update(zip(names[part], encoded.values, strict=True))
+                bar.update(len(names[part]))
+        values = torch.stack([self._images[key] for key in keys])
+        return Features(values, torch.ones(len(keys), dtype=torch.bool, device=values.device))
+
+    def _encoded_texts(self, texts: Sequence[str]) -> Features:
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if fresh:
+            encoded = self.predictor.encode_text([kept_apart(text) for text in fresh])
+            self._texts.update({text: encoded.rows(slice(n, n + 1)) for n, text in enumerate(fresh)})
+        return Features.joined([self._texts[text] for text in texts])
 
 
 def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> Predictor:
-    """Return a predictor for pictures like this one; one that is given stays as it is.
+    """Return a predictor for images like this one; one that is given stays as it is.
 
     Raises:
-        UserError: the model looks at pictures, and this one is not square, or not as large as the predictor takes.
+        UserError: the model uses images, and this one is not square, or not as large as the predictor takes.
     """
     given = isinstance(model, Predictor)
     if image is None or "image" not in (model.model if given else model).modalities:
@@ -502,11 +423,17 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
     return model if given else Predictor(model, side)
 
 
-def targets(logits: np.ndarray, explained: Sequence[int], rivals: Sequence[int], target: str) -> np.ndarray:
-    """Return what is explained of logits (N,K): (N,C) values of the `explained` classes, each beside its rival."""
-    logits, explained, rivals = logits.astype(float), list(explained), np.array(rivals)
-    if target.endswith("prob"):
-        log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
-        return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]
-    own = logits[:, explained]
-    return own - np.where(rivals >= 0, logits[:, rivals], 0) if target == "margin" else own
+def targets(logits: np.ndarray, explained: Sequence[int], contrasts: Sequence[int], target: str) -> np.ndarray:
+    """Return what is explained, (N,C), of logits (N,K).
+
+    Args:
+        logits: of N masks.
+        explained: C indices of classes.
+        contrasts: C indices of the class that each is compared with; -1 for none.
+        target: `margin` (logit of the class less that of its contrast), `prob`, `log_prob` or `sqrt_prob`.
+    """
+    logits, explained, contrasts = logits.astype(float), list(explained), np.array(contrasts)
+    if pick(TARGETS, target, "target") == "margin":
+        return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)
+    log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
+    return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]

@@ -28,7 +28,7 @@ SAMPLES = 1000
 AT_ONCE = 10
 SIZE = 224
 WORDS = range(10, 31)  # on the photo
-OURS = {"design": "orthogonal", "target": "log_prob", "feather": 0.0, "smooth": 0.3, "progress": False}
+OURS = {"target": "log_prob", "feather": 0.0, "smooth": 0.3, "progress": False}
 TARGET = 10  # times as fast
 
 
@@ -48,11 +48,11 @@ def loop(model, sample, segments, seed=0):
     count = segments.max() + 1
     kept = np.random.default_rng(seed).random((SAMPLES, count + len(units))) < 0.5
     kept[0] = True
-    filling, probs = masking.fill(sample.image, segments, "mean"), []
+    baseline, probs = masking.baseline_image(sample.image, segments, "mean"), []
     for some in np.split(kept, SAMPLES // AT_ONCE):
         seen = torch.from_numpy(some[:, :count][:, segments])[:, None]
         texts = [" ".join(itertools.compress(units, row)) for row in some[:, count:]]
-        probs.append(model(torch.where(seen, sample.image, filling), texts).softmax(-1)[:, sample.label])
+        probs.append(model(torch.where(seen, sample.image, baseline), texts).softmax(-1)[:, sample.label])
     distance = 1 - np.sqrt(kept.mean(1))
     weights = np.exp(-((distance / 0.25) ** 2) / 2)
     return LinearRegression().fit(kept, torch.cat(probs).numpy(), weights).coef_

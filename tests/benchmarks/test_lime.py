@@ -41,7 +41,7 @@ SEEDS = 5  # in the quick run 3, of two photos
 SEGMENTS = 100
 SIZE = 224
 FILLINGS = ("mean", "blur")  # what shows where superpixels are deleted
-OURS = {"design": "orthogonal", "target": "sqrt_prob", "feather": 0.0, "progress": False}
+OURS = {"target": "sqrt_prob", "feather": 0.0, "progress": False}
 TARGETS = {"as_used": 15, "same_predictor": 3}  # times as fast
 CACHE = os.environ.get("RETAILKIT_CACHE")  # of the user: the session has another one, which goes with it
 

@@ -203,7 +203,6 @@ def test_the_table_has_a_row_for_each_modality_and_baseline():
     [
         ("margin", 0, lambda worth: worth - 1),
         ("margin", 1, lambda worth: 1),  # without a rival
-        ("logit", 0, lambda worth: worth),
         ("prob", 0, lambda worth: 1 / (1 + math.exp(1 - worth))),
         ("prob", 1, lambda worth: 1 / (1 + math.exp(worth - 1))),
         ("log_prob", 0, lambda worth: -math.log1p(math.exp(1 - worth))),

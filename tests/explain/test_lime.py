@@ -6,23 +6,21 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.special import comb
-from skimage.color import rgb2lab
-from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.linear_model import LinearRegression
 from sklearn.metrics import pairwise_distances, r2_score
-from sklearn.model_selection import GroupKFold
 from torch import nn
 
 from retailkit import models
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
-from retailkit.explain import lime
-from retailkit.explain.lime import KERNELS, LocalExplanation, explain, explain_dataset, steps
-from retailkit.explain.masking import DESIGNS, masks
+from retailkit.explain.lime import LocalExplanation, Options, explain, explain_dataset
+from retailkit.explain.masking import TARGETS, masks
+from retailkit.explain.surrogate import KERNELS, Samples, Surrogate, words_share
 from retailkit.inference import Predictor
 from retailkit.models import Features
 
@@ -46,7 +44,7 @@ class Known(nn.Module):
 
 
 class Seer(Predictor):
-    """Recovers from a picture, white on black, which superpixels are left, and from a text which words are."""
+    """Recovers from an image, white on grey, which superpixels are left, and from a text which words are."""
 
     def __init__(self, function, segments, words, modalities, version=0):
         self.model, self.size, self.segments, self.vocabulary = (
@@ -61,7 +59,7 @@ class Seer(Predictor):
         self.pictures += len(masks)
         shown = (baseline + masks * (image - baseline))[:, 0].flatten(1).double().numpy()
         flat = self.segments.ravel()
-        left = np.stack([np.bincount(flat, weights=row) for row in shown]) / np.bincount(flat)
+        left = 2 * np.stack([np.bincount(flat, weights=row) for row in shown]) / np.bincount(flat) - 1
         return Features(torch.from_numpy(left), torch.ones(len(left), dtype=torch.bool))
 
     def encode_text(self, texts):
@@ -83,7 +81,7 @@ class Puzzle:
         used = tuple(m for m, count in (("image", segments), ("text", words)) if count)
         self.seer = Seer(function, self.labels, self.words, used, version)
         self.image = torch.ones(3, SIDE, SIDE) if segments else None
-        self.own = {"segments": self.labels, "baseline": (0, 0, 0), "feather": 0, "classes": "lean", "contrast": None}
+        self.own = {"segments": self.labels, "baseline": "grey", "feather": 0, "classes": "lean", "contrast": None}
         self.own |= {"progress": False}
 
     def explain(self, **options):
@@ -130,93 +128,47 @@ def linear():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("design", DESIGNS)
-def test_linear_weights_are_found(linear, design, kernel):
+def test_linear_weights_are_found(linear, kernel):
     puzzle, image, text = linear
-    found = puzzle.explain(design=design, kernel=kernel, budget=120)
-    assert found.image_weights[0] == pytest.approx(image, abs=2e-6)  # logits are float32
-    assert found.text_weights[0] == pytest.approx(text, abs=2e-6)
-    assert np.abs(ends(found) - joint(found)[:, None]).max() < 1e-5 and found.r2[0] == pytest.approx(1)
+    found = puzzle.explain(kernel=kernel, budget=120)
+    assert found.image_weights[0] == pytest.approx(image, abs=1e-5)  # logits are float32
+    assert found.text_weights[0] == pytest.approx(text, abs=1e-5)
+    assert np.abs(ends(found) - joint(found)[:, None]).max() < 1e-4 and found.r2[0] == pytest.approx(1)
     assert found.nothing == "" and (found.explained, found.contrasts) == ((0,), (-1,))
     share = np.abs(text).sum() / (np.abs(image).sum() + np.abs(text).sum())
-    assert found.share[0] == pytest.approx(share, abs=1e-5)
-    assert found.share_intervals[0] == pytest.approx([share, share], abs=1e-5)
+    assert found.share[0] == pytest.approx(share, abs=1e-4)
+    assert found.share_intervals[0] == pytest.approx([share, share], abs=1e-4)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("design", DESIGNS)
-def test_linear_weights_of_one_modality_and_of_linked_words_are_found(design, kernel):
-    rng = np.random.default_rng(6)
-    weights, how = rng.normal(size=15), {"design": design, "kernel": kernel, "budget": 100}
-    found = Puzzle(additive(weights), 15, 0).explain(**how)
-    assert found.image_weights[0] == pytest.approx(weights, abs=2e-6) and found.text_weights.shape == (1, 0)
+def test_linear_weights_of_one_modality_are_found():
+    weights = np.random.default_rng(6).normal(size=15)
+    found = Puzzle(additive(weights), 15, 0).explain(budget=100)
+    assert found.image_weights[0] == pytest.approx(weights, abs=1e-5) and found.text_weights.shape == (1, 0)
     assert (found.share[0], found.evaluations) == (0, {"images": 100, "texts": 0, "pairs": 100})
-    found = Puzzle(additive((), weights), 0, 15).explain(**how)
-    assert found.text_weights[0] == pytest.approx(weights, abs=2e-6) and found.image_weights.shape == (1, 0)
+    found = Puzzle(additive((), weights), 0, 15).explain(budget=100)
+    assert found.text_weights[0] == pytest.approx(weights, abs=1e-5) and found.image_weights.shape == (1, 0)
     assert (found.share[0], found.evaluations) == (1, {"images": 0, "texts": 100, "pairs": 100})
 
 
-def by_ridge(found, kernel, alpha, values=None):
-    kept = found.samples.kept
-    values = found.samples.logits[:, 0] if values is None else values
-    weights = KERNELS[kernel](kept, found.image_weights.shape[1])
-    return Ridge(alpha=alpha, solver="cholesky").fit(kept, values.astype(float), sample_weight=weights)
-
-
 @pytest.mark.parametrize("kernel", ["lime", "uniform"])
-@pytest.mark.parametrize("counts", [(14, 6), (15, 0), (0, 15), (3, 2)])
-def test_a_penalty_is_that_of_ridge_regression(counts, kernel):
+@pytest.mark.parametrize("counts", [(14, 6), (15, 0), (3, 2)])
+def test_weights_are_those_of_least_squares(counts, kernel):
     puzzle = Puzzle(lambda z, t: sum((p @ np.arange(p.shape[1])) ** 2 / 50 for p in (z, t) if p is not None), *counts)
-    for alpha in (1.0, 30.0):
-        found = puzzle.explain(kernel=kernel, ridge=alpha, budget=150)
-        assert joint(found) == pytest.approx(by_ridge(found, kernel, alpha).coef_, abs=1e-8)
-    free = puzzle.explain(kernel=kernel, budget=150)
-    kept, logits = free.samples.kept, free.samples.logits[:, 0]
-    least = LinearRegression().fit(kept, logits, sample_weight=KERNELS[kernel](kept, counts[0]))
-    assert joint(free) == pytest.approx(least.coef_, abs=1e-8)
-    assert np.linalg.norm(joint(free)) > np.linalg.norm(joint(found))
+    found = puzzle.explain(kernel=kernel, budget=150)
+    assert joint(found) == pytest.approx(least_squares(found, kernel), abs=1e-7)
+
+
+def least_squares(found, kernel, values=None):
+    kept, values = found.samples.kept, found.samples.logits[:, 0] if values is None else values
+    weights = KERNELS[kernel](kept, found.image_weights.shape[1])
+    return LinearRegression().fit(kept, values.astype(float), sample_weight=weights).coef_
 
 
 def test_the_kernel_is_that_of_lime():
     """lime_image: sqrt(exp(-d²/0.25²)) of the cosine distance from the row of ones."""
-    kept = np.array(list(itertools.islice(masks(20, "paired"), 200)))
+    kept = masks(20, 200)
     distance = pairwise_distances(kept, np.ones((1, 20)), metric="cosine").ravel()
-    assert lime._lime(kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
-
-
-def plain_ties(image, labels, count):
-    """Pair by pair and pixel by pixel: how near and alike the mean places and colours of superpixels are."""
-    colours, side = rgb2lab(image.permute(1, 2, 0).numpy()), max(labels.shape)
-    means = []
-    for label in range(count):
-        places = [place for place in itertools.product(*map(range, labels.shape)) if labels[place] == label]
-        means.append(
-            ([np.mean(axis) / side for axis in zip(*places, strict=True)], np.mean([colours[p] for p in places], 0))
-        )
-    ties = np.zeros((count, count))
-    for one, other in itertools.permutations(range(count), 2):
-        far, unlike = (np.linalg.norm(np.subtract(*pair)) for pair in zip(means[one], means[other], strict=True))
-        ties[one, other] = np.exp(-((far / 0.1) ** 2) / 2 - (unlike / 15) ** 2 / 2)
-    return ties
-
-
-def test_roughness_is_the_laplacian_of_what_is_near_and_alike():
-    rng = np.random.default_rng(0)
-    image, labels = torch.from_numpy(0.4 + 0.2 * rng.random((3, 9, 7))), rng.integers(0, 6, (9, 7))
-    for count in (6, 4):  # labels from 4 on are boxes of linked words
-        ties = plain_ties(image, labels, count)
-        wanted = np.diag(ties.sum(1)) - ties
-        assert lime._roughness(image, labels, count) == pytest.approx(wanted * count / ties.sum())
-        assert np.trace(lime._roughness(image, labels, count)) == pytest.approx(count)
-    assert not lime._roughness(image, labels * 0, 1).any()
-
-
-def test_what_looks_different_keeps_its_own_strength():
-    image, labels = torch.zeros(3, 6, 60), np.kron(np.arange(10), np.ones((6, 6), int))
-    image[:, :, 30:] = 1.0
-    roughness = lime._roughness(image, labels, 10)
-    assert abs(roughness[4, 5]) < 1e-8 < 0.1 < abs(roughness[3, 4]) == pytest.approx(abs(roughness[5, 6]))
-    assert abs(roughness[3, 4]) > abs(roughness[2, 4]) > abs(roughness[1, 4])
+    assert KERNELS["lime"](kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -234,19 +186,6 @@ def test_neighbours_share_strength(kernel):
     assert found.image_weights.mean() == pytest.approx(weights.mean(), abs=0.3)
     assert spread[0] > spread[1] > spread[2] > spread[3] and spread[2] > spread[0] / 1000  # whatever the kernel's scale
     assert puzzle.explain(smooth=0, kernel=kernel, budget=100).image_weights[0] == pytest.approx(weights, abs=2e-6)
-
-
-def test_linked_words_are_not_smoothed():
-    words = [Word("w0", (0, 0, 6, 6)), Word("w1", (12, 12, 18, 18))]
-    labels = np.kron(np.arange(16).reshape(4, 4), np.ones((6, 6), int))
-    weights = np.arange(16.0)
-    puzzle = Puzzle(additive(weights, [30.0, -20.0]), 16, 2, labels=labels)
-    options = puzzle.own | {"link_ocr": True, "budget": 200, "kernel": "uniform", "smooth": 1e9}
-    found = explain(puzzle.seer, puzzle.image, words, **options)
-    assert found.image_weights.shape == (1, 14) and found.links.tolist() == [14, 15]
-    assert np.ptp(found.image_weights) < 1e-4
-    # a hidden word takes its superpixels (0 and 10) with it
-    assert found.text_weights[0] == pytest.approx([30 + 0, -20 + 10], abs=3)
 
 
 def test_a_segment_cut_in_two_shares_its_weight():
@@ -295,16 +234,15 @@ def test_margins_logits_and_probs(three):
     assert found.probs == pytest.approx(np.exp([0, 9, 5]) / np.exp([0, 9, 5]).sum(), abs=1e-5)
     assert found.image_weights == pytest.approx((weights[:, [1, 2, 0]] - weights[:, [2, 1, 1]]).T, abs=1e-5)
     assert found.question == "why extra lean and not medium" and (found.row("medium"), found.row(0)) == (1, 2)
-    plain = puzzle.explain(**how | {"target": "logit"})
+    plain = puzzle.explain(**how | {"contrast": None})
     assert plain.image_weights == pytest.approx(weights[:, [1, 2, 0]].T, abs=1e-5)
-    alone = puzzle.explain(**how | {"contrast": None})
-    assert np.array_equal(alone.image_weights, plain.image_weights) and alone.question == "why extra lean"
+    assert plain.question == "why extra lean"
     against = puzzle.explain(**how | {"contrast": "lean"})
     assert against.contrasts == (0, 0, 1)  # lean itself has its runner-up
     for target, of_probs in (("prob", np.positive), ("sqrt_prob", np.sqrt), ("log_prob", np.log)):
         probs = puzzle.explain(**how | {"target": target})
         values = of_probs(torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy())
-        assert probs.image_weights[0] == pytest.approx(by_ridge(probs, "lime", 0, values).coef_, abs=1e-8)
+        assert probs.image_weights[0] == pytest.approx(least_squares(probs, "lime", values), abs=1e-8)
     with pytest.raises(UsageError, match="was not explained, only extra lean"):
         puzzle.explain(**how | {"classes": "top1"}).row("lean")
 
@@ -332,21 +270,11 @@ def test_an_unknown_class_is_refused(three, wrong):
         three[0].explain(classes=wrong)
 
 
-def test_classes_out_of_range_and_none_are_refused(three):
-    for options in ({"classes": 3}, {"classes": [-1]}, {"contrast": 3}):
-        with pytest.raises(UsageError, match="out of range; the model has 3: 0 to 2"):
-            three[0].explain(**options)
-    with pytest.raises(UsageError, match="classes is empty"):
-        three[0].explain(classes=[])
-    with pytest.raises(UsageError, match="did you mean 'lean'"):
-        three[0].explain(contrast="leen")
-
-
 def test_another_kernel_needs_no_further_evaluation():
     puzzle = Puzzle(tangled(14, 3), 14, 3)
     found = puzzle.explain(budget=100)
     before = puzzle.seer.pictures, puzzle.seer.read
-    for kernel, target in itertools.product(KERNELS, lime.TARGETS):
+    for kernel, target in itertools.product(KERNELS, TARGETS):
         other, fresh = found.with_kernel(kernel, target), puzzle.explain(budget=100, kernel=kernel, target=target)
         assert np.array_equal(joint(other), joint(fresh)) and other.options == fresh.options
         assert other.samples is found.samples
@@ -375,45 +303,28 @@ def brute_force(value, players):
     return found
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("counts", [(4, 4), (6, 2), (1, 3), (8, 0), (0, 7)])
-def test_all_masks_give_shapley_values(counts, design):
+@pytest.mark.parametrize("counts", [(4, 4), (6, 2), (8, 0), (0, 7)])
+def test_all_masks_give_shapley_values(counts):
     segments, words = counts
     inner = tangled(segments + words)
 
     def function(seen, read):
         return inner(np.hstack([part for part in (seen, read) if part is not None]), None)
 
-    found = Puzzle(function, *counts).explain(kernel="shap", design=design, budget=2000)
+    found = Puzzle(function, *counts).explain(kernel="shap", budget=2000)
     wanted = brute_force(lambda kept: inner(kept[None], None)[0], segments + words)
-    # the ends are met by a large weight, not by a constraint, and logits are float32
-    assert joint(found) == pytest.approx(wanted, abs=5e-6)
-    pairs = {
-        tuple(pair): value for pair, value in zip(found.samples.pairs.tolist(), found.samples.logits[:, 0], strict=True)
-    }
-    assert joint(found).sum() == pytest.approx(pairs[0, 0] - pairs[1, 1], abs=5e-6)
-    assert len(pairs) == 2 ** (segments + words)
+    assert joint(found) == pytest.approx(wanted, abs=5e-6)  # the ends are met by a large weight; logits are float32
+    assert len(found.samples.pairs) == 2 ** (segments + words)
     assert ends(found) == pytest.approx(np.stack([joint(found)] * 2, 1))  # all masks: nothing is left to chance
 
 
-@pytest.mark.parametrize("design", ["random", "paired", "stratified"])
-def test_few_masks_come_near_to_shapley_values(design):
-    """Products of parts: each part of a product has an equal part of its weight."""
-    rng = np.random.default_rng(0)
-    products = [(rng.choice(16, 2, False), rng.choice(8, 1), rng.normal()) for _ in range(12)]
-    wanted = np.zeros(24)
-    for seen, read, weight in products:
-        wanted[[*seen, *(16 + read)]] += weight / 3
-
-    def function(image, text):
-        return sum(weight * image[:, seen].prod(1) * text[:, read].prod(1) for seen, read, weight in products)
-
-    puzzle, errors = Puzzle(function, 16, 8), []
-    for seed in range(3):
-        found = puzzle.explain(kernel="shap", design=design, budget=600, seed=seed)
-        assert joint(found).sum() == pytest.approx(function(np.ones((1, 16)), np.ones((1, 8)))[0], abs=1e-4)
-        errors.append(joint(found) - wanted)
-    assert np.sqrt(np.mean(np.square(errors))) < 0.45 * np.sqrt(np.mean(wanted**2))
+def test_pairs_are_closed_under_complementing_both_parts_so_that_even_effects_cancel():
+    """A product of a centred superpixel and a centred word belongs to no weight of a single feature."""
+    puzzle = Puzzle(lambda z, t: 4 * (2 * z[:, 3] - 1) * (2 * t[:, 2] - 1) + z[:, 5], 14, 8)
+    found = puzzle.explain(budget=60, kernel="uniform")
+    pairs = {tuple(pair) for pair in found.samples.pairs.tolist()}
+    assert {(image ^ 1, text ^ 1) for image, text in pairs} == pairs
+    assert joint(found) == pytest.approx(np.eye(22)[5], abs=1e-5)
 
 
 # -- What the words have to do with it.
@@ -442,122 +353,50 @@ def test_a_model_that_ignores_the_image():
         assert found.share[0] > 0.95 and covers(found, 1)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_known_share_is_covered(share):
-    """Most parts do nothing, as on real photos; noise alone would make all shares alike."""
-    hits, found, naive = 0, [], []
-    for seed in range(60):
-        surrogate, weights = noisy(seed, share, idle=True)
-        shares, intervals = lime._share(surrogate, 20)
-        absolute = np.abs(surrogate.coefficients[0, 1:])
-        found.append(shares[0])
-        naive.append(absolute[20:].sum() / absolute.sum())
-        hits += intervals[0, 0] <= share <= intervals[0, 1]
-    assert weights[20:].sum() / weights.sum() == pytest.approx(share)
-    assert hits >= 53 and np.mean(found) == pytest.approx(share, abs=0.045)
-    assert share == 0.5 or abs(np.mean(naive) - share) > 1.5 * abs(np.mean(found) - share)
-
-
-def test_the_share_of_mere_noise_is_anything():
-    rng = np.random.default_rng(0)
-    surrogate, _ = noisy(0, 0.5)
-    surrogate.coefficients = rng.normal(size=(1, 29)) * 1e-3
-    shares, intervals = lime._share(surrogate, 20)
-    assert math.isnan(shares[0]) or np.ptp(intervals[0]) > 0.9
-
-
-# -- Interactions.
-
-
-def test_a_superpixel_and_a_word_that_need_each_other_are_named():
-    base = additive(np.linspace(-1, 1, 14), [0.3, 0.5, -0.4])
-    for seed in range(3):
-        puzzle = Puzzle(lambda z, t: base(z, t) + z[:, 9] * t[:, 1], 14, 3)
-        for kernel in ("lime", "uniform"):
-            found = puzzle.explain(budget=250, kernel=kernel, seed=seed).interactions
-            top = found.iloc[0]
-            assert (top.label, top.segment, top.unit) == ("lean", 9, 1) and abs(top.z) > 10
-            assert top.weight == pytest.approx(1, abs=0.15)
-            assert found.z.abs().is_monotonic_decreasing and len(found) == lime.SHOWN
-    assert puzzle.explain(classes="top3", contrast="runner_up").interactions.label.value_counts().tolist() == [5] * 3
-
-
-def test_what_adds_up_has_no_interactions(linear):
-    image, text = tangled(14, seed=1), tangled(5, seed=2)
-    puzzle = Puzzle(lambda z, t: image(z, None) + text(t, None), 14, 5)
-    for seed in range(4):
-        assert puzzle.explain(budget=150, seed=seed).interactions.z.abs().max() < 4
-        assert linear[0].explain(budget=150, seed=seed).interactions.z.abs().max() < 4
-    small = Puzzle(lambda z, t: image(np.pad(z, ((0, 0), (0, 9))), None) + text(t, None), 5, 5)
-    assert small.explain(budget=150).interactions.z.abs().max() < 4
-
-
-def test_linked_words_can_interact():
-    words = [Word("w0", (0, 0, 24, 1)), Word("w1", (0, 12, 24, 13))]
-    labels = stripes(24)
-    base, inner = additive(np.linspace(-1, 1, 24), [0.3, 0.5]), tangled(24, seed=3)
-    for strength in (0.0, 3.0):
-        puzzle = Puzzle(
-            lambda z, t, s=strength: base(z, t) + 0.1 * inner(z, None) + s * z[:, 5] * t[:, 0], 24, 2, labels=labels
-        )
-        for seed in range(3):
-            options = puzzle.own | {"link_ocr": True, "budget": 300, "kernel": "uniform", "seed": seed}
-            top = explain(puzzle.seer, puzzle.image, words, **options).interactions.iloc[0]
-            assert (abs(top.z) > 8 and top.unit == 0 and top.segment == 4) if strength else abs(top.z) < 4.5
-
-
-def test_complements_are_no_further_evidence():
-    """A mask and its complement mistake a product alike: its error is that of one evaluation, and not less."""
-    rng = np.random.default_rng(0)
-    linked = np.repeat(np.arange(20)[:, None], 2, 1)
-    residuals = np.repeat(rng.normal(size=10), 2)
-    assert lime._paired_squares(residuals, linked) == pytest.approx(2 * residuals**2)
-    pairs = lime._paired(0, 12, 0, 6, 4, 0)
-    residuals = rng.normal(size=len(pairs))
-    found, cells = lime._paired_squares(residuals, pairs), {}
-    for (image, text), residual in zip(pairs.tolist(), residuals, strict=True):
-        sign = 1 if image % 2 == text % 2 else -1
-        cells[image // 2, text // 2] = cells.get((image // 2, text // 2), 0) + sign * residual
-    assert found.sum() == pytest.approx(sum(value**2 for value in cells.values())) and len(cells) < len(pairs)
-
-
-def test_one_modality_has_no_interactions():
-    for counts in ((14, 0), (0, 14)):
-        found = Puzzle(additive(*(np.arange(n) for n in counts)), *counts).explain(budget=60).interactions
-        assert found.empty and list(found.columns) == ["label", "segment", "unit", "weight", "z"]
-
-
 # -- How sure it is.
 
 
-def noisy(seed, share=0.5, split=20, players=28, masks_of=(120, 40), idle=False):
-    """A surrogate of a linear function with noise a pair, an image mask and a text mask."""
+def noisy(seed, share=0.5, split=20, features=28, idle=False):
+    """A surrogate of a linear function with noise per pair, image mask and text mask."""
     rng = np.random.default_rng(seed)
-    weights = np.abs(np.random.default_rng(1).normal(size=players)) + 0.2
+    weights = np.abs(np.random.default_rng(1).normal(size=features)) + 0.2
     if idle:
         weights[2:split] = weights[split + 2 :] = 0
-    weights[:split] *= (1 - share) / weights[:split].sum() * players
-    weights[split:] *= share / weights[split:].sum() * players
-    images, texts = (
-        np.array(list(itertools.islice(masks(n, "paired", seed + at), count)))
-        for at, (n, count) in enumerate(zip((split, players - split), masks_of, strict=True))
-    )
-    pairs = lime._paired(0, len(images), 0, len(texts), 8, seed)
+    weights[:split] *= (1 - share) / weights[:split].sum() * features
+    weights[split:] *= share / weights[split:].sum() * features
+    images, texts = masks(split, 120, seed), masks(features - split, 48, seed + 1)
+    pairs = np.array(sorted({(i, t) for i in range(120) for t in rng.choice(48, 8, replace=False).tolist()}))
     kept = np.hstack([images[pairs[:, 0]], texts[pairs[:, 1]]])
     noise = (rng.normal(size=n) for n in (len(images), len(texts), len(pairs)))
     values = kept @ weights + next(noise)[pairs[:, 0]] + next(noise)[pairs[:, 1]] + next(noise)
-    uniform = np.ones(len(kept))
-    return lime._Surrogate(kept, values[:, None], uniform, pairs, np.zeros((players, players)), split), weights
+    samples = Samples(images, texts, pairs, values[:, None].astype(np.float32))
+    return Surrogate(samples, values[:, None], np.ones(len(kept)), np.zeros((features, features))), weights
 
 
-def test_95_percent_of_intervals_hold_the_weight():
-    inside = []
-    for seed in range(80):
-        surrogate, weights = noisy(seed)
-        away = np.abs(surrogate.coefficients[0, 1:] - weights) / surrogate.errors[0, 1:]
-        inside.append(away < 1.96)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_95_percent_of_intervals_hold_the_weights_and_the_share(share):
+    """Most parts do nothing, as on real photos; noise alone would make all shares alike."""
+    inside, hits, shares = [], 0, []
+    for seed in range(40):
+        surrogate, weights = noisy(seed, share, idle=True)
+        draws = surrogate.bootstrap(seed)
+        low, high = surrogate.intervals(draws)[0].T
+        inside.append((low <= weights) & (weights <= high))
+        found, intervals = words_share(surrogate.weights, draws, 20)
+        shares.append(found[0])
+        hits += intervals[0, 0] <= share <= intervals[0, 1]
     inside = np.array(inside)
-    assert 0.92 < inside[:, :20].mean() < 0.985 and 0.9 < inside[:, 20:].mean() < 0.985
+    assert 0.92 < inside[:, :20].mean() < 0.99 and 0.9 < inside[:, 20:].mean() < 0.99
+    assert hits >= 36 and np.mean(shares) == pytest.approx(share, abs=0.045)
+
+
+def test_too_few_masks_have_no_intervals():
+    """Ten masks of twenty superpixels leave their weights open."""
+    found = Puzzle(additive(np.arange(20), [2.0, 3.0]), 20, 2).explain(budget=10)
+    assert np.isnan(found.image_intervals).all()
+    assert math.isnan(found.share[0]) and found.share_intervals[0].tolist() == [0, 1]
+    found = Puzzle(additive(np.arange(20)), 20, 0).explain(budget=2)
+    assert np.isnan(found.image_intervals).all() and np.isfinite(found.image_weights).all()
 
 
 @pytest.mark.parametrize("order", ["odd", "even", "network"])
@@ -583,36 +422,6 @@ def test_intervals_hold_what_many_masks_give(order):
     assert np.mean(inside) > 0.9
 
 
-def test_leaving_out_clusters_is_done_with_one_fit():
-    """The same by fitting anew without each cluster; each kind of masks alone, and both."""
-    surrogate, _ = noisy(3, players=16, split=12, masks_of=(60, 16))
-    inner, pairs = surrogate.inner, surrogate.pairs
-
-    def jackknife(clusters):
-        total = 0
-        for cluster in np.unique(clusters[inner]):
-            without = surrogate.fit(surrogate.weights * ~((clusters == cluster) & inner))
-            total += (without - surrogate.coefficients) ** 2
-        count = len(np.unique(clusters[inner]))
-        return total * (count - 1) / count
-
-    alone = jackknife(np.arange(len(pairs))) / (1 - 1 / inner.sum())
-    image, text = jackknife(pairs[:, 0] // 2), jackknife(pairs[:, 1] // 2)
-    free = 1 - 60 / 2**12, 1 - 16 / 2**4, 1 - len(pairs) / 2**16
-    wanted = free[2] * alone + free[0] * (image - alone) + free[1] * (text - alone)
-    assert surrogate.errors == pytest.approx(np.sqrt(wanted.clip(0)), rel=1e-5) and free[1] == 0
-
-
-def test_too_few_masks_have_no_intervals():
-    """Ten masks of twenty superpixels leave their weights open, and those of two words not."""
-    found = Puzzle(additive(np.arange(20), [2.0, 3.0]), 20, 2).explain(budget=10)
-    assert np.isnan(found.image_intervals).all() and np.isnan(found.r2).all()
-    assert math.isnan(found.share[0]) and found.share_intervals[0].tolist() == [0, 1]
-    for budget, ridge in ((2, 0.0), (2, 1.0), (8, 1.0)):
-        found = Puzzle(additive(np.arange(20)), 20, 0).explain(budget=budget, ridge=ridge)
-        assert np.isnan(found.image_intervals).all() and np.isfinite(found.image_weights).all()
-
-
 def plain_r2(kept, values, weights, groups, inner):
     predicted, there = np.zeros(len(values)), np.zeros(len(values), bool)
     for fold in range(5):
@@ -634,27 +443,6 @@ def test_r2_is_that_of_masks_left_out(kernel):
     assert 0.2 < found.r2[0] < 0.999
 
 
-def test_r2_is_near_that_of_scikit_learns_group_folds():
-    found = Puzzle(tangled(15), 15, 0).explain(budget=400, kernel="uniform")
-    kept, values, predicted = found.samples.kept, found.samples.logits[:, 0], np.zeros(400)
-    for seen, judged in GroupKFold(5).split(kept, groups=np.arange(400) // 2):
-        predicted[judged] = LinearRegression().fit(kept[seen], values[seen]).predict(kept[judged])
-    assert found.r2[0] == pytest.approx(r2_score(values, predicted), abs=0.03)
-
-
-def test_r2_of_two_modalities_leaves_out_both_kinds_of_masks():
-    surrogate, _ = noisy(0)
-    image, text = surrogate.pairs.T // 2 % 5
-    predicted = np.full(len(image), np.nan)
-    for fold in range(5):
-        seen, judged = (image != fold) & (text != fold) | ~surrogate.inner, (image == fold) & (text == fold)
-        judged &= surrogate.inner
-        fit = LinearRegression().fit(surrogate.design[seen, 1:], surrogate.values[seen, 0])
-        predicted[judged] = fit.predict(surrogate.design[judged, 1:])
-    there = ~np.isnan(predicted)
-    assert surrogate.held_out()[0] == pytest.approx(r2_score(surrogate.values[there, 0], predicted[there]), abs=1e-6)
-
-
 @pytest.mark.parametrize("counts", [(16, 2), (1, 16), (2, 16), (16, 16)])
 def test_r2_knows_the_line_and_chance(counts):
     rng = np.random.default_rng(0)
@@ -670,43 +458,21 @@ def test_r2_knows_the_line_and_chance(counts):
 # -- The budget.
 
 
-def test_a_line_needs_no_further_masks(linear):
-    puzzle = linear[0]
-    short, long = puzzle.explain(budget=2000, tolerance=0.01), puzzle.explain(budget=2000)
-    assert 30 < short.evaluations["images"] <= 500 and long.evaluations["images"] == 2000
-    assert joint(short) == pytest.approx(joint(long), abs=1e-5)
-    hard = Puzzle(tangled(14, 5), 14, 5)
-    assert hard.explain(budget=400, tolerance=1e-4).evaluations["images"] == 400
-
-
-def test_too_few_masks_do_not_look_converged():
-    """As many equations as unknowns leave no residuals, which says nothing."""
-    found = Puzzle(tangled(60), 60, 0).explain(budget=600, tolerance=0.02)
-    assert found.evaluations["images"] > 120
-
-
-def test_refining_adds(linear):
+def test_refining_adds():
     puzzle = Puzzle(tangled(14, 8), 14, 8)
     first = puzzle.explain(budget=70)
-    before = puzzle.seer.pictures
-    assert before == 70 == first.evaluations["images"]
-    more = first.refine(50)
+    assert puzzle.seer.pictures == 70 == first.evaluations["images"]
+    more, whole = first.refine(50), Puzzle(tangled(14, 8), 14, 8).explain(budget=120)
     assert puzzle.seer.pictures == 120 == more.evaluations["images"]  # only those that are new
-    whole = puzzle.explain(budget=120)
     for name in ("image_masks", "text_masks"):
         old, new, at_once = (getattr(e.samples, name) for e in (first, more, whole))
         assert np.array_equal(new[: len(old)], old) and np.array_equal(new, at_once)
-    assert np.array_equal(more.samples.pairs[: len(first.samples.pairs)], first.samples.pairs)
-    assert len(np.unique(more.samples.pairs, axis=0)) == len(more.samples.pairs)
-    assert len(more.samples.pairs) == pytest.approx(len(whole.samples.pairs), rel=0.1)
-    assert (more.explained, more.options) == (first.explained, first.options)
-    assert more.refine(30).evaluations == first.refine(80).refine(0).evaluations | {
-        "pairs": len(more.refine(30).samples.pairs)
-    }
+    pairs = more.samples.pairs
+    assert np.array_equal(pairs[: len(first.samples.pairs)], first.samples.pairs)
+    assert len(np.unique(pairs, axis=0)) == len(pairs) == pytest.approx(len(whole.samples.pairs), rel=0.1)
+    assert more.options == whole.options and more.explained == first.explained
     with pytest.raises(UsageError, match="budget=-1"):
         first.refine(-1)
-    line = linear[0]
-    assert joint(line.explain(budget=70).refine(70)) == pytest.approx(joint(line.explain(budget=140)), abs=1e-5)
 
 
 def test_few_superpixels_and_many_words_can_be_refined():
@@ -726,17 +492,6 @@ def test_when_all_masks_are_known_refining_changes_nothing():
     assert np.array_equal(joint(first), joint(again))
 
 
-def test_steps_get_better_and_better():
-    puzzle = Puzzle(tangled(14, 3), 14, 3)
-    options = {name: value for name, value in puzzle.own.items() if name != "progress"}
-    found = list(steps(puzzle.seer, puzzle.image, " ".join(puzzle.words), budget=400, **options))
-    spent = [e.evaluations["images"] for e in found]
-    assert spent == sorted(set(spent)) and spent[-1] == 400 and len(spent) > 4
-    assert np.array_equal(joint(found[-1]), joint(puzzle.explain(budget=400)))
-    error = [np.abs(joint(e) - joint(puzzle.explain(budget=4000))).mean() for e in (found[0], found[-1])]
-    assert error[1] < error[0] / 1.5
-
-
 def test_each_mask_is_evaluated_once():
     puzzle = Puzzle(tangled(14, 6), 14, 6)
     found = puzzle.explain(budget=200)
@@ -747,16 +502,46 @@ def test_each_mask_is_evaluated_once():
 # -- Files.
 
 
+def test_what_is_saved_is_loaded(tmp_path):
+    puzzle = Puzzle(tangled(14, 2), 14, 2)
+    options = puzzle.own | {"classes": ["lean", 2], "contrast": 1, "budget": 60, "smooth": 0.1}
+    for more in ({}, {"link_ocr": True}, {"token": "line"}, {"seed": np.int64(3), "budget": 4}):
+        found = explain(puzzle.seer, puzzle.image, WORDS, **options | more)
+        found.save(tmp_path / "e.safetensors")
+        loaded = LocalExplanation.load(str(tmp_path / "e.safetensors"))
+        same(found, loaded)
+        assert loaded.masked_model is None and loaded.options.classes == ("lean", 2)
+        assert np.array_equal(loaded.heat(), found.heat()) and loaded.words().equals(found.words())
+        assert loaded.with_kernel("uniform").options.kernel == "uniform"
+
+
+def test_a_file_of_an_earlier_version_is_read_but_not_continued_with_other_masks(tmp_path):
+    puzzle, path = Puzzle(tangled(14, 2), 14, 2), tmp_path / "e.safetensors"
+    found = puzzle.explain(budget=60)
+    found.save(path)
+    with safe_open(path, "np") as file:
+        facts, arrays = json.loads(file.metadata()["explanation"]), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    facts["rivals"], facts["units"] = facts.pop("contrasts"), facts.pop("tokens")
+    del facts["options"]["budget"], facts["options"]["token"], facts["options"]["segments"]
+    facts["options"] |= {"design": "paired", "ridge": 0.0, "tolerance": 0.0}
+    arrays["samples.image_masks"][2:] = arrays["samples.image_masks"][2:][::-1]
+    save_file({n: torch.from_numpy(a) for n, a in arrays.items()}, path, {"explanation": json.dumps(facts)})
+    loaded = LocalExplanation.load(path)
+    same(found, loaded, ("samples", "options"))
+    assert loaded.options.budget == 60
+    with pytest.raises(UsageError, match="drawn by an earlier version"):
+        loaded.refine(20, puzzle.seer)
+
+
 def same(one, other, but=()):
     for name in LocalExplanation.__dataclass_fields__:
         a, b = getattr(one, name), getattr(other, name)
         if name in ("masked_model", *but):
             continue
         if name == "samples":
-            assert all(np.array_equal(*(getattr(s, n) for s in (a, b))) for n in lime._SAMPLES)
-            assert all(getattr(a, n).dtype == getattr(b, n).dtype for n in lime._SAMPLES)
-        elif isinstance(a, pd.DataFrame):
-            pd.testing.assert_frame_equal(a, b)
+            for part in ("image_masks", "text_masks", "pairs", "logits"):
+                x, y = getattr(a, part), getattr(b, part)
+                assert np.array_equal(x, y) and x.dtype == y.dtype
         elif isinstance(a, np.ndarray):
             assert a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
         elif isinstance(a, torch.Tensor):
@@ -766,32 +551,6 @@ def same(one, other, but=()):
 
 
 WORDS = [Word("w0", (0.0, 0.0, 5.5, 3.0), 0.5, True), Word("w1", (np.float32(8), 9.0, 20.0, 15.0))]
-
-
-def test_what_is_saved_is_loaded(tmp_path):
-    puzzle = Puzzle(tangled(14, 2), 14, 2)
-    options = puzzle.own | {"classes": ["lean", 2], "contrast": 1, "budget": 60, "smooth": 0.1, "design": "random"}
-    for more in (
-        {},
-        {"link_ocr": True},
-        {"token": "line"},
-        {"word_segments": True},
-        {"seed": np.int64(3), "budget": 3},
-    ):
-        found = explain(puzzle.seer, puzzle.image * 0.7, WORDS, **options | more)
-        found.save(tmp_path / "e.safetensors")
-        loaded = LocalExplanation.load(str(tmp_path / "e.safetensors"))
-        same(found, loaded)
-        assert (
-            loaded.masked_model is None
-            and loaded.options.classes == ("lean", 2)
-            and loaded.options.baseline == (0, 0, 0)
-        )
-        assert np.array_equal(loaded.heat(), found.heat()) and loaded.words().equals(found.words())
-        assert loaded.with_kernel("uniform").options.kernel == "uniform"
-    plain = Puzzle(additive((), [1.0, 2.0]), 0, 2).explain()
-    plain.save(tmp_path / "text.safetensors")
-    same(plain, LocalExplanation.load(tmp_path / "text.safetensors"))
 
 
 def test_one_seed_has_one_file(tmp_path):
@@ -833,7 +592,7 @@ def test_a_file_that_is_none_is_named(tmp_path):
         LocalExplanation.load(tmp_path)
 
 
-@pytest.mark.parametrize("more", [{}, {"link_ocr": True}, {"word_segments": True}])
+@pytest.mark.parametrize("more", [{}, {"link_ocr": True}])
 def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
     puzzle = Puzzle(tangled(14, 2), 14, 2)
     options = puzzle.own | {"budget": 50} | more
@@ -847,14 +606,6 @@ def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
     assert 20 < puzzle.seer.pictures - before <= 33  # new masks, though they meet old texts in old pictures
     same(found.refine(30), more)
     assert np.array_equal(more.samples.image_masks[:50], found.samples.image_masks) and more.masked_model is not None
-
-
-def test_a_loaded_explanation_of_linked_words_that_are_only_seen(tmp_path):
-    puzzle = Puzzle(tangled(14), 14, 0)
-    found = explain(puzzle.seer, puzzle.image, WORDS, **puzzle.own | {"link_ocr": True, "budget": 60})
-    assert found.text_weights.shape == (1, 2) and found.tokens[0].words == (WORDS[0],)
-    found.save(tmp_path / "e.safetensors")
-    same(found.refine(20), LocalExplanation.load(tmp_path / "e.safetensors").refine(20, puzzle.seer))
 
 
 def test_another_models_classes_are_refused(tmp_path):
@@ -877,17 +628,6 @@ def test_without_text_only_the_picture_is_explained(text):
     assert found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5) and found.share[0] == 0
 
 
-def test_one_word_and_three_hundred():
-    puzzle = Puzzle(additive(np.arange(14.0), [5.0]), 14, 1)
-    found = puzzle.explain(budget=100)
-    assert found.text_weights[0] == pytest.approx([5], abs=1e-5) and found.evaluations["texts"] == 2
-    rng = np.random.default_rng(0)
-    image, text = rng.normal(size=14), rng.normal(size=300)
-    found = Puzzle(additive(image, text), 14, 300).explain(budget=100)
-    assert found.text_weights.shape == (1, 300) and np.isnan(found.text_intervals).all()  # too few masks for so many
-    assert np.isfinite(joint(found)).all() and math.isnan(found.share[0])
-
-
 def test_a_single_segment():
     whole = {"segments": np.zeros((SIDE, SIDE), int)}
     puzzle = Puzzle(additive([2.0], [5.0, -1.0]), 1, 2)
@@ -905,9 +645,8 @@ def test_a_model_that_always_says_the_same(tmp_path, counts):
     puzzle = Puzzle(lambda z, t: np.full(len(t if z is None else z), 4.0), *counts)
     found = puzzle.explain(classes="top2")
     assert found.nothing == "the model says the same whatever is hidden"
-    assert found.evaluations["pairs"] < 0.2 * 20 * 512  # and is not asked on and on
     assert not found.heat().any() and not found.heat(1).any() and not joint(found, 1).any()
-    assert np.isnan(found.share).all() and np.isnan(found.r2).all() and found.interactions.empty
+    assert np.isnan(found.share).all() and np.isnan(found.r2).all()
     found.save(tmp_path / "e.safetensors")
     loaded = LocalExplanation.load(tmp_path / "e.safetensors")
     same(found, loaded)
@@ -915,37 +654,37 @@ def test_a_model_that_always_says_the_same(tmp_path, counts):
     assert loaded.with_kernel("shap").nothing == loaded.nothing
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_rounding_is_not_explained(size):
+    """A network answers equal inputs with logits that differ by the rounding of float32, relative to their size."""
+    noise = tangled(14, 3)
+    puzzle = Puzzle(lambda z, t: size * (1 + 1e-6 * noise(z, t)), 14, 3)
+    assert puzzle.explain(budget=60).nothing and not puzzle.explain(budget=60, target="prob").image_weights.any()
+    assert not Puzzle(lambda z, t: size * (1 + 1e-3 * noise(z, t)), 14, 3).explain(budget=60).nothing
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"budget": 1}, "budget=1 is too small"),
-        ({"design": "hadamard"}, "unknown design .* known: orthogonal"),
         ({"kernel": "gauss"}, "unknown kernel"),
-        ({"target": "logits"}, "did you mean 'logit'"),
+        ({"target": "logits"}, "unknown target"),
         ({"segments": "slick"}, "did you mean 'slic'"),
         ({"segments": np.zeros((3, 3), int)}, r"give integers of \(24, 24\)"),
         ({"baseline": "gray"}, "unknown baseline"),
-        ({"baseline": (1, 2, 3)}, "is no colour"),
-        ({"baseline": 0.5}, "is no colour"),
         ({"token": "letter"}, "unknown kind of token"),
-        ({"ridge": -1}, "ridge=-1 is negative"),
         ({"smooth": -0.1}, "smooth=-0.1"),
-        ({"tolerance": -1}, "tolerance=-1"),
         ({"feather": -2}, "feather=-2"),
-        ({"n_segments": 0, "segments": "grid"}, "n_segments=0"),
+        ({"classes": 3}, "out of range; the model has 3: 0 to 2"),
+        ({"classes": []}, "classes is empty"),
+        ({"contrast": "leen"}, "did you mean 'lean'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
-    puzzle = Puzzle(additive(np.arange(5), np.arange(3)), 5, 3)
-    with pytest.raises(UsageError, match=message.replace("known:", r"\(known:.*")):
-        puzzle.explain(**options)
-    assert puzzle.seer.pictures == 0
-
-
-def test_wrong_options_are_refused_without_a_picture():
-    for options in ({"baseline": "gray"}, {"design": "x"}, {"feather": -1}):
-        with pytest.raises(UsageError):
-            Puzzle(additive((), np.arange(3)), 0, 3).explain(**options)
+    with pytest.raises(UsageError, match=message):
+        Puzzle(additive(np.arange(5), np.arange(3)), 5, 3).explain(**options)
+    with pytest.raises(TypeError, match="n_superpixels"):
+        Options(n_superpixels=3)
 
 
 def test_what_the_model_does_not_use_is_left_out():
@@ -974,20 +713,14 @@ def test_a_reader_alone_hides_all_words():
     assert joint(found) == pytest.approx(LinearRegression().fit(found.samples.kept, logits).coef_, abs=1e-6)
 
 
-def test_words_can_have_superpixels_of_their_own():
-    """Seen and read apart: the model sees rows 0 to 3, and reads the word that stands there."""
+def test_linked_words_are_hidden_with_their_superpixel_of_the_image():
     puzzle = Puzzle(additive(np.arange(1.0, 7), [10.0, 20.0]), 6, 2)
     words = [Word("w0", (0, 0, 24, 2)), Word("w1", (3, 3, 3, 3))]
-    found = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"word_segments": True})
-    assert found.image_weights.shape == (1, 7) and (found.links == -1).all()
-    assert found.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6, 0.5], abs=1e-5)
-    assert found.text_weights[0] == pytest.approx([10, 20], abs=1e-5)
     linked = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"link_ocr": True})
-    assert linked.text_weights[0] == pytest.approx([10.5, 20], abs=1e-5)
-    assert linked.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6], abs=1e-5)
+    assert linked.text_weights[0] == pytest.approx([10.5, 20], abs=1e-4)
+    assert linked.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6], abs=1e-4)
     heat = linked.heat()
-    assert heat[:2] == pytest.approx(10.5, abs=1e-5) and heat[2:4] == pytest.approx(0.5, abs=1e-5)
-    assert found.heat()[:4] == pytest.approx(0.5, abs=1e-5) and heat[20:] == pytest.approx(6, abs=1e-5)
+    assert heat[:2] == pytest.approx(10.5, abs=1e-4) and heat[2:4] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_lines_are_hidden_as_one():
@@ -1016,7 +749,13 @@ def test_a_real_model_is_explained(tmp_path):
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     predictor = Predictor(model, 32)
     words = [Word("oat", (2, 2, 12, 8)), Word("milk", (14, 2, 28, 8))]
-    found = explain(predictor, image, words, n_segments=9, segments="grid", budget=40)
+    found = explain(
+        predictor,
+        image,
+        words,
+        segments=np.kron(np.arange(9).reshape(3, 3), np.ones((12, 12), int))[:32, :32],
+        budget=40,
+    )
     with torch.inference_mode():
         own = model(image[None], ["oat milk"])[0].numpy()
     assert found.logits == pytest.approx(own, abs=1e-4) and found.explained[0] == own.argmax()
@@ -1084,18 +823,15 @@ def test_a_damaged_file_is_made_again(shelf):
         same(one, other)
 
 
-def test_what_changes_an_explanation_changes_its_file(shelf, monkeypatch):
+def test_what_changes_an_explanation_changes_its_file(shelf):
     seer, photos, options, folder = shelf
     explain_dataset(seer, photos[:1], folder, **options)
     other = Seer(seer.model.function, seer.segments, seer.vocabulary, seer.model.modalities, version=1)
     photo = SimpleNamespace(**vars(photos[0]))
     changed = [
-        (seer, photo, {"budget": 41}),
+        (seer, photo, {"budget": 42}),
         (seer, photo, {"seed": 1}),
-        (seer, photo, {"classes": np.array([0])}),
         (seer, photo, {"segments": seer.segments[::-1].copy()}),
-        (seer, photo, {"segments": lambda image, count: stripes(3)}),
-        (seer, photo, {"segments": lambda image, count: stripes(4)}),
         (other, photo, {}),
         (seer, SimpleNamespace(image=photo.image, words=[], text="w1 w0"), {}),
         (seer, SimpleNamespace(image=photo.image * 0.9, words=[], text=photo.text), {}),
@@ -1104,17 +840,12 @@ def test_what_changes_an_explanation_changes_its_file(shelf, monkeypatch):
     for count, (predictor, sample, more) in enumerate(changed, 2):
         (found,) = explain_dataset(predictor, [sample], folder, **options | more)
         assert found.masked_model is not None and len(list(folder.iterdir())) == count
-    (found,) = explain_dataset(seer, [photo], folder, **options | {"segments": lambda image, count: stripes(4)})
-    assert found.masked_model is None and found.image_weights.shape == (
-        1,
-        4,
-    )  # what a function does counts, not its name
 
 
 def test_files_are_kept_in_the_cache(shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
     seer, photos, options, _ = shelf
-    explain_dataset(seer, photos, **options, progress=True)
+    explain_dataset(seer, photos, **options)
     assert len(list((tmp_path / "cache" / "explanations").iterdir())) == 4
 
 
@@ -1123,5 +854,5 @@ def test_a_photo_that_cannot_be_explained_is_named(tmp_path):
     with pytest.raises(UserError, match="photo 3: nothing to explain by: the model uses text"):
         explain_dataset(reads.seer, Photos(["w0 w1", "w1 w2", "w2 w0", ""]), tmp_path, budget=10)
     assert len(list(tmp_path.iterdir())) == 3
-    with pytest.raises(UsageError, match="photo 0: unknown kernel"):
+    with pytest.raises(UsageError, match="unknown kernel"):
         explain_dataset(reads.seer, Photos(["w0 w1"]), tmp_path, kernel="x")

@@ -1,7 +1,6 @@
-"""Superpixels, units of text, fillings, masks and the game, each against a plain version."""
+"""Superpixels, tokens, baselines, masks and the masked model, each against a plain version."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +12,11 @@ from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
 from retailkit.explain import masking
 from retailkit.explain.masking import (
-    DESIGNS,
     SEGMENTERS,
     MaskedModel,
     Token,
     as_predictor,
-    fill,
+    baseline_image,
     masks,
     segment,
     tokens_of,
@@ -76,7 +74,7 @@ def both():
 # -- Superpixels.
 
 
-@pytest.mark.parametrize("name", [*SEGMENTERS, lambda image, count: np.digitize(image[..., 0], [0.3, 0.6]) * 7])
+@pytest.mark.parametrize("name", SEGMENTERS)
 def test_labels_have_no_gaps(name):
     flat = torch.nn.functional.interpolate(picture(4)[None], 40)[0]
     for image in (flat, picture(40), torch.full((3, 40, 40), 0.3), flat[:, :24]):
@@ -86,48 +84,10 @@ def test_labels_have_no_gaps(name):
         assert np.array_equal(labels, segment(image, name, 12))
 
 
-def test_a_grid_has_equal_cells():
-    for count, side in ((1, 1), (16, 4), (50, 7), (24, 4)):
-        labels = segment(picture(56), "grid", count)
-        assert labels.max() + 1 == side**2 and set(np.bincount(labels.ravel())) <= {(56 // side) ** 2}
-        rows, columns = np.divmod(labels, side)
-        assert (np.diff(rows, axis=0) >= 0).all() and (np.diff(columns, axis=1) >= 0).all()
-    assert segment(picture(4), "grid", 50).max() == 15  # no more cells than pixels
-
-
 def test_more_superpixels_when_more_are_wished_for():
     for name in ("slic", "felzenszwalb"):
         few, many = (segment(picture(64), name, count).max() for count in (4, 40))
         assert few < many < 80
-
-
-def test_labels_that_are_there_are_numbered_anew():
-    given = np.array([[7, 7, -2], [100, 7, -2]])
-    assert segment(torch.rand(3, 2, 3), given).tolist() == [[1, 1, 0], [2, 1, 0]]
-    seen = []
-
-    def own(image, count):
-        seen.append((image, count))
-        return np.full((2, 3), 9)
-
-    image = torch.rand(3, 2, 3)
-    assert not segment(image, own, 5).any()
-    assert seen[0][1] == 5 and np.allclose(seen[0][0], image.permute(1, 2, 0).numpy())
-
-
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((3, 2), int), np.zeros((2, 3)), np.zeros((2, 3), bool), lambda image, count: np.zeros(6, int)]
-)
-def test_labels_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(UsageError, match=r"segments are .* give integers of \(2, 3\)"):
-        segment(torch.rand(3, 2, 3), wrong)
-
-
-def test_wrong_segmenters_are_refused():
-    with pytest.raises(UsageError, match="did you mean 'slic'"):
-        segment(picture(), "slick")
-    with pytest.raises(UsageError, match="n_segments=0"):
-        segment(picture(), "grid", 0)
 
 
 def test_boxes_become_segments():
@@ -144,15 +104,20 @@ def test_boxes_become_segments():
     assert links.tolist() == [2, -1, 3, -1]
 
 
-def test_a_superpixel_that_a_box_covers_is_gone():
-    labels, links = masking.cut_out(np.array([[0, 1]] * 2), [Token("x", (Word("x", (1, 0, 2, 2)),))])
-    assert labels.tolist() == [[0, 1]] * 2 and links.tolist() == [1]
+def test_labels_are_numbered_without_gaps_or_refused():
+    given = np.array([[7, 7, -2], [100, 7, -2]])
+    assert segment(torch.rand(3, 2, 3), given).tolist() == [[1, 1, 0], [2, 1, 0]]
+    for wrong in (np.zeros((3, 2), int), np.zeros((2, 3))):
+        with pytest.raises(UsageError, match=r"segments are .* give integers of \(2, 3\)"):
+            segment(torch.rand(3, 2, 3), wrong)
+    with pytest.raises(UsageError, match="n_segments=0"):
+        segment(picture(), "slic", 0)
 
 
-# -- Units of text.
+# -- Tokens.
 
 
-def test_words_are_units():
+def test_words_are_tokens():
     units = tokens_of(WORDS)
     assert [u.text for u in units] == ["oat", "milk", "bio"] and [u.words for u in units] == [(w,) for w in WORDS]
     assert tokens_of(None) == tokens_of([]) == tokens_of("") == tokens_of("  \n") == ()
@@ -181,137 +146,84 @@ def test_lines_are_words_side_by_side():
     assert tokens_of(words, "line")[0].words == tuple(words[:3])
 
 
-def test_barcodes_are_no_units():
+def test_barcodes_are_no_tokens():
     words = [Word("oat", (0, 0, 1, 1)), *(Word(digits, (1, 0, 2, 1)) for digits in ("4006381", "333931")), *WORDS[1:]]
     assert [u.text for u in tokens_of(words)] == ["oat", "milk", "bio"]
     assert [u.text for u in tokens_of("oat 4006381333931 milk 500")] == ["oat", "milk", "500"]
 
 
-def test_an_unknown_unit_is_refused():
-    with pytest.raises(UsageError, match="known: line, word"):
-        tokens_of("a", "sentence")
-
-
-# -- Fillings.
+# -- Baselines.
 
 
 def test_the_mean_is_that_of_each_segment():
     image, labels = picture(), np.random.default_rng(0).integers(0, 5, (SIDE, SIDE))
-    filled = fill(image, labels, "mean")
+    filled = baseline_image(image, labels, "mean")
     for label, channel in itertools.product(range(5), range(3)):
         here = torch.from_numpy(labels == label)
         assert filled[channel][here].numpy() == pytest.approx(float(image[channel][here].double().mean()), abs=1e-6)
-
-
-def test_colours_and_grey():
-    assert (fill(picture(), QUARTERS, "grey") == 0.5).all()
-    for colour in ((0.1, 0.9, 0), [0.1, 0.9, 0.0], np.array([0.1, 0.9, 0.0])):
-        filled = fill(picture(), QUARTERS, colour)
-        assert filled.shape == (3, SIDE, SIDE) and filled.dtype == torch.float32
-        assert filled.flatten(1).T.unique(dim=0).numpy() == pytest.approx(np.array([[0.1, 0.9, 0.0]]))
-
-
-@pytest.mark.parametrize("wrong", [(0.1, 0.2), (0, 0, 255), (0, 0, -0.1), (0, 0, np.nan), 0.5, None, ("r", "g", "b")])
-def test_what_is_no_colour_is_refused(wrong):
-    with pytest.raises(UsageError, match="is no colour"):
-        fill(picture(), QUARTERS, wrong)
 
 
 @pytest.mark.parametrize("name", masking.BASELINES)
 def test_every_filling_is_a_picture(name):
     for image in (picture(), torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE)):
         for labels in (QUARTERS, QUARTERS * 0):
-            filled = fill(image, labels, name)
+            filled = baseline_image(image, labels, name)
             assert filled.shape == image.shape and filled.dtype == image.dtype
             assert filled.min() >= 0 and filled.max() <= 1
-    assert not torch.equal(fill(picture(), QUARTERS * 0, name), picture())  # a single segment can be hidden, too
+    assert not torch.equal(
+        baseline_image(picture(), QUARTERS * 0, name), picture()
+    )  # a single segment can be hidden, too
     with pytest.raises(UsageError, match="known: blur, grey, inpaint, mean"):
-        fill(picture(), QUARTERS, "gray")
+        baseline_image(picture(), QUARTERS, "gray")
 
 
 def test_blurring_leaves_a_plain_picture_alone_and_smooths_others():
     plain = torch.full((3, SIDE, SIDE), 0.3)
-    assert torch.allclose(fill(plain, QUARTERS, "blur"), plain, atol=1e-6)
-    assert fill(picture(), QUARTERS, "blur").std() < picture().std() / 3
-    assert torch.allclose(fill(picture(), QUARTERS, "blur").mean(), picture().mean(), atol=0.02)
+    assert torch.allclose(baseline_image(plain, QUARTERS, "blur"), plain, atol=1e-6)
+    assert baseline_image(picture(), QUARTERS, "blur").std() < picture().std() / 3
+    assert torch.allclose(baseline_image(picture(), QUARTERS, "blur").mean(), picture().mean(), atol=0.02)
 
 
 def test_inpainting_takes_the_surroundings():
     image, labels = torch.full((3, SIDE, SIDE), 0.4), np.zeros((SIDE, SIDE), int)
     labels[10:16, 8:20] = 1
     image[:, 10:16, 8:20] = picture()[:, 10:16, 8:20]
-    filled = fill(image, labels, "inpaint")
+    filled = baseline_image(image, labels, "inpaint")
     assert filled[:, 10:16, 8:20].numpy() == pytest.approx(0.4, abs=2.1 / 255)  # bytes, rounded twice
     image[:, 10:16, 8:20] = 1.0
-    assert torch.equal(fill(image, labels, "inpaint")[:, 10:16, 8:20], filled[:, 10:16, 8:20])  # nothing leaks
+    assert torch.equal(
+        baseline_image(image, labels, "inpaint")[:, 10:16, 8:20], filled[:, 10:16, 8:20]
+    )  # nothing leaks
 
 
 # -- Masks.
 
 
-def drawn(players, design, count, seed=0):
-    return np.array(list(itertools.islice(masks(players, design, seed), count)))
+@pytest.mark.parametrize("features", [13, 16, 40])
+def test_masks_are_pairs_of_complements_in_which_features_are_uncorrelated(features):
+    order = 1 << features.bit_length()
+    rows = masks(features, 2 + 4 * order)
+    assert rows[0].all() and len(np.unique(rows, axis=0)) == len(rows) and np.array_equal(rows[::2], ~rows[1::2])
+    signs = 2 * rows[2 : 2 + 2 * order].astype(int) - 1
+    assert np.array_equal(signs.T @ signs, len(signs) * np.eye(features, dtype=int)) and not signs.sum(0).any()
+    assert np.array_equal(masks(features, 51), rows[:50]) and not np.array_equal(masks(features, 51, 1), rows[:50])
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("players", [13, 16, 40])
-def test_masks_differ_and_begin_with_all_and_none(design, players):
-    rows = drawn(players, design, 500)
-    assert rows.shape == (500, players) and rows.dtype == bool
-    assert rows[0].all() and not rows[1].any() and len(np.unique(rows, axis=0)) == 500
-    if design != "random":
-        assert np.array_equal(rows[::2], ~rows[1::2])
-    assert np.abs(rows[2:].mean(0) - 0.5).max() < 0.1
-    assert np.array_equal(rows[:77], drawn(players, design, 77)) and np.array_equal(rows, drawn(players, design, 500))
-    assert not np.array_equal(rows, drawn(players, design, 500, seed=1))
+@pytest.mark.parametrize("features", [2, 8, 12])
+def test_few_features_have_all_their_masks(features):
+    rows = masks(features, 10_000)
+    assert len(rows) == len(np.unique(rows, axis=0)) == 2**features and rows[0].all()
+    assert np.array_equal(rows[::2], ~rows[1::2]) and np.array_equal(
+        masks(features, len(rows) // 2), rows[: len(rows) // 2]
+    )
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("players", [1, 2, 3, 8, 12])
-def test_few_players_have_all_their_masks(design, players):
-    rows = drawn(players, design, 10_000)
-    assert len(rows) == len(np.unique(rows, axis=0)) == 2**players
-    assert rows[0].all() and np.array_equal(rows[::2], ~rows[1::2])
-    assert np.array_equal(rows[: len(rows) // 2], drawn(players, design, len(rows) // 2))
-    if players > 3:
-        assert not np.array_equal(rows, drawn(players, design, 10_000, seed=1))
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-def test_masks_end_when_all_have_come(design, monkeypatch):
+def test_masks_end_when_all_have_come(monkeypatch):
     monkeypatch.setattr(masking, "ENUMERATED", 3)
-    assert len(drawn(5, design, 100)) == 32
+    assert len(masks(5, 100)) == 32 and masks(0, 5).shape == (1, 0)
 
 
-def test_nobody_has_one_mask():
-    assert drawn(0, "paired", 5).shape == (1, 0)
-
-
-def test_stratified_sizes_come_equally_often():
-    sizes = drawn(60, "stratified", 2 + 2 * 59 * 2)[2:].sum(1)
-    assert np.bincount(sizes, minlength=61).tolist() == [0, *[4] * 59, 0]
-    for sweep in (sizes[: 2 * 59], sizes[2 * 59 :]):
-        assert sorted(sweep[::2]) == list(range(1, 60)) != list(sweep[::2])
-    assert np.bincount(drawn(60, "paired", 236)[2:].sum(1), minlength=61)[:12].sum() == 0
-
-
-@pytest.mark.parametrize("players", [13, 20, 50])
-def test_orthogonal_players_are_uncorrelated(players):
-    order = 1 << players.bit_length()
-    rows = drawn(players, "orthogonal", 2 + 4 * order)[2:]
-    for block in (rows[: 2 * order], rows[2 * order :]):
-        signs = 2 * block.astype(int) - 1
-        assert np.array_equal(signs.T @ signs, len(block) * np.eye(players, dtype=int)) and not signs.sum(0).any()
-    signs = 2 * drawn(players, "paired", 2 + 4 * order)[2:].astype(int) - 1
-    assert not np.array_equal(signs.T @ signs, len(signs) * np.eye(players, dtype=int))
-
-
-def test_an_unknown_design_is_refused():
-    with pytest.raises(UsageError, match="did you mean 'paired'"):
-        next(masks(3, "pared"))
-
-
-# -- The game.
+# -- The masked model.
 
 
 def every_mask(players):
@@ -338,7 +250,9 @@ def test_pairs_say_what_the_model_says_of_each(both):
     game = MaskedModel(Counted(both), picture(), QUARTERS, tokens_of(WORDS), feather=0)
     pairs = all_pairs(game)
     found = game.logits(*pairs)
-    wanted = one_by_one(both, picture(), fill(picture(), QUARTERS, "mean"), QUARTERS, tokens_of(WORDS), *pairs)
+    wanted = one_by_one(
+        both, picture(), baseline_image(picture(), QUARTERS, "mean"), QUARTERS, tokens_of(WORDS), *pairs
+    )
     assert found.dtype == np.float32 and found.shape == (128, 3)
     assert found == pytest.approx(wanted, abs=1e-4) and np.ptp(wanted, axis=0).min() > 0.1
     assert np.ptp(found.reshape(16, 8, 3), axis=0).min() > 1e-3 and np.ptp(found.reshape(16, 8, 3), axis=1).min() > 1e-3
@@ -365,14 +279,14 @@ def test_each_mask_is_encoded_once(both, monkeypatch):
 @pytest.mark.parametrize("feather", [0.0, 1.0, 2.0, 30.0])
 def test_everything_kept_is_the_input_itself(both, feather):
     image = picture()
-    game = MaskedModel(Predictor(both, SIDE), image, QUARTERS, tokens_of(WORDS), "blur", feather=feather)
+    game = MaskedModel(Predictor(both, SIDE), image, QUARTERS, tokens_of(WORDS), None, "blur", feather)
     whole, none = game.logits([[True] * 4, [False] * 4], [[True] * 3, [False] * 3])
     with torch.inference_mode():
         own = both(image[None], ["oat milk bio"])[0].numpy()
-        empty = both(fill(image, QUARTERS, "blur")[None], [None])[0].numpy()
+        empty = both(baseline_image(image, QUARTERS, "blur")[None], [None])[0].numpy()
     assert whole == pytest.approx(own, abs=1e-4) and none == pytest.approx(empty, abs=1e-4)
     assert game.logits([[True] * 4])[0] == pytest.approx(whole, abs=1e-5)  # without masks of the text all is read
-    assert torch.allclose(game.pictures([[True] * 4]), image[None], atol=1e-5)
+    assert torch.allclose(game.images([[True] * 4]), image[None], atol=1e-5)
 
 
 def test_soft_edges_add_up_to_one():
@@ -388,39 +302,40 @@ def test_soft_edges_add_up_to_one():
         MaskedModel(game.predictor, picture(), QUARTERS, feather=-1)
 
 
-def test_small_pictures_can_have_soft_edges():
-    assert masking._feathered(np.array([[0, 1], [1, 0]]), 5.0).sum(0).numpy() == pytest.approx(1)
-    assert masking._feathered(np.array([[0]]), 5.0).numpy() == pytest.approx(1)
-
-
-def test_a_superpixel_is_hidden_as_the_game_hides_it():
+def test_a_superpixel_is_hidden_as_the_masked_model_hides_it():
     game = MaskedModel(Predictor(network("image"), SIDE), picture(), QUARTERS, feather=2)
     shown = masking.hide(picture(), QUARTERS, [0, 3], feather=2)
-    assert torch.allclose(shown, game.pictures([[False, True, True, False]])[0], atol=1e-5)
+    assert torch.allclose(shown, game.images([[False, True, True, False]])[0], atol=1e-5)
     assert torch.allclose(masking.hide(picture(), QUARTERS, []), picture(), atol=1e-6)
-    mean = fill(picture(), QUARTERS, "mean")
+    mean = baseline_image(picture(), QUARTERS, "mean")
     assert torch.allclose(masking.hide(picture(), QUARTERS, [0, 1, 2, 3]), mean, atol=1e-5)
+
+
+def linked_model(predictor, segments, tokens):
+    """A masked model that hides words on the image together with their text, in grey and with sharp edges."""
+    labels, links = masking.cut_out(segments, tokens)
+    return MaskedModel(predictor, picture(), labels, tokens, links, "grey", 0)
 
 
 def test_linked_words_are_hidden_on_the_picture(both):
     image, units = picture(), tokens_of(WORDS)
     predictor = Counted(both)
-    linked = MaskedModel(predictor, image, QUARTERS, units, (0, 0, 0), linked=True, feather=0)
+    linked = linked_model(predictor, QUARTERS, units)
     assert (linked.n_segments, linked.n_tokens) == (4, 3) and linked.links.tolist() == [4, 5, -1]
     keep = np.ones((1, 4), bool), np.array([[True, False, True]])
-    shown = linked.pictures(*keep)[0]
+    shown = linked.images(*keep)[0]
     box = np.zeros((SIDE, SIDE), bool)
     box[10:14, 20:30] = True  # milk: edges go outwards
-    assert not shown[:, box].any() and torch.equal(shown[:, ~box], image[:, ~box])
+    assert (shown[:, box] == 0.5).all() and torch.equal(shown[:, ~box], image[:, ~box])
     # a box is no part of the superpixel that it lies on
-    shown = linked.pictures([[False] * 4], [[False, True, False]])[0]
-    assert torch.equal(shown[:, box], image[:, box]) and not shown[:, ~box].any()
+    shown = linked.images([[False] * 4], [[False, True, False]])[0]
+    assert torch.equal(shown[:, box], image[:, box]) and (shown[:, ~box] == 0.5).all()
     assert linked.texts(keep[1]) == ["oat bio"]
-    free = MaskedModel(predictor, image, QUARTERS, units, (0, 0, 0), feather=0)
-    assert torch.equal(free.pictures(*keep)[0], image) and free.texts(keep[1]) == ["oat bio"]
+    free = MaskedModel(predictor, image, QUARTERS, units, None, "grey", 0)
+    assert torch.equal(free.images(*keep)[0], image) and free.texts(keep[1]) == ["oat bio"]
     assert (free.links == -1).all() and free.n_segments == 4
     with torch.inference_mode():
-        own = both(linked.pictures(*keep), ["oat bio"]).numpy()
+        own = both(linked.images(*keep), ["oat bio"]).numpy()
     assert linked.logits(*keep) == pytest.approx(own, abs=1e-4)
 
 
@@ -429,25 +344,22 @@ def test_areas_are_shares_of_the_picture(both):
     labels[:, 8:] = 1
     predictor = Predictor(both, SIDE)
     assert MaskedModel(predictor, picture(), labels, tokens_of(WORDS)).areas.tolist() == [0.25, 0.75]
-    linked = MaskedModel(predictor, picture(), labels, tokens_of(WORDS), linked=True).areas
+    linked = linked_model(predictor, labels, tokens_of(WORDS)).areas
     assert linked * SIDE**2 == pytest.approx([256 - 7 * 5, 768 - 1 * 5 - 10 * 4])
     assert MaskedModel(Predictor(network("text")), tokens=tokens_of("a b")).areas.tolist() == []
     assert MaskedModel(predictor, picture()).areas.tolist() == [1.0]
 
 
-def test_another_filling_is_the_same_game(both):
+def test_another_baseline_is_the_same_masked_model(both):
     predictor = Counted(both)
     game = MaskedModel(predictor, picture(), QUARTERS, tokens_of("oat milk"))
     masks_ = all_pairs(game)
     game.logits(*masks_)
     read = len(predictor.read)
     other = game.with_baseline("grey")
-    fresh = MaskedModel(Predictor(both, SIDE), picture(), QUARTERS, tokens_of("oat milk"), "grey")
+    fresh = MaskedModel(Predictor(both, SIDE), picture(), QUARTERS, tokens_of("oat milk"), None, "grey")
     assert np.allclose(other.logits(*masks_), fresh.logits(*masks_), atol=1e-5)
     assert len(predictor.read) == read and predictor.pictures == 32
-    assert (other.baseline, game.baseline) == ("grey", "mean") and torch.equal(
-        game.filling, fill(picture(), QUARTERS, "mean")
-    )
     assert np.abs(game.logits(*masks_) - other.logits(*masks_)).max() > 1e-2
 
 
@@ -467,27 +379,25 @@ def test_a_reader_that_has_nothing_to_read_says_nothing():
     assert game.logits(np.zeros((1, 0), bool), [[False, False]]) == pytest.approx(own, abs=1e-6)
 
 
-def test_a_model_that_only_looks_has_no_units():
+def test_a_model_that_only_looks_has_no_tokens():
     predictor = Predictor(network("image"), SIDE)
     game = MaskedModel(predictor, picture(), QUARTERS, tokens_of(WORDS))
     assert game.n_tokens == 0 and game.logits(np.ones((2, 4), bool)).shape == (2, 3)
     # unless hiding them hides something of the picture
-    linked = MaskedModel(predictor, picture(), QUARTERS, tokens_of(WORDS), (0, 0, 0), linked=True, feather=0)
+    linked = linked_model(predictor, QUARTERS, tokens_of(WORDS))
     assert [u.text for u in linked.tokens] == ["oat", "milk"] and linked.links.tolist() == [4, 5]
     found = linked.logits(np.ones((2, 4), bool), [[True, True], [False, True]])
     with torch.inference_mode():
         assert found == pytest.approx(
-            predictor.model(linked.pictures([[True] * 4] * 2, [[True] * 2, [False, True]])).numpy(), abs=1e-4
+            predictor.model(linked.images([[True] * 4] * 2, [[True] * 2, [False, True]])).numpy(), abs=1e-4
         )
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
 def test_a_picture_that_one_box_covers(both):
-    game = MaskedModel(
-        Counted(both), picture(), QUARTERS * 0, tokens_of([Word("all", (-1, -1, 99, 99))]), "grey", linked=True
-    )
+    game = linked_model(Counted(both), QUARTERS * 0, tokens_of([Word("all", (-1, -1, 99, 99))]))
     assert (game.n_segments, game.n_tokens, game.links.tolist()) == (0, 1, [0])
-    assert (game.pictures(np.zeros((1, 0), bool), [[False]]) == 0.5).all()
+    assert (game.images(np.zeros((1, 0), bool), [[False]]) == 0.5).all()
 
 
 def test_masks_of_another_size_are_refused(both):
@@ -527,11 +437,6 @@ def test_a_picture_that_is_not_square_is_refused(both, shape):
             as_predictor(model, torch.rand(shape))
 
 
-def test_a_picture_of_another_size_than_the_predictor_takes_is_refused(both):
-    with pytest.raises(UserError, match=r"give \(3, 32, 32\)"):
-        as_predictor(Predictor(both, SIDE), picture(40))
-
-
 def test_numbers_on_both_sides_of_a_hidden_word_stay():
     """Side by side they would look like a barcode, which models never read."""
     reader = network("text")
@@ -539,9 +444,3 @@ def test_numbers_on_both_sides_of_a_hidden_word_stay():
     with torch.inference_mode():
         both = reader.classify(None, Features(reader.text_encoder(["1046 2501"]), torch.tensor([True])))
     assert torch.allclose(torch.as_tensor(game.logits([[]], [[True, False, True]])), both, atol=1e-5)
-
-
-def test_a_duck_with_a_text_is_enough():
-    """`MaskedModel` asks of a unit only its text, where nothing is linked."""
-    game = MaskedModel(Predictor(network("text")), tokens=[SimpleNamespace(text="oat"), SimpleNamespace(text="milk")])
-    assert game.texts([[True, False], [True, True]]) == ["oat", "oat milk"]

@@ -43,6 +43,11 @@ def test_the_six_spellings_of_one_phrase_are_one_group(counts):
     assert next(iter(found.variants)) == STEAK
 
 
+@pytest.mark.parametrize("six", itertools.combinations(SIX, 5), ids=lambda five: f"without {min(set(SIX) - set(five))}")
+def test_any_five_of_the_six_spellings_are_one_group(six):
+    assert len(group(six)) == 1
+
+
 def test_the_six_spellings_stay_one_group_among_the_readings_of_a_twin():
     sirloin = [text.replace("STRIPLOIN", "SIRLOIN") for text in SIX]
     groups = group(SIX + sirloin)
@@ -59,7 +64,8 @@ def test_the_six_spellings_stay_one_group_among_the_readings_of_a_twin():
         ("STEAK", "SIEAK"),  # letters that look alike
         ("SHAMPOO", "SHARNPOO"),  # rn for m
         ("CHEDDAR CHEESE", "OHEDDAR OHEESE"),
-        ("PURÉE DE CRÈME", "PUREE DE CREME"),
+        ("STEAK", "STRAK"),
+        ("YOGURT", "YOGUT"),
         ("MUSHROOMS", "MUSHROMS"),
         ("EXTRA LEAN", "EXTRALEAN"),  # spaces
         ("MILK 3 %", "MILK 3%"),
@@ -72,30 +78,11 @@ def test_readings_of_one_phrase_join_even_if_seen_once_each(right, read):
     assert together(right, read) and together(read, right)
 
 
-def test_three_spellings_of_a_word_join():
-    (found,) = group(["YOGUR7", "YOGURT", "Y0GURT"])
-    assert found.canonical == "YOGURT" and found.count == 3
-
-
-@pytest.mark.parametrize(("right", "read"), [("STEAK", "STRAK"), ("GRILLING", "GRRLING"), ("YOGURT", "YOGUT")])
-def test_more_may_differ_where_one_is_seen_much_more_often(right, read):
-    assert not together(right, read)
-    assert not together(right, read, counts=(3, 1))
-    assert together(right, read, counts=(4, 1))
-    assert not together(right, read, counts=(40, 5)), "established"
-    assert together(right, read, counts=(51, 5))
-
-
 def test_a_short_word_needs_words_around_it_that_agree():
     assert not together("CLUB", "CLIB", counts=(OFTEN, 1))
     assert not together("STEAK CLUB PACK", "STEAK CLIB PACK", counts=(OFTEN, 1))
     assert together("GRILLING STEAK CLUB PACK", "GRILLING STEAK CLIB PACK", counts=(OFTEN, 1))
     assert not together("GRILLING STEAK TOP PACK", "GRILLING STEAK TIP PACK", counts=(OFTEN, 1)), "three letters"
-
-
-def test_most_words_of_a_phrase_must_agree():
-    assert together("GRILLING STEAK", "GRRLING STEAK", counts=(OFTEN, 1))
-    assert not together("GRILLING STEAK", "GRRLING STRAK", counts=(OFTEN, 1))
 
 
 def test_a_phrase_may_be_cut_off_at_its_end_only():
@@ -118,7 +105,7 @@ def test_what_was_cut_off_two_phrases_belongs_to_neither():
 
 def test_the_last_of_many_words_may_be_rubbish():
     assert together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", counts=(4, 1))
-    assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", counts=(3, 1))
+    assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", counts=(2, 1))
     assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB SIZE", counts=(OFTEN, 1)), "begins otherwise"
     assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB P10", counts=(OFTEN, 1)), "a number"
     assert not together(STEAK, "STRIPLOIN GRILLING STEAK CLUB PIO", "PIO", counts=(OFTEN, 1)), "a word elsewhere"
@@ -165,18 +152,17 @@ def test_the_canonical_reading_is_what_explains_most():
         ("CHICKEN BREAST", "CHICKEN BREAST SMOKED"),
         ("STRAWBERRY", "RASPBERRY"),
         ("GRILLING", "BRILLING"),
+        ("SAFT", "SYLT"),
+        ("LEAN", "LOIN"),
+        ("EXTRA LEAN", "EXTRA LARGE"),
+        ("BÄR", "BAR"),
+        ("ÖL", "OL"),
+        ("SUCRÉ", "SUCRE"),
+        ("PURÉE SUCRÉE DE POMMES", "PUREE SUCREE DE POMMES"),
     ],
 )
 def test_twins_stay_apart_however_often_they_are_seen(one, other, counts):
     assert not together(one, other, counts=counts)
-
-
-def test_words_that_are_both_seen_often_stay_apart():
-    texts = "SMOKED", "SMOKEY", "GROUND BEEF IN CLUB PACK", "GROUND BEER IN CLUB PACK"
-    assert together(*texts[:2], counts=(OFTEN, 4)) and not together(*texts[:2], counts=(OFTEN, 5))
-    assert together(*texts[2:], counts=(OFTEN, 1)) and not together(*texts[2:], counts=(OFTEN, OFTEN))
-    others = ["BEER", "GROUND BEER", "COLD BEER", "ALE AND BEER"]
-    assert not together(*texts[2:], *others, counts=(45, 1)), "a word of other texts"
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -196,9 +182,15 @@ def test_twins_of_the_built_in_data_stay_apart(family, counts):
 def test_all_printed_words_of_the_built_in_data_stay_apart(counts):
     products = [product for twins in FAMILIES.values() for product in twins]
     words = sorted({word for p in products for word in (*p.brand.split(), *p.title, *p.variant)})
-    assert len(words) > 50
+    assert len(words) > 40
     for one, other in itertools.combinations(words, 2):
         assert not together(one, other, counts=counts), (one, other)
+
+
+def test_words_of_other_labels_are_never_merged():
+    assert together("SMOKED HAM", "SMOKEY HAM")
+    assert len(group(["SMOKED HAM", "SMOKEY HAM"], vocabulary=["smokey", "smoked"])) == 2
+    assert len(group(["SMOKED HAM", "SMOKFD HAM"], [3, 1], vocabulary=["Smokey bacon"])) == 1
 
 
 def test_misread_twins_never_share_a_group():
@@ -256,61 +248,9 @@ def test_the_order_of_the_texts_does_not_matter(seed):
     assert group(repeated) == one
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_groups_do_not_chain(seed):
-    texts, _ = readings(seed, 100)
-    counts = Counter(map(phrases.normalise, texts))
-    corpus = phrases._Corpus(dict(sorted(counts.items())))
-    for found in group(texts):
-        assert all(found.canonical in corpus.link(text) for text in found.variants if text != found.canonical)
-
-
-def test_the_cost_of_a_misreading_is_the_plain_recursion():
-    def plain(a, b):
-        if not a or not b:
-            return sum(phrases._loss(c) for c in a + b)
-        ways = [plain(a[1:], b) + phrases._loss(a[0]), plain(a, b[1:]) + phrases._loss(b[0])]
-        ways.append(plain(a[1:], b[1:]) + phrases._swap(a[0], b[0]))
-        for m, n in ((2, 1), (1, 2)):
-            if (a[:m], b[:n]) in phrases.MELTED:
-                ways.append(plain(a[m:], b[n:]) + phrases.COST_ALIKE)
-        return min(ways)
-
-    rng = np.random.default_rng(0)
-    near = 0
-    for _ in range(1000):
-        a, b = ("S" + "".join(rng.choice(list("ERNMI1O0W"), rng.integers(3, 6))) for _ in range(2))
-        cost = phrases._cost(a, b)
-        assert cost == phrases._cost(b, a)
-        if cost < phrases.NEVER:
-            assert cost == plain(a, b), (a, b)
-            near += 0 < cost <= phrases.LOOSE_MOST
-        elif "RN" not in a + b and not phrases._is_number(a) and not phrases._is_number(b):
-            assert plain(a, b) > phrases.LOOSE_MOST, (a, b)
-    assert near > 10
-
-
-def test_letters_that_look_alike_are_of_one_family():
-    for pair in phrases.EVIDENT | phrases.ALIKE:
-        assert any(pair <= set(family) for family in phrases.FAMILIES), pair
-    assert len("".join(phrases.FAMILIES)) == len(set("".join(phrases.FAMILIES)))
-
-
 def test_blank_texts_are_left_out_and_marks_are_texts():
     assert group(["", "  ", "\n"]) == [] and group([]) == []
     assert sorted(found.canonical for found in group(["***", "|", "", "牛肉", "🥩"])) == ["***", "|", "牛肉", "🥩"]
-
-
-def test_thousands_of_texts_are_looked_at_in_parts(monkeypatch):
-    calls = []
-    read = phrases._Corpus._read
-    monkeypatch.setattr(phrases._Corpus, "_read", lambda *args: calls.append(1) or read(*args))
-    rng = np.random.default_rng(0)
-    letters = np.array(list("ABCDEFGHIKLMNOPRSTU"))
-    words = ["".join(rng.choice(letters, rng.integers(3, 10))) for _ in range(800)]
-    texts = {f"HALVORS GROUND BEEF {' '.join(rng.choice(words, rng.integers(1, 4)))}" for _ in range(3000)}
-    assert len(texts) > 2000 and len(group(sorted(texts))) > 1500
-    assert len(calls) < 50 * len(texts)
 
 
 # -- Later texts

@@ -79,7 +79,7 @@ def test_hidden_superpixels_look_as_they_do_in_explanations(photo, predictors):
     hidden = frozenset({0, 3})
     game = MaskedModel(predictors["image"], photo.sample.image, photo.segments, photo.tokens)
     kept = ~np.isin(np.arange(game.n_segments), list(hidden))
-    assert torch.allclose(Change(hidden=hidden).image(photo), game.pictures(kept[None])[0], atol=1e-5)
+    assert torch.allclose(Change(hidden=hidden).image(photo), game.images(kept[None])[0], atol=1e-5)
 
 
 def test_a_change_does_what_it_says(photo):

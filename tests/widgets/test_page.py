@@ -35,7 +35,6 @@ def made_up(nothing=""):
         r2=np.array([0.2]),
         share=np.array([0.6]),
         share_intervals=np.array([[0.5, 0.7]]),
-        interactions=pd.DataFrame(),
         samples=Samples(masks, masks, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
         options=Options(),
         nothing=nothing,

@@ -1,0 +1,257 @@
+"""The linear surrogate of a local explanation: kernels, weighted least squares, and how far to trust the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.stats import hypergeom
+from scipy.stats import t as student_t
+from skimage import color
+from torch import Tensor
+
+KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
+ENDS = 1e6  # weight of the untouched and the empty input in KernelSHAP: their values are met exactly
+NEAR, ALIKE = 0.1, 15.0  # neighbouring superpixels: distance in image sides, and in CIELAB
+FOLDS = 5  # of the held-out R²
+DRAWS = 300  # of the bootstrap
+
+
+class Drawn(NamedTuple):
+    """Masks that were drawn independently of others.
+
+    Attributes:
+        features: positions of the features that they hide.
+        masks: how many there are.
+        pair: (N,) which pair of complements each evaluation used.
+    """
+
+    features: np.ndarray
+    masks: int
+    pair: np.ndarray
+
+    @property
+    def complete(self) -> bool:
+        """Say whether these are all possible masks."""
+        return self.masks == 2 ** len(self.features)
+
+    @property
+    def freedom(self) -> int:
+        """Return how many pairs there are beyond those that determine the weights."""
+        return self.masks // 2 - len(self.features) - 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which masks have been evaluated, and the model's answers.
+
+    Attributes:
+        image_masks: (U,S) bool, True = kept; rows 2n and 2n+1 are complements.
+        text_masks: (V,T) bool, likewise. Where words are hidden together with their boxes, row n of both is one mask.
+        pairs: (N,2) int, rows of the two that were combined, none twice.
+        logits: (N,K) float32 of each pair.
+    """
+
+    image_masks: np.ndarray
+    text_masks: np.ndarray
+    pairs: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Return (N,S+T) bool: which features each evaluation kept, superpixels first."""
+        return np.concatenate([self.image_masks[self.pairs[:, 0]], self.text_masks[self.pairs[:, 1]]], 1)
+
+    def drawn(self) -> list[Drawn]:
+        """Return what was drawn independently: image masks and text masks, or masks of both."""
+        image, text = self.image_masks.shape[1], self.text_masks.shape[1]
+        features, pair = np.arange(image + text), self.pairs // 2
+        if np.array_equal(*self.pairs.T):
+            return [Drawn(features, len(self.image_masks), pair[:, 0])]
+        return [
+            Drawn(features[:image], len(self.image_masks), pair[:, 0]),
+            Drawn(features[image:], len(self.text_masks), pair[:, 1]),
+        ]
+
+
+# -- Kernels: how evaluations are weighted.
+
+
+def _lime(kept: np.ndarray, split: int) -> np.ndarray:
+    """Weight by an exponential kernel of width 0.25 on the cosine distance from the untouched input, as lime does."""
+    distance = 1 - np.sqrt(kept.mean(1))
+    return np.sqrt(np.exp(-((distance / KERNEL_WIDTH) ** 2)))
+
+
+def _shapley(kept: np.ndarray, split: int) -> np.ndarray:
+    """Weight so that least squares gives Shapley values.
+
+    Masks of size k have the mass (P-1)/(k(P-k)), whatever their number. Superpixels and words are drawn apart, so
+    that masks of one size are equally likely only where they keep as many superpixels: each such group has its part.
+    """
+    features, sizes, seen = kept.shape[1], kept.sum(1), kept[:, :split].sum(1)
+    _, group, counts = np.unique(sizes * (features + 1) + seen, return_inverse=True, return_counts=True)
+    part = hypergeom.pmf(seen, features, split, sizes)
+    weights, between = np.full(len(kept), ENDS), inner(kept)
+    mass = (features - 1) / (sizes * (features - sizes)).clip(1)
+    weights[between] = (mass * part / counts[group])[between]
+    return weights
+
+
+def _uniform(kept: np.ndarray, split: int) -> np.ndarray:
+    """Weight all alike: with random masks, Banzhaf values."""
+    return np.ones(len(kept))
+
+
+# Called as kernel(kept (N,P) bool, number of superpixels S, which come first) -> (N,) weights.
+KERNELS = {"lime": _lime, "shap": _shapley, "uniform": _uniform}
+
+
+def inner(kept: np.ndarray) -> np.ndarray:
+    """Say which masks (N,P) keep some and hide some."""
+    return kept.any(1) & ~kept.all(1)
+
+
+# -- The fit.
+
+
+def roughness(image: Tensor, segments: np.ndarray, count: int) -> np.ndarray:
+    """Return the Laplacian (S,S) of the graph of superpixels, on average 1 for each.
+
+    An edge is a Gaussian of the distance of two centres and of two mean colours.
+    """
+    height, width = segments.shape
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    colours = color.rgb2lab(image.permute(1, 2, 0).cpu().numpy(), channel_axis=-1)
+    facts = np.dstack([rows / NEAR, columns / NEAR, colours / ALIKE]).reshape(-1, 5).T
+    areas = np.bincount(segments.ravel())[:count]
+    means = np.stack([np.bincount(segments.ravel(), fact)[:count] / areas for fact in facts], 1)
+    edges = np.exp(-cdist(means, means, "sqeuclidean") / 2)
+    np.fill_diagonal(edges, 0)
+    return (np.diag(edges.sum(1)) - edges) * count / max(edges.sum(), math.ulp(1.0))
+
+
+class Surrogate:
+    """Weighted least squares with an intercept, all classes at once.
+
+    Args:
+        samples: N evaluations of P features.
+        values: (N,C) what is explained.
+        kernel: (N,) weights of the evaluations.
+        penalty: (P,P) on products of weights.
+
+    Attributes:
+        coefficients: (C,1+P), the intercept first.
+        weights: (C,P) without it.
+    """
+
+    def __init__(self, samples: Samples, values: np.ndarray, kernel: np.ndarray, penalty: np.ndarray) -> None:
+        self.samples, self.values, self.kernel = samples, values, kernel
+        self.design = np.pad(samples.kept.astype(float), ((0, 0), (1, 0)), constant_values=1.0)
+        self.penalty = np.pad(penalty, ((1, 0), (1, 0)))
+        self.coefficients = self.fit(kernel)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Return (C,P)."""
+        return self.coefficients[:, 1:]
+
+    def fit(self, kernel: np.ndarray) -> np.ndarray:
+        """Return coefficients (C,1+P) for other weights (N,); the shortest where many fit equally well."""
+        gram, moments = self._products(kernel, np.arange(len(kernel)))
+        return np.linalg.lstsq(gram + self.penalty, moments, rcond=1e-12)[0].T
+
+    def _products(self, kernel: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weighted = self.design[rows] * kernel[rows, None]
+        return weighted.T @ self.design[rows], weighted.T @ self.values[rows]
+
+    def bootstrap(self, seed: int) -> np.ndarray:
+        """Return weights (DRAWS,C,P) as they could be with other masks, by a paired bootstrap.
+
+        A mask and its complement are one pair. Pairs get random weights of mean 1 and variance 1 (Bayesian bootstrap,
+        Rubin 1981), and the surrogate is fitted again. Image masks and text masks were drawn independently: each kind
+        has its own random weights, and the changes add up. Changes are enlarged because residuals of a fit with many
+        unknowns are too small, and reduced where a good part of all possible masks has been evaluated. The first pair,
+        all and nothing, belongs to every set of masks and does not vary. NaN where masks are too few to say.
+        """
+        rng, draws = np.random.default_rng(seed), np.repeat(self.coefficients[None], DRAWS, 0)
+        for drawn in self.samples.drawn():
+            if drawn.complete:
+                continue
+            order = np.argsort(drawn.pair, kind="stable")
+            groups = np.split(order, np.flatnonzero(np.diff(drawn.pair[order])) + 1)
+            grams, moments = zip(*(self._products(self.kernel, rows) for rows in groups), strict=True)
+            freedom = max(1, drawn.freedom)
+            unseen = max(0.0, 1 - freedom / 2 ** (len(drawn.features) - 1))
+            random = 1 + math.sqrt(unseen) * (rng.exponential(size=(DRAWS, len(groups))) - 1)
+            random[:, 0] = 1
+            gram = np.tensordot(random, np.stack(grams), 1) + self.penalty
+            gram += 1e-12 * np.abs(gram).max() * np.eye(gram.shape[1])  # also where the masks leave weights open
+            found = np.linalg.solve(gram, np.tensordot(random, np.stack(moments), 1)).transpose(0, 2, 1)
+            draws += math.sqrt(len(groups) / freedom) * (found - self.coefficients)
+            if drawn.freedom < 1:
+                draws[..., 1 + drawn.features] = math.nan
+        return draws[..., 1:]
+
+    def intervals(self, draws: np.ndarray) -> np.ndarray:
+        """Return 95 % intervals (C,P,2) of the weights from draws of `bootstrap`; NaN where masks were too few."""
+        reach = np.zeros(self.design.shape[1] - 1)
+        for drawn in self.samples.drawn():
+            reach[drawn.features] = 1.96 if drawn.complete else student_t.ppf(0.975, max(1, drawn.freedom))
+        return self.weights[..., None] + (reach * draws.std(0))[..., None] * np.array([-1.0, 1.0])
+
+    def held_out(self) -> np.ndarray:
+        """Return (C,) weighted R² over folds of masks that the fit has not seen; complements stay together.
+
+        With two kinds of masks both are left out at once, unless there are too few of one kind. The untouched and the
+        empty input are in every fit and judged in none.
+        """
+        pairs, between = self.samples.pairs, inner(self.samples.kept)
+        image, text = pairs.T // 2 % FOLDS
+        counts = pairs.max(0) + 1
+        if counts.min() < 4 * FOLDS:
+            image = text = text if counts[1] > counts[0] else image
+        predicted = np.full_like(self.values, math.nan)
+        for fold in range(FOLDS):
+            known = ((image != fold) & (text != fold)) | ~between
+            judged = (image == fold) & (text == fold) & between
+            if known.sum() > self.design.shape[1] and judged.any():
+                predicted[judged] = self.design[judged] @ self.fit(self.kernel * known).T
+        judged = ~np.isnan(predicted[:, 0])
+        if judged.sum() < 2:
+            return np.full(self.values.shape[1], math.nan)
+        weights, values = self.kernel[judged, None], self.values[judged]
+        residual = (weights * (values - predicted[judged]) ** 2).sum(0)
+        total = (weights * (values - np.average(values, 0, weights[:, 0])) ** 2).sum(0)
+        return 1 - residual / np.where(total > 0, total, math.nan)
+
+
+def words_share(weights: np.ndarray, draws: np.ndarray, split: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words' share (C,) of all absolute weight and its interval (C,2), [0, 1] where nothing is known."""
+    count, features = weights.shape
+    if split in (0, features):
+        alone = np.full(count, float(split == 0))
+        return alone, np.stack([alone, alone], 1)
+    errors = draws.std(0)
+    share = _part(weights, errors, split)
+    drawn = _part(draws, math.sqrt(2) * errors, split)  # a drawn weight carries the noise twice
+    away = drawn - np.median(np.nan_to_num(drawn, nan=0.5), axis=0)
+    low = share + np.quantile(np.nan_to_num(away, nan=-2), 0.025, axis=0)
+    high = share + np.quantile(np.nan_to_num(away, nan=2), 0.975, axis=0)
+    return share.clip(0, 1), np.stack([np.nan_to_num(low, nan=0), np.nan_to_num(high, nan=1)], 1).clip(0, 1)
+
+
+def _part(weights: np.ndarray, errors: np.ndarray, split: int) -> np.ndarray:
+    """Return the words' part of the sum of absolute weights, not clipped to [0, 1]; NaN where nothing is left of it.
+
+    Noise adds to absolute weights, most where weights are many and small. A weight that is only noise of standard error
+    e has on average the size e √(2/π), and exp(-(weight/e)²) has on average the value 1/√3. What is subtracted
+    therefore leaves nothing of mere noise on average, and all of a weight far beyond it.
+    """
+    far = np.divide(weights, errors, out=np.full_like(weights, math.inf), where=errors > 0)
+    strength = np.abs(weights) - math.sqrt(6 / math.pi) * errors * np.exp(-(far**2))
+    text, total = strength[..., split:].sum(-1), strength.sum(-1)
+    return text / np.where(total > 0, total, math.nan)
