@@ -1,4 +1,4 @@
-# make run | test | check | lab | app | bench | fmt: each sets up .venv by itself.
+# make run | test | check | browser | lab | app | bench | fmt: each sets up .venv by itself.
 PROFILE ?= fast
 DATASET ?= synthetic
 ROOT ?=
@@ -6,18 +6,28 @@ JOBS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test check lab app bench fmt clean
+.PHONY: run test check browser lab app bench fmt clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
 	$(BIN)/retailkit run --profile $(PROFILE) --dataset $(DATASET) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS))
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest -n 2
 
 # Everything of `make test`, and the slow proofs: notebooks with their causes switched off, 200 runs with widgets.
-check: $(READY)
+check: $(READY) browser
 	$(BIN)/python -m pytest -n 2 -m "not benchmark"
+
+# The browser tests need Chromium. Root installs it where apt does; elsewhere this only says how, and those tests skip.
+browser:
+	@for b in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v $$b >/dev/null 2>&1; then exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  export DEBIAN_FRONTEND=noninteractive; apt-get -qq update >/dev/null 2>&1; \
+	  apt-get -qq install -y --no-install-recommends chromium >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "The browser tests skip without Chromium; install it, for example: sudo apt-get install chromium" >&2
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -30,7 +30,6 @@ from playwright.sync_api import expect, sync_playwright
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "papermill_runs" / "latest" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-INSTALL = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 SLOW = 180_000  # ms: machines that test are busy
@@ -41,16 +40,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def find_browser():
-    """Return the path of a browser, which root installs where apt does; else skip with the command to run."""
-    for name in BROWSERS:
-        if found := shutil.which(name):
-            return found
-    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        for command in (["apt-get", "update"], INSTALL):
-            subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True)
-        if found := shutil.which("chromium"):
-            return found
-    pytest.skip(f"no browser was found; run: sudo {' '.join(INSTALL)}")
+    """Return the path of a browser; skip with the command that installs one where there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return found or pytest.skip("no browser was found; run: make browser")
 
 
 @pytest.fixture(scope="module")

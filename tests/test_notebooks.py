@@ -4,6 +4,7 @@ import ast
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -171,10 +172,16 @@ def without_explorer(path, folder):
     return folder / path.name
 
 
+FREE = SimpleNamespace(params={})  # of a test without parameters
+
+
 @pytest.fixture(scope="module")
-def causes_off(run_all, tmp_path_factory):
+def causes_off(request, tmp_path_factory):
     """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check."""
-    causes = {(name, str(entry["switched_off"])): entry["switched_off"] for name, _, entry in DIRECTIONS}
+    asked = [
+        item.callspec.params for item in request.session.items if "entry" in getattr(item, "callspec", FREE).params
+    ]
+    causes = {(one["name"], str(one["entry"]["switched_off"])): one["entry"]["switched_off"] for one in asked}
     folders = {run: tmp_path_factory.mktemp(run[0]) for run in causes}
 
     def execute(run):
@@ -183,9 +190,10 @@ def causes_off(run_all, tmp_path_factory):
         assert result.status == "ok", result.error
         return runs.read_record(folders[run] / f"{run[0]}.json")
 
+    prepare()
     with ThreadPoolExecutor(2) as pool:
         done = {run: pool.submit(execute, run) for run in causes}
-        yield {(name, metric): done[name, str(entry["switched_off"])] for name, metric, entry in DIRECTIONS}
+        yield {(one["name"], one["metric"]): done[one["name"], str(one["entry"]["switched_off"])] for one in asked}
 
 
 @pytest.mark.notebook
