@@ -2,10 +2,10 @@
 
 An explorer (`explorer`) connects controls to one function that draws a figure. The tool consists of `model` (photos,
 models and what is computed from them, without widgets), `page` (what each view shows), `picture` (an image that can be
-clicked) and `tool` (layout and callbacks).
+clicked), `layout` (controls and their places), `tool` (what they do) and `start` (its data sets and models).
 """
 
 from retailkit.widgets.explorer import Explorer, control, explorer
-from retailkit.widgets.tool import ExplanationTool, explanation_tool
+from retailkit.widgets.tool import ExplanationTool
 
-__all__ = ["ExplanationTool", "Explorer", "control", "explanation_tool", "explorer"]
+__all__ = ["ExplanationTool", "Explorer", "control", "explorer"]

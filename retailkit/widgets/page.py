@@ -88,7 +88,7 @@ def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool 
     if bars:
         colours = [plots.AGAINST + "90", plots.FOR + "90"] if signed else plots.QUIET + "90"
         style = style.bar(bars, color=colours, align="zero" if signed else "left", vmin=-limit if signed else 0,
-                          vmax=limit, props="min-width: 7em")  # fmt: skip
+                          vmax=limit, props="min-width: 7em;")  # fmt: skip
     return (style if index else style.hide(axis="index")).to_html()
 
 

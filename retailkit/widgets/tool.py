@@ -1,4 +1,4 @@
-"""The explanation tool: its layout and what its controls do.
+"""The explanation tool: what its controls do.
 
 Every control calls a method that a script can call as well. Methods replace `ExplanationTool.state`; what is on the
 screen follows from it.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,28 +27,17 @@ from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import model as desks
 from retailkit.widgets import page as pages
+from retailkit.widgets.layout import AT_ONCE, SETTINGS, Screen
 from retailkit.widgets.model import SIDE_BY_SIDE, Change, Desk, Photo, State
-from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
-from retailkit.widgets.picture import Picture
+from retailkit.widgets.page import VIEWS, Section, fragment
 
 Loader = Callable[[], tuple[ProductData, Mapping[str, Any]]]
-AT_ONCE = 8  # thumbnails
-THUMBNAIL = 118  # pixels
 REMEMBERED = 20  # explanations that can be compared
-SETTINGS = ("brightness", "blur", "background", "occlusion")
-ROW = {"flex_flow": "row wrap", "align_items": "center"}
-STYLE = f"""<style>{pages.STYLE}
-.rk-captions {{ display: grid; grid-template-columns: repeat({AT_ONCE}, 1fr); font: 12px/1.3 system-ui, sans-serif;
-  color: var(--jp-content-font-color1, #1f2328); }}
-.rk-captions div {{ overflow-wrap: anywhere; padding: 2px 4px; }}
-</style>"""
 STOPPED = {"masks": "the explanations so far are kept", "photos": "nothing is kept: a class is summarised at the end"}
 
 
-def explanation_tool(
-    data: ProductData, models: Mapping[str, Any], others: Mapping[str, Loader] | None = None, budget: int = 160
-) -> ExplanationTool:
-    """Return the tool; show it as the last line of a cell, or use its methods.
+class ExplanationTool(Screen):
+    """Show it as the last line of a cell, or use its methods. Positions count the photos from 0.
 
     Args:
         data: with words, if models read.
@@ -57,124 +45,14 @@ def explanation_tool(
         others: further data sets to choose from: each function returns one with its models.
         budget: masks per explanation.
 
-    Raises:
-        UsageError: see `Desk`.
-    """
-    return ExplanationTool(data, models, others, budget)
-
-
-def _controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
-    """Return the controls by name, not yet connected."""
-    style = {"description_width": "80px"}
-    wide, short = (
-        {"layout": W.Layout(width="330px"), "style": style},
-        {"layout": W.Layout(width="230px"), "style": style},
-    )
-
-    def slider(name: str, value: float, low: float, high: float, step: float) -> W.FloatSlider:
-        return W.FloatSlider(value, min=low, max=high, step=step, description=name, continuous_update=False,
-                             readout_format=".3f" if step < 0.01 else ".2f", **wide)  # fmt: skip
-
-    def button(name: str, tip: str, icon: str, **options: Any) -> W.Button:
-        return W.Button(description=name, tooltip=tip, icon=icon, layout=W.Layout(width="auto"), **options)
-
-    return {
-        "dataset": W.Dropdown(options=datasets, description="Data set", **short),
-        "label": W.Dropdown(description="True class", **wide),
-        "show": W.Dropdown(description="Show", **wide),
-        "condition": W.Dropdown(description="Condition", **short),
-        "back": button("Previous", "show the photos before these", "chevron-left"),
-        "on": button("Next", "show the photos after these", "chevron-right"),
-        "upload": W.FileUpload(accept="image/*", description="Upload a photo", tooltip="choose a photo of your own",
-                               layout=W.Layout(width="auto")),
-        "class": W.Dropdown(description="Why", **wide),
-        "contrast": W.Dropdown(description="rather than", **wide),
-        "masks": W.IntSlider(budget, 64, 2048, 32, description="Masks", continuous_update=False, **wide),
-        "explain": button("Explain", "explain the answer of each model", "play", button_style="primary"),
-        "stop": button("Stop", "keep the explanations so far", "stop"),
-        "refine": button("Refine", "use as many further masks", "plus"),
-        "text": W.Textarea(description="OCR words", continuous_update=False, rows=6, **wide),
-        "brightness": slider("Brightness", 1.0, 0.1, 2.0, 0.05),
-        "blur": slider("Blur", 0.0, 0.0, 0.05, 0.002),
-        "background": W.Dropdown(options=list(desks.BACKGROUNDS), description="Background", **wide),
-        "occlusion": slider("Occlusion", 0.0, 0.0, 0.9, 0.05),
-        "undo": button("Undo all changes", "show the photo as it is", "undo"),
-        "of": W.Dropdown(description="Model", **short),
-        "photos": W.IntSlider(6, 2, 40, description="Photos", continuous_update=False, **wide),
-        "explain_class": button("Explain the class", "explain some of its photos and summarise them", "play"),
-        "left": W.Dropdown(description="Left", layout=W.Layout(width="95%"), style=style),
-        "right": W.Dropdown(description="Right", layout=W.Layout(width="95%"), style=style),
-        "png": button("Save as PNG", "save the open view as an image", "download"),
-        "html": button("Save as HTML", "save the open view as a page", "download"),
-    }  # fmt: skip
-
-
-def _row(*children: W.Widget) -> W.HBox:
-    return W.HBox(children, layout=W.Layout(**ROW))
-
-
-class Panel(W.VBox):
-    """What one model answers, and why."""
-
-    def __init__(self) -> None:
-        self.head, self.picture, self.foot = W.HTML(), Picture(), W.HTML()
-        width = f"{SIDE + 14}px"
-        super().__init__([self.head, self.picture, self.foot], layout=W.Layout(width=width, padding="0 8px 0 0"))
-
-    def show(self, state: State, name: str, classes: Sequence[str]) -> None:
-        """Show the answer of one model and its explanation.
-
-        Args:
-            state: what is on the screen.
-            name: of the model.
-            classes: K names.
-        """
-        photo, found, before, after = (
-            state.photo,
-            state.explanations.get(name),
-            state.before.get(name),
-            state.after.get(name),
-        )
-        text = [pages.answer(classes, before, photo.truth)]
-        if before is not None and after is not None and not np.allclose(before, after, atol=5e-4):
-            text.append(f"After your changes: {pages.answer(classes, after)}")
-        self.head.value = fragment(Section(name, text))
-        if found is None:
-            drawn = pages.picture(plots.image(photo.sample.image, ax=plots.canvas(SIDE)), photo.name)
-            self.foot.value = fragment(Section(text=[state.problems.get(name, "Not explained yet.")]))
-        else:
-            drawn = pages.explanation_map(found, photo.sample.image)
-            tables = [pages.word_table(found)] if found.tokens else []
-            self.foot.value = fragment(Section(text=pages.trust(found), tables=tables))
-        self.picture.show(drawn.png, photo.regions(), region_names(photo, found, state.change), f"{name}: {drawn.alt}")
-
-
-def region_names(photo: Photo, found: LocalExplanation | None, change: Change) -> list[str]:
-    """Return what is said of each part under the mouse: what it is, its weight, and what a click does."""
-    names = [f"superpixel {number}" for number in range(photo.n_segments)] + [f"word {t.text}" for t in photo.tokens]
-    weights = np.full(len(names), np.nan)
-    if found is not None:
-        if found.tokens:
-            weights[photo.n_segments :] = found.text_weights[0]
-        if found.image is not None:
-            weights[: photo.n_segments] = found.image_weights[0]
-    off = {*change.hidden, *(photo.n_segments + word for word in change.unread)}
-    return [
-        name
-        + ("" if np.isnan(weight) else f", weight {weight:+.2f}")
-        + f": click to {'show' if k in off else 'hide'} it"
-        for k, (name, weight) in enumerate(zip(names, weights, strict=True))
-    ]
-
-
-class ExplanationTool(W.VBox):
-    """See `explanation_tool`. Positions count the photos that no model was trained on, from 0.
-
     Attributes:
         desk: photos and models.
         state: what is on the screen.
         controls: name -> widget.
         message: the `HTML` widget that names a problem.
+
+    Raises:
+        UsageError: see `Desk`.
     """
 
     def __init__(
@@ -186,57 +64,11 @@ class ExplanationTool(W.VBox):
     ) -> None:
         self._loaders: dict[str, Loader] = {data.name: lambda: (data, models), **(others or {})}
         self._stopped, self._worker = threading.Event(), None
-        self._lock = threading.RLock()  # the state changes in the page's thread and in the background
-        self._quiet = threading.local()  # each thread sets controls for itself
-        self._compared: tuple[str, ...] = ()  # the pair that the user chose
         self._unit = "masks"  # that progress is counted in, or "photos"
+        super().__init__(list(self._loaders), budget)
         self.desk = Desk(data, models)
-        self.controls = _controls(list(self._loaders), budget)
-        for name in ("message", "told", "captions", "legend", "bars", "status", "summary", "compared", "link"):
-            setattr(self, name, W.HTML())
-        self.strip, self.scene = Picture(), Picture()
-        self.panels = [Panel() for _ in range(SIDE_BY_SIDE)]
-        self.progress = W.IntProgress(layout=W.Layout(width="160px"))
-        self.models = W.HBox(layout=W.Layout(flex_flow="row wrap"))
-        super().__init__(self._layout())
-        self.add_class("rk-tool")
-        parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary", "compared")}
-        for name, widget in (self.controls | parts | {"what_if": self.scene}).items():
-            widget.add_class(f"rk-{name}")
-        for panel in self.panels:
-            panel.add_class("rk-panel")
         self._connect()
         self._open()
-
-    def _layout(self) -> list[W.Widget]:
-        c, wrap = self.controls, W.Layout(flex_flow="row wrap", grid_gap="16px")
-        thumbnails = W.VBox([self.strip, self.captions], layout=W.Layout(max_width=f"{AT_ONCE * THUMBNAIL}px"))
-        changes = W.VBox([c[name] for name in ("text", *SETTINGS, "undo")], layout=W.Layout(width="360px"))
-        views = [
-            W.VBox(
-                [
-                    _row(c["class"], c["contrast"], c["masks"]),
-                    _row(c["explain"], c["stop"], c["refine"], self.progress, self.status),
-                    self.legend,
-                    W.HBox(self.panels, layout=W.Layout(flex_flow="row wrap")),
-                ]
-            ),
-            W.HBox([W.VBox([self.scene], layout=W.Layout(width="420px")), changes, self.bars], layout=wrap),
-            W.VBox([_row(c["of"], c["photos"], c["explain_class"]), self.summary]),
-            W.VBox([c["left"], c["right"], self.compared]),
-        ]
-        self.tabs = W.Tab(views, titles=list(VIEWS.values()))
-        return [
-            W.HTML(STYLE),
-            _row(c["dataset"], self.models),
-            _row(c["label"], c["show"], c["condition"]),
-            _row(c["back"], c["on"], c["upload"]),
-            thumbnails,
-            self.told,
-            self.message,
-            self.tabs,
-            _row(c["png"], c["html"], self.link),
-        ]
 
     # -- What scripts and controls call
 
@@ -595,101 +427,11 @@ class ExplanationTool(W.VBox):
         _within(int(label), len(self.desk.classes), "class")
         return int(label)
 
-    def _show(self) -> None:
-        state, change = self.state, self.state.change
-        self._set(**{"class": state.label, "contrast": state.contrast, "text": change.words(state.photo)})
-        self._set(brightness=change.brightness, blur=change.blur, occlusion=change.occlusion)
-        self._set(background=change.background)
-        for name in ("background", "occlusion"):
-            self.controls[name].disabled = state.photo.sample.mask is None
-        self._show_strip()
-        self._show_why()
-        self._show_scene()
-        self._show_compare()
-
-    def _show_strip(self) -> None:
-        state, desk = self.state, self.desk
-        place = state.found.index(state.photo.position) if state.photo.position in state.found else 0
-        first = place - place % AT_ONCE
-        self._shown = shown = state.found[first : first + AT_ONCE]
-        chosen = shown.index(state.photo.position) if state.photo.position in shown else -1
-        ax = plots.strip([desk.images[p].image for p in shown], chosen, THUMBNAIL)
-        labels = np.tile(np.repeat(np.arange(len(shown)), 20), (20, 1))
-        judged, captions = desk.judged[state.models[0]], []
-        for p in shown:
-            sign = "✓" if judged.correct[p] else "✗"
-            said = (
-                f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}"
-                if judged.answered[p]
-                else "no answer"
-            )
-            captions.append(f"<div>{sign} {html.escape(said)}</div>")
-        self.captions.value = f'<div class="rk-captions">{"".join(captions)}</div>'
-        names = [f"photo {p + 1}: {desk.classes[judged.labels[p]]}" for p in shown]
-        alt = f"Photos {first + 1} to {first + len(shown)} of {len(state.found)}"
-        hint = f"{alt}, each with the answer of {state.models[0]}. Click a photo to choose it."
-        self.strip.show(plots.png(ax.figure, 100), labels, names, alt, hint)
-        truth = desk.classes[state.photo.truth] if state.photo.known else "true class not known"
-        self.told.value = fragment(Section(f"{state.photo.name}: {truth}"))
-
-    def _show_why(self) -> None:
-        state, classes = self.state, self.desk.classes
-        legend = pages.legend(classes[state.label], classes[state.contrast])
-        self.legend.value = fragment(Section(text=[legend]))
-        for number, panel in enumerate(self.panels):
-            panel.layout.display = "none" if number >= len(state.models) else None
-            if number < len(state.models):
-                panel.show(state, state.models[number], classes)
-
-    def _show_scene(self) -> None:
-        state = self.state
-        names = region_names(state.photo, state.explanations.get(state.models[0]), state.change)
-        hint = "Click a part or a word to hide or show it, or use the arrow keys and Enter."
-        drawn = pages.parts(state.photo, state.change, 400)
-        self.scene.show(drawn.png, state.photo.regions(), names, drawn.alt, hint)
-        self.bars.value = fragment(pages.probabilities(state, self.desk.classes))
-
-    def _show_class(self) -> None:
-        summed = self.state.summed
-        self.summary.value = fragment(*pages.class_sections(*summed)) if summed else ""
-
-    def _show_compare(self) -> None:
-        with self._lock:
-            names = list(self.state.remembered)
-            if not names:
-                return
-            chosen = self._compared and all(name in names for name in self._compared)
-            pair = self._compared if chosen else (names[-min(2, len(names))], names[-1])
-            with self._not_following():
-                for control, name in zip(("left", "right"), pair, strict=True):
-                    if list(self.controls[control].options) != names:
-                        self.controls[control].options = names
-                    self.controls[control].value = name
-            self.compared.value = fragment(*pages.sections("compare", self.state, self.desk.classes, pair))
-
     # -- Controls
-
-    @property
-    def _pair(self) -> list[str]:
-        return [self.controls[side].value for side in ("left", "right")]
 
     def _update(self, **fields: Any) -> None:
         with self._lock:
             self.state = replace(self.state, **fields)
-
-    def _set(self, **values: Any) -> None:
-        """Set controls without calling what they are connected to."""
-        with self._not_following():
-            for name, value in values.items():
-                self.controls[name].value = value
-
-    @contextmanager
-    def _not_following(self) -> Iterator[None]:
-        before, self._quiet.on = getattr(self._quiet, "on", False), True
-        try:
-            yield
-        finally:
-            self._quiet.on = before
 
     def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
         """Return a callback that does `act` and shows its problem, but nothing while the tool sets controls itself."""

@@ -20,7 +20,7 @@ PREVIEW, DONE = 2.0, 10.0  # seconds
 @pytest.mark.usefixtures("all_cores")
 def test_app(compare, quick):
     data, models = explanation_desk(names=["score_fusion"])
-    tool = widgets.explanation_tool(data, models)
+    tool = widgets.ExplanationTool(data, models)
     shown = threading.Event()
     tool.panels[0].foot.observe(lambda change: "R²" in change["new"] and shown.set(), names="value")
     seconds = {"preview": [], "done": []}

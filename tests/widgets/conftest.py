@@ -67,7 +67,7 @@ def predictors(shop):
 
 @pytest.fixture
 def tool(shop, predictors):
-    made = widgets.explanation_tool(shop, predictors, budget=64)
+    made = widgets.ExplanationTool(shop, predictors, budget=64)
     yield made
     made.stop()
 

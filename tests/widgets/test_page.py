@@ -68,5 +68,6 @@ def test_trust_is_named_in_words_and_not_by_colour():
 def test_bars_of_a_table_start_at_zero_and_share_the_limit():
     frame = pd.DataFrame({"word": ["<a>", "b"], "weight": [1.0, -2.0]})
     made = pages.table(frame, "weight", 2.0, signed=True)
+    assert "min-width: 7em; background: linear" in re.sub(r"\s+", " ", made.replace(";background", "; background"))
     assert "&lt;a&gt;" in made and "<a>" not in made and "-2.00" in made
     assert re.search(r"50(\.0)?% *, *#D55E0090 50(\.0)?%, #D55E0090 75(\.0)?%", made), made

@@ -14,9 +14,9 @@ from PIL import Image
 from retailkit import widgets
 from retailkit.config import UsageError, UserError
 from retailkit.metrics import Evaluation
+from retailkit.widgets import layout
 from retailkit.widgets import model as desks
 from retailkit.widgets import page as pages
-from retailkit.widgets import tool as tools
 from retailkit.widgets.model import Change
 from retailkit.widgets.picture import NOWHERE, Picture
 
@@ -83,7 +83,7 @@ def test_a_model_that_has_no_words_left_says_so(tool):
 
 
 def test_regions_say_what_a_click_does(photo):
-    names = tools.region_names(photo, None, Change(hidden=frozenset({2}), unread=frozenset({0})))
+    names = layout.region_names(photo, None, Change(hidden=frozenset({2}), unread=frozenset({0})))
     assert len(names) == photo.n_segments + len(photo.tokens)
     assert names[2].endswith("click to show it") and names[3].endswith("click to hide it")
     assert names[photo.n_segments] == f"word {photo.tokens[0].text}: click to show it"
@@ -117,7 +117,7 @@ def test_photos_of_one_name_are_told_apart(tool, png, monkeypatch):
 
 
 def test_two_tools_share_nothing(shop, predictors):
-    one, other = (widgets.explanation_tool(shop, predictors, budget=64) for _ in range(2))
+    one, other = (widgets.ExplanationTool(shop, predictors, budget=64) for _ in range(2))
     before = other.state
     one.select(5)
     one.switch(segment=0)
@@ -357,7 +357,7 @@ def test_a_view_is_offered_as_a_link(tool):
 def test_another_data_set_brings_its_own_models(shop, predictors):
     fewer = shop.select((shop.table["label"] != "milk").to_numpy())
     others = {"second": lambda: (fewer, {"image": predictors["image"]})}
-    made = widgets.explanation_tool(shop, predictors, others, budget=64)
+    made = widgets.ExplanationTool(shop, predictors, others, budget=64)
     made.explain_class("milk", photos=2)
     made.controls["dataset"].value = "second"
     assert made.state.models == ("image",) and len(made.desk) == 8 and not made.message.value
