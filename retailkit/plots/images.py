@@ -138,7 +138,7 @@ def parts(
 ) -> Axes:
     """Show an image with thin borders of its superpixels (H,W) and words; what is hidden or unread is crossed out."""
     ax = image(pixels, title, axes_of(ax, (4, 4)))
-    for label in np.unique(segments):
+    for label in np.unique(segments)[1:]:
         ax.contour(segments == label, [0.5], colors="white", linewidths=0.7, alpha=0.6)
     if hidden:
         off = np.isin(segments, list(hidden)).astype(float)
