@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from retailkit.config import UserError, cache_dir, data_root, device
@@ -21,21 +22,29 @@ Row = tuple[str, str, bool, str]
 
 
 def environment() -> pd.DataFrame:
-    """Return one row a check: `what`, `found`, `fine` (bool) and, where it is not fine, the `cure`."""
-    rows = [*_machine(), *(_package(name) for name in PACKAGES), *_weights(), _ocr(), _cache(), *_data_sets()]
-    table = pd.DataFrame(rows, columns=["what", "found", "fine", "cure"])
-    return table.assign(cure=table["cure"].where(~table["fine"], ""))
+    """Return one row per check: `what`, `found`, `fine` (bool) and, where it is not fine, the `cure`."""
+    from retailkit import data  # here, as they bring PyTorch, which recording a run does not need
+    from retailkit.models import weights
 
-
-def _machine() -> list[Row]:
-    fits = sys.version_info >= (3, 11)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return [
-        ("Python", platform.python_version(), fits, "install Python 3.11 or newer"),
+    free = shutil.disk_usage(cache_dir()).free / 1e9
+    rows = [
+        ("Python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
         ("device", device(), True, ""),
         ("cores", str(os.cpu_count()), True, ""),
         ("memory", f"{memory:.0f} GB", memory > 4, "close other programs: notebooks take up to 4 GB"),
+        *(_package(name) for name in PACKAGES),
+        *(_weights(name, weights.find_weights) for name in OFFLINE),
+        _weights("minilm", weights.find_folder),
+        _ocr(),
+        ("space for the cache", f"{free:.0f} GB", free > 2, "free some space or set RETAILKIT_CACHE"),
     ]
+    for name in data.DATASETS:
+        if name not in ("synthetic", "folder"):
+            there = data_root(name).is_dir() and any(data_root(name).iterdir())
+            rows.append((f"data set {name}", "here" if there else "not here (optional)", True, ""))
+    table = pd.DataFrame(rows, columns=["what", "found", "fine", "cure"])
+    return table.assign(cure=table["cure"].where(~table["fine"], ""))
 
 
 def _package(name: str) -> Row:
@@ -45,26 +54,17 @@ def _package(name: str) -> Row:
         return name, "missing", False, AGAIN
 
 
-def _weights() -> list[Row]:
-    """Compare the packaged weights with their sha256."""
-    from retailkit.models import weights
-
-    rows = [_try(f"weights {name}", lambda name=name: weights.find_weights(name)) for name in OFFLINE]
-    return [*rows, _try("weights minilm", lambda: weights.find_folder("minilm"))]
-
-
-def _try(what: str, find: Callable[[], Path]) -> Row:
+def _weights(name: str, find: Callable[[str], Path]) -> Row:
+    """Compare packaged weights with their sha256."""
     try:
-        find()
+        find(name)
     except UserError as error:
-        return what, "missing or damaged", False, str(error)
-    return what, "here, checksum right", True, ""
+        return f"weights {name}", "missing or damaged", False, str(error)
+    return f"weights {name}", "here, checksum correct", True, ""
 
 
 def _ocr() -> Row:
-    """Let the OCR engine look at an empty picture: a broken engine shows when it starts."""
-    import numpy as np
-
+    """Let the OCR engine read an empty image: a broken engine shows when it starts."""
     from retailkit.data import ocr
 
     name, version, there, cure = _package("rapidocr")
@@ -74,19 +74,3 @@ def _ocr() -> Row:
         except Exception as error:  # whatever a foreign runtime raises: it belongs on the list
             return "OCR engine", f"{name} {version} fails: {type(error).__name__}", False, AGAIN
     return "OCR engine", f"{name} {version}", there, cure
-
-
-def _cache() -> Row:
-    free = shutil.disk_usage(cache_dir()).free / 1e9
-    return "space for the cache", f"{free:.0f} GB", free > 2, "free some space or set RETAILKIT_CACHE"
-
-
-def _data_sets() -> list[Row]:
-    from retailkit import data
-
-    rows = []
-    for name in data.DATASETS:
-        if name not in ("synthetic", "folder"):
-            there = data_root(name).is_dir() and any(data_root(name).iterdir())
-            rows.append((f"data set {name}", "here" if there else "not here (optional)", True, ""))
-    return rows
