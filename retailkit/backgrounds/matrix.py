@@ -29,22 +29,6 @@ COLUMNS = ("label", "family", "coarse")
 CATEGORIES = ("BG required", "BG fools", "BG+FG required", "BG+FG fools", "BG irrelevant")
 BATCH = 256  # images that are pasted together
 
-# Accuracy of ResNet-50 (Xiao et al.); rows are what it was trained on, columns what it was tested on. `in9l` holds four
-# times the pictures of `original`; `imagenet` answers among 1,000 classes, and `imagenet_full` is its second row there.
-PAPER_TABLE = pd.DataFrame(
-    {
-        "original": [0.8595, 0.4210, 0.4906, 0.4894, 0.5462, 0.7501, 0.7323, 0.5232, 0.9632, 0.9689, 0.7607],
-        "only_bg_b": [0.3294, 0.5430, 0.3849, 0.3679, 0.2358, 0.3519, 0.1533, 0.1119, 0.3402, 0.1269, 0.0798],
-        "only_bg_t": [0.4054, 0.4254, 0.5025, 0.4252, 0.2259, 0.4158, 0.1462, 0.0822, 0.4360, 0.1736, 0.0951],
-        "only_fg": [0.6323, 0.2138, 0.1919, 0.3148, 0.8420, 0.6165, 0.7489, 0.5960, 0.8412, 0.9017, 0.5919],
-        "in9l": [0.8038, 0.4101, 0.4794, 0.4762, 0.5150, 0.6921, 0.6753, 0.4644, 0.9461, 0.9533, np.nan],
-    },
-    index=pd.Index([*PAPER, "in9l", "imagenet", "imagenet_full"], name="train"),
-).rename_axis(columns="test")
-# MIXED-SAME minus MIXED-RAND there.
-PAPER_BG_GAP = {"mixed_rand": 0.002, "in9l": 0.142, "imagenet": 0.073}
-PAPER_NOT_VULNERABLE = {"in9l": 0.120, "imagenet": 0.223}  # share of foregrounds that no background fools
-
 
 def labelled_by(data: ProductData, column: str) -> ProductData:
     """Return the data set with another column of its table as the classes.

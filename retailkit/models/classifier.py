@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from retailkit.config import UsageError, UserError
 from retailkit.data.text import redact_barcodes
@@ -165,7 +166,8 @@ class ProductClassifier(nn.Module):
         (direction,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), pooled)
         with torch.no_grad():
             boxes, contributions = self.pooling.window_contributions(maps, direction)
-        return boxes * self.image_encoder.stride, contributions
+        # The last cells of a map may overhang the image: at 260 pixels and a stride of 32 they end at 288.
+        return clip_boxes_to_image(boxes * self.image_encoder.stride, tuple(images.shape[2:])), contributions
 
     def training_loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         """Return the loss of one batch: that of the head, and what the pooling learns from besides."""
