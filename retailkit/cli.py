@@ -297,7 +297,7 @@ def explain(
             draft.write_text(explanation_page(found, sample.image), encoding="utf-8")
     else:
         found.save(output)
-    _report(_said(found) | {"output": str(output)}, json_line)
+    _report(_gist(found) | {"output": str(output)}, json_line)
 
 
 @app.command()
@@ -375,7 +375,7 @@ def matrix(
             print(f"BG-gap of {gap.train}: {gap.gap:.3f} ({gap.low:.3f} to {gap.high:.3f})")
 
 
-def _said(found) -> dict:
+def _gist(found) -> dict:
     """Return the gist of a local explanation."""
     words = found.words()
     return {
@@ -419,7 +419,7 @@ def show(
     token: Annotated[str, typer.Option(envvar="RETAILKIT_TOKEN", help="What visitors have to give.")] = "",
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ):
-    """Show the explanation tool as a web page, on this machine only unless told otherwise.
+    """Show the explanation tool as a web page, reachable from this machine only, unless --ip says otherwise.
 
     Examples: `retailkit app`, `retailkit app --dataset folder --root photos`, `retailkit app --ip 0.0.0.0`
     """

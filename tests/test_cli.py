@@ -150,7 +150,7 @@ def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, part",
     [
         (["--preset", "grocery_best", "--epochs", 2], "--epochs does not go with --preset"),
         (["--preset", "grocery_best", "--dataset", "synthetic"], "--dataset does not go with --preset"),
@@ -158,9 +158,9 @@ def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
         (["--output", "."], "output=. is a folder; name a file"),
     ],
 )
-def test_options_of_training_that_would_do_nothing_are_refused(call, given, told):
+def test_options_of_training_that_would_do_nothing_are_refused(call, given, part):
     code, _, err = call("train", *given)
-    assert code == 2 and told in err
+    assert code == 2 and part in err
 
 
 def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
@@ -175,14 +175,14 @@ def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
     picture.save(photos / "oat milk" / "rotated.jpg", exif=rotated)
     picture.resize((1, 1)).save(photos / "oat milk" / "dot.png")
     picture.save(photos / "tea" / "only.jpg")
-    told = ["--dataset", "folder", "--root", photos]
+    options = ["--dataset", "folder", "--root", photos]
     with pytest.warns(UserWarning, match="tea"):
-        code, _, err = call("train", *told, "--frozen", "--epochs", 2)
+        code, _, err = call("train", *options, "--frozen", "--epochs", 2)
     assert code == 0, err
     with pytest.warns(UserWarning, match="tea"):
         code, out, _ = call(
             "evaluate",
-            *told,
+            *options,
             "--checkpoint",
             "model.safetensors",
             "--split",
@@ -206,12 +206,12 @@ def test_evaluate_says_which_classes_it_confuses(call, photos):
     swapped = photos.with_name("swapped.csv")
     rows = [f"photos/{of}/{n}.jpg,{to},test" for of, to in (("milk", "oat milk"), ("oat milk", "milk")) for n in (0, 1)]
     swapped.write_text("\n".join(["image,label,split", *rows]) + "\n")
-    told = ["evaluate", "--dataset", "folder", "--root", swapped, "--checkpoint", "model.safetensors"]
-    code, out, err = call(*told, "--json")
+    options = ["evaluate", "--dataset", "folder", "--root", swapped, "--checkpoint", "model.safetensors"]
+    code, out, err = call(*options, "--json")
     *before, last = out.splitlines()
     assert code == 0 and json.loads(last)["top1"] == 0, err
     assert before == ["confused: milk / oat milk in 4 of 4 photos"]
-    assert "interval: 0.000, 0.490" in call(*told)[1]
+    assert "interval: 0.000, 0.490" in call(*options)[1]
 
 
 def test_an_unknown_backbone_gets_a_hint(call, photos):
@@ -279,20 +279,20 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
             picture = Image.new("RGB", (200, 200), (240 - 9 * i, 240, 240))
             ImageDraw.Draw(picture).text((20, 30 + 15 * i), label, font=ImageFont.load_default(40), fill=(20, 20, 20))
             picture.save(tmp_path / "shop" / label.lower() / f"{i}.png")
-    told = ["--dataset", "folder", "--root", tmp_path / "shop"]
-    code, _, err = call("train", *told, "--frozen", "--epochs", 30, "--model", model)
+    options = ["--dataset", "folder", "--root", tmp_path / "shop"]
+    code, _, err = call("train", *options, "--frozen", "--epochs", 30, "--model", model)
     assert code == 0, err
-    code, out, _ = call("evaluate", *told, "--checkpoint", "model.safetensors", "--split", "train", "--json")
+    code, out, _ = call("evaluate", *options, "--checkpoint", "model.safetensors", "--split", "train", "--json")
     assert code == 0 and json.loads(out.splitlines()[-1])["top1"] == 1.0
     photo, asked = tmp_path / "shop" / "lean" / "0.png", ["--checkpoint", "model.safetensors", "--budget", 48, "--json"]
     code, out, err = call("explain", photo, *asked, "--output", "why.html")
     assert code == 0, err
-    told = json.loads(out.splitlines()[-1])
-    assert told["label"] == "lean" and told["question"] == "why lean and not medium"
+    facts = json.loads(out.splitlines()[-1])
+    assert facts["label"] == "lean" and facts["question"] == "why lean and not medium"
     page = (tmp_path / "why.html").read_text()
     assert "data:image/png;base64," in page and "lean" in page and "medium" in page
     code, out, err = call("explain", photo, *asked, "--output", "why.safetensors")
-    assert code == 0 and LocalExplanation.load(tmp_path / "why.safetensors").question == told["question"]
+    assert code == 0 and LocalExplanation.load(tmp_path / "why.safetensors").question == facts["question"]
     code, _, err = call("explain", tmp_path / "none.png", *asked)
     assert code == 1 and "none.png" in err
 
@@ -319,7 +319,7 @@ def test_the_matrix_cuts_out_what_has_no_mask_yet(call, shop, tmp_path):
     outline.save(tmp_path / "mask.png")
     rows[0] = (*rows[0][:2], tmp_path / "mask.png")
     pd.DataFrame(rows, columns=["image", "label", "mask"]).to_csv(tmp_path / "shop.csv", index=False)
-    told = [
+    options = [
         "matrix",
         "--dataset",
         "folder",
@@ -330,15 +330,15 @@ def test_the_matrix_cuts_out_what_has_no_mask_yet(call, shop, tmp_path):
         "--folder",
         tmp_path / "cells",
     ]
-    code, out, err = call(*told, "--train", "original", "--test", "only_fg")
+    code, out, err = call(*options, "--train", "original", "--test", "only_fg")
     assert code == 0, err
     assert "15 of 15 masks accepted" in out
 
 
 def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
-    told = ["matrix", "--dataset", "folder", "--root", shop, "--size", 48, "--folder", tmp_path / "cells"]
-    told += ["--train", "original", "--test", "mixed_same", "--test", "mixed_rand", "--csv", tmp_path / "cells.csv"]
-    code, out, err = call(*told, "--seeds", 2)
+    options = ["matrix", "--dataset", "folder", "--root", shop, "--size", 48, "--folder", tmp_path / "cells"]
+    options += ["--train", "original", "--test", "mixed_same", "--test", "mixed_rand", "--csv", tmp_path / "cells.csv"]
+    code, out, err = call(*options, "--seeds", 2)
     assert code == 0, err
     assert "16 of 17 masks accepted" in out and "BG-gap of original" in out and "mixed_same" in out
     cells = pd.read_csv(tmp_path / "cells.csv")
@@ -347,7 +347,7 @@ def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
     ]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")}
     assert len(stamps) == 6, "four cells and two models"
-    assert call(*told, "--seeds", 2)[1].splitlines()[-2:] == out.splitlines()[-2:]
+    assert call(*options, "--seeds", 2)[1].splitlines()[-2:] == out.splitlines()[-2:]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")} == stamps
-    code, _, err = call(*told, "--labels", "family")
+    code, _, err = call(*options, "--labels", "family")
     assert code == 2 and "use label" in err and err.strip().count("\n") == 0

@@ -106,8 +106,8 @@ def test_the_figures_of_a_page_are_those_of_the_records(page, spoken):
     assert len(rows) > 5 and len(sentences) == spoken
     for value, low, high, n, run, notebook, name in rows + sentences:
         metric = runs.read_record(ROOT / "papermill_runs" / run / f"{notebook}.json")["metrics"][name]
-        told = (metric["value"], *metric["interval"])
-        assert (value, low, high) == tuple(f"{x:.3f}" for x in told), f"{run} {name}"
+        recorded = (metric["value"], *metric["interval"])
+        assert (value, low, high) == tuple(f"{x:.3f}" for x in recorded), f"{run} {name}"
         assert n in ("", str(metric["n"])), f"{run} {name}"
 
 
@@ -213,8 +213,8 @@ class TestExecution:
     @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if "widgets.explorer(" in path.read_text()])
     def test_its_explorer_draws_what_its_controls_say(self, run_all, name):
         _, output = run_all
-        said = nbformat.read(output / f"{name}.ipynb", as_version=4).cells[-1].outputs[-1]
-        assert re.fullmatch(r"[1-9] explorers driven\n", said.text)
+        driven = nbformat.read(output / f"{name}.ipynb", as_version=4).cells[-1].outputs[-1]
+        assert re.fullmatch(r"[1-9] explorers driven\n", driven.text)
 
     def test_the_pages_are_small_and_complete(self, run_all):
         _, output = run_all

@@ -36,15 +36,11 @@ LONG = {
     "explain/classes.py",
     "explain/classes.py explain_class",
     "explain/lime.py",
-    "explain/lime.py explain",
-    "explain/masking.py",
     "explain/metrics.py",
     "explain/saliency.py",
     "models/registry.py build",
-    "plots.py",
     "training/runs.py reference",
     "widgets/tool.py",
-    "widgets/views.py",
 }
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Tools of notebooks, plots and runs: nothing that computes may need them.

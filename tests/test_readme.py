@@ -80,9 +80,9 @@ def folder(tmp_path_factory):
     """Twenty rendered photos in a folder per class."""
     here = tmp_path_factory.mktemp("reader")
     shop = data.load("synthetic", here / "rendered", per_class=(5, 0, 0), families=2)
-    for told, name in PHOTOS.items():
+    for ending, name in PHOTOS.items():
         (here / "photos" / name).mkdir(parents=True)
-        rows = shop.table[shop.table["label"].str.endswith(told)]
+        rows = shop.table[shop.table["label"].str.endswith(ending)]
         assert len(rows) == 5
         for n, path in enumerate(rows["image"], start=1):
             with Image.open(path) as image:
@@ -118,11 +118,11 @@ def test_what_a_reader_types_works(call, folder, kind, text):
         assert "every row can be read" in call("retailkit check --dataset folder --root table.csv")
     else:
         assert text.startswith("retailkit "), f"{text}: run it here, or list it in NOT_RUN with the reason"
-        said, given = call(text), dict(zip(shlex.split(text), shlex.split(text)[1:], strict=False))
+        printed, given = call(text), dict(zip(shlex.split(text), shlex.split(text)[1:], strict=False))
         for option in ("--output", "--predictions"):
             assert option not in given or (folder / given[option]).exists()
         if "evaluate" in text:
-            assert "confused: " in said or "top1: 1.000" in said
+            assert "confused: " in printed or "top1: 1.000" in printed
 
 
 def test_what_is_not_run_is_still_written_somewhere():
