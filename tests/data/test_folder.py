@@ -267,8 +267,3 @@ def test_a_file_that_is_no_table(tmp_path):
     draw(tmp_path / "x.jpg")
     with pytest.raises(DataError, match=r"x\.jpg: neither a folder nor a CSV"):
         load("folder", tmp_path / "x.jpg")
-
-
-def test_loading_leaves_the_contract_columns_as_text(tmp_path):
-    data = load("folder", folders(tmp_path, a=3))
-    assert all(isinstance(value, str) for value in data.table.to_numpy().ravel())

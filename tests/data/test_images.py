@@ -48,17 +48,6 @@ def test_grayscale_becomes_three_equal_channels(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), np.repeat(gradient()[..., :1], 3, axis=-1))
 
 
-def test_black_and_white_becomes_0_and_255(tmp_path):
-    Image.fromarray(gradient()[..., 0] > 80).save(tmp_path / "x.png")
-    assert set(np.unique(read_image(tmp_path / "x.png"))) == {0, 255}
-
-
-def test_palette_colours_are_looked_up(tmp_path):
-    picture = Image.fromarray(gradient()).quantize(256)
-    picture.save(tmp_path / "x.png")
-    assert np.abs(read_image(tmp_path / "x.png").astype(int) - gradient()).max() <= 8
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_goes_onto_white(tmp_path, mode):
     clear, black = {"RGBA": ((9, 9, 9, 0), (0, 0, 0, 255)), "LA": ((9, 0), (0, 255)), "P": (1, 0)}[mode]

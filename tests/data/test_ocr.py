@@ -165,11 +165,6 @@ def test_a_limit_is_spread_over_classes_and_splits(tmp_path, engine_calls):
     assert len(engine_calls) == 4
 
 
-def test_own_texts_are_kept(tmp_path, engine_calls):
-    data = make_data(tmp_path, [label((("MILK", 20),))[0]] * 2, text=["mine", ""])
-    assert ocr.add_text(data, progress=False).table["text"].tolist() == ["mine", "MILK"]
-
-
 def test_words_that_come_with_a_data_set_are_kept_without_barcodes(tmp_path, engine_calls):
     """`add_text` used to empty the words of rows with a text of their own."""
     data = make_data(tmp_path, [label((("MILK", 20),))[0]] * 2, text=["LEAN 4006381333931", ""])

@@ -67,10 +67,6 @@ def test_grocery_store_groups_are_runs_of_five_within_class_and_split(store):
     assert (table.groupby("group")[["label", "split"]].nunique() == 1).all().all()
 
 
-def test_names_never_become_text(store):
-    assert (load("grocery_store", store).table["text"] == "").all()
-
-
 def test_subset_keeps_only_its_classes(store):
     data = load("grocery_store", store, subset="packages")
     assert data.classes == ["Apple-Juice", "Orange-Juice"] and set(data.table["coarse"]) == {"Juice"}
@@ -83,11 +79,6 @@ def test_a_missing_test_list_matters_only_when_asked_for(store):
     data = load("grocery_store", store)
     with pytest.raises(DataError, match=r"no 'test' split.*test\.txt.*retailkit fetch grocery_store"):
         data.split("test")
-
-
-def test_a_missing_root_names_the_cure(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere.*retailkit fetch grocery_store.*--root"):
-        load("grocery_store", tmp_path / "nowhere")
 
 
 def test_a_missing_train_list_is_an_error(store):
@@ -231,12 +222,6 @@ def test_grozi_without_packshots_or_root(grozi, tmp_path):
     (tmp_path / "empty/inVitro").mkdir(parents=True)
     with pytest.raises(DataError, match="no packshots"):
         load("grozi120", tmp_path / "empty")
-
-
-def test_grozi_without_crops_says_what_is_missing(tmp_path):
-    draw(tmp_path / "inVitro/1/web/JPEG/web1.jpg")
-    with pytest.raises(DataError, match="has no crops"):
-        load("grozi120", tmp_path).split("test")
 
 
 def test_the_real_grocery_store(real_data):

@@ -125,13 +125,6 @@ def test_padding_is_mean_grey_and_no_product(tmp_path):
     assert covered(sample.mask) == (0, 16, 64, 48)
 
 
-def test_a_mask_of_another_size_is_an_error(tmp_path):
-    data = marked(tmp_path, 40, 80, (0, 0, 8, 8))
-    Image.new("L", (4, 4)).save(tmp_path / "m.png")
-    with pytest.raises(DataError, match=r"m\.png: mask of 4x4 for an image of 80x40"):
-        data.split("train", size=16)[0]
-
-
 def test_a_picture_without_truth_inside_is_an_error(tmp_path):
     data = marked(tmp_path, 8, 8, (0, 0, 4, 4))
     Image.new("L", (8, 8)).save(tmp_path / "t.png")
