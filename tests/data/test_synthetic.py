@@ -1,4 +1,4 @@
-"""The built-in data set: what the renderer claims to know about its pictures is what the pixels show."""
+"""The built-in data set: the truth that comes with each image is what its pixels show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retailkit.data.synthetic.scene import grow
 SIZE = 112
 SMALL = {"per_class": (4, 2, 2), "families": 2, "side": 0.25, "size": SIZE, "workers": 1}
 BARE = {"shadow": False, "reflection": False, "lighting": False, "occlusion": False, "noise": False}
-ONE_PER_FAMILY = [twins[0].label for twins in FAMILIES.values()]
+ONE_PER_FAMILY = [products[0].label for products in FAMILIES.values()]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_same_seed_same_bytes_with_any_number_of_workers(small, tmp_path):
 def test_table(small):
     _, loaded = small
     table = loaded.table
-    assert loaded.classes == sorted(p.label for twins in list(FAMILIES.values())[:2] for p in twins)
+    assert loaded.classes == sorted(p.label for products in list(FAMILIES.values())[:2] for p in products)
     assert table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}
     assert (table.groupby("group")["split"].nunique() == 1).all() and (table["group"].value_counts() == 2).all()
     assert (table["text"] == "").all() and loaded.fit == "stretch" and loaded.info["licence"] == "MIT"
@@ -91,14 +91,14 @@ def test_bursts_are_alike_but_not_the_same():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pose", ["front", "side"])
-def test_twins_differ_inside_their_patch_only(family, pose):
+def test_look_alikes_differ_inside_their_patch_only(family, pose):
     for seed in range(3):
         one, *others = [synthetic.render(p.label, seed=seed, size=SIZE, pose=pose) for p in FAMILIES[family]]
-        for twin in others:
-            assert not (differs(one.image, twin.image) & ~one.planes["twin_patch"]).any()
-            assert (one.mask == twin.mask).all()
+        for other in others:
+            assert not (differs(one.image, other.image) & ~one.planes["twin_patch"]).any()
+            assert (one.mask == other.mask).all()
             if pose == "front":
-                assert differs(one.image, twin.image).sum() > 20
+                assert differs(one.image, other.image).sum() > 20
 
 
 @pytest.mark.parametrize("label", ONE_PER_FAMILY)
@@ -120,7 +120,7 @@ def test_truth_is_consistent(label):
         for name in ("shadow", "reflection"):
             assert made.planes[name].any() and not (made.planes[name] & made.mask).any()
         product = next(p for p in CATALOGUE if p.label == label)
-        assert {text for text, _, telling in made.words if telling} == set(product.variant)
+        assert {text for text, _, key in made.words if key} == set(product.variant)
         for text, (x0, y0, x1, y1), _ in made.words:
             part = made.mask[round(y0) : round(y1), round(x0) : round(x1)]
             assert part.mean() >= 0.5, text
@@ -178,7 +178,7 @@ def test_regimes(regime, train):
 def test_side_views_are_one_in_eight():
     shots = pd.DataFrame(synthetic.plan("shelf", (16, 4, 8), 0.8, 1 / 8, 8, 0))
     assert shots["pose"].eq("side").mean() == pytest.approx(1 / 8, abs=0.02)
-    assert set(synthetic.plan("shelf", (4, 0, 0), 1, 0, 1, 0)[0].pose for _ in [0]) == {"front"}
+    assert {shot.pose for shot in synthetic.plan("shelf", (4, 0, 0), 1, 0, 1, 0)} == {"front"}
 
 
 def test_interrupted_rendering_goes_on(tmp_path):

@@ -1,6 +1,7 @@
 """The built-in data set: rendered products in shops, with exact ground truth, made at first use and kept.
 
-Families of twins (`catalogue`) get packages (`packaging`) and are put into shops (`scene`). Nothing is downloaded.
+Families of look-alikes (`catalogue`) get packages (`packaging`, drawn from `artwork.yaml`) and are put into shops
+(`scene`, in front of a `shelf`) or on shelves with boxes (`boxes`). Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData, write_
 
 __all__ = ["REGIMES", "RELATIONS", "Rendered", "load", "render", "render_scenes"]
 
-# Training pictures: photos of shelves, or a few clean pictures a class, as a supplier's catalogue has them.
+# Training images: photos of shelves, or a few clean images per class, as a supplier's catalogue has them.
 REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
 SHOTS = 2  # of one burst
 JPEG_QUALITY = 92
@@ -34,7 +35,7 @@ JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to be rendered; everything random about it follows from `key` and `shot`."""
+    """One image to be rendered; everything random about it follows from `key` and `shot`."""
 
     product: int
     split: str
@@ -73,27 +74,27 @@ def load(
 ) -> ProductData:
     """Load the built-in data set; render it below `root` if these options were not rendered before.
 
-    Pictures come in bursts of two similar shots, which share a `group`. The same options give the same bytes, with
-    any number of workers. An interrupted rendering goes on where it stopped.
+    Images come in bursts of two similar shots, which share a `group`. The same options give the same bytes, with
+    any number of workers. An interrupted rendering continues where it stopped.
 
     Args:
-        root: folder for rendered sets; each set of options has a folder of its own in it.
-        regime: `shelf` (training pictures taken in shops), `packshot` (5 training pictures a class, on a clean
-            ground) or `oneshot` (1 of these); validation and test pictures are always taken in shops.
-        per_class: pictures a class in train, val and test; the first is ignored where `regime` fixes it.
+        root: folder for rendered sets; each set of options has its own folder in it.
+        regime: `shelf` (training images taken in shops), `packshot` (5 training images per class, on a clean
+            ground) or `oneshot` (1 of these); validation and test images are always taken in shops.
+        per_class: images per class in train, val and test; the first is ignored where `regime` fixes it.
         correlation: in [0, 1]. With this probability a product stands in its own department, otherwise in one drawn
             evenly from all departments (its own among them): 0 makes background and product independent, 1 ties
             them.
-        side: share of shop pictures that show the product's side (condition `side`).
-        size: side of the pictures in pixels.
-        families: how many families of twins, from the first on.
+        side: share of shop images that show the product's side (condition `side`).
+        size: side of the images in pixels.
+        families: how many families of look-alikes, from the first on.
         seed: of everything random.
         shadow: whether products cast shadows.
         reflection: whether the board reflects products.
-        lighting: whether the light differs between pictures; without it all are lit evenly and neutrally.
+        lighting: whether the light differs between images; without it all are lit evenly and neutrally.
         occlusion: whether now and then something hides a little of a product.
         noise: whether the camera adds blur and noise.
-        workers: threads that render; None takes one for each core.
+        workers: threads that render; None takes one per core.
 
     Raises:
         UsageError: unknown regime, or a number out of its range.
@@ -122,14 +123,14 @@ def render(
     leave_out: bool = False,
     **effects: bool,
 ) -> Rendered:
-    """Render one picture of a product.
+    """Render one image of a product.
 
-    Twins rendered with the same seed differ inside their `twin_patch` only.
+    Look-alikes rendered with the same seed differ inside their `twin_patch` only.
 
     Args:
         label: class name, see `catalogue.CATALOGUE`.
         seed: of everything random.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
         background: a department, or `studio` for a clean ground; None takes the product's own department.
         pose: `front` or `side`.
         shot: shots of one seed differ by a small movement of the camera and by noise.
@@ -159,8 +160,8 @@ def render(
 def plan(
     regime: str, per_class: Sequence[int], correlation: float, side: float, families: int, seed: int
 ) -> list[Shot]:
-    """Return every picture of a data set, class by class; see `load`."""
-    products = [twin for name in list(FAMILIES)[:families] for twin in FAMILIES[name]]
+    """Return every image of a data set, class by class; see `load`."""
+    products = [product for name in list(FAMILIES)[:families] for product in FAMILIES[name]]
     return [shot for product in products for shot in _plan_class(product, regime, per_class, correlation, side, seed)]
 
 
@@ -208,7 +209,7 @@ def _digest(shots: list[Shot], size: int, effects: Effects) -> str:
 
 
 def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
-    """Render the pictures that are not there yet.
+    """Render the images that are not there yet.
 
     In threads: they share the packages and shelves drawn so far, and OpenCV works outside the interpreter's lock.
     """
@@ -227,7 +228,7 @@ def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, wo
 
 
 def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
-    """Render a picture and write it with its mask and truth; the picture comes last, when all else is there."""
+    """Render an image and write it with its mask and truth; the image comes last, when all else is there."""
     product = CATALOGUE[shot.product]
     made = compose(
         product,

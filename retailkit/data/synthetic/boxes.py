@@ -88,28 +88,28 @@ def _scene(
     correlation: float,
     classes: list[str],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return picture (3,S,S) uint8, boxes (N,4) and labels (N,)."""
+    """Return image (3,S,S) uint8, boxes (N,4) and labels (N,)."""
     targets, tied, coin = rng.random(3) < (WITH_TARGETS, correlation, 0.5)
     present = targets if tied else coin
     region = draw(rng, size)
     stands = region.stands if targets else []
     stands = [*_others(rng, size, stands), *stands]
-    picture = _backdrop(rng, size)
+    image = _backdrop(rng, size)
     if present:
-        picture = over(picture, region.behind)
+        image = over(image, region.behind)
     masks: list[np.ndarray] = []
     for stand in stands:
         placed = _placed(stand, rng.uniform(-3, 3), size)
-        picture, covered = over(picture, placed), placed[..., 3] >= 127.5
+        image, covered = over(image, placed), placed[..., 3] >= 127.5
         masks = [mask & ~covered for mask in masks] + [covered]
     hidden = np.zeros((size, size), bool)
     if present:
-        picture, hidden = over(picture, region.before), region.before[..., 3] >= 127.5
-    found = [(classes.index(stand[0]) + 1, _extent(mask & ~hidden)) for stand, mask in zip(stands, masks, strict=True)]
-    found += [(len(classes), region.box)] if present else []
-    found = [(label, box) for label, box in found if min(box[2] - box[0], box[3] - box[1]) >= TINY]
-    boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
-    return _exposed(picture, rng), boxes, torch.tensor([label for label, _ in found], dtype=torch.int64)
+        image, hidden = over(image, region.before), region.before[..., 3] >= 127.5
+    shown = [(classes.index(stand[0]) + 1, _extent(mask & ~hidden)) for stand, mask in zip(stands, masks, strict=True)]
+    shown += [(len(classes), region.box)] if present else []
+    shown = [(label, box) for label, box in shown if min(box[2] - box[0], box[3] - box[1]) >= TINY]
+    boxes = torch.tensor([box for _, box in shown], dtype=torch.float32).reshape(-1, 4)
+    return _exposed(image, rng), boxes, torch.tensor([label for label, _ in shown], dtype=torch.int64)
 
 
 def _extent(mask: np.ndarray) -> Box:
@@ -164,10 +164,10 @@ def _placed(stand: Stand, degrees: float, size: int) -> np.ndarray:
     return cv2.warpAffine(cut, turn, (size, size), flags=cv2.INTER_LINEAR).astype(np.float32)
 
 
-def _exposed(picture: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Light a picture (S,S,3), add noise, and return it as (3,S,S) uint8."""
+def _exposed(image: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Light an image (S,S,3), add noise, and return it as (3,S,S) uint8."""
     gain = rng.uniform(0.7, 1.1) * rng.uniform(0.94, 1.06, 3)
-    lit = picture * gain.astype(np.float32) + 3 * rng.standard_normal(picture.shape, dtype=np.float32)
+    lit = image * gain.astype(np.float32) + 3 * rng.standard_normal(image.shape, dtype=np.float32)
     return torch.from_numpy(np.clip(np.rint(lit), 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 

@@ -96,7 +96,7 @@ def _lit(sheet: Sheet, light: np.ndarray | float, gloss: np.ndarray | float) -> 
 
 
 def _ground(product: Product, width: int, height: int) -> tuple[Sheet, Pen]:
-    """Return a sheet with what is on every side of a package, colours and pictures without words, and its pen."""
+    """Return a sheet with what is on every side of a package, colours and images without words, and its pen."""
     drawing = ARTWORK["faces"][product.family]
     sheet = Sheet(width, height, "#000000")
     pen = Pen.on(sheet, product)

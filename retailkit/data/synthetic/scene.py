@@ -1,8 +1,8 @@
-"""Pictures of products in a shop: shelves, perspective, shadow, reflection, light, what stands in front.
+"""Images of products in a shop: shelves, perspective, shadow, reflection, light, what stands in front.
 
-Lengths are shares of the picture's side until they become pixels; y points down on pictures and shelves.
+Lengths are shares of the image's side until they become pixels; y points down on images and shelves.
 Every effect draws from a random stream of its own, so that switching one off leaves all others as they were, and
-two twins rendered from one seed differ inside their `twin_patch` only.
+two look-alikes rendered from one seed differ inside their `twin_patch` only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from retailkit.data.synthetic.shelf import background as background_of
 POSES = ("front", "side")
 BACKGROUNDS = (*DEPARTMENTS, "studio")
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
-DISTANCE = 2.6  # from the camera to the product, in sides of the picture
+DISTANCE = 2.6  # from the camera to the product, in sides of the image
 EYE = 0.42  # height of the camera above the board
 LEGIBLE = (2.5, 5.0)  # pixels a character is wide and high at least
 FAINT = 0.05  # shadow and reflection weaker than this are not in the masks
@@ -32,7 +32,7 @@ FAINT = 0.05  # shadow and reflection weaker than this are not in the masks
 
 @dataclass(frozen=True)
 class Effects:
-    """What may happen to a picture; with a switch off nothing of it remains."""
+    """What may happen to an image; a switch that is off leaves no trace of its effect."""
 
     shadow: bool = True
     reflection: bool = True
@@ -43,14 +43,14 @@ class Effects:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture and all that is known of it.
+    """An image and the exact truth about it.
 
     Attributes:
         image: (S,S,3) uint8 RGB.
         mask: (S,S) bool, True where the product covers at least half of the pixel and nothing hides it.
         planes: `twin_patch` (inside `mask`), `shadow` and `reflection` (outside it), each (S,S) bool.
-        words: text, (x0,y0,x1,y1) in pixels, telling; words that are half hidden or too small to be read
-            are left out.
+        words: text, (x0,y0,x1,y1) in pixels, whether it tells look-alikes apart; words that are half hidden or too
+            small to be read are left out.
         facts: `pose`, `background`, `lighting`.
     """
 
@@ -63,7 +63,9 @@ class Rendered:
     @property
     def truth(self) -> dict[str, Any]:
         """What `retailkit.data.table.write_truth` takes as facts."""
-        return self.facts | {"words": [[t, [round(x, 2) for x in box], telling] for t, box, telling in self.words]}
+        return self.facts | {
+            "words": [[t, [round(x, 2) for x in box], discriminative] for t, box, discriminative in self.words]
+        }
 
 
 LIGHTS = {
@@ -87,12 +89,12 @@ def compose(
     effects: Effects = Effects(),
     leave_out: bool = False,
 ) -> Rendered:
-    """Render one picture.
+    """Render one image.
 
     Args:
         product: what stands in front.
         key: non-negative integers that fix everything random; the product is no part of it.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
         background: a department or `studio` (clean and calm).
         pose: `front` or `side`.
         shot: number inside a burst; shots of one key differ by a small movement of the camera and by noise.
@@ -103,33 +105,33 @@ def compose(
     canvas = background_of(background, int(draw("scene").integers(SHELVES)), size)
     camera = _Camera.point(draw, size, calm=background == "studio")
     seen = cv2.warpAffine(canvas, camera.matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    picture, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
-    hero = _Hero.place(product, draw, pose, camera, size, calm=background == "studio")
-    front = _occluder(hero, draw, camera, background, size) if effects.occlusion else None
-    mask, planes = hero.mask, {name: np.zeros((size, size), bool) for name in ("twin_patch", "shadow", "reflection")}
-    planes["twin_patch"] = hero.patch
+    image, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
+    subject = _Subject.place(product, draw, pose, camera, size, calm=background == "studio")
+    front = _occluder(subject, draw, camera, background, size) if effects.occlusion else None
+    mask, planes = subject.mask, {name: np.zeros((size, size), bool) for name in ("twin_patch", "shadow", "reflection")}
+    planes["twin_patch"] = subject.patch
     if not leave_out:
         if effects.shadow:
-            shade = _shade(hero, draw, size)
-            picture *= (1 - shade)[..., None]
+            shade = _shade(subject, draw, size)
+            image *= (1 - shade)[..., None]
             planes["shadow"] = (shade > FAINT) & ~mask
         if effects.reflection:
-            mirrored = hero.mirrored(gloss)
-            picture = over(picture, mirrored)
+            mirrored = subject.mirrored(gloss)
+            image = over(image, mirrored)
             planes["reflection"] = (mirrored[..., 3] > 255 * FAINT) & ~mask
-        picture = over(picture, hero.layer)
+        image = over(image, subject.layer)
     if front is not None:
-        picture = over(picture, front)
+        image = over(image, front)
         mask = under(front, mask)
         planes = {name: under(front, plane) for name, plane in planes.items()}
     light = _light(draw, background) if effects.lighting else "neutral"
     if effects.lighting:
-        picture *= _gain(light, draw, size)
+        image *= _gain(light, draw, size)
     if effects.noise and background != "studio":
-        picture = _expose(picture, draw, light, size)
+        image = _expose(image, draw, light, size)
         planes["twin_patch"] = grow(planes["twin_patch"], 1) & mask
-    image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-    words = [word for word in hero.words if _legible(*word[:2], mask)]
+    image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    words = [word for word in subject.words if _legible(*word[:2], mask)]
     return Rendered(image, mask, planes, words, {"pose": pose, "background": background, "lighting": light})
 
 
@@ -154,7 +156,7 @@ class _Streams:
 
 @lru_cache(maxsize=4096)
 def _scaled_patch(product: Product, height: int) -> np.ndarray:
-    """Return the patch that tells twins apart, (h,w) uint8, 255 where it has any part in a pixel of `_scaled`."""
+    """Return the patch that tells look-alikes apart, (h,w) uint8, 255 where it has any part in a pixel of `_scaled`."""
     patch = packaging.front(product).patch.astype(np.float32)
     width = max(round(patch.shape[1] * height / patch.shape[0]), 1)
     return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
@@ -162,12 +164,12 @@ def _scaled_patch(product: Product, height: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Camera:
-    """Where the picture is taken.
+    """Where the image is taken.
 
     Attributes:
-        matrix: (2,3) affine map from shelf pixels to picture pixels.
+        matrix: (2,3) affine map from shelf pixels to image pixels.
         turn: (2,2) zoom and roll.
-        stand: (2,) where the product stands, in pixels of the picture.
+        stand: (2,) where the product stands, in pixels of the image.
     """
 
     matrix: np.ndarray
@@ -187,20 +189,20 @@ class _Camera:
         return cls(np.column_stack([turn, stand - turn @ shelf_point]), turn, stand)
 
     def see(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Return (N,2) points around the product's stand in pixels of the picture."""
+        """Return (N,2) points around the product's stand in pixels of the image."""
         return self.stand + size * points @ self.turn.T
 
 
 @dataclass(frozen=True)
-class _Hero:
-    """The product in its place on the picture.
+class _Subject:
+    """The product in its place on the image.
 
     Attributes:
         product: what it is.
         layer: (S,S,4) float32.
         patch: (S,S) bool, a subset of `mask`.
         words: see `Rendered`.
-        mirrors: face name -> (4,2) corners of its reflection on the picture.
+        mirrors: face name -> (4,2) corners of its reflection on the image.
         stand: (2,) where it stands, in pixels.
         extent: width and height in pixels.
     """
@@ -219,7 +221,7 @@ class _Hero:
         return (self.layer[..., 3] >= 127.5) | self.patch
 
     @classmethod
-    def place(cls, product: Product, draw: _Streams, pose: str, camera: _Camera, size: int, calm: bool) -> _Hero:
+    def place(cls, product: Product, draw: _Streams, pose: str, camera: _Camera, size: int, calm: bool) -> _Subject:
         """Put a product in front of a camera."""
         corners = _corners(product, pose, _yaw(product, draw, pose, calm))
         spread = np.ptp(np.concatenate(list(corners["upright"].values())), axis=0)
@@ -230,13 +232,12 @@ class _Hero:
         }
         patch, words = np.zeros((size, size), bool), []
         for name, quad in seen["upright"].items():
-            words += _warp_words(_face(product, name), quad, size)
-        rows = _rows(product, seen["upright"])
+            words += _warp_words(packaging.face(product, name), quad, size)
         if "front" in seen["upright"]:
-            flat = _scaled_patch(product, rows)
-            # Rounding may differ between twins one pixel beyond the patch.
+            flat = _scaled_patch(product, _rows(seen["upright"]))
+            # Rounding may differ between look-alikes by one pixel beyond the patch.
             patch = grow(_warp(flat, seen["upright"]["front"], size) > 0, 1)
-        whole = _faces_layer(product, seen["upright"], rows, size)
+        whole = _faces_layer(product, seen["upright"], size)
         patch &= whole[..., 3] > 0
         extent = tuple(size * shrink * spread)
         return cls(product, whole, patch, words, seen["mirrored"], camera.stand, extent)
@@ -244,29 +245,27 @@ class _Hero:
     def mirrored(self, gloss: np.ndarray) -> np.ndarray:
         """Return the reflection as a layer: fading downwards, only where the ground is glossy.
 
-        All twins have the reflection of the first one, so that it does not tell them apart.
+        All look-alikes have the reflection of the first one, so that it does not tell them apart.
         """
         size = len(gloss)
-        twin = FAMILIES[self.product.family][0]
-        whole = _faces_layer(twin, self.mirrors, _rows(twin, self.mirrors), size)
+        first = FAMILIES[self.product.family][0]
+        whole = _faces_layer(first, self.mirrors, size)
         depth = (np.arange(size, dtype=np.float32) - np.float32(self.stand[1])) / np.float32(0.16 * size)
         fade = np.float32(0.36 / 255) * np.clip(1 - depth, 0, 1) ** 1.5
         return whole * (fade[:, None] * gloss)[..., None]
 
 
-def _face(product: Product, name: str) -> packaging.Face:
-    return packaging.front(product) if name == "front" else packaging.side(product)
-
-
-def _rows(product: Product, quads: dict[str, np.ndarray]) -> int:
-    """Return the face height to warp from: a little above that on the picture, in few distinct values."""
+def _rows(quads: dict[str, np.ndarray]) -> int:
+    """Return the face height to warp from: a little above that on the image, in few distinct values."""
     tallest = max(np.ptp(quad[:, 1]) for quad in quads.values())
-    return min(int(np.ceil(1.1 * tallest / 16)) * 16, *(_face(product, n).alpha.shape[0] for n in ("front", "side")))
+    return min(
+        int(np.ceil(1.1 * tallest / 16)) * 16, *(packaging.face(product, n).alpha.shape[0] for n in ("front", "side"))
+    )
 
 
-def _faces_layer(product: Product, quads: dict[str, np.ndarray], rows: int, size: int) -> np.ndarray:
+def _faces_layer(product: Product, quads: dict[str, np.ndarray], size: int) -> np.ndarray:
     """Return the faces of a product in their places as one layer, the front over the side."""
-    layers = []
+    layers, rows = [], _rows(quads)
     for name in sorted(quads, reverse=True):
         quad = _tucked(quads[name], quads["front"]) if name == "side" and "front" in quads else quads[name]
         part = _warp(scaled(product, name, rows), quad, size).astype(np.float32)
@@ -321,7 +320,7 @@ def _corners(product: Product, pose: str, yaw: float) -> dict[str, dict[str, np.
 
 
 def _project(left: tuple[float, float], right: tuple[float, float], tall: float, yaw: float) -> np.ndarray:
-    """Return the picture (4,2) of an upright wall between two points (x, z) of the ground."""
+    """Return the image (4,2) of an upright wall between two points (x, z) of the ground."""
     ground = np.array([left, right, right, left])
     y = np.array([tall, tall, 0.0, 0.0])
     across = ground[:, 0] * np.cos(yaw) + ground[:, 1] * np.sin(yaw)
@@ -341,13 +340,13 @@ def _warp(face: np.ndarray, quad: np.ndarray, size: int) -> np.ndarray:
 
 
 def _warp_words(face: packaging.Face, quad: np.ndarray, size: int) -> list:
-    """Return a face's words with the boxes around them on the picture."""
+    """Return a face's words with the boxes around them on the image."""
     transform = _homography(face.alpha.shape, quad)
     words = []
-    for text, (x0, y0, x1, y1), telling in face.words:
+    for text, (x0, y0, x1, y1), discriminative in face.words:
         points = np.float32([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]]) - np.float32(0.5)
         points = np.clip(cv2.perspectiveTransform(points, transform)[0] + 0.5, 0, size)
-        words.append((text, (*map(float, points.min(axis=0)), *map(float, points.max(axis=0))), bool(telling)))
+        words.append((text, (*map(float, points.min(axis=0)), *map(float, points.max(axis=0))), bool(discriminative)))
     return words
 
 
@@ -363,28 +362,28 @@ def _legible(text: str, box: tuple[float, float, float, float], mask: np.ndarray
 # ---------------------------------------------------------------- effects
 
 
-def _shade(hero: _Hero, draw: _Streams, size: int) -> np.ndarray:
+def _shade(subject: _Subject, draw: _Streams, size: int) -> np.ndarray:
     """Return how much the product darkens what lies behind and below it, (S,S) float32 in [0,1]."""
     rng = draw("shadow")
     away = rng.choice([-1, 1]) * rng.uniform(0.03, 0.10)
     strength = rng.uniform(0.35, 0.55)
-    quarter = cv2.resize(hero.layer[..., 3], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) / 255
+    quarter = cv2.resize(subject.layer[..., 3], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) / 255
     unit = size / 4
-    base = hero.stand[1] / 4
+    base = subject.stand[1] / 4
     # The silhouette falls sideways onto the goods behind; at the ground it joins the product.
     fall = np.float32([[1, -away, away * base], [0, 0.97, 0.03 * base]])
     cast = cv2.warpAffine(quarter, fall, quarter.shape[::-1])
     cast = strength * cv2.GaussianBlur(cast, (0, 0), 0.018 * unit)
     contact = np.zeros_like(quarter)
-    centre = (round(hero.stand[0] / 4), round(base + 0.008 * unit))
-    axes = (max(round(0.53 * hero.extent[0] / 4), 1), max(round(0.026 * unit), 1))
+    centre = (round(subject.stand[0] / 4), round(base + 0.008 * unit))
+    axes = (max(round(0.53 * subject.extent[0] / 4), 1), max(round(0.026 * unit), 1))
     cv2.ellipse(contact, centre, axes, 0, 0, 360, 0.75, -1)
     contact = cv2.GaussianBlur(contact, (0, 0), 0.016 * unit)
     return cv2.resize(np.maximum(cast, contact), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _occluder(hero: _Hero, draw: _Streams, camera: _Camera, background: str, size: int) -> np.ndarray | None:
-    """Return something that hides a little of the product, as a layer, or None; never what tells twins apart."""
+def _occluder(subject: _Subject, draw: _Streams, camera: _Camera, background: str, size: int) -> np.ndarray | None:
+    """Return something that hides a little of the product, as a layer, or None; never what tells look-alikes apart."""
     rng = draw("occluder")
     if background == "studio" or rng.uniform() > 0.3:
         return None
@@ -392,15 +391,15 @@ def _occluder(hero: _Hero, draw: _Streams, camera: _Camera, background: str, siz
     product = goods[int(rng.integers(len(goods)))]
     pack = scaled(product, "front", round(1.08 * extent(product)[1] * size))
     side = rng.choice([-1, 1])
-    xs = np.flatnonzero(hero.mask.any(axis=0))
+    xs = np.flatnonzero(subject.mask.any(axis=0))
     if not len(xs):
         return None
-    bite = rng.uniform(0.05, 0.13) * hero.extent[0]
+    bite = rng.uniform(0.05, 0.13) * subject.extent[0]
     x = xs[0] + bite - pack.shape[1] if side < 0 else xs[-1] - bite
-    y = hero.stand[1] + 0.035 * size - pack.shape[0]
+    y = subject.stand[1] + 0.035 * size - pack.shape[0]
     placed = cv2.warpAffine(pack, np.float32([[1, 0, x], [0, 1, y]]), (size, size)).astype(np.float32)
     placed = cv2.GaussianBlur(placed, (0, 0), size / 240)
-    return None if (hero.patch & (placed[..., 3] > 0)).any() else placed
+    return None if (subject.patch & (placed[..., 3] > 0)).any() else placed
 
 
 def _light(draw: _Streams, background: str) -> str:
@@ -409,7 +408,7 @@ def _light(draw: _Streams, background: str) -> str:
 
 
 def _gain(light: str, draw: _Streams, size: int) -> np.ndarray:
-    """Return the factors, (S,S,3) or (3,) float32, by which a light changes a picture."""
+    """Return the factors, (S,S,3) or (3,) float32, by which a light changes an image."""
     rng = draw("light")
     rng.integers(len(LIGHTS))  # the light itself
     colour = np.array(LIGHTS[light], np.float32)
@@ -431,14 +430,14 @@ def _grain(size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((2 * size, 2 * size, 3), dtype=np.float32)
 
 
-def _expose(picture: np.ndarray, draw: _Streams, light: str, size: int) -> np.ndarray:
+def _expose(image: np.ndarray, draw: _Streams, light: str, size: int) -> np.ndarray:
     """Add what a hand-held camera adds: a little blur, and noise (more of it in dim light)."""
     rng = draw.jitter("noise")
     if rng.uniform() < 0.5:
-        picture = cv2.GaussianBlur(picture, (3, 3), rng.uniform(0.35, 0.75))
+        image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.35, 0.75))
     y, x = rng.integers(0, size, 2)
     amount = np.float32(rng.uniform(1.0, 3.0) * (1.8 if light == "dim" else 1.0))
-    return picture + amount * _grain(size)[y : y + size, x : x + size]
+    return image + amount * _grain(size)[y : y + size, x : x + size]
 
 
 def under(top: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -169,7 +169,7 @@ class Sheet:
     def place(self, sheet: Sheet, x: int, y: int) -> None:
         """Lay another sheet on this one."""
         self.image.paste(sheet.image, (x * SCALE, y * SCALE), sheet.alpha)
-        self.words += [(t, (a + x, b + y, c + x, d + y), telling) for t, (a, b, c, d), telling in sheet.words]
+        self.words += [(t, (a + x, b + y, c + x, d + y), key) for t, (a, b, c, d), key in sheet.words]
         self.slots += [(a + x, b + y, c + x, d + y) for a, b, c, d in sheet.slots]
 
     def roll(self, width: int, bow: float = 0.0) -> Sheet:
@@ -198,6 +198,6 @@ class Sheet:
             flat = 0.0 if angles[0] * angles[1] < 0 else rises.min()
             return float(left), float(y0 - rises.max()), float(right), float(y1 - flat)
 
-        rolled.words = [(t, wrap(box), telling) for t, box, telling in self.words]
+        rolled.words = [(t, wrap(box), key) for t, box, key in self.words]
         rolled.slots = [wrap(box) for box in self.slots]
         return rolled

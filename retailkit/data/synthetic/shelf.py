@@ -47,7 +47,7 @@ def background(name: str, number: int, size: int) -> np.ndarray:
 
 @cache
 def shelf(department: str, number: int, size: int) -> np.ndarray:
-    """Draw a shelf, twice as wide as a picture, with other products on it.
+    """Draw a shelf, twice as wide as an image, with other products on it.
 
     What stands there depends on the department and the number only, never on the product that will be put in front, so
     that the background tells no more about a product than its department.
@@ -58,56 +58,56 @@ def shelf(department: str, number: int, size: int) -> np.ndarray:
     rng = np.random.default_rng([DEPARTMENTS.index(department), number])
     style, px = STYLES[department], lambda share: round(share * size)
     height, width = px(CANVAS[0]), px(CANVAS[1])
-    picture = _panel(style, height, width, size)
+    image = _panel(style, height, width, size)
     upper = FLOOR - rng.uniform(0.80, 0.88)
     back = FLOOR - BACK_ROW
     for base, dim, scale in ((upper - 0.03, 0.9, 0.95), (back, 0.78, 0.93)):
-        _fill_row(picture, department, rng, px(base), size, dim, scale)
+        _fill_row(image, department, rng, px(base), size, dim, scale)
         if base == upper - 0.03:
-            _rail(picture, style, rng, px(upper - 0.03), px(0.09), size)
-            picture[px(upper + 0.06) : px(upper + 0.16)] *= np.linspace(0.55, 1, px(upper + 0.16) - px(upper + 0.06))[
+            _rail(image, style, rng, px(upper - 0.03), px(0.09), size)
+            image[px(upper + 0.06) : px(upper + 0.16)] *= np.linspace(0.55, 1, px(upper + 0.16) - px(upper + 0.06))[
                 :, None, None
             ]
-    picture[: px(back)] = cv2.GaussianBlur(picture[: px(back)], (0, 0), max(size / 260, 0.4))
-    _board(picture, style, px(back), px(FLOOR + BOARD))
-    _rail(picture, style, rng, px(FLOOR + BOARD), px(0.10), size)
+    image[: px(back)] = cv2.GaussianBlur(image[: px(back)], (0, 0), max(size / 260, 0.4))
+    _board(image, style, px(back), px(FLOOR + BOARD))
+    _rail(image, style, rng, px(FLOOR + BOARD), px(0.10), size)
     below = px(FLOOR + BOARD + 0.10)
-    picture[below:] = 0.25 * np.array(style.panel)
-    _fill_row(picture, department, rng, px(CANVAS[0] + 0.35), size, 0.55, 0.95, top=below + px(0.05))
+    image[below:] = 0.25 * np.array(style.panel)
+    _fill_row(image, department, rng, px(CANVAS[0] + 0.35), size, 0.55, 0.95, top=below + px(0.05))
     gloss = np.zeros((height, width), np.float32)
     gloss[px(back) : px(FLOOR + BOARD)] = 255
-    return np.clip(np.dstack([picture, gloss]), 0, 255).astype(np.uint8)
+    return np.clip(np.dstack([image, gloss]), 0, 255).astype(np.uint8)
 
 
 def _panel(style: Style, height: int, width: int, size: int) -> np.ndarray:
     """Return the back wall (H,W,3) float32, brighter below the lamp at the top."""
     fall = 1 + style.glow * np.linspace(1, -1, height, dtype=np.float32) ** 3
-    picture = np.array(style.panel, np.float32) * fall[:, None, None] * np.ones((1, width, 1), np.float32)
+    image = np.array(style.panel, np.float32) * fall[:, None, None] * np.ones((1, width, 1), np.float32)
     step = max(size // 22, 4)
     if style.pattern == "slats":
-        picture[::step] *= 0.9
+        image[::step] *= 0.9
     elif style.pattern == "holes":
-        picture[step // 2 :: step, step // 2 :: step] *= 0.6
-    return picture
+        image[step // 2 :: step, step // 2 :: step] *= 0.6
+    return image
 
 
-def _board(picture: np.ndarray, style: Style, top: int, bottom: int) -> None:
+def _board(image: np.ndarray, style: Style, top: int, bottom: int) -> None:
     """Draw the board that products stand on: dark below the back row, bright at its front edge."""
     ramp = np.linspace(0.45, 1.05, bottom - top, dtype=np.float32)[:, None, None]
-    picture[top:bottom] = np.array(style.board, np.float32) * ramp
+    image[top:bottom] = np.array(style.board, np.float32) * ramp
 
 
-def _rail(picture: np.ndarray, style: Style, rng: np.random.Generator, top: int, height: int, size: int) -> None:
+def _rail(image: np.ndarray, style: Style, rng: np.random.Generator, top: int, height: int, size: int) -> None:
     """Draw a price rail with tags."""
     ramp = 1.12 - 0.3 * np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    picture[top : top + height] = np.array(style.rail, np.float32) * ramp
-    picture[top : top + max(height // 12, 1)] = 245
+    image[top : top + height] = np.array(style.rail, np.float32) * ramp
+    image[top : top + max(height // 12, 1)] = 245
     x, tag_height = int(rng.integers(0, size // 3)), round(height * 0.78)
-    while x < picture.shape[1]:
+    while x < image.shape[1]:
         tag = _price_tag(style.tag, tag_height, int(rng.integers(49, 1299)))
         y = top + (height - tag.shape[0]) // 2 + 1
-        room = picture.shape[1] - x
-        picture[y : y + tag.shape[0], x : x + tag.shape[1]] = tag[:, :room]
+        room = image.shape[1] - x
+        image[y : y + tag.shape[0], x : x + tag.shape[1]] = tag[:, :room]
         x += tag.shape[1] + int(rng.integers(size // 12, size // 3))
 
 
@@ -129,7 +129,7 @@ def _price_tag(colour: tuple[int, int, int], height: int, cents: int) -> np.ndar
 
 
 def _fill_row(
-    picture: np.ndarray,
+    image: np.ndarray,
     department: str,
     rng: np.random.Generator,
     base: int,
@@ -140,26 +140,26 @@ def _fill_row(
 ) -> None:
     """Stand facings of a department's goods side by side, from edge to edge."""
     goods, x = goods_of(department), -int(rng.integers(0, size // 4))
-    while x < picture.shape[1]:
+    while x < image.shape[1]:
         product = goods[int(rng.integers(len(goods)))]
         height = round(scale * extent(product)[1] * size)
         pack = scaled(product, "front", height)
         for _ in range(int(rng.integers(1, 4))):
-            _stand(picture, pack, x, base + int(rng.integers(-1, 2)), dim * rng.uniform(0.92, 1.04), top)
+            _stand(image, pack, x, base + int(rng.integers(-1, 2)), dim * rng.uniform(0.92, 1.04), top)
             x += round(pack.shape[1] * rng.uniform(1.01, 1.05))
         x += int(rng.integers(0, max(size // 30, 1)))
 
 
-def _stand(picture: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float, top: int) -> None:
-    """Paste a pack with its lower left corner at (x, base), cut at the picture's edges and above `top`."""
+def _stand(image: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float, top: int) -> None:
+    """Paste a pack with its lower left corner at (x, base), cut at the image's edges and above `top`."""
     height, width = pack.shape[:2]
     y = base - height
-    y0, y1 = max(y, top), min(base, picture.shape[0])
-    x0, x1 = max(x, 0), min(x + width, picture.shape[1])
+    y0, y1 = max(y, top), min(base, image.shape[0])
+    x0, x1 = max(x, 0), min(x + width, image.shape[1])
     if y0 < y1 and x0 < x1:
         part = pack[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.float32)
         part[..., :3] *= dim
-        picture[y0:y1, x0:x1] = over(picture[y0:y1, x0:x1], part)
+        image[y0:y1, x0:x1] = over(image[y0:y1, x0:x1], part)
 
 
 @cache
@@ -175,7 +175,7 @@ def _studio(number: int, size: int) -> np.ndarray:
 
 
 def extent(product: Product) -> tuple[float, float]:
-    """Return width and height on the picture: real proportions, real sizes drawn closer together."""
+    """Return width and height on the image: real proportions, real sizes drawn closer together."""
     face = packaging.front(product)
     height, width = face.alpha.shape
     tall = np.clip(0.66 * (product.size_cm[1] / 22) ** 0.3, 0.46, 0.72)
@@ -186,7 +186,7 @@ def extent(product: Product) -> tuple[float, float]:
 @lru_cache(maxsize=4096)
 def scaled(product: Product, kind: str, height: int) -> np.ndarray:
     """Return a face as a layer (h,w,4) of uint8, `height` pixels high."""
-    face = packaging.front(product) if kind == "front" else packaging.side(product)
+    face = packaging.face(product, kind)
     width = max(round(face.alpha.shape[1] * height / face.alpha.shape[0]), 1)
     return cv2.resize(layer(face.pixels, face.alpha), (width, height), interpolation=cv2.INTER_AREA)
 
