@@ -258,9 +258,7 @@ class _Subject:
 def _rows(quads: dict[str, np.ndarray]) -> int:
     """Return the face height to warp from: a little above that on the image, in few distinct values."""
     tallest = max(np.ptp(quad[:, 1]) for quad in quads.values())
-    return min(
-        int(np.ceil(1.1 * tallest / 16)) * 16, *(packaging.face(product, n).alpha.shape[0] for n in ("front", "side"))
-    )
+    return min(int(np.ceil(1.1 * tallest / 16)) * 16, packaging.HEIGHT)
 
 
 def _faces_layer(product: Product, quads: dict[str, np.ndarray], size: int) -> np.ndarray:
