@@ -496,6 +496,8 @@ def explain_dataset(
     data: ProductDataset,
     cache: str | Path | None = None,
     options: Options | None = None,
+    *,
+    progress: bool = True,
     **changes: Any,
 ) -> list[LocalExplanation]:
     """Explain every photo of a split. Each result is written to disk at once, so that an interrupted run continues.
@@ -507,6 +509,7 @@ def explain_dataset(
         data: images and words, at the size the model takes.
         cache: folder of the explanations; None takes the cache folder.
         options: of `explain`.
+        progress: show a bar if it takes longer than two seconds.
         **changes: of `explain`.
 
     Returns:
@@ -520,7 +523,7 @@ def explain_dataset(
     options = replace(options or Options(), **{name: _option(value) for name, value in changes.items()})
     folder = Path(cache) if cache else cache_dir("explanations")
     deciding, found = [fingerprint(predictor.model), code_fingerprint(__name__), asdict(options)], []
-    for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2):
+    for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2, disable=not progress):
         sample = data[position]
         words = sample.words or sample.text
         pixels, read = (sample.image * 255).round().byte(), [asdict(word) for word in sample.words] or sample.text

@@ -1,7 +1,7 @@
 """How far to trust an explanation: does it point at what is known to matter, is it stable, does it need the model?
 
 Every score comes with its chance: what an explanation scores that knows nothing. Truth is a mask of the pixels that
-matter, such as the product or the patch that tells twins apart, and the boxes of the words that do.
+matter, such as the product or the patch that tells look-alikes apart, and the boxes of the words that do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.integrate import trapezoid
-from scipy.ndimage import distance_transform_edt
 from scipy.stats import rankdata, spearmanr
 from torch import nn
 
@@ -40,8 +39,8 @@ OVERLAP = 0.5  # of the smaller box: from here on a word that was read is the wo
 # -- Pointing games
 
 
-def pointing_game(attr: Any, truth: Any, tolerance: int = 0) -> np.ndarray:
-    """Ask whether a map's maximum lies in the truth (Zhang et al. 2018, section 4.1); higher is better.
+def pointing_game(attr: Any, truth: Any) -> np.ndarray:
+    """Say whether a map's maximum lies in the truth (Zhang et al. 2018, section 4.1); higher is better.
 
     Where several pixels share the maximum the result is the share of them that hits: a flat superpixel that touches
     the truth is no full hit, and a map of one value scores chance.
@@ -49,17 +48,16 @@ def pointing_game(attr: Any, truth: Any, tolerance: int = 0) -> np.ndarray:
     Args:
         attr: (B,H,W) signed.
         truth: (B,H,W) bool.
-        tolerance: pixels by which the maximum may miss the truth; the paper takes 15. Chance grows with it.
 
     Returns:
-        (B,) in [0,1]; NaN where the truth is empty. Chance is `chance(truth, tolerance)`.
+        (B,) in [0,1]; NaN where the truth is empty. Chance is `chance(truth)`.
 
     Raises:
-        UsageError: shapes differ, the map holds NaN, or the tolerance is negative.
+        UsageError: shapes differ, or the map holds NaN.
     """
     attr, truth = _checked(attr, truth)
     top = attr == attr.max((1, 2), keepdims=True)
-    hits = (top & _grown(truth, tolerance)).sum((1, 2)) / top.sum((1, 2))
+    hits = (top & truth).sum((1, 2)) / top.sum((1, 2))
     return np.where(truth.any((1, 2)), hits, np.nan)
 
 
@@ -83,33 +81,13 @@ def energy_pointing(attr: Any, truth: Any) -> np.ndarray:
     return np.where(known, (positive * truth).sum((1, 2)) / np.where(known, total, 1), np.nan)
 
 
-def chance(truth: Any, tolerance: int = 0) -> np.ndarray:
-    """Return what a map scores that knows nothing: the share of the picture that is truth, (B,); NaN where empty.
+def chance(truth: Any) -> np.ndarray:
+    """Return what a random map scores in both games: the share of the image that is truth, (B,); NaN where empty.
 
     A map that always points at the middle scores more wherever photographers put the product there.
-
-    Args:
-        truth: (B,H,W) bool.
-        tolerance: of `pointing_game`.
     """
     truth = _array(truth, bool)
-    return np.where(truth.any((1, 2)), _grown(truth, tolerance).mean((1, 2)), np.nan)
-
-
-def scattered(attr: Any, seed: int) -> np.ndarray:
-    """Return the control: each map (B,H,W) with its values at random places, which scores chance in both games."""
-    attr = _maps(attr)
-    flat = np.random.default_rng(seed).permuted(attr.reshape(len(attr), -1), axis=1)
-    return flat.reshape(attr.shape)
-
-
-def _grown(truth: np.ndarray, tolerance: int) -> np.ndarray:
-    """Return the pixels at most `tolerance` from a true one."""
-    if tolerance < 0:
-        raise UsageError(f"tolerance={tolerance} is negative; use 0 pixels or more")
-    if not tolerance:
-        return truth
-    return np.stack([distance_transform_edt(~t) <= tolerance if t.any() else t for t in truth])
+    return np.where(truth.any((1, 2)), truth.mean((1, 2)), np.nan)
 
 
 def _checked(attr: Any, truth: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -128,61 +106,61 @@ def _maps(attr: Any) -> np.ndarray:
     if attr.ndim != 3 or 0 in attr.shape[1:]:
         raise UsageError(f"maps are {attr.shape}; give them as (B,H,W)")
     if bad := np.isnan(attr).any((1, 2)).sum():
-        raise UsageError(f"{bad} of {len(attr)} maps hold NaN; leave those pictures out")
+        raise UsageError(f"{bad} of {len(attr)} maps hold NaN; leave those images out")
     return attr
 
 
 # -- Pointing with superpixels and words
 
 
-def discriminative_tokens(units: Sequence[Token], telling_boxes: Any) -> np.ndarray:
-    """Return which units show a word that tells twins apart, (T,) bool.
+def discriminative_tokens(tokens: Sequence[Token], boxes: Any) -> np.ndarray:
+    """Return which tokens show a word that tells look-alikes apart, (T,) bool.
 
-    One of the unit's words and one of the boxes share at least half of the smaller of both. Empty boxes, of words
+    One of the token's words and one of the boxes share at least half of the smaller of both. Empty boxes, of words
     without a place or cropped away, share nothing.
 
     Args:
-        units: T of them, with boxes.
-        telling_boxes: (M,4) x0, y0, x1, y1 in the same pixels; M may be 0.
+        tokens: T of them, with boxes.
+        boxes: (M,4) x0, y0, x1, y1 in the same pixels; M may be 0.
 
     Raises:
         UsageError: boxes of another shape.
     """
-    boxes = _array(telling_boxes, float)
+    boxes = _array(boxes, float)
     if boxes.size and boxes.shape[1:] != (4,):
         raise UsageError(f"boxes are {boxes.shape}; give (M,4)")
-    words = [(number, word.box) for number, unit in enumerate(units) for word in unit.words]
+    words = [(number, word.box) for number, token in enumerate(tokens) for word in token.words]
     read = np.array([box for _, box in words], dtype=float).reshape(-1, 1, 4)
     boxes = boxes.reshape(1, -1, 4)
     sides = np.minimum(read[..., 2:], boxes[..., 2:]) - np.maximum(read[..., :2], boxes[..., :2])
     areas = [(b[..., 2:] - b[..., :2]).clip(0).prod(-1) for b in (read, boxes)]
     shared = sides.clip(0).prod(-1)
     hits = ((shared > 0) & (shared >= OVERLAP * np.minimum(*areas))).any(1)
-    return np.isin(np.arange(len(units)), [number for (number, _), hit in zip(words, hits, strict=True) if hit])
+    return np.isin(np.arange(len(tokens)), [number for (number, _), hit in zip(words, hits, strict=True) if hit])
 
 
-def energy_on(explanation: LocalExplanation, mask: Any, telling_boxes: Any = (), row: int = 0) -> pd.DataFrame:
-    """Return the share of the positive weights that lies on what tells twins apart; higher is better.
+def energy_on(explanation: LocalExplanation, mask: Any, boxes: Any = (), row: int = 0) -> pd.DataFrame:
+    """Return the share of the positive weights that lies on what tells look-alikes apart; higher is better.
 
-    `energy_pointing` for players instead of pixels: a superpixel's weight is spread evenly over its pixels; a unit of
-    text lies on the truth or not, see `discriminative_tokens`. Negative weights count nowhere. For the highest
-    superpixel give `explanation.heat(row)` to `pointing_game`.
+    `energy_pointing` for features instead of pixels: a superpixel's weight is spread evenly over its pixels; a token
+    lies on the truth or not, see `discriminative_tokens`. Negative weights count nowhere. For the highest superpixel
+    give `explanation.heat(row)` to `pointing_game`.
 
     Args:
-        explanation: S superpixels, T units.
-        mask: (H,W) bool, the telling pixels, as the explanation's image; ignored where there is none.
-        telling_boxes: (M,4) of the telling words, in pixels of the image.
+        explanation: S superpixels, T tokens.
+        mask: (H,W) bool, the discriminative pixels, as the explanation's image; ignored where there is none.
+        boxes: (M,4) of the discriminative words, in pixels of the image.
         row: which of the explained classes.
 
     Returns:
-        Rows `image`, `text` and `joint`. `share` in [0,1]; `chance`: the share of equal weights for all players of one
-        size; `ratio` of both, 1 for chance. NaN where no player shows truth, or no weight is positive.
+        Rows `image`, `text` and `joint`. `share` in [0,1]; `chance`: the share of equal weights for all features of one
+        size; `ratio` of both, 1 for chance. NaN where no feature shows truth, or no weight is positive.
 
     Raises:
         UsageError: the mask has another shape, or there is no such row.
     """
     weights = [w.clip(min=0) for w in _weights(explanation, row)]
-    truths = [np.zeros(0), discriminative_tokens(explanation.tokens, telling_boxes).astype(float)]
+    truths = [np.zeros(0), discriminative_tokens(explanation.tokens, boxes).astype(float)]
     size = np.zeros(0)
     if explanation.segments is not None:
         truths[0], size = _covered(explanation.segments, _array(mask, bool), len(weights[0]))
@@ -204,7 +182,7 @@ def _weights(explanation: LocalExplanation, row: int) -> tuple[np.ndarray, np.nd
 def _covered(segments: np.ndarray, mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of each of `count` superpixels that is truth, and their sizes, which are 1 on average."""
     if mask.shape != segments.shape:
-        raise UsageError(f"the mask is {mask.shape} and the picture {segments.shape}; give (H,W) as in the explanation")
+        raise UsageError(f"the mask is {mask.shape} and the image {segments.shape}; give (H,W) as in the explanation")
     pixels = np.bincount(segments.ravel(), minlength=count)[:count]
     inside = np.bincount(segments.ravel(), weights=mask.ravel(), minlength=count)[:count]
     return inside / pixels, pixels / pixels.mean()
@@ -217,26 +195,33 @@ def _energy(weights: np.ndarray, truth: np.ndarray, size: np.ndarray) -> tuple[f
     return share, chance, share / chance
 
 
-def rank_of_discriminative_word(explanation: LocalExplanation, telling_boxes: Any, row: int = 0) -> float:
-    """Return the rank by signed weight of the best unit of text that tells twins apart: 1 is first, and best.
+class WordRank(NamedTuple):
+    """Rank of the best discriminative token by signed weight, 1 is first and best, and the chance that it is first."""
 
-    Units of equal weight share the mean of their ranks, so that weights of 0 throughout are not first. Chance: with
-    one telling unit of T it is first in 1/T of the cases; with m of them the mean rank is about (T+1) / (m+1).
+    rank: float
+    chance_first: float
+
+
+def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any, row: int = 0) -> WordRank:
+    """Return where the best token that tells look-alikes apart stands among all tokens, sorted by signed weight.
+
+    Tokens of equal weight share the mean of their ranks, so that weights of 0 throughout are not first. In a random
+    order one of m such tokens among T is first with chance m/T.
 
     Args:
-        explanation: T units.
-        telling_boxes: (M,4) of the telling words, in pixels of the image; see `discriminative_tokens`.
+        explanation: T tokens.
+        boxes: (M,4) of the discriminative words, in pixels of the image; see `discriminative_tokens`.
         row: which of the explained classes.
 
     Returns:
-        1 to T; NaN where no unit tells twins apart: it was not read.
+        Rank 1 to T, NaN where no such token was read; chance m/T.
 
     Raises:
         UsageError: boxes of another shape, or no such row.
     """
     ranks = rankdata(-_weights(explanation, row)[1])
-    telling = discriminative_tokens(explanation.tokens, telling_boxes)
-    return float(ranks[telling].min()) if telling.any() else math.nan
+    hits = discriminative_tokens(explanation.tokens, boxes)
+    return WordRank(float(ranks[hits].min()), float(hits.mean())) if hits.any() else WordRank(math.nan, 0.0)
 
 
 # -- Does the model change its answer when the explained parts are hidden?
@@ -244,22 +229,22 @@ def rank_of_discriminative_word(explanation: LocalExplanation, telling_boxes: An
 
 @dataclass(frozen=True)
 class Curves:
-    """What the model says while players are hidden, or shown, from the most important one to the least.
+    """What the model says while features are hidden, or shown, from the most important one to the least.
 
-    Row 0 is the order of an explanation, the other R rows are random orders. Showing the most important players first
+    Row 0 is the order of an explanation, the other R rows are random orders. Showing the most important features first
     is hiding the least important ones first (LeRF), read backwards: the area under both is one and the same.
 
     Attributes:
         share: (1+R,G+1) share of the axis that is hidden (deletion) or shown (insertion), from 0 to 1.
-        deletion: (1+R,G+1) scores; hidden from the most important player on (MoRF).
-        insertion: (1+R,G+1) scores; shown from the most important player on.
-        players: how many parts were ordered.
+        deletion: (1+R,G+1) scores; hidden from the most important feature on (MoRF).
+        insertion: (1+R,G+1) scores; shown from the most important feature on.
+        features: how many were ordered.
     """
 
     share: np.ndarray
     deletion: np.ndarray
     insertion: np.ndarray
-    players: int
+    features: int
 
     @property
     def full(self) -> float:
@@ -268,14 +253,14 @@ class Curves:
 
     @property
     def empty(self) -> float:
-        """Return the score with all players hidden."""
+        """Return the score with all features hidden."""
         return float(self.deletion[0, -1])
 
     @property
     def deletion_auc(self) -> np.ndarray:
         """Return the area under deletion, (1+R,) (RISE, Petsiuk et al. 2018); lower is better.
 
-        Chance is the mean of the random orders; (full + empty) / 2 where players only add up.
+        Chance is the mean of the random orders; (full + empty) / 2 where features only add up.
         """
         return trapezoid(self.deletion, self.share, axis=1)
 
@@ -283,7 +268,7 @@ class Curves:
     def insertion_auc(self) -> np.ndarray:
         """Return the area under insertion, (1+R,) (RISE, Petsiuk et al. 2018); higher is better.
 
-        Chance is the same as for deletion, in every game.
+        Chance is the same as for deletion, for every model.
         """
         return trapezoid(self.insertion, self.share, axis=1)
 
@@ -291,12 +276,12 @@ class Curves:
     def srg(self) -> np.ndarray:
         """Return the symmetric relevance gain LeRF - MoRF, (1+R,) (Blücher et al. 2024); higher is better.
 
-        What a hidden part looks like shifts both areas alike and cancels. Chance is 0 in every game.
+        What a hidden part looks like shifts both areas alike and cancels. Chance is 0 for every model.
         """
         return self.insertion_auc - self.deletion_auc
 
     def normalised(self) -> Curves:
-        """Return the curves on a scale from 0, everything hidden, to 1, nothing hidden: comparable between pictures.
+        """Return the curves on a scale from 0, everything hidden, to 1, nothing hidden: comparable between images.
 
         NaN where the score does not fall when everything is hidden: there is nothing to explain it by.
         """
@@ -317,11 +302,11 @@ def curves(
     controls: int = 5,
     seed: int = 0,
 ) -> Curves:
-    """Hide and show players in order of their signed weights, and in random orders.
+    """Hide and show features in order of their signed weights, and in random orders.
 
-    A superpixel takes as much of the axis as it has of the picture, and a unit of text 1/T. Jointly each modality takes
-    the share that it has of the players. So all players count about alike, and no order beats that of the true weights
-    where players add up and superpixels have one size. With a half for each modality, a word would take more of the
+    A superpixel takes as much of the axis as it has of the image, and a token 1/T. Jointly each modality takes
+    the share that it has of the features. So all count about alike, and no order beats that of the true weights where
+    features add up and superpixels have one size. With a half for each modality, a word would take more of the
     axis than a superpixel of its weight, and the true order would lose.
 
     Args:
@@ -329,46 +314,46 @@ def curves(
         image_weights: (S,) signed.
         text_weights: (T,) signed.
         target: takes logits (N,K) and returns the scores (N,) that are explained.
-        modality: `image` and `text` hide players of theirs and keep the others; `joint` hides all.
-        steps: points of a curve at most; with more players several go at a time. A curve costs two evaluations a step.
+        modality: `image` and `text` hide features of theirs and keep the others; `joint` hides all.
+        steps: points of a curve at most; with more features several go at a time. A curve costs two evaluations a step.
         controls: random orders, at least 5.
-        seed: of the random orders, and of the order of players with equal weights.
+        seed: of the random orders, and of the order of features with equal weights.
 
     Raises:
-        UsageError: weights that do not fit the game, nothing to hide, or too few steps or controls.
+        UsageError: weights that do not fit the masked model, nothing to hide, or too few steps or controls.
     """
     pick(MODALITIES, modality, "modality")
     wanted = ((game.n_segments,), (game.n_tokens,))
     if (given := (np.shape(image_weights), np.shape(text_weights))) != wanted:
-        raise UsageError(f"weights are {given[0]} and {given[1]}; this game needs {wanted[0]} and {wanted[1]}")
+        raise UsageError(f"weights are {given[0]} and {given[1]}; this masked model needs {wanted[0]} and {wanted[1]}")
     if steps < 1 or controls < 5:
         raise UsageError(f"steps={steps} and controls={controls}; use at least 1 and 5")
-    played = np.repeat([modality != "text", modality != "image"], [game.n_segments, game.n_tokens])
-    weights = np.concatenate([image_weights, text_weights]).astype(float)[played]
+    varied = np.repeat([modality != "text", modality != "image"], [game.n_segments, game.n_tokens])
+    weights = np.concatenate([image_weights, text_weights]).astype(float)[varied]
     if not len(weights) or not np.isfinite(weights).all():
         raise UsageError(f"{len(weights)} weights for {modality!r}; give at least one, and only finite ones")
     turns = _turns(weights, steps, controls, np.random.default_rng(seed))
     hidden = turns[:, None] < np.arange(turns.max() + 2)[:, None]  # (1+R,G+1,P)
-    keep = np.ones((2, *hidden.shape[:2], len(played)), dtype=bool)
-    keep[..., played] = np.stack([~hidden, hidden])  # deletion; insertion shows what deletion hides
-    rows = keep.reshape(-1, len(played))
+    keep = np.ones((2, *hidden.shape[:2], len(varied)), dtype=bool)
+    keep[..., varied] = np.stack([~hidden, hidden])  # deletion; insertion shows what deletion hides
+    rows = keep.reshape(-1, len(varied))
     scores = target(game.logits(rows[:, : game.n_segments], rows[:, game.n_segments :]))
     deletion, insertion = np.asarray(scores, dtype=float).reshape(keep.shape[:3])
-    return Curves(hidden @ _axis(game)[played] / _axis(game)[played].sum(), deletion, insertion, len(weights))
+    return Curves(hidden @ _axis(game)[varied] / _axis(game)[varied].sum(), deletion, insertion, len(weights))
 
 
 def _turns(weights: np.ndarray, steps: int, controls: int, rng: np.random.Generator) -> np.ndarray:
-    """Return at which step each player goes, (1+R,P): by decreasing weight, equal ones at random, and in R orders."""
-    players = len(weights)
-    turn = np.repeat(np.arange(min(players, steps)), [len(g) for g in np.array_split(weights, min(players, steps))])
-    chance = rng.random((1 + controls, players))
+    """Return at which step each feature goes, (1+R,P): by decreasing weight, equal ones at random, and in R orders."""
+    features = len(weights)
+    turn = np.repeat(np.arange(min(features, steps)), [len(g) for g in np.array_split(weights, min(features, steps))])
+    chance = rng.random((1 + controls, features))
     first = np.lexsort((chance[0], -weights))
     orders = np.stack([first, *chance[1:].argsort(axis=1)])
     return turn[orders.argsort(axis=1)]
 
 
 def _axis(game: MaskedModel) -> np.ndarray:
-    """Return how much of the axis each of the players takes, (S+T,), but for a factor."""
+    """Return how much of the axis each of the features takes, (S+T,), but for a factor."""
     areas = game.areas * game.n_segments / game.areas.sum() if game.n_segments else np.zeros(0)
     return np.concatenate([areas, np.ones(game.n_tokens)])
 
@@ -382,24 +367,24 @@ def faithfulness(
     controls: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score an explanation by what it says about hidden players, beside random orders; see `curves`.
+    """Score an explanation by what it says about hidden features, beside random orders; see `curves`.
 
-    The score is what is explained, as a rule the logit of the class less that of its rival. A baseline other than the
-    explanation's own tells whether it holds for the model or for one way to hide.
+    The score is what is explained, usually the logit of the class less that of its contrast class. A baseline other
+    than the explanation's own shows whether it holds for the model or for one way to hide.
 
     Args:
         explanation: with its game, as `explain` returns it.
         row: which of its classes.
-        baselines: what shows where players are hidden; see `fill`. Text that is not on the picture just goes.
+        baselines: what shows where features are hidden; see `masking.BASELINES`. Hidden text is left out.
         modalities: of `MODALITIES`.
         steps: of `curves`.
         controls: of `curves`.
         seed: of the random orders.
 
     Returns:
-        One row a modality and baseline: `modality`, `baseline`, `players`, `full`, `empty` (scores), `deletion` (lower
+        One row a modality and baseline: `modality`, `baseline`, `features`, `full`, `empty` (scores), `deletion` (lower
         is better), `insertion`, `srg`, `normalised_srg` (higher is better), and each of the last four for random
-        orders as `random_...` (mean, chance) and `random_..._sd`. Without players, or where `normalised_srg` is
+        orders as `random_...` (mean, chance) and `random_..._sd`. Without features, or where `normalised_srg` is
         undefined, NaN.
 
     Raises:
@@ -416,18 +401,18 @@ def faithfulness(
     for baseline in baselines:
         game = explanation.masked_model.with_baseline(baseline)
         for modality in modalities:
-            players = len(weights[pick(MODALITIES, modality, "modality")])
-            rows.append({"modality": modality, "baseline": baseline, "players": players})
-            if players:
+            count = len(weights[pick(MODALITIES, modality, "modality")])
+            rows.append({"modality": modality, "baseline": baseline, "features": count})
+            if count:
                 both = weights["image"], weights["text"]
                 rows[-1] |= _summary(curves(game, *both, target, modality, steps, controls, seed))
-    return pd.DataFrame(rows, columns=["modality", "baseline", "players", "full", "empty", *AREAS, *CONTROLS])
+    return pd.DataFrame(rows, columns=["modality", "baseline", "features", "full", "empty", *AREAS, *CONTROLS])
 
 
 def _target(explanation: LocalExplanation, row: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return what is explained as a function of logits (N,K)."""
-    ours, rival = [explanation.explained[row]], [explanation.contrasts[row]]
-    return lambda logits: targets(logits, ours, rival, explanation.options.target)[:, 0]
+    ours, contrast = [explanation.explained[row]], [explanation.contrasts[row]]
+    return lambda logits: targets(logits, ours, contrast, explanation.options.target)[:, 0]
 
 
 def _summary(found: Curves) -> dict[str, float]:
@@ -445,7 +430,7 @@ class Stability(NamedTuple):
 
     Attributes:
         spearman: rank correlation of all signed weights, in [-1,1]; higher is better, chance 0.
-        jaccard: of the players with the k strongest weights, in [0,1]; higher is better, chance about k / (2P - k).
+        jaccard: of the features with the k strongest weights, in [0,1]; higher is better, chance about k / (2P - k).
         vsi: variables stability index, percent of the k strongest that are shared (Visani et al. 2022); higher is
             better, chance 100 k / P.
         csi: coefficients stability index, percent of the intervals that overlap (Visani et al. 2022); higher is
@@ -469,8 +454,8 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
     of two vectors of zeros. A weight of 0 is never among the strongest.
 
     Args:
-        weights: (R,P) signed, R explanations of the same P players.
-        k: how many players are the strongest, by size of their weight; all where there are fewer.
+        weights: (R,P) signed, R explanations of the same P features.
+        k: how many features are the strongest, by size of their weight; all where there are fewer.
         intervals: (R,P,2) low and high of each weight, both NaN where unknown; without any that are known, `csi` and
             `interval_width` are NaN.
 
@@ -478,7 +463,7 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
         Six figures, NaN where no pair has one.
 
     Raises:
-        UsageError: fewer than two explanations, no players, values that are not finite, or other intervals.
+        UsageError: fewer than two explanations, no features, values that are not finite, or other intervals.
     """
     weights = _array(weights, float)
     if weights.ndim != 2 or len(weights) < 2 or not weights.size or not np.isfinite(weights).all():
@@ -551,9 +536,9 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def randomised(model: nn.Module, seed: int, top: int | None = None) -> nn.Module:
-    """Return a copy of a model that has forgotten what it learned; the original stays as it is.
+    """Return a copy of a model with re-initialised weights; the original stays as it is.
 
-    A map that looks the same for the copy shows the picture, not the model (Adebayo et al. 2018, section 3): its
+    A map that looks the same for the copy shows the image, not the model (Adebayo et al. 2018, section 3): its
     `rank_correlation` with the original's should be near 0. Weights are drawn anew as for a fresh start (He et al.
     2015), biases are 0, normalisations do nothing, and feature scalers forget what they measured.
 
@@ -565,20 +550,20 @@ def randomised(model: nn.Module, seed: int, top: int | None = None) -> nn.Module
     Raises:
         UsageError: the model has no weights, or not so many stages.
     """
-    twin = copy.deepcopy(model)
-    parts = [part for _, part in stages(twin)]
+    other = copy.deepcopy(model)
+    parts = [part for _, part in stages(other)]
     if not parts:
         raise UsageError("this model has no weights to randomise")
     if top is not None and not 0 <= top <= len(parts):
         raise UsageError(f"top={top} is out of range; this model has {len(parts)} stages")
     generator = torch.Generator().manual_seed(seed)
-    for part in [twin] if top is None else parts[:top]:
-        _forget(part, generator)
-    return twin
+    for part in [other] if top is None else parts[:top]:
+        _initialise(part, generator)
+    return other
 
 
 @torch.no_grad()
-def _forget(part: nn.Module, generator: torch.Generator) -> None:
+def _initialise(part: nn.Module, generator: torch.Generator) -> None:
     """Start every module inside afresh."""
     for module in part.modules():
         if isinstance(module, FeatureScaler):
@@ -602,7 +587,7 @@ def _draw(name: str, weight: nn.Parameter, generator: torch.Generator) -> None:
 def shuffled_labels(data: ProductData, seed: int) -> ProductData:
     """Return a data set whose training labels are noise; the original stays as it is.
 
-    A model can only learn it by heart: an explanation that stays the same shows the picture, not what the model has
+    A model can only learn it by heart: an explanation that stays the same shows the image, not what the model has
     learned (Adebayo et al. 2018, the data randomization test). Labels change places within the training split with what
     belongs to them, `coarse` and `family`: each class keeps its size, validation and test keep their labels.
 
@@ -624,7 +609,7 @@ def shuffled_labels(data: ProductData, seed: int) -> ProductData:
 def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:
     """Return Spearman's correlation of two maps of each picture: 1 for the same order of pixels, 0 for chance.
 
-    Neighbouring pixels are alike, so that maps of nothing in common scatter widely around 0: average over pictures.
+    Neighbouring pixels are alike, so that maps of nothing in common scatter widely around 0: average over images.
 
     Args:
         a: (B,H,W).
@@ -640,7 +625,7 @@ def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:
     """
     a, b = _maps(a), _maps(b)
     if a.shape != b.shape:
-        raise UsageError(f"maps are {a.shape} and {b.shape}; compare maps of the same pictures at one size")
+        raise UsageError(f"maps are {a.shape} and {b.shape}; compare maps of the same images at one size")
     if absolute:
         a, b = np.abs(a), np.abs(b)
     return np.array([_spearman(x.ravel(), y.ravel()) for x, y in zip(a, b, strict=True)])

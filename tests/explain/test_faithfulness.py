@@ -12,7 +12,7 @@ from retailkit.explain.metrics import MODALITIES, curves, faithfulness
 
 
 class Additive:
-    """Logits: what the kept players are worth, plus 3; and 1. Counts how often it is asked."""
+    """Logits: what the kept features are worth, plus 3; and 1. Counts how often it is asked."""
 
     def __init__(self, image=(), text=(), areas=None, factor=1.0):
         self.image, self.text, self.factor = np.array(image, dtype=float), np.array(text, dtype=float), factor
@@ -35,7 +35,7 @@ def first(logits):
 
 
 def plain(game, weights, modality, order):
-    """Deletion and insertion, a player at a time, without a game that is asked at once."""
+    """Deletion and insertion, a feature at a time, without a game that is asked at once."""
     worth = np.concatenate([game.image, game.text])
     played = {"image": range(game.n_segments), "text": range(game.n_segments, len(worth)), "joint": range(len(worth))}
     size = np.concatenate([np.ones(game.n_segments), np.ones(game.n_tokens)])
@@ -45,10 +45,10 @@ def plain(game, weights, modality, order):
     for hide in (True, False):
         kept = set(range(len(worth))) - (set() if hide else set(played[modality]))
         area, score = 0.0, 3 + sum(worth[i] for i in kept)
-        for player in order:
-            kept = kept ^ {player}
+        for feature in order:
+            kept = kept ^ {feature}
             after = 3 + sum(worth[i] for i in kept)
-            area, score = area + size[player] / total * (score + after) / 2, after
+            area, score = area + size[feature] / total * (score + after) / 2, after
         areas.append(area)
     return areas
 
@@ -65,7 +65,7 @@ def test_the_areas_are_those_of_a_plain_loop(modality):
     # hiding from the least important one on, the other way round, is the same area
     assert plain(game, weights, modality, order[::-1])[0] == pytest.approx(found.insertion_auc[0])
     assert found.srg[0] == pytest.approx(found.insertion_auc[0] - found.deletion_auc[0])
-    assert found.players == len(played) and (found.share[:, 0] == 0).all() and found.share[:, -1] == pytest.approx(1)
+    assert found.features == len(played) and (found.share[:, 0] == 0).all() and found.share[:, -1] == pytest.approx(1)
     rows, others = game.asked[0], np.setdiff1d(np.arange(8), played)
     assert rows[:, others].all() and not rows[:, played].all()
 
@@ -73,9 +73,9 @@ def test_the_areas_are_those_of_a_plain_loop(modality):
 def test_the_gain_of_the_true_weights_has_a_closed_form():
     worth = np.array([4.0, -1.0, 2.5, 0.5, -3.0, 1.0])
     found = curves(Additive(worth[:4], worth[4:]), worth[:4], worth[4:], first)
-    ranked, rank, players = np.sort(worth)[::-1], np.arange(1, 7), 6
-    assert found.deletion_auc[0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * players))
-    assert found.srg[0] == pytest.approx(ranked @ (players - 2 * rank + 1) / players)
+    ranked, rank, features = np.sort(worth)[::-1], np.arange(1, 7), 6
+    assert found.deletion_auc[0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * features))
+    assert found.srg[0] == pytest.approx(ranked @ (features - 2 * rank + 1) / features)
     assert (found.full, found.empty) == (pytest.approx(7), pytest.approx(3))
     assert found.normalised().srg[0] == pytest.approx(found.srg[0] / 4)
     assert found.normalised().deletion[:, [0, -1]] == pytest.approx(np.tile([1.0, 0.0], (6, 1)))
@@ -94,7 +94,7 @@ def test_the_true_order_beats_every_other_one():
 
 
 def test_words_weigh_no_more_than_superpixels():
-    """With half of the axis for two words among six players, hiding them first would not be best."""
+    """With half of the axis for two words among six features, hiding them first would not be best."""
     worth = np.array([0.9, 0.8, 0.1, -0.2, 1.0, 0.3])
     true = curves(Additive(worth[:4], worth[4:]), worth[:4], worth[4:], first).srg[0]
     for late in (0.85, 0.5, -1.0):
@@ -139,11 +139,11 @@ def test_all_masks_are_asked_for_at_once():
     assert len(game.asked) == 1 and game.asked[0].shape == (2 * 8 * 9, 8)
 
 
-def test_many_players_go_several_at_a_time():
+def test_many_features_go_several_at_a_time():
     worth = np.random.default_rng(0).normal(size=130)
     game = Additive(worth[:100], worth[100:])
     found = curves(game, worth[:100], worth[100:], first, steps=64)
-    assert found.share.shape == (6, 65) and found.players == 130
+    assert found.share.shape == (6, 65) and found.features == 130
     gone = (~game.asked[0]).sum(1).reshape(2, 6, 65)
     assert set(np.diff(gone[0], axis=1).ravel()) == {2, 3} and (gone[0] + gone[1] == 130).all()
     ranked, rank = np.sort(worth)[::-1], np.arange(1, 131)
@@ -154,7 +154,7 @@ def test_many_players_go_several_at_a_time():
     ("options", "message"),
     [
         ({"modality": "words"}, "unknown modality 'words'"),
-        ({"image_weights": [1.0]}, r"weights are \(1,\) and \(0,\); this game needs \(2,\) and \(0,\)"),
+        ({"image_weights": [1.0]}, r"weights are \(1,\) and \(0,\); this masked model needs \(2,\) and \(0,\)"),
         ({"modality": "text"}, "0 weights for 'text'"),
         ({"image_weights": [1.0, np.nan]}, "2 weights for 'joint'; give at least one, and only finite"),
         ({"controls": 4}, "controls=4; use at least 1 and 5"),
@@ -182,7 +182,7 @@ def test_the_table_has_a_row_for_each_modality_and_baseline():
     game = Additive([4.0, -1.0, 2.0], [1.0, 0.5])
     table = faithfulness(explanation(game), seed=5).set_index(["modality", "baseline"])
     assert list(table.index) == [(m, b) for b in ("mean", "blur") for m in MODALITIES]
-    assert list(table["players"]) == [3, 2, 5] * 2
+    assert list(table["features"]) == [3, 2, 5] * 2
     for (modality, baseline), row in table.iterrows():
         found = curves(
             game.with_baseline(baseline), game.image, game.text, lambda v: v[:, 0] - v[:, 1], modality, seed=5
@@ -222,9 +222,9 @@ def test_a_row_is_judged_by_its_own_weights():
     assert gains[0] == pytest.approx(gains[1]) and gains[0] > 3
 
 
-def test_a_modality_without_players_has_no_score():
+def test_a_modality_without_features_has_no_score():
     table = faithfulness(explanation(Additive([4.0, -1.0])), baselines=["mean"]).set_index("modality")
-    assert table.loc["text", "players"] == 0 and table.loc["text"].iloc[2:].isna().all()
+    assert table.loc["text", "features"] == 0 and table.loc["text"].iloc[2:].isna().all()
     assert table.loc["image", "srg"] == table.loc["joint", "srg"] == 2.5
     nothing = faithfulness(explanation(Additive()), baselines=["mean"])
     assert list(nothing) == list(table.reset_index()) and nothing["srg"].isna().all()
