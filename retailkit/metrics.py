@@ -1,4 +1,4 @@
-"""Accuracy with intervals, confusion pairs, calibration. Every figure is a fraction in [0,1]."""
+"""Accuracy with intervals, confusion pairs, calibration. Every value is a fraction in [0,1]."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from sklearn.metrics import confusion_matrix, f1_score
 Interval = tuple[float, float]
 
 
-def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
-    """Return Wilson's interval of a share of `hits` in `n` independent trials."""
-    low, high = binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
+def wilson(hits: int, n: int) -> Interval:
+    """Return Wilson's 95 % interval of a share of `hits` in `n` independent trials."""
+    low, high = binomtest(int(hits), int(n)).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
 
 
-def bootstrap(values: np.ndarray, statistic=np.mean, n: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Return the percentile bootstrap interval of `statistic` over rows of `values (N,...)`."""
+def bootstrap(values: np.ndarray, statistic=np.mean, n: int = 2000, seed: int = 0) -> Interval:
+    """Return the 95 % percentile bootstrap interval of `statistic` over rows of `values (N,...)`, from `n` draws."""
     values = np.asarray(values)
     rng = np.random.default_rng(seed)
-    draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(n)]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return _middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(n)])
+
+
+def _middle(draws: Sequence[float]) -> Interval:
+    """Return the 2.5 % and the 97.5 % quantile."""
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -48,23 +52,21 @@ def verdict(low: float, high: float, sign: int) -> str:
     return "as claimed" if (low > 0) == (sign > 0) else "the opposite"
 
 
-def crossed_bootstrap(values: np.ndarray, n: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Return the percentile bootstrap interval of the mean over pictures and seeds, both drawn with replacement.
+def crossed_bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> Interval:
+    """Return the 95 % percentile bootstrap interval of the mean over images and seeds, both drawn with replacement.
 
     Args:
-        values: (P,S), a picture a row and a seed a column; NaN where a seed did not see a picture (another fold).
+        values: (P,S), one row per image and one column per seed; NaN where a seed did not test an image (another fold).
         n: draws.
-        level: of the interval.
         seed: of the draws.
     """
     values = np.asarray(values, dtype=float)
     there = ~np.isnan(values)
     rng = np.random.default_rng(seed)
-    pictures, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=n) for k in values.shape)
-    totals = np.einsum("np,ps,ns->n", pictures, np.where(there, values, 0), seeds, optimize=True)
-    counts = np.einsum("np,ps,ns->n", pictures, there.astype(float), seeds, optimize=True)
-    low, high = np.quantile(totals[counts > 0] / counts[counts > 0], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    images, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=n) for k in values.shape)
+    totals = np.einsum("np,ps,ns->n", images, np.where(there, values, 0), seeds, optimize=True)
+    counts = np.einsum("np,ps,ns->n", images, there.astype(float), seeds, optimize=True)
+    return _middle(totals[counts > 0] / counts[counts > 0])
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Evaluation:
 
     @property
     def per_class(self) -> pd.DataFrame:
-        """One row a class that occurs: n, accuracy and its Wilson interval, hardest first."""
+        """One row per class that occurs: n, accuracy and its Wilson interval, hardest first."""
         frame = self.by_group([self.classes[k] for k in self.labels], "label")
         return frame.sort_values(["accuracy", "label"], ignore_index=True)
 
@@ -166,7 +168,7 @@ class Evaluation:
         return pd.DataFrame(rows, columns=[name, "n", "accuracy", "low", "high"])
 
     def confusion_pairs(self, top: int = 10) -> pd.DataFrame:
-        """Return the `top` unordered pairs of classes most often taken for one another.
+        """Return the `top` unordered pairs of classes most often confused.
 
         Columns: `first`, `second`, `errors` (both directions), `rate` (errors over images of both classes).
         """
@@ -203,7 +205,7 @@ class Evaluation:
         return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row an image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
+        """Return one row per image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
         names = np.asarray([*self.classes, ""])
         return pd.DataFrame(
             {
@@ -216,7 +218,7 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, float | int | list[float]]:
-        """Return the figures worth a record: top1, macro_f1, n, interval, calibration_error, coverage."""
+        """Return the values worth a record: top1, macro_f1, n, interval, calibration_error, coverage."""
         return {
             "top1": self.top1,
             "macro_f1": self.macro_f1,
@@ -228,20 +230,20 @@ class Evaluation:
 
 
 def hits(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """Return what several seeds got right: a picture (row of the data set) a row, a seed a column, NaN if not seen."""
+    """Return what several seeds classified correctly: one row per image, one column per seed, NaN if not tested."""
     return pd.DataFrame({k: pd.Series(e.correct.astype(float), index=e.indices) for k, e in enumerate(evaluations)})
 
 
 def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = None) -> pd.DataFrame:
-    """Return one row a method, pooled over its seeds.
+    """Return one row per method, pooled over its seeds.
 
     Args:
-        rows: name -> one evaluation a seed; with folds each seed has other pictures.
-        baseline: name of the method that the others are compared with, picture by picture and seed by seed.
+        rows: name -> one evaluation per seed; with folds each seed has other images.
+        baseline: name of the method that the others are compared with, image by image and seed by seed.
 
     Returns:
         Columns `name`, `accuracy`, `low`, `high`, `macro_f1`, `confidence`, `calibration_error`, `coverage`, `n`
-        (pictures), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`.
+        (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`.
     """
     table = []
     for name, runs in rows.items():
@@ -265,12 +267,12 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
 
 
 def gain(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> float:
-    """Return the mean difference in accuracy over the pictures and seeds that both saw."""
+    """Return the mean difference in accuracy over the images and seeds that both have."""
     return float(np.nanmean(_difference(ours, theirs)))
 
 
 def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> Interval:
-    """Return the 95 % interval of `gain`, paired by picture and seed; see `crossed_bootstrap`."""
+    """Return the 95 % interval of `gain`, paired by image and seed; see `crossed_bootstrap`."""
     return crossed_bootstrap(_difference(ours, theirs))
 
 
