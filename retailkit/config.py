@@ -66,15 +66,15 @@ class Profile:
         backbone: image encoder used unless a notebook compares several.
         epochs: passes over the training split for a head on frozen features.
         finetune_epochs: passes over the training split when the whole network learns.
-        finetune_size: input side then; test pictures keep the encoder's own.
-        per_class: images a class that the built-in data set renders (train, val, test).
+        finetune_size: input side then; test images keep the encoder's own.
+        per_class: images per class that the built-in data set renders (train, val, test).
         ocr_limit: images the OCR engine reads at most; None reads all.
         seeds: repetitions of a comparison.
-        views: augmented views of a training picture, for heads on frozen features.
-        nts_size: side of the pictures that NTS-Net looks at.
+        views: augmented views of a training image, for heads on frozen features.
+        nts_size: side of the images that NTS-Net gets.
         nts_epochs: passes over the training split for it.
         nts_frozen: only its navigator and heads learn, not its backbone.
-        explain_size: side of the pictures that are explained.
+        explain_size: side of the images that are explained.
     """
 
     backbone: str
@@ -92,8 +92,34 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile("efficientnet_lite0", 60, 3, 128, (16, 4, 8), 240, 1, 3, 128, 2, True, 160),
-    "full": Profile("efficientnet_lite2", 100, 16, 224, (40, 10, 20), None, 3, 8, 160, 6, False, 260),
+    "fast": Profile(
+        backbone="efficientnet_lite0",
+        epochs=60,
+        finetune_epochs=3,
+        finetune_size=128,
+        per_class=(16, 4, 8),
+        ocr_limit=240,
+        seeds=1,
+        views=3,
+        nts_size=128,
+        nts_epochs=2,
+        nts_frozen=True,
+        explain_size=160,
+    ),
+    "full": Profile(
+        backbone="efficientnet_lite2",
+        epochs=100,
+        finetune_epochs=16,
+        finetune_size=224,
+        per_class=(40, 10, 20),
+        ocr_limit=None,
+        seeds=3,
+        views=8,
+        nts_size=160,
+        nts_epochs=6,
+        nts_frozen=False,
+        explain_size=260,
+    ),
 }
 
 
@@ -105,7 +131,7 @@ def profile(name: str) -> Profile:
 def cache_dir(*parts: str) -> Path:
     """Return (and create) a folder below the cache: `$RETAILKIT_CACHE`, else the platform's own place."""
     base = os.environ.get("RETAILKIT_CACHE")
-    path = (Path(base) if base else user_cache_path("retailkit", appauthor=False)).joinpath(*parts)
+    path = (Path(base).expanduser() if base else user_cache_path("retailkit", appauthor=False)).joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -113,8 +139,8 @@ def cache_dir(*parts: str) -> Path:
 def data_root(name: str) -> Path:
     """Return where the data set `name` is looked for: `$RETAILKIT_DATA/<name>`, then the cache folder."""
     base = os.environ.get("RETAILKIT_DATA")
-    if base and (Path(base) / name).exists():
-        return Path(base) / name
+    if base and (path := Path(base).expanduser() / name).exists():
+        return path
     return cache_dir("data") / name
 
 
