@@ -278,7 +278,7 @@ class SharedPredictor(Predictor):
             found = super().encode_perturbed(image, masks[fresh], baseline).values
             self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
         values = torch.stack([self._known[key] for key in keys])
-        return Features(values, torch.ones(len(keys), dtype=torch.bool, device=values.device))
+        return Features.present(values)
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
         """Return features of texts, see `Predictor`."""

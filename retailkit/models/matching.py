@@ -324,7 +324,7 @@ class KeypointMatcher(nn.Module):
         with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need full precision
             scores = torch.stack([self._scores(self._describe(image)) for image in images])
         scores = scores.to(images.device)
-        return Features(scores, torch.ones(len(images), dtype=torch.bool, device=images.device))
+        return Features.present(scores)
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
         """Return scores (B,K) of what `encode_image` gave."""
