@@ -94,7 +94,7 @@ def test_sources_follow_imports(tmp_path, monkeypatch):
 def test_features_depend_on_how_texts_are_read_and_images_on_how_they_are_drawn():
     names = {p.name for p in sources("retailkit.models")}
     assert {"encoders.py", "classifier.py", "config.py"} <= names
-    assert not {"cli.py", "plots.py"} & names
+    assert not {"cli.py", "charts.py"} & names
     assert len(sources("retailkit.data.synthetic")) > 4
 
 

@@ -40,7 +40,6 @@ LONG = {
     "explain/saliency.py",
     "models/registry.py build",
     "training/runs.py reference",
-    "widgets/tool.py",
 }
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Tools of notebooks, plots and runs: nothing that computes may need them.

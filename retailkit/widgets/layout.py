@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import ipywidgets as W
 import numpy as np
 
 from retailkit import plots
+from retailkit.config import UserError
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import page as pages
 from retailkit.widgets.model import BACKGROUNDS, SIDE_BY_SIDE, Change, Desk, Photo, State
@@ -269,3 +270,37 @@ class Screen(W.VBox):
             yield
         finally:
             self._quiet.on = before
+
+    def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
+        """Return a callback that does `act` and shows its problem, but nothing while the tool sets controls itself."""
+
+        def call(*_: Any) -> None:
+            if getattr(self._quiet, "on", False):
+                return
+            self.message.value = ""
+            try:
+                act()
+            except Exception as error:  # a callback's traceback would vanish in the browser's console
+                self._complain(error)
+
+        return call
+
+    def _complain(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self.message.value = f'<div class="rk"><p class="problem" role="alert">{html.escape(text)}</p></div>'
+
+    def _fill_menus(self, models: Sequence[str]) -> None:
+        """Offer the models, classes and filters of the desk, `models` being ticked."""
+        desk = self.desk
+        with self._not_following():
+            boxes = [
+                W.Checkbox(value=n in models, description=n, indent=False, layout=W.Layout(width="auto"))
+                for n in desk.predictors
+            ]
+            self.models.children = [W.Label("Models"), *boxes]
+            self.controls["label"].options = [("all classes", ""), *((name, name) for name in desk.classes)]
+            self.controls["show"].options = desk.shows(models[0])
+            self.controls["condition"].options = [("all conditions", ""), *((name, name) for name in desk.conditions())]
+            for name in ("class", "contrast"):
+                self.controls[name].options = [(text, k) for k, text in enumerate(desk.classes)]
+            self.controls["of"].options = list(desk.predictors)

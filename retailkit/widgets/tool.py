@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as W
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -387,20 +386,9 @@ class ExplanationTool(Screen):
         """Begin with the first photos of the desk."""
         desk = self.desk
         models = tuple(desk.predictors)[:SIDE_BY_SIDE]
-        with self._not_following():
-            boxes = [
-                W.Checkbox(value=n in models, description=n, indent=False, layout=W.Layout(width="auto"))
-                for n in desk.predictors
-            ]
-            self.models.children = [W.Label("Models"), *boxes]
-            self.controls["label"].options = [("all classes", ""), *((name, name) for name in desk.classes)]
-            self.controls["show"].options = desk.shows(models[0])
-            self.controls["condition"].options = [("all conditions", ""), *((name, name) for name in desk.conditions())]
-            for name in ("class", "contrast"):
-                self.controls[name].options = [(text, k) for k, text in enumerate(desk.classes)]
-            self.controls["of"].options = list(desk.predictors)
+        self._fill_menus(models)
         self._set(label="", show="all", condition="", of=models[0])
-        for box in boxes:
+        for box in self.models.children[1:]:
             box.observe(self._safely(self._use_ticked), names="value")
         found = tuple(desk.find(models[0]))
         self._look(desk.photo(found[0]), models, found)
@@ -432,20 +420,6 @@ class ExplanationTool(Screen):
     def _update(self, **fields: Any) -> None:
         with self._lock:
             self.state = replace(self.state, **fields)
-
-    def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
-        """Return a callback that does `act` and shows its problem, but nothing while the tool sets controls itself."""
-
-        def call(*_: Any) -> None:
-            if getattr(self._quiet, "on", False):
-                return
-            self.message.value = ""
-            try:
-                act()
-            except Exception as error:  # a callback's traceback would vanish in the browser's console
-                self._complain(error)
-
-        return call
 
     def _connect(self) -> None:
         c = self.controls
@@ -480,10 +454,6 @@ class ExplanationTool(Screen):
         self.strip.on_click(lambda place: self._safely(lambda: self.select(self._shown[place]))())
         for picture in (self.scene, *(panel.picture for panel in self.panels)):
             picture.on_click(lambda part: self._safely(lambda: self._switch_part(part))())
-
-    def _complain(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        self.message.value = f'<div class="rk"><p class="problem" role="alert">{html.escape(text)}</p></div>'
 
     def _switch_part(self, part: int) -> None:
         count = self.state.photo.n_segments
