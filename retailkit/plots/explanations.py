@@ -163,6 +163,9 @@ def word_bars(explanation: LocalExplanation, row: int = 0, ax: Axes | None = Non
     names, shades = [text[:24] for text in table["text"]], [_shade(weight, limit) for weight in table["weight"]]
     bars(ax, names, table["weight"], shades, table["low"], table["high"])
     ax.tick_params(axis="y", labelsize=8)
+    if table.empty:
+        ax.text(0.5, 0.5, "no words", fontsize=9, color=QUIET, ha="center", transform=ax.transAxes)
+        ax.set_xticks([])
     ax.axvline(0, color=QUIET, linewidth=0.8)
     ax.set_xlabel(f"weight in the {explanation.options.target}\n{trust(explanation, row)}", fontsize=8)
     return ax
