@@ -115,7 +115,7 @@ def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:
             warnings.simplefilter("ignore")  # that sizes become constants, and that this exporter is the older one
             torch.onnx.export(
                 module.eval(),
-                (torch.rand(shape),),
+                (torch.full(shape, 0.5),),  # no random numbers: augmentation may be drawing some
                 file,
                 dynamo=False,
                 opset_version=17,

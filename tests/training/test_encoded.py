@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from retailkit import training
+from retailkit.config import cache_dir
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.training import TrainConfig, encoded
 
@@ -45,6 +46,18 @@ def test_two_seeds_share_no_augmented_view(small_model, train):
         views |= {(seed, view): part for view, part in enumerate(values.chunk(2))}
     assert not torch.equal(views[0, 1], views[1, 0])
     assert not torch.equal(views[0, 0], views[0, 1])
+
+
+def test_compiling_an_encoder_changes_no_augmented_view(small_model, data):
+    """The exporter drew its example image from the random numbers of augmentation: views depended on what ran before."""
+    rows = np.tile(np.arange(24), 2)  # more than one batch
+    train = data.select(rows).split("train", 48).with_options(augment=AUGMENTATIONS["light"](48))
+    model = small_model()
+    encoded._COMPILED.clear()
+    first = training.encode(model, train)
+    shutil.rmtree(cache_dir("features"))
+    again = training.encode(model, train)  # compiled before
+    torch.testing.assert_close(first.image.values, again.image.values)
 
 
 def test_worse_masks_are_other_data(data, tmp_path):
