@@ -49,7 +49,7 @@ def test_two_seeds_share_no_augmented_view(small_model, train):
 
 
 def test_compiling_an_encoder_changes_no_augmented_view(small_model, data):
-    """The exporter drew its example image from the random numbers of augmentation: views depended on what ran before."""
+    """The exporter drew its example image from the random numbers of augmentation."""
     rows = np.tile(np.arange(24), 2)  # more than one batch
     train = data.select(rows).split("train", 48).with_options(augment=AUGMENTATIONS["light"](48))
     model = small_model()
