@@ -42,13 +42,10 @@ def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
     """Open a file for reading, if it is a regular one of at most `limit` bytes.
 
     Pipes, devices and loops of links would otherwise block the program or never end.
-
-    Raises:
-        UserError: no such file, not readable, not a regular file, or larger than `limit`.
     """
     try:
         # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); correct the path or its permissions") from None
@@ -69,9 +66,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
 
     An error, an interrupt or a full disk inside the block leaves the old file as it was.
-
-    Raises:
-        UserError: the disk is full, or the place is not writable or a folder; the message names the file.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -82,9 +76,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
-        ) from error
+        reason = error.strerror
+        raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
     finally:
         with suppress(NotADirectoryError, PermissionError):
             draft.unlink(missing_ok=True)
@@ -113,11 +106,7 @@ def kept_tensors(folder: str, key: str, make: Callable[[], dict[str, Tensor]]) -
 def digest(*parts: Any) -> str:
     """Return 24 hex digits that change with the parts.
 
-    Args:
-        parts: whatever JSON holds, and bytes, paths, dataclasses, arrays and tensors, in lists and mappings too.
-
-    Raises:
-        TypeError: something else.
+    Parts are whatever JSON holds, and bytes, paths, dataclasses, arrays and tensors, in lists and mappings too.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()[:24]
 
@@ -175,9 +164,6 @@ def sources(*modules: str) -> list[Path]:
     """Return the files of modules of this package and of all others that they import, directly or not.
 
     So a key needs no list of files that somebody has to remember. TOML and YAML files beside a module belong to it.
-
-    Args:
-        modules: dotted names, such as `__name__`.
     """
     found: set[Path] = set()
     waiting = list(modules)

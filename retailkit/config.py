@@ -33,22 +33,17 @@ class DataError(UserError):
     """A data set cannot be read; the message names the file, the row and the cure."""
 
     @classmethod
-    def listing(cls, faults: Sequence[str], shown: int = 50) -> DataError:
-        """Return an error whose message has one line per fault; of many, the first are shown."""
-        more = [f"... and {len(faults) - shown} more"] if len(faults) > shown else []
-        return cls("\n".join([*faults[:shown], *more]))
+    def listing(cls, faults: Sequence[str]) -> DataError:
+        """Return an error whose message has one line per fault; of many, the first 50 are shown."""
+        more = [f"... and {len(faults) - 50} more"] if len(faults) > 50 else []
+        return cls("\n".join([*faults[:50], *more]))
 
 
 def pick(registry: Iterable[str], name: str, what: str) -> str:
-    """Return `name` if `registry` holds it; otherwise say which names it does hold.
-
-    Args:
-        registry: known names.
-        name: the name asked for.
-        what: what the names denote, for the message ("data set", "backbone").
+    """Return `name` if `registry` holds it.
 
     Raises:
-        UsageError: `name` is unknown; the message gives the nearest known name and all others.
+        UsageError: it does not; the message says `what` is unknown and gives the nearest known name and all others.
     """
     known = sorted(registry)
     if name in known:
@@ -60,35 +55,20 @@ def pick(registry: Iterable[str], name: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a run may cost. Notebooks ask for values by name and never invent their own.
+    """What a run may cost. Notebooks ask for values by name and never invent their own."""
 
-    Attributes:
-        backbone: image encoder used unless a notebook compares several.
-        epochs: passes over the training split for a head on frozen features.
-        finetune_epochs: passes over the training split when the whole network learns.
-        finetune_size: input side then; test images keep the encoder's own.
-        per_class: images per class that the built-in data set renders (train, val, test).
-        ocr_limit: images the OCR engine reads at most; None reads all.
-        seeds: repetitions of a comparison.
-        views: augmented views of a training image, for heads on frozen features.
-        nts_size: side of the images that NTS-Net gets.
-        nts_epochs: passes over the training split for it.
-        nts_frozen: only its navigator and heads learn, not its backbone.
-        explain_size: side of the images that are explained.
-    """
-
-    backbone: str
-    epochs: int
-    finetune_epochs: int
-    finetune_size: int
-    per_class: tuple[int, int, int]
-    ocr_limit: int | None
-    seeds: int
-    views: int
-    nts_size: int
-    nts_epochs: int
-    nts_frozen: bool
-    explain_size: int
+    backbone: str  # image encoder, unless a notebook compares several
+    epochs: int  # passes over the training split for a head on frozen features
+    finetune_epochs: int  # passes over the training split when the whole network learns
+    finetune_size: int  # input side then, in pixels; test images keep the encoder's own
+    per_class: tuple[int, int, int]  # images per class that the built-in data set renders (train, val, test)
+    ocr_limit: int | None  # images the OCR engine reads at most; None reads all
+    seeds: int  # repetitions of a comparison
+    views: int  # augmented views of a training image, for heads on frozen features
+    nts_size: int  # side of the images that NTS-Net gets, in pixels
+    nts_epochs: int  # passes over the training split for it
+    nts_frozen: bool  # only its navigator and heads learn, not its backbone
+    explain_size: int  # side of the images that are explained, in pixels
 
 
 PROFILES = {
@@ -158,9 +138,8 @@ def device() -> str:
         except (RuntimeError, AssertionError, NotImplementedError):
             fine = False
         if not fine:
-            raise UsageError(
-                f"RETAILKIT_DEVICE={chosen} is no device of this machine; set it to cpu, cuda, cuda:1 or mps"
-            )
+            cure = "set it to cpu, cuda, cuda:1 or mps"
+            raise UsageError(f"RETAILKIT_DEVICE={chosen} is no device of this machine; {cure}")
         return chosen
     if torch.cuda.is_available():
         return "cuda"

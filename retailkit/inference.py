@@ -23,41 +23,21 @@ from retailkit.models.encoders import Encoder, ImageEncoder
 
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
 
-ForwardMap = Callable[[Tensor], Tensor]
-
-
 # -- Compiling the encoder.
 
 
-def compile_encoder(encoder: ImageEncoder) -> ForwardMap:
-    """Return a function that computes what `encoder.forward_map` does, for inference only.
+class CompiledEncoder(Encoder):
+    """Stands in for an image encoder, with the same weights, wherever no gradient is needed.
 
     On a CPU that is ONNX Runtime in float32; on other devices it is PyTorch itself. The weights are those of the first
     call. Differences are those of rounding: below 1e-5 of the largest value of the map.
     """
-    sessions = {}
-
-    def forward_map(images: Tensor) -> Tensor:
-        if images.device.type != "cpu":
-            return encoder.forward_map(images)
-        side = tuple(images.shape[2:])  # paddings are computed from it, so that a graph serves one size
-        if side not in sessions:
-            graph = to_onnx(_MapOnly(copy.deepcopy(encoder).cpu()), (2, 3, *side), "maps")
-            sessions[side] = onnx_session(graph, torch.get_num_threads())
-        (maps,) = sessions[side].run(None, {"images": images.detach().float().contiguous().numpy()})
-        return torch.from_numpy(maps)
-
-    return forward_map
-
-
-class CompiledEncoder(Encoder):
-    """Stands in for an image encoder, with the same weights, wherever no gradient is needed."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
         self.original, self.frozen = encoder, encoder.frozen
         self.name, self.dim, self.stride, self.size = encoder.name, encoder.dim, encoder.stride, encoder.size
-        self._forward_map = compile_encoder(encoder)
+        self._sessions = {}
 
     @property
     def mean(self) -> Tensor:
@@ -66,11 +46,29 @@ class CompiledEncoder(Encoder):
 
     def forward_map(self, images: Tensor) -> Tensor:
         """Return the last feature map (B,D,h,w) of images (B,3,H,W) in [0,1]."""
-        return self._forward_map(images)
+        if images.device.type != "cpu":
+            return self.original.forward_map(images)
+        side = tuple(images.shape[2:])  # paddings are computed from it, so that a graph serves one size
+        if side not in self._sessions:
+            graph = to_onnx(_MapOnly(copy.deepcopy(self.original).cpu()), (2, 3, *side), "maps")
+            self._sessions[side] = onnx_session(graph, torch.get_num_threads())
+        (maps,) = self._sessions[side].run(None, {"images": images.detach().float().contiguous().numpy()})
+        return torch.from_numpy(maps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the average of the last feature map, (B,D)."""
         return self.forward_map(images).mean((2, 3))
+
+
+class _MapOnly(nn.Module):
+    """`forward_map` under the name that an exporter calls."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.forward_map(images)
 
 
 def compiled(model: ProductClassifier) -> ProductClassifier:
@@ -83,17 +81,6 @@ def compiled(model: ProductClassifier) -> ProductClassifier:
     )
     twin.input_size, twin.training = model.input_size, model.training
     return twin
-
-
-class _MapOnly(nn.Module):
-    """`forward_map` under the name that an exporter calls."""
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder.forward_map(images)
 
 
 def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:
@@ -151,24 +138,19 @@ class Predictor:
     Args:
         model: any model of `models.build`, on any device.
         size: side in pixels of the images to come; None takes the model's input size.
-        batch_size: images per forward pass; None takes a few on a CPU, 64 elsewhere. It does not change results.
 
-    Raises:
-        UsageError: a size or batch size below 1.
+    Attributes:
+        batch_size: images per forward pass; it does not change results.
     """
 
-    def __init__(self, model: ProductClassifier, size: int | None = None, batch_size: int | None = None) -> None:
+    def __init__(self, model: ProductClassifier, size: int | None = None) -> None:
         self.model, self.fast = model, compiled(model)
         self.size = model.input_size if size is None else size
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        if batch_size is None:  # a CPU is fastest where a layer's output still fits into its cache
-            batch_size = max(4, 2 * torch.get_num_threads()) if self.device.type == "cpu" else 64
-        self.batch_size = batch_size
-        if self.size < 1 or batch_size < 1:
-            raise UsageError(f"size={self.size}, batch_size={batch_size}: both must be at least 1")
-
-    def __repr__(self) -> str:
-        return f"Predictor(size={self.size}, batch_size={self.batch_size}, device={self.device})"
+        if self.size < 1:
+            raise UsageError(f"size={self.size}: it must be at least 1")
+        # A CPU is fastest where a layer's output still fits into its cache.
+        self.batch_size = max(4, 2 * torch.get_num_threads()) if self.device.type == "cpu" else 64
 
     def __call__(self, images: Tensor | None = None, texts: Sequence[str | None] | str | None = None) -> Tensor:
         """Return probs (B,K).
@@ -183,29 +165,19 @@ class Predictor:
         used = images if "image" in self.model.modalities else None
         return self._classified(None if used is None else self.encode_image(used), texts)
 
-    def perturbed(
-        self, image: Tensor, masks: Tensor, baseline: Tensor, texts: Sequence[str | None] | str | None = None
-    ) -> Tensor:
-        """Return probs (N,K) of N variants of one image, never holding more than a batch of them.
-
-        Args:
-            image: (3,size,size) float in [0,1].
-            masks: (N,size,size) or (N,1,size,size), bool or float in [0,1]; 1 keeps the image.
-            baseline: (3,size,size), or (3,1,1) for a colour, in [0,1]: what takes its place.
-            texts: N texts, or one for all.
-
-        Raises:
-            UserError: see `__call__`.
-        """
-        return self._classified(self.encode_perturbed(image, masks, baseline), texts)
-
     def encode_image(self, images: Tensor) -> Features:
         """Return features of images (B,3,size,size) in [0,1], as `model.encode_image` does."""
         images = self._checked(images)
         return self._encoded(lambda rows: images[rows], len(images))
 
     def encode_perturbed(self, image: Tensor, masks: Tensor, baseline: Tensor) -> Features:
-        """Return features of N variants of one image; arguments as of `perturbed`."""
+        """Return features of N variants of one image, never holding more than a batch of them.
+
+        Args:
+            image: (3,size,size) float in [0,1].
+            masks: (N,size,size) or (N,1,size,size), bool or float in [0,1]; 1 keeps the image.
+            baseline: (3,size,size), or (3,1,1) for a colour, in [0,1]: what takes its place.
+        """
         image = self._checked(image[None])[0].to(self.device)
         baseline = _in_range(baseline, "the baseline").to(self.device)
         masks = masks.reshape(len(masks), 1, self.size, self.size)
@@ -213,9 +185,9 @@ class Predictor:
         return self._encoded(lambda rows: composite(image, masks[rows].to(self.device), baseline), len(masks))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
-        """Return features of texts, as `model.encode_text` does.
+        """Return features of texts, as `model.encode_text` does; equal texts are encoded once.
 
-        Each distinct text is encoded once, beside texts of about its length, since a batch is padded to its longest.
+        A text is encoded beside texts of about its length, since a batch is padded to its longest.
         """
         distinct = sorted(dict.fromkeys(texts), key=lambda text: len(text or ""))
         starts = range(0, max(1, len(distinct)), TEXTS_AT_ONCE)

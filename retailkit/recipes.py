@@ -28,23 +28,14 @@ _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot",
 
 @dataclass(frozen=True)
 class Member:
-    """One model of an ensemble.
+    """One model of an ensemble."""
 
-    Attributes:
-        model: name for `models.build`.
-        options: of `models.build`.
-        size: side of its images in pixels.
-        config: fields of `training.TrainConfig`.
-        flip: it also sees the mirror image.
-        weight: in the ensemble.
-    """
-
-    model: str
-    options: Mapping[str, Any]
-    size: int
-    config: Mapping[str, Any] = field(default_factory=dict)
-    flip: bool = False
-    weight: float = 1.0
+    model: str  # name for `models.build`
+    options: Mapping[str, Any]  # of `models.build`
+    size: int  # side of its images in pixels
+    config: Mapping[str, Any] = field(default_factory=dict)  # fields of `training.TrainConfig`
+    flip: bool = False  # it also sees the mirror image
+    weight: float = 1.0  # in the ensemble
 
     def __str__(self) -> str:
         if self.model == "matching":
@@ -58,19 +49,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the ensemble for one data set is trained.
+    """How the ensemble for one data set is trained."""
 
-    Attributes:
-        dataset: name in `data.DATASETS`.
-        learn_from: splits that the final members learn from. Every choice was made before, with `val` held out.
-        members: of the ensemble.
-        data_options: options of the data set's reader.
-    """
-
-    dataset: str
-    learn_from: tuple[str, ...]
+    dataset: str  # name in `data.DATASETS`
+    learn_from: tuple[str, ...]  # by the final members; every choice was made before, with `val` held out
     members: tuple[Member, ...]
-    data_options: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=dict)  # of the data set's reader
 
 
 RECIPES = {
@@ -117,8 +101,8 @@ def spec(
     """Return the training run of one member; see `fit`."""
     changes = (finetune or {}) if member.config.get("mode") == "finetune" else {}
     config = TrainConfig(**{**member.config, **changes, "seed": seed})
-    where = {"dataset": recipe.dataset, "root": str(root) if root else None}
-    return TrainSpec(**where, model=member.model, model_options=dict(member.options), size=member.size, config=config)
+    where = recipe.dataset, str(root) if root else None
+    return TrainSpec(*where, model=member.model, model_options=dict(member.options), size=member.size, config=config)
 
 
 def fit(
@@ -143,9 +127,6 @@ def fit(
     Returns:
         The ensemble, the epochs of all members (column `member`), and facts for the checkpoint: input size, fit,
         seconds of each member, and the peak memory of the process in MB.
-
-    Raises:
-        UserError: the data set has no `val` to hold out.
     """
     recipe = RECIPES[pick(RECIPES, name, "preset")]
     data = data or load(name, root)

@@ -89,7 +89,7 @@ def test_the_graph_equals_pytorch_on_any_number_of_images(exported, checkpoint):
 
 def test_a_network_with_lca_is_exported_as_well(shop, tmp_path):
     path = training.save_checkpoint(
-        network("lca", width=8), tmp_path / "m.safetensors", training.History(pd.DataFrame(), 0, 0.0), size=SIDE
+        network("lca"), tmp_path / "m.safetensors", training.History(pd.DataFrame(), 0, 0.0), size=SIDE
     )
     assert export.export(path, tmp_path / "out", "folder", shop)["difference_from_pytorch"]["predict.py"] < 1e-4
 

@@ -37,8 +37,7 @@ class ProductClassifier(nn.Module):
     Attributes:
         classes: names; a logit's index is an index into them.
         modalities: what the head uses, of `image` and `text`.
-        image_encoder: None where images are not used.
-        pooling: from the encoder's last map to a vector; None where images are not used.
+        image_encoder, pooling: None where images are not used.
         text_encoder: None where texts are not used.
         head: from features to logits.
         input_size: side in pixels of the images it expects by default.
@@ -106,11 +105,7 @@ class ProductClassifier(nn.Module):
         return Features(values.masked_scatter(available[:, None], encoded), available)
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
-        """Return logits (B,K).
-
-        Args:
-            image_features: from `encode_image`; None where no image is given.
-            text_features: from `encode_text`; None where no text is given.
+        """Return logits (B,K) of what `encode_image` and `encode_text` gave.
 
         Raises:
             UserError: some row has nothing that this model uses, and its head has no answer to that.
@@ -134,11 +129,7 @@ class ProductClassifier(nn.Module):
         return self.classify(image, text)
 
     def regions(self, images: Tensor) -> Regions:
-        """Return the regions of images (B,3,H,W) in [0,1] that an `nts` pooling looks at.
-
-        Raises:
-            UsageError: another pooling chooses no regions.
-        """
+        """Return the regions of images (B,3,H,W) in [0,1] that an `nts` pooling looks at."""
         if not isinstance(self.pooling, NavigatedParts):
             raise UsageError("this model chooses no regions; build it with pooling='nts'")
         return self.pooling.regions(self.image_encoder, images)
@@ -152,9 +143,6 @@ class ProductClassifier(nn.Module):
 
         Returns:
             Boxes (N,4) as x0, y0, x1, y1 in pixels, and contributions (B,N).
-
-        Raises:
-            UsageError: another pooling has no windows.
         """
         if not isinstance(self.pooling, LocalConceptsAccumulation):
             raise UsageError("this model has no windows; build it with pooling='lca'")
@@ -204,6 +192,48 @@ class ProductClassifier(nn.Module):
         """Return the given features that this model uses."""
         given = {"image": image, "text": text}
         return {m: given[m] for m in self.modalities if given[m] is not None}
+
+
+class ImageScorer(nn.Module):
+    """The part of the interface of `ProductClassifier` that needs neither gradients nor texts.
+
+    A subclass gives `encode_image` and `score`.
+
+    Attributes:
+        classes: names; a column of the scores is an index into them.
+        build_args: JSON-able arguments from which `rebuild` makes the same model.
+    """
+
+    modalities = ("image",)
+    image_encoder = text_encoder = pooling = None
+    classes: list[str]
+    build_args: dict[str, Any]
+
+    def encode_image(self, images: Tensor) -> Features:
+        """Encode images (B,3,H,W) in [0,1]."""
+        raise NotImplementedError
+
+    def score(self, values: Tensor) -> Tensor:
+        """Return scores (B,K) of the values of `encode_image`."""
+        raise NotImplementedError
+
+    def encode_frozen(self, images: Tensor) -> Features:
+        """Return what `encode_image` does."""
+        return self.encode_image(images)
+
+    def pool(self, frozen: Features) -> Features:
+        """Return what `encode_frozen` gave: there is nothing left to learn."""
+        return frozen
+
+    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
+        """Return scores (B,K) of what `encode_image` gave."""
+        if image_features is None:
+            raise UserError("nothing to classify: this model uses images, and got none")
+        return self.score(image_features.values)
+
+    def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
+        """Return scores (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
+        return self.classify(self.encode_image(images))
 
 
 @contextmanager

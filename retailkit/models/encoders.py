@@ -79,14 +79,7 @@ class ImageEncoder(Encoder):
         self.register_buffer("std", torch.tensor(published.std).view(3, 1, 1), persistent=False)
 
     def forward_map(self, images: Tensor) -> Tensor:
-        """Return the last feature map.
-
-        Args:
-            images: (B,3,H,W) float in [0,1]; normalisation happens in here.
-
-        Returns:
-            (B,D,h,w) with h = ceil(H / stride).
-        """
+        """Return the last feature map (B,D,h,w), with h = ceil(H / stride), of images (B,3,H,W) in [0,1]."""
         normalised = (images - self.mean) / self.std
         # On a CPU convolutions run a third faster in this layout; it does not change a value.
         return self.map_layer(self.network.forward_features(normalised.contiguous(memory_format=torch.channels_last)))
@@ -107,8 +100,7 @@ def build_image_encoder(name: str, weights: str | Path | None = "auto") -> Image
 
     Raises:
         UsageError: unknown backbone or variant, or a network without a feature map.
-        UserError: the weights are not on this machine (the message says which command fetches them), are
-            damaged, or belong to another network.
+        UserError: the weights are not on this machine, are damaged, or belong to another network.
     """
     local = weights is None or Path(weights).suffix in WEIGHT_SUFFIXES
     _, published = published_weights(name, "auto" if local else str(weights))
@@ -180,8 +172,6 @@ class TextEncoder(Encoder):
 class TransformerEncoder(TextEncoder):
     """A Hugging Face transformer with its tokenizer; both travel in the state dict.
 
-    `attn_implementation` is `eager`, so that attentions can be asked for.
-
     Attributes:
         tokenizer: cuts off at `max_tokens`, pads to the longest text; None until a vocabulary is loaded.
         max_tokens: longer texts are cut off here.
@@ -246,17 +236,16 @@ class CharNgramEncoder(TextEncoder):
     Vectors have length sqrt(D), so that a feature is of the order of 1 like those of other encoders.
     """
 
-    name, sparse = "char_ngrams", True
+    name, dim, sparse = "char_ngrams", 4096, True
 
-    def __init__(self, dim: int = 4096) -> None:
+    def __init__(self) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         super().__init__()
-        self.dim = dim
         self.vectorizer = HashingVectorizer(
-            analyzer="char_wb", ngram_range=(2, 4), n_features=dim, alternate_sign=False, norm=None
+            analyzer="char_wb", ngram_range=(2, 4), n_features=self.dim, alternate_sign=False, norm=None
         )
-        self.register_buffer("idf", torch.ones(dim))
+        self.register_buffer("idf", torch.ones(self.dim))
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Set inverse document frequencies, ln((1 + n) / (1 + df)) + 1, from the texts that are not empty."""
@@ -282,8 +271,7 @@ def build_text_encoder(
         config: architecture where `weights` is None; None takes the published one.
 
     Raises:
-        UsageError: unknown encoder.
-        UserError: the weights are not on this machine; the message says which command fetches them.
+        UserError: the weights are not on this machine or damaged.
     """
     if pick(TEXT_ENCODERS, name, "text encoder") == "char_ngrams":
         return CharNgramEncoder()
@@ -298,11 +286,7 @@ def build_text_encoder(
         with open_file(folder / "tokenizer.json") as file:
             vocabulary = file.read().decode()
         network = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            dtype=torch.float32,
+            folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
         )
         _require_known(network.config.model_type)
         return TransformerEncoder(name, network, vocabulary).eval()

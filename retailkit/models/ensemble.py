@@ -10,37 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retailkit.config import UsageError, UserError
+from retailkit.config import UsageError
+from retailkit.models.classifier import ImageScorer
 from retailkit.models.pooling import Features
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # values that `Ensemble.tune` tries for each member
 ROUNDS = 3
 
 
-class Ensemble(nn.Module):
+class Ensemble(ImageScorer):
     """Add up the log-probabilities of members that see the same image, each at its own input size.
 
     The softmax of the sum is the normalised product of the members' probabilities, each raised to its weight (Kittler
-    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image. The class
-    has the part of the interface of `ProductClassifier` that needs neither gradients nor texts. Members are trained
-    before they join.
+    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image. Members
+    are trained before they join.
 
     Args:
         members: models of the same classes in the same order, each with its `input_size` set.
         flips: which members also see the mirror image.
 
     Attributes:
-        build_args: JSON-able arguments from which `models.rebuild` makes the same architecture.
-        classes: names; a logit's index is an index into them.
         weights: (M,) of the members; all 1 until `tune` chooses them or you set them.
         input_size: side in pixels of the images it expects: the largest of the members'.
 
     Raises:
         UsageError: no members, members of other classes, or members that read texts.
     """
-
-    modalities = ("image",)
-    image_encoder = text_encoder = pooling = None
 
     def __init__(self, members: Sequence[nn.Module], flips: Sequence[bool]) -> None:
         super().__init__()
@@ -53,10 +48,10 @@ class Ensemble(nn.Module):
                 raise UsageError("a member reads texts; an ensemble is made of image models")
         self.members, self.flips, self.classes = nn.ModuleList(members), list(flips), list(members[0].classes)
         # Where weights came from does not belong to the architecture: a loaded and a trained member are the same.
-        none = {"weights": None, "text_weights": None}
         described = [
-            {**m.build_args, **{k: v for k, v in none.items() if k in m.build_args}, "size": m.input_size, "flip": f}
-            for m, f in zip(members, flips, strict=True)
+            {**m.build_args, **{k: None for k in ("weights", "text_weights") if k in m.build_args}}
+            | {"size": m.input_size, "flip": flip}
+            for m, flip in zip(members, flips, strict=True)
         ]
         self.build_args: dict[str, Any] = {"name": "ensemble", "classes": self.classes, "members": described}
         self.input_size = max(m.input_size for m in members)
@@ -65,37 +60,20 @@ class Ensemble(nn.Module):
     def encode_image(self, images: Tensor) -> Features:
         """Return the log-probabilities (B,M*K) of all members side by side, for images (B,3,H,W) in [0,1]."""
         parts = [self._log_probs(m, flip, images) for m, flip in zip(self.members, self.flips, strict=True)]
-        values = torch.cat([part.float() for part in parts], 1)
-        return Features.present(values)
+        return Features.present(torch.cat([part.float() for part in parts], 1))
 
-    encode_frozen = encode_image
-
-    def pool(self, frozen: Features) -> Features:
-        """Return what `encode_frozen` gave: there is nothing left to learn."""
-        return frozen
-
-    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
+    def score(self, values: Tensor) -> Tensor:
         """Return logits (B,K): the weighted sum over the members."""
-        if image_features is None:
-            raise UserError("nothing to classify: this model uses images, and got none")
-        return torch.einsum("bmk,m->bk", self._by_member(image_features), self.weights)
-
-    def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
-        """Return logits (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
-        return self.classify(self.encode_image(images))
+        return torch.einsum("bmk,m->bk", self._by_member(values), self.weights)
 
     @torch.no_grad()
     def tune(self, encoded: Features, labels: Tensor) -> None:
         """Choose the weights that classify most of the given images correctly; no member may have learned from them.
 
-        Ties go to the weights with the lowest cross entropy. Coordinate search: one weight after the other over
-        `WEIGHTS`, for `ROUNDS` rounds.
-
-        Args:
-            encoded: what `encode_image` gave.
-            labels: (B,) of the images.
+        Coordinate search over what `encode_image` gave and labels (B,): one weight after the other over `WEIGHTS`, for
+        `ROUNDS` rounds. Ties go to the weights with the lowest cross entropy.
         """
-        log_probs = self._by_member(encoded)
+        log_probs = self._by_member(encoded.values)
         weights = torch.ones(len(self.members), device=log_probs.device)
         for _, m in itertools.product(range(ROUNDS), range(len(self.members))):
             tried = weights.repeat(len(WEIGHTS), 1)
@@ -107,8 +85,8 @@ class Ensemble(nn.Module):
             weights = tried[quality.index(max(quality))]
         self.weights.copy_(weights)
 
-    def _by_member(self, encoded: Features) -> Tensor:
-        return encoded.values.view(len(encoded.values), len(self.members), len(self.classes))
+    def _by_member(self, values: Tensor) -> Tensor:
+        return values.view(len(values), len(self.members), len(self.classes))
 
     def _log_probs(self, member: nn.Module, flip: bool, images: Tensor) -> Tensor:
         resized = _resized(images, member.input_size)

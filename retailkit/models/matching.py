@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError, pick
+from retailkit.models.classifier import ImageScorer
 from retailkit.models.pooling import Features
-from retailkit.models.weights import find_folder
+from retailkit.models.weights import find_folder, first_line
 
 if TYPE_CHECKING:
     from retailkit.data.table import ProductDataset
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 CHUNK = 64  # gallery images compared at a time
 SHORTLIST = 20  # gallery images, those with the most matches, that RANSAC tests for each query
 TOLERANCE = 5.0  # pixels by which an inlier may miss its place
+RATIO = 0.9  # of the distances to the nearest and the second nearest point, in Lowe's test
+UNKNOWN_BELOW = 5  # fewer inliers than this count as none
+NEIGHBOURS = 4  # points of the gallery for which each point of a query votes
+SIDE = 240  # smaller images are enlarged until their shorter side has this many pixels
 
 
 class Keypoints(NamedTuple):
@@ -70,11 +75,7 @@ class OpenCVDetector:
     options: dict[str, float]
 
     def __call__(self, grey: np.ndarray) -> Keypoints:
-        """Describe a grey image (H,W) uint8.
-
-        Raises:
-            UserError: the installed OpenCV does not have this detector.
-        """
+        """Describe a grey image (H,W) uint8."""
         if not hasattr(cv2, self.create):
             raise UserError(f"OpenCV {cv2.__version__} has no {self.create}; use the detector sift, or OpenCV 4")
         found, raw = getattr(cv2, self.create)(**self.options).detectAndCompute(grey, None)
@@ -114,8 +115,7 @@ class SuperPoint(nn.Module):
             try:
                 network = SuperPointForKeypointDetection.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0][:120]
-                raise UserError(f"{folder}: cannot be read as SuperPoint ({reason})") from None
+                raise UserError(f"{folder}: cannot be read as SuperPoint ({first_line(error)})") from None
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -129,26 +129,16 @@ class SuperPoint(nn.Module):
 
 
 def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
-    """Return a detector by name; `weights` are those of SuperPoint.
-
-    Raises:
-        UsageError: unknown name.
-        UserError: the weights are not on this machine; the message says which command fetches them.
-    """
+    """Return a detector by name; `weights` are those of SuperPoint."""
     return SuperPoint(weights) if pick(DETECTORS, name, "keypoint detector") == "superpoint" else OPENCV_DETECTORS[name]
 
 
-def detect(image: np.ndarray, detector: Detector, limit: int = 300, side: int = 240) -> Keypoints:
-    """Return the strongest local features of an image.
+def detect(image: np.ndarray, detector: Detector, limit: int = 300) -> Keypoints:
+    """Return the strongest local features, at most `limit`, of an image (H,W,3) uint8 RGB.
 
-    Args:
-        image: (H,W,3) uint8 RGB.
-        detector: from `build_detector`.
-        limit: keep at most this many.
-        side: smaller images are enlarged until their shorter side has this many pixels; points stay in pixels of the
-            original.
+    A small image is enlarged before (`SIDE`); points stay in pixels of the original.
     """
-    scale = max(1.0, side / min(image.shape[:2]))
+    scale = max(1.0, SIDE / min(image.shape[:2]))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if scale > 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -225,20 +215,17 @@ def local_naive_bayes(query: Tensor, gallery: Tensor, labels: Tensor, classes: i
     return votes.scatter_reduce_(1, labels[nearest[:, :-1]], margin, "amax").sum(0)
 
 
-class KeypointMatcher(nn.Module):
+class KeypointMatcher(ImageScorer):
     """Classify by the gallery image with the most consistent matches; `prepare` fills the gallery.
 
-    It has the part of the interface of `ProductClassifier` that needs neither gradients nor texts. `encode_image` gives
-    the inliers with every gallery image, `classify` turns them into scores: log(1 + most inliers of a class). Scores
-    order the classes; they are no calibrated probabilities. A row of zeros means "unknown".
+    `encode_image` gives the inliers with every gallery image, `classify` turns them into scores: log(1 + most inliers
+    of a class). Scores order the classes; they are no calibrated probabilities. A row of zeros means "unknown".
 
     Args:
         classes: names.
         detector: one of `DETECTORS`.
         weights: of SuperPoint.
         keypoints: at most this many per image.
-        ratio: Lowe's test; 1 leaves it out.
-        unknown_below: fewer inliers than this count as none.
 
     Attributes:
         points: (G,N,2) of the G gallery images, padded.
@@ -247,8 +234,7 @@ class KeypointMatcher(nn.Module):
         labels: (G,) their classes.
     """
 
-    modalities = ("image",)
-    image_encoder = text_encoder = pooling = None
+    name = "matching"
     input_size = 240
     probabilistic = False
 
@@ -258,23 +244,17 @@ class KeypointMatcher(nn.Module):
         detector: str = "sift",
         weights: str | Path | None = "auto",
         keypoints: int = 300,
-        ratio: float = 0.9,
-        unknown_below: int = 5,
     ) -> None:
         super().__init__()
-        if not 0 < ratio <= 1:
-            raise UsageError(f"ratio={ratio} is out of range; use a number above 0, at most 1")
         self.detector = build_detector(detector, weights)
         self.binary = getattr(self.detector, "unit", None) is signs
-        self.classes, self.keypoints, self.ratio, self.unknown_below = list(classes), keypoints, ratio, unknown_below
+        self.classes, self.keypoints = list(classes), keypoints
         self.build_args: dict[str, Any] = {
-            "name": "matching",
-            "classes": list(classes),
+            "name": self.name,
+            "classes": self.classes,
             "detector": detector,
             "weights": weights and str(weights),
             "keypoints": keypoints,
-            "ratio": ratio,
-            "unknown_below": unknown_below,
         }
         self._fill(torch.zeros(0, 0, 2), torch.zeros(0, 0, 0), torch.zeros(0), torch.zeros(0))
 
@@ -293,20 +273,16 @@ class KeypointMatcher(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
-        """Describe every training image once.
-
-        Raises:
-            UserError: no image has a keypoint.
-        """
+        """Describe every training image once."""
         bar = tqdm(range(len(train)), "gallery", mininterval=2, leave=False, disable=len(train) < 100)
         found = [self._describe(train[i].image) for i in bar]
         counts = torch.tensor([len(k.points) for k in found])
         if not counts.any():
             detector = self.build_args["detector"]
             raise UserError(f"no keypoint on any of {len(found)} gallery images; try another detector than {detector}")
-        depth = max(k.descriptors.shape[1] for k in found)
-        points = torch.zeros(len(found), int(counts.max()), 2)
-        descriptors = torch.zeros(len(found), int(counts.max()), depth)
+        shape = len(found), int(counts.max())
+        points = torch.zeros(*shape, 2)
+        descriptors = torch.zeros(*shape, max(k.descriptors.shape[1] for k in found))
         for row, k in enumerate(found):
             points[row, : len(k.points)] = torch.from_numpy(k.points)
             descriptors[row, : len(k.points), : k.descriptors.shape[1]] = torch.from_numpy(k.descriptors)
@@ -314,38 +290,17 @@ class KeypointMatcher(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Features:
-        """Return the inliers with each gallery image, (B,G).
-
-        Raises:
-            UsageError: the gallery is empty.
-        """
+        """Return the inliers with each gallery image, (B,G)."""
         if not len(self.labels):
             raise UsageError("the gallery is empty; call prepare(train) or fit first")
         with torch.autocast(images.device.type, enabled=False):  # nearest neighbours need full precision
             scores = torch.stack([self._scores(self._describe(image)) for image in images])
-        scores = scores.to(images.device)
-        return Features.present(scores)
-
-    def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
-        """Return scores (B,K) of what `encode_image` gave."""
-        if image_features is None:
-            raise UserError("nothing to classify: this model uses images, and got none")
-        return self._by_class(image_features.values)
-
-    encode_frozen = encode_image
-
-    def pool(self, frozen: Features) -> Features:
-        """Return what `encode_frozen` gave: there is nothing left to learn."""
-        return frozen
-
-    def forward(self, images: Tensor, texts: Sequence[str | None] | None = None) -> Tensor:
-        """Return scores (B,K) of images (B,3,H,W) in [0,1]; texts are ignored."""
-        return self.classify(self.encode_image(images))
+        return Features.present(scores.to(images.device))
 
     def matched(self, image: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
         """Return the gallery image that an image (3,H,W) matches best, and the points (N,2) of both that agree."""
         query = self._describe(image)
-        best = int(self._inliers(query).argmax())
+        best = int(self._scores(query).argmax())
         source, target = self._pair(query, best, self._matches(query)[best])
         kept = inliers(source, target)
         return best, source[kept], target[kept]
@@ -358,25 +313,23 @@ class KeypointMatcher(nn.Module):
         """Return (G,Q) index of the matching point in each gallery image, -1 for none."""
         descriptors = torch.from_numpy(query.descriptors)
         chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
-        return torch.cat([mutual_matches(descriptors, d, c, self.ratio, self.binary) for d, c in chunks])
+        return torch.cat([mutual_matches(descriptors, d, c, RATIO, self.binary) for d, c in chunks])
 
     def _pair(self, query: Keypoints, g: int, partners: Tensor) -> tuple[np.ndarray, np.ndarray]:
         matched = (partners >= 0).numpy()
         return query.points[matched], self.points[g, partners[matched]].numpy()
 
+    def score(self, values: Tensor) -> Tensor:
+        """Return scores (B,K) of the inliers with each gallery image."""
+        labels = self.labels.to(values.device).expand(len(values), -1)
+        best = values.new_zeros(len(values), len(self.classes)).scatter_reduce(1, labels, values, "amax")
+        return torch.where(best >= UNKNOWN_BELOW, best, 0.0).log1p()
+
     def _scores(self, query: Keypoints) -> Tensor:
-        """Return the row of `encode_image` for one image."""
-        return self._inliers(query)
+        """Return the row of `encode_image` for one image: (G,) inliers.
 
-    def _by_class(self, scores: Tensor) -> Tensor:
-        """Return scores (B,K) of rows of `encode_image`."""
-        best = scores.new_zeros(len(scores), len(self.classes))
-        labels = self.labels.to(scores.device).expand(len(scores), -1)
-        best = best.scatter_reduce(1, labels, scores, "amax")
-        return torch.where(best >= self.unknown_below, best, 0.0).log1p()
-
-    def _inliers(self, query: Keypoints) -> Tensor:
-        """Return (G,) inliers, plus a fraction below one that breaks ties by the number of mutual matches."""
+        A fraction below one is added, which breaks ties by the number of mutual matches.
+        """
         scores = torch.zeros(len(self.labels))
         if not len(query.points):
             return scores
@@ -392,29 +345,9 @@ class LocalNaiveBayes(KeypointMatcher):
 
     It needs no geometry, so it also answers where too few points of one gallery image are visible. `encode_image` gives
     the votes for each class, (B,K), and the scores are their square roots.
-
-    Args:
-        classes: names.
-        detector: one of `DETECTORS`.
-        weights: of SuperPoint.
-        keypoints: at most this many per image.
-        neighbours: in the gallery, of each point.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        detector: str = "sift",
-        weights: str | Path | None = "auto",
-        keypoints: int = 300,
-        neighbours: int = 4,
-    ) -> None:
-        super().__init__(classes, detector, weights, keypoints)
-        if neighbours < 1:
-            raise UsageError(f"neighbours={neighbours}; use 1 or more")
-        self.neighbours = neighbours
-        kept = ("classes", "detector", "weights", "keypoints")
-        self.build_args = {"name": "nbnn", **{key: self.build_args[key] for key in kept}, "neighbours": neighbours}
+    name = "nbnn"
 
     def _scores(self, query: Keypoints) -> Tensor:
         if not len(query.points):
@@ -422,7 +355,8 @@ class LocalNaiveBayes(KeypointMatcher):
         real = torch.arange(self.descriptors.shape[1]) < self.counts[:, None]  # padding does not vote
         labels = self.labels.repeat_interleave(self.counts)
         descriptors = torch.from_numpy(query.descriptors)
-        return local_naive_bayes(descriptors, self.descriptors[real], labels, len(self.classes), self.neighbours)
+        return local_naive_bayes(descriptors, self.descriptors[real], labels, len(self.classes), NEIGHBOURS)
 
-    def _by_class(self, scores: Tensor) -> Tensor:
-        return scores.sqrt()
+    def score(self, values: Tensor) -> Tensor:
+        """Return scores (B,K) of the votes for each class."""
+        return values.sqrt()

@@ -3,9 +3,6 @@
 Yang et al. 2018, *Learning to Navigate for Fine-grained Classification*, with the conventions of the authors' code
 where the paper is silent: anchors without regression, hard non-maximum suppression at an IoU of 0.25, M = 6 regions
 that teach, K = 4 that are looked at, parts cut from the input and encoded by the same backbone.
-
-The IoU between anchors never changes, so that suppression is M steps over the whole batch, and all parts are cut
-by one resampling call: no loop runs over images or boxes.
 """
 
 from __future__ import annotations
@@ -76,11 +73,11 @@ def overlapping(size: tuple[int, int], stride: int) -> Tensor:
 def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
     """Greedy hard non-maximum suppression of a whole batch.
 
-    Where fewer than `count` boxes survive, the best suppressed ones follow.
+    Where fewer than M boxes survive, the best suppressed ones follow.
 
     Args:
         scores: (B,N).
-        overlaps: (N,N) bool, True where two boxes overlap too much to be both taken.
+        overlaps: (N,N) bool, from `overlapping`.
         count: M.
 
     Returns:
@@ -125,9 +122,8 @@ def cut(images: Tensor, boxes: Tensor, size: int, fill: Tensor) -> Tensor:
     steps = torch.linspace(0, 1, size, dtype=images.dtype, device=images.device)
     xs = 2 * (x0 + steps * (x1 - 1 - x0) + 0.5) / width - 1  # (B,M,size)
     ys = 2 * (y0 + steps * (y1 - 1 - y0) + 0.5) / height - 1
-    grid = torch.stack([xs[:, :, None].expand(-1, -1, size, -1), ys[..., None].expand(-1, -1, -1, size)], -1).flatten(
-        1, 2
-    )
+    xs, ys = torch.broadcast_tensors(xs[:, :, None], ys[..., None])  # (B,M,size,size)
+    grid = torch.stack([xs, ys], -1).flatten(1, 2)
     parts = F.grid_sample(images - fill, grid, align_corners=False) + fill
     return parts.view(batch, 3, count, size, size).transpose(1, 2)
 
@@ -140,9 +136,8 @@ class Navigator(nn.Module):
         self.down1 = nn.Conv2d(dim, 128, 3, 1, 1)
         self.down2 = nn.Conv2d(128, 128, 3, 2, 1)
         self.down3 = nn.Conv2d(128, 128, 3, 2, 1)
-        self.tidy1 = nn.Conv2d(128, len(LEVELS[0][2]) * len(RATIOS), 1)
-        self.tidy2 = nn.Conv2d(128, len(LEVELS[1][2]) * len(RATIOS), 1)
-        self.tidy3 = nn.Conv2d(128, len(LEVELS[2][2]) * len(RATIOS), 1)
+        channels = [len(scales) * len(RATIOS) for _, _, scales in LEVELS]
+        self.tidy1, self.tidy2, self.tidy3 = (nn.Conv2d(128, count, 1) for count in channels)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return scores (B,N) of maps (B,D,h,w), in the order of `anchors`."""
@@ -172,7 +167,7 @@ class NavigatedParts(Pooling):
 
     Args:
         encoder: backbone of images and of parts.
-        n_classes: K of the auxiliary classifiers.
+        n_classes: of the auxiliary classifiers.
         propose: M, regions that the teacher judges.
         parts: K, regions that the scrutiniser looks at; 0 leaves the whole image alone.
         ranking_weight: lambda, of the navigator's loss.
@@ -206,8 +201,11 @@ class NavigatedParts(Pooling):
     def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return (B,(K+1)*D): parts from the best on, then the whole image."""
         maps = encoder.forward_map(images)
-        boxes = self._navigate(encoder, maps, images)[0].boxes[:, : self.parts] if self.parts else None
-        return self._joined(self._encode(encoder, images, boxes), maps.mean((2, 3)))
+        whole = maps.mean((2, 3))
+        if not self.parts:
+            return whole
+        boxes = self._navigate(encoder, maps, images)[0].boxes[:, : self.parts]
+        return torch.cat([self._encode(encoder, images, boxes).flatten(1), whole], 1)
 
     def learn(
         self, encoder: ImageEncoder, images: Tensor, labels: Tensor, criterion: Callable[..., Tensor]
@@ -226,7 +224,7 @@ class NavigatedParts(Pooling):
             + self.part_weight * part_loss
             + self.ranking_weight * ranking_loss(scores.float(), judged.detach())
         )
-        return self._joined(parts[:, : self.parts], whole), further
+        return torch.cat([parts[:, : self.parts].flatten(1), whole], 1), further
 
     @torch.no_grad()
     def regions(self, encoder: ImageEncoder, images: Tensor) -> Regions:
@@ -240,22 +238,19 @@ class NavigatedParts(Pooling):
         scores = self.navigator(maps.detach())  # the ranking loss trains the navigator only
         if scores.shape[1] != len(boxes):
             raise UsageError(f"{encoder.name} gives a map of {tuple(maps.shape[2:])} cells, too few for {size} pixels")
-        order = scores if self.navigate else _random_like(scores)
+        order = scores
+        if not self.navigate:  # the same order for every call: chance must not make an evaluation waver
+            generator = torch.Generator().manual_seed(len(boxes))
+            order = torch.rand(len(boxes), generator=generator).to(scores).expand_as(scores)
         chosen = select(order, overlapping(size, encoder.stride).to(maps.device), self.propose)
         picked = boxes[chosen].floor().long()[..., [1, 0, 3, 2]]
         seen = scores.gather(1, chosen)
         return Regions(picked, seen.detach()), seen
 
-    def _encode(self, encoder: ImageEncoder, images: Tensor, boxes: Tensor | None) -> Tensor:
+    def _encode(self, encoder: ImageEncoder, images: Tensor, boxes: Tensor) -> Tensor:
         """Return the features (B,N,D) of boxes (B,N,4), at half the side of the input; no gradient to the pixels."""
-        if boxes is None:
-            return images.new_zeros(len(images), 0, encoder.dim)
         parts = cut(images.detach(), boxes, images.shape[-1] // 2, encoder.mean)
         return encoder(parts.flatten(0, 1)).view(len(images), boxes.shape[1], -1)
-
-    @staticmethod
-    def _joined(parts: Tensor, whole: Tensor) -> Tensor:
-        return torch.cat([parts.flatten(1), whole], 1)
 
 
 # Our names for those of the authors' checkpoints; what follows the prefix is the same.
@@ -273,12 +268,8 @@ def from_reference(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
 
     The layouts agree: anchors in the same order, parts before the whole image in the classifier.
 
-    Args:
-        state: their state dict.
-        source: where it comes from, for messages.
-
     Raises:
-        UserError: a tensor that such a checkpoint does not have, or no classifier at all.
+        UserError: a tensor that such a checkpoint does not have, or no classifier at all; the message names `source`.
     """
     renamed = {}
     for name, value in state.items():
@@ -289,9 +280,3 @@ def from_reference(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     if "head.linear.weight" not in renamed:
         raise UserError(f"{source}: no tensor 'concat_net.weight', so no checkpoint of NTS-Net; give model.ckpt")
     return renamed
-
-
-def _random_like(scores: Tensor) -> Tensor:
-    """Return other scores, the same ones for every call: chance must not make an evaluation waver."""
-    generator = torch.Generator().manual_seed(scores.shape[1])
-    return torch.rand(scores.shape[1], generator=generator).to(scores).expand_as(scores)

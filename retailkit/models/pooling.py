@@ -79,8 +79,7 @@ class Pooling(nn.Module):
     """Turns what an encoder sees into vectors.
 
     `look` uses the encoder and nothing that the pooling learns, so that its result may be kept while the encoder is
-    frozen; `pool` does the rest. A pooling that looks at the images again after learning where to look has no such
-    division and overrides `forward`.
+    frozen; `pool` does the rest. NTS-Net looks at the images again, has no such division and overrides `forward`.
 
     Args:
         encoder: whose maps are pooled.
@@ -163,8 +162,7 @@ class LinearHead(Head):
         scalers: of the one modality.
         n_classes: K.
         dropout: share of features left out in training.
-        missing: what a row without features gets: `raise` an error, or `prior`, the logits of the average
-            training row.
+        missing: what a row without features gets: `raise` an error, or the `prior`: the logits of the average row.
     """
 
     def __init__(

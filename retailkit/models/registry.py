@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from retailkit.config import UsageError, pick
 from retailkit.models.classifier import ProductClassifier
 from retailkit.models.encoders import TEXT_ENCODERS, build_image_encoder, build_text_encoder
@@ -21,7 +23,6 @@ from retailkit.models.weights import read_state, require_same_shapes
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 DEFAULT_TEXT_ENCODER = "minilm"
-
 
 POOLINGS: dict[str, type[Pooling]] = {
     "gap": GlobalAveragePool,
@@ -89,53 +90,48 @@ def build(
         UsageError: an unknown name or option, with the nearest known one; no classes, or one twice.
         UserError: weights are not on this machine; the message says which command fetches them.
     """
-    if pick((*MODELS, *MATCHERS, "ensemble"), name, "model") in MATCHERS:
-        return _build_matcher(name, _checked_classes(classes), {"weights": weights} | options)
-    if name == "ensemble":
-        return _build_ensemble(_checked_classes(classes), weights, **options)
-    spec = MODELS[name]
-    backbone = DEFAULT_BACKBONE if backbone == "auto" else backbone
-    pooling = pick(POOLINGS, spec.pooling if pooling == "auto" else pooling, "pooling")
-    text_encoder = DEFAULT_TEXT_ENCODER if text_encoder == "auto" else text_encoder
-    text_encoder = pick(TEXT_ENCODERS, text_encoder, "text encoder")
+    pick((*MODELS, *MATCHERS, "ensemble"), name, "model")
     classes = _checked_classes(classes)
-    of_head = list(inspect.signature(spec.head).parameters)[2:]
-    of_pooling = list(inspect.signature(POOLINGS[pooling]).parameters)[2:] if "image" in spec.modalities else []
-    for option in options:
-        pick([*of_head, *of_pooling], option, f"option of model {name!r}")
+    if name == "ensemble":
+        return _build_ensemble(classes, weights, **options)
+    if name in MATCHERS:
+        options = {"weights": weights} | options
+        _require_known(options, _options_of(MATCHERS[name]), name)
+        return MATCHERS[name](classes, **options)
+    pooling = MODELS[name].pooling if pooling == "auto" else pooling
+    text_encoder = DEFAULT_TEXT_ENCODER if text_encoder == "auto" else text_encoder
+    arguments = {
+        "name": name,
+        "classes": classes,
+        "backbone": DEFAULT_BACKBONE if backbone == "auto" else backbone,
+        "pooling": pick(POOLINGS, pooling, "pooling"),
+        "text_encoder": pick(TEXT_ENCODERS, text_encoder, "text encoder"),
+        "weights": weights and str(weights),
+        "text_weights": text_weights and str(text_weights),
+        "text_config": text_config,
+        "freeze": freeze,
+    }
+    return _build_classifier(arguments, options)
 
+
+def _build_classifier(arguments: dict[str, Any], options: dict[str, Any]) -> ProductClassifier:
+    spec, pooling, count = MODELS[arguments["name"]], POOLINGS[arguments["pooling"]], len(arguments["classes"])
+    of_head, of_pooling = _options_of(spec.head), _options_of(pooling) if "image" in spec.modalities else []
+    _require_known(options, [*of_head, *of_pooling], arguments["name"])
     parts: dict[str, Any] = {}
     scalers: dict[str, FeatureScaler] = {}
     if "image" in spec.modalities:
-        parts["image_encoder"] = build_image_encoder(backbone, weights)
+        encoder = build_image_encoder(arguments["backbone"], arguments["weights"])
         chosen = {option: value for option, value in options.items() if option in of_pooling}
-        parts["pooling"] = POOLINGS[pooling](parts["image_encoder"], len(classes), **chosen)
+        parts = {"image_encoder": encoder, "pooling": pooling(encoder, count, **chosen)}
         scalers["image"] = FeatureScaler(parts["pooling"].dim)
     if "text" in spec.modalities:
-        encoder = parts["text_encoder"] = build_text_encoder(text_encoder, text_weights, text_config)
-        scalers["text"] = FeatureScaler(encoder.dim, shared=encoder.sparse)
-        text_config = encoder.config
-    build_args = {
-        "name": name,
-        "classes": classes,
-        "backbone": backbone,
-        "pooling": pooling,
-        "text_encoder": text_encoder,
-        "weights": None if weights is None else str(weights),
-        "text_weights": None if text_weights is None else str(text_weights),
-        "text_config": text_config,
-        "freeze": freeze,
-        **options,
-    }
-    head = spec.head(scalers, len(classes), **{o: value for o, value in options.items() if o in of_head})
-    model = ProductClassifier(classes, head, **parts, build_args=build_args)
-    return model.freeze(freeze)
-
-
-def _build_matcher(name: str, classes: list[str], options: Mapping[str, Any]) -> KeypointMatcher:
-    for option in options:
-        pick(list(inspect.signature(MATCHERS[name]).parameters)[1:], option, f"option of model {name!r}")
-    return MATCHERS[name](classes, **options)
+        reader = build_text_encoder(arguments["text_encoder"], arguments["text_weights"], arguments["text_config"])
+        parts["text_encoder"], arguments["text_config"] = reader, reader.config
+        scalers["text"] = FeatureScaler(reader.dim, shared=reader.sparse)
+    head = spec.head(scalers, count, **{option: value for option, value in options.items() if option in of_head})
+    model = ProductClassifier(arguments["classes"], head, **parts, build_args=arguments | options)
+    return model.freeze(arguments["freeze"])
 
 
 def _build_ensemble(classes: list[str], weights: str | None, members: Sequence[Mapping[str, Any]]) -> Ensemble:
@@ -146,6 +142,16 @@ def _build_ensemble(classes: list[str], weights: str | None, members: Sequence[M
         model.input_size = member["size"]
         made.append(model)
     return Ensemble(made, [member.get("flip", False) for member in members])
+
+
+def _options_of(factory: Callable[..., nn.Module]) -> list[str]:
+    parameters = inspect.signature(factory).parameters.values()
+    return [p.name for p in parameters if p.default is not p.empty]
+
+
+def _require_known(options: Mapping[str, Any], known: list[str], model: str) -> None:
+    for option in options:
+        pick(known, option, f"option of model {model!r}")
 
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 MAGIC_LEAP = "Magic Leap, academic or non-profit, non-commercial"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 LARGEST = 16 << 30  # bytes of a weights file
-# torch.hub's convention: a published file's name ends in the first digits of its sha256.
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,10})\.pth$")
 
 
 # -- What is published.
@@ -128,11 +126,7 @@ HUB_FOLDERS = {**TRANSFORMERS, **KEYPOINT_NETWORKS}
 
 
 def published_weights(name: str, variant: str = "auto") -> tuple[str, Weights]:
-    """Return the full name and the published weights of a backbone; `auto` is its first variant.
-
-    Raises:
-        UsageError: unknown backbone or variant.
-    """
+    """Return the full name and the published weights of a backbone; `auto` is its first variant."""
     if name.startswith("timm:"):
         return name, Weights(name.removeprefix("timm:"))
     variants = BACKBONES[pick(BACKBONES, name, "backbone")]
@@ -142,11 +136,7 @@ def published_weights(name: str, variant: str = "auto") -> tuple[str, Weights]:
 
 
 def describe(network: str) -> PretrainedCfg:
-    """Return what the library knows of published weights: url, licence, input size, mean and standard deviation.
-
-    Raises:
-        UsageError: timm knows no such network.
-    """
+    """Return what the library knows of published weights: url, licence, input size, mean and standard deviation."""
     from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 
     library, _, name = network.rpartition(":")
@@ -155,10 +145,8 @@ def describe(network: str) -> PretrainedCfg:
 
         found = get_model_weights(name).DEFAULT
         seen = found.transforms()
-        size = (3, *seen.crop_size * 2)
-        return PretrainedCfg(
-            url=found.url, license="bsd-3-clause", input_size=size, mean=tuple(seen.mean), std=tuple(seen.std)
-        )
+        size, mean, std = (3, *seen.crop_size * 2), tuple(seen.mean), tuple(seen.std)
+        return PretrainedCfg(url=found.url, license="bsd-3-clause", input_size=size, mean=mean, std=std)
     config = get_pretrained_cfg(name) if is_model(name) else None
     if config is None:
         raise UsageError(f"timm has no network {name!r}; timm.list_models() lists those it has")
@@ -169,10 +157,7 @@ def describe(network: str) -> PretrainedCfg:
 
 
 def find_weights(name: str, weights: str | Path = "auto") -> Path:
-    """Return the file behind `weights` of backbone `name`; see `build_image_encoder`.
-
-    Warns when the licence of the chosen weights forbids commercial use.
-    """
+    """Return the file behind `weights` of backbone `name`; warn if its licence forbids commercial use."""
     if Path(weights).suffix in WEIGHT_SUFFIXES:
         if not Path(weights).is_file():
             raise UserError(f"{weights}: no such weights file; correct the path, or use weights='auto'")
@@ -189,10 +174,7 @@ def find_weights(name: str, weights: str | Path = "auto") -> Path:
 
 
 def find_folder(name: str, weights: str | Path = "auto") -> Path:
-    """Return the folder behind `weights` of a text encoder or keypoint network; see `build_text_encoder`.
-
-    Warns when the licence of the published weights forbids commercial use.
-    """
+    """Return the folder behind `weights` of a text encoder or keypoint network, and warn as `find_weights` does."""
     published = HUB_FOLDERS[name]
     if str(weights) != "auto":
         if not (Path(weights) / "config.json").is_file():
@@ -231,7 +213,8 @@ def _packaged(place: str) -> Path | None:
 
 
 def _digits_in_name(path: Path) -> str:
-    found = HASH_IN_NAME.search(path.name)
+    """Return the first digits of the sha256 of a file that is named by torch.hub's convention, else ""."""
+    found = re.search(r"-([0-9a-f]{8,10})\.pth$", path.name)
     return found.group(1) if found else ""
 
 
@@ -245,29 +228,26 @@ def _checked(path: Path, sha256: str, cure: str) -> Path:
 
 
 def _warn_non_commercial(name: str, licence: str | None) -> None:
-    if _non_commercial(licence):
-        warnings.warn(f"{name}: {licence}, for non-commercial use only", stacklevel=3)
+    if _only(licence):
+        warnings.warn(f"{name}: {licence}, for {_only(licence)}", stacklevel=3)
 
 
-def _non_commercial(licence: str | None) -> bool:
-    return "-nc-" in (licence or "") or "non-commercial" in (licence or "")
+def _only(licence: str | None) -> str:
+    limited = "-nc-" in (licence or "") or "non-commercial" in (licence or "")
+    return "non-commercial use only" if limited else ""
 
 
 # -- How they are fetched.
 
 
 def fetch_weights(name: str) -> Path:
-    """Download published weights into the cache, after telling their licence.
+    """Download published weights into the cache, after telling their licence; return the file or folder.
 
     Args:
         name: an image backbone (its default weights), `backbone.VARIANT` such as `resnext101_32x8d.WSL`, `timm:NAME`,
             a text encoder, or `superpoint`.
 
-    Returns:
-        The file, or the folder of what `transformers` reads.
-
     Raises:
-        UsageError: unknown name.
         UserError: the download failed or is damaged.
     """
     if name in HUB_FOLDERS:
@@ -293,7 +273,7 @@ def fetch_weights(name: str) -> Path:
 
 
 def _tell(name: str, licence: str | None, source: str | None) -> None:
-    note = " (non-commercial use only)" if _non_commercial(licence) else ""
+    note = f" ({_only(licence)})" if _only(licence) else ""
     print(f"{name}: licence {licence or 'unknown'}{note}, from {source}")
 
 
@@ -322,9 +302,6 @@ def load_trunk(network: nn.Module, path: Path) -> None:
 
     Tensors are matched by name or, where the file uses other names for the same layers (the lite packages,
     torchvision's EfficientNet), by their order, which a .pth file keeps. The file's classifier is dropped.
-
-    Raises:
-        UserError: not a weights file, or the weights of another network.
     """
     state = read_state(path)
     own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}

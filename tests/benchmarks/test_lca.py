@@ -41,7 +41,7 @@ def saved_bytes(call):
 @pytest.fixture(scope="module")
 def pool():
     torch.manual_seed(0)
-    return LocalConceptsAccumulation(SimpleNamespace(dim=DIM))
+    return LocalConceptsAccumulation(SimpleNamespace(dim=DIM), 10)
 
 
 @pytest.mark.benchmark

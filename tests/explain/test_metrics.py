@@ -320,8 +320,8 @@ def same(a, b):
 
 
 def test_every_weight_is_drawn_anew_and_the_original_stays():
-    model = network("lca", width=8)
-    model.head.scalers["image"].fit(Features(torch.rand(9, 8), torch.ones(9, dtype=torch.bool)))
+    model = network("lca")
+    model.head.scalers["image"].fit(Features.present(torch.rand(9, 512)))
     model.image_encoder.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(5)
@@ -349,7 +349,7 @@ def test_a_random_networks_answer_neither_vanishes_nor_explodes():
 
 
 def test_the_cascade_goes_down_from_the_answer():
-    model = network("lca", width=8)
+    model = network("lca")
     names = [name for name, _ in metrics.stages(model)]
     assert names[:3] == ["head", "pooling", "image_encoder.layer4.1"] and names[-1] == "image_encoder.conv1"
     for top in (0, 1, 3, len(names)):

@@ -267,7 +267,7 @@ def test_guided_gradcam_lets_no_negative_gradient_through_a_rectifier(backbone):
 @pytest.mark.parametrize("side", [80, 64])
 def test_windows_are_their_contributions_painted_one_by_one(side):
     """At 80 pixels the last cells of the map end at 96: windows are clipped to the image."""
-    model, images, labels = network("lca", width=8), pictures(side=side), torch.tensor([2, 0])
+    model, images, labels = network("lca"), pictures(side=side), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "windows")
     with torch.no_grad():
         contrast = saliency.runner_up(model(images), labels)

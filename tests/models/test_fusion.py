@@ -8,8 +8,9 @@ from PIL import Image
 from torch.nn import functional
 
 from retailkit import data, models, training
-from retailkit.config import UsageError, UserError
+from retailkit.config import UserError
 from retailkit.models import Features
+from retailkit.models import fusion as fusion_module
 from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
 from retailkit.models.pooling import FeatureScaler
 from retailkit.training import TrainConfig, TrainSpec
@@ -92,44 +93,33 @@ def test_concatenation_balances_and_puts_the_average_in_place_of_what_is_missing
     assert torch.allclose(fusion(seen)[1], fusion.linear(without)[1], atol=1e-6), "zero after scaling, not before"
 
 
-def test_the_expected_embracement_is_the_mean_of_many_draws():
-    sampled, expected = head(EmbraceNet, mode="sampled", shares=(0.8, 0.2)), head(EmbraceNet, shares=(0.8, 0.2))
-    seen = features(missing_text=[3])
+def docked(fusion, seen):
+    return {m: functional.relu(fusion.docking[m](seen[m].values)) for m in WIDTHS}
+
+
+def test_the_expected_embracement_is_the_mean_of_many_draws(monkeypatch):
+    monkeypatch.setattr(fusion_module, "MODALITY_DROPOUT", 0)
+    fusion, seen = head(EmbraceNet), features(missing_text=[3])
     with torch.no_grad():
-        mean = torch.stack([sampled(seen) for _ in range(3000)]).mean(0)
-        exact = expected(seen)
-    assert torch.allclose(mean, exact, atol=0.03) and torch.equal(exact, expected(seen))
-    docked = {m: functional.relu(expected.docking[m](seen[m].values)) for m in WIDTHS}
-    by_hand = expected.linear(0.8 * docked["image"][0] + 0.2 * docked["text"][0])
+        exact = fusion(seen)
+        fusion.train()
+        mean = torch.stack([fusion(seen) for _ in range(3000)]).mean(0)
+    assert torch.allclose(mean, exact, atol=0.03) and torch.equal(exact, fusion.eval()(seen))
+    each = docked(fusion, seen)
+    by_hand = fusion.linear((each["image"][0] + each["text"][0]) / 2)
     assert torch.allclose(exact[0], by_hand, atol=1e-6)
-    assert torch.allclose(exact[3], expected.linear(docked["image"][3]), atol=1e-6), "nobody takes from what is missing"
+    assert torch.allclose(exact[3], fusion.linear(each["image"][3]), atol=1e-6), "nobody takes from what is missing"
 
 
-def test_an_embracement_unit_is_a_unit_of_one_modality():
-    fusion, seen = head(EmbraceNet, mode="sampled", width=64), features()
+@pytest.mark.parametrize("dropout", [0, 1])
+def test_an_embracement_unit_is_a_unit_of_one_modality_and_with_dropout_all_of_a_row_are(dropout, monkeypatch):
+    monkeypatch.setattr(fusion_module, "MODALITY_DROPOUT", dropout)
+    fusion, seen = head(EmbraceNet).train(), features(rows=40, missing_text=[0])
     fusion.linear = torch.nn.Identity()
-    joint = fusion(seen)
-    docked = torch.stack([functional.relu(fusion.docking[m](seen[m].values)) for m in WIDTHS])
-    assert ((joint == docked[0]) | (joint == docked[1])).all()
-    assert (joint != docked[0]).any() and (joint != docked[1]).any()
-
-
-def test_modality_dropout_shows_one_modality_a_row_in_training_only():
-    fusion, seen = head(EmbraceNet, modality_dropout=1.0, width=64), features(rows=40, missing_text=[0])
-    fusion.linear = torch.nn.Identity()
-    docked = {m: functional.relu(fusion.docking[m](seen[m].values)) for m in WIDTHS}
-    joint = fusion.train()(seen)
-    image, text = ((joint == docked[m]).all(1) for m in WIDTHS)
-    assert (image | text).all() and image[0] and image.any() and text.any()
-    assert not torch.equal(fusion.eval()(seen), joint)
-
-
-@pytest.mark.parametrize("shares", [(0.5,), (0.9, 0.9), (1.5, -0.5)])
-def test_shares_that_are_no_probabilities_are_refused(shares):
-    with pytest.raises(UsageError, match="sum 1"):
-        head(EmbraceNet, shares=shares)
-    with pytest.raises(UsageError, match="expected"):
-        head(EmbraceNet, mode="average")
+    joint, each = fusion(seen), docked(fusion, seen)
+    image, text = (joint == each["image"]), (joint == each["text"])
+    assert (image | text).all() and image[0].all() and not image.all() and not text.all()
+    assert bool((image.all(1) | text.all(1)).all()) is bool(dropout)
 
 
 # -- On the whole model.
@@ -183,20 +173,16 @@ def test_fusion_learns_what_neither_modality_knows(name, products, tmp_path, mon
 def test_one_modality_may_be_missing_at_test_time_and_not_both(name):
     model, images = small(name, CLASSES), torch.rand(2, 3, 40, 40)
     with torch.no_grad():
-        for given in ({"images": images}, {"texts": ["MILK", "BEEF"]}, {"images": images, "texts": ["", "BEEF"]}):
+        for given in (
+            {"images": images},
+            {"texts": ["MILK", "BEEF"]},
+            {"images": images, "texts": ["", "word " * 300]},
+        ):
             assert model(**given).isfinite().all()
         with pytest.raises(UserError, match="image and text"):
             model()
         with pytest.raises(UserError, match="1 of 2 rows have no image or text"):
             model(texts=["MILK", "  "])
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_no_text_300_words_and_another_size_are_classified(name):
-    model = small(name, CLASSES)
-    with torch.no_grad():
-        for images in (torch.rand(2, 3, 33, 47), torch.rand(2, 3, 64, 64)):
-            assert model(images, ["", "word " * 300]).isfinite().all()
 
 
 def test_a_printed_barcode_never_reaches_the_text_encoder(monkeypatch):
@@ -205,16 +191,6 @@ def test_a_printed_barcode_never_reaches_the_text_encoder(monkeypatch):
     monkeypatch.setattr(model.text_encoder, "forward", lambda texts: seen.extend(texts) or real(texts))
     found = model.encode_text(["LEAN 060383059330 BEEF", "4006381333931", "EXTRA"])
     assert seen == ["LEAN BEEF", "EXTRA"] and found.available.tolist() == [True, False, True]
-
-
-def test_nts_composes_with_fusion():
-    model = small("embracenet", CLASSES, pooling="nts", propose=3, parts=2)
-    images = torch.rand(2, 3, 96, 96)
-    batch = data.table.Batch(images, torch.tensor([0, 1]), ["A", ""], [[], []], None, [None, None], torch.arange(2))
-    loss = model.train().training_loss(batch, functional.cross_entropy)
-    loss.backward()
-    assert model.head.docking["image"].weight.grad.abs().sum() > 0
-    assert model.pooling.navigator.down1.weight.grad.abs().sum() > 0
 
 
 def test_shares_are_tuned_after_nts_has_learned_as_well(products):

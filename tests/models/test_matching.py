@@ -14,7 +14,7 @@ NOTHING = Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.ze
 
 
 def pattern(seed, side=200):
-    """A image with corners everywhere."""
+    """An image with corners everywhere."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (side // 10, side // 10, 3), np.uint8)
     return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_NEAREST)
@@ -86,9 +86,10 @@ def test_the_ratio_test_of_binary_descriptors_compares_hamming_distances():
     assert matching.mutual_matches(one, two[None], counts, 0.88, binary=True).tolist() == [[-1]]
 
 
-def test_padding_has_no_vote():
+def test_padding_has_no_vote(monkeypatch):
     """Signed descriptors can be further from a query than the zeros that fill short galleries up."""
-    model = models.build("nbnn", ["full", "short"], detector="orb", keypoints=4, neighbours=1)
+    model = models.build("nbnn", ["full", "short"], detector="orb", keypoints=4)
+    monkeypatch.setattr(matching, "NEIGHBOURS", 1)
     full = torch.nn.functional.normalize(-torch.ones(2, 4, 8), dim=2)
     full[1, 1:] = 0
     model._fill(torch.zeros(2, 4, 2), full, torch.tensor([4, 1]), torch.tensor([0, 1]))
@@ -125,13 +126,13 @@ def test_it_is_a_classifier_like_the_others(shop, tmp_path):
     assert torch.equal(again(image), model(image))
 
 
-def test_the_matched_points_lie_on_the_best_gallery_picture(shop):
+def test_the_matched_points_lie_on_the_best_gallery_image(shop):
     model = models.build("matching", shop.classes)
     train = shop.split("train", 240)
     model.prepare(train)
     best, source, target = model.matched(train[3].image)
     assert best == 3 and len(source) > 20
-    assert np.allclose(source, target, atol=1), "a image matches itself point by point"
+    assert np.allclose(source, target, atol=1), "an image matches itself point by point"
 
 
 def test_a_product_without_keypoints_is_unknown(shop):
@@ -149,7 +150,7 @@ def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"detector": "sfit"}, "did you mean 'sift'"), ({"ratio": 2}, "ratio=2"), ({"ratoi": 1}, "ratio")],
+    [({"detector": "sfit"}, "did you mean 'sift'"), ({"keypoint": 9}, "did you mean 'keypoints'")],
 )
 def test_wrong_options_are_named(options, says):
     with pytest.raises(UsageError, match=says):
@@ -203,7 +204,7 @@ def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
     assert direct.summary()["calibration_error"] is None, "inliers order the classes and are no probabilities"
     monkeypatch.setattr(model, "_describe", None)
     assert np.array_equal(training.evaluate(model, training.encode(model, test)).probs, direct.probs)
-    other = models.build("matching", shop.classes, ratio=1)
+    other = models.build("matching", shop.classes, keypoints=100)
     other.prepare(shop.split("train", 240))
     assert training.encoder_fingerprint(other) != training.encoder_fingerprint(model), "its settings count too"
 
@@ -231,7 +232,7 @@ def test_points_that_vote_are_a_classifier_like_the_others(shop, tmp_path):
         model(torch.rand(1, 3, 64, 64))
     history = training.fit(model, shop.split("train", 240))
     train = shop.split("train", 240)
-    assert training.evaluate(model, train).top1 == 1.0, "a image's points are nearest to themselves"
+    assert training.evaluate(model, train).top1 == 1.0, "an image's points are nearest to themselves"
     result = training.evaluate(model, shop.split("test", 240))
     families = np.array([c.rsplit(" ", 1)[0][:6] for c in shop.classes])
     assert (families[result.labels] == families[result.predicted]).mean() > 0.8
@@ -239,12 +240,10 @@ def test_points_that_vote_are_a_classifier_like_the_others(shop, tmp_path):
     path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
     again, _, _ = training.load_checkpoint(path)
     image = shop.split("test", 240)[0].image[None]
-    assert torch.equal(again(image), model(image)) and again.neighbours == 4
-    with pytest.raises(UsageError, match="neighbours=0"):
-        models.build("nbnn", ["a"], neighbours=0)
+    assert torch.equal(again(image), model(image))
 
 
-def test_its_pictures_stay_in_main_memory_whatever_to_says(shop):
+def test_its_gallery_stays_in_main_memory_whatever_to_says(shop):
     model = models.build("matching", shop.classes)
     model.prepare(shop.split("train", 240))
     assert model.to("meta").points.device.type == "cpu"

@@ -64,7 +64,7 @@ def test_more_regions_than_anchors_raise():
         nts.select(torch.randn(1, 87), nts.overlapping((96, 96), 32), 100)
 
 
-def test_parts_are_cut_as_from_a_padded_picture():
+def test_parts_are_cut_as_from_a_padded_image():
     images, fill, pad = torch.rand(2, 3, 96, 80), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), 64
     boxes = torch.tensor([[[-10, 5, 40, 60], [50, 50, 120, 130]], [[0, 0, 80, 96], [3, 4, 9, 10]]])
     parts = nts.cut(images, boxes, 32, fill)
@@ -116,7 +116,7 @@ def test_gradients_go_where_the_paper_sends_them(model):
     assert torch.isfinite(loss) and all(p.grad is not None for p in model.parameters())
 
 
-def test_k_of_zero_classifies_by_the_whole_picture(model):
+def test_k_of_zero_classifies_by_the_whole_image(model):
     whole = models.build("nts", CLASSES, "resnet18", weights=None, parts=0).eval()
     images = torch.rand(2, 3, 96, 96)
     assert whole.encode_image(images).values.shape == (2, 512)
@@ -145,7 +145,7 @@ def test_other_models_have_no_regions():
 
 
 @pytest.mark.parametrize("side", [32, 40])
-def test_pictures_smaller_than_the_parts_they_were_made_for(model, side):
+def test_images_smaller_than_the_parts_they_were_made_for(model, side):
     """Anchors shrink with the input, so that the largest one overhangs a tiny image no more than a large one."""
     image = torch.rand(1, 3, side, side)
     found = model.regions(image)
@@ -153,7 +153,7 @@ def test_pictures_smaller_than_the_parts_they_were_made_for(model, side):
     assert (found.boxes[..., 2] - found.boxes[..., 0]).max() <= 1.05 * side
 
 
-def test_a_batch_of_one_picture_learns(model):
+def test_a_batch_of_one_image_learns(model):
     """Batch statistics of one image and its parts are poor, but they are numbers."""
     batch = SimpleNamespace(images=torch.rand(1, 3, 96, 96), labels=torch.tensor([1]), texts=[""])
     loss = model.train().training_loss(batch, F.cross_entropy)

@@ -32,7 +32,7 @@ def test_frozen_training_learns_and_leaves_the_encoder_alone(small_model, train,
 
 def test_lca_learns_on_kept_feature_maps(small_model, data):
     """What is kept of frozen encoders are maps, so that the layer inside the pooling learns as well."""
-    model = small_model(name="lca", width=16)
+    model = small_model(name="lca")
     before = model.pooling.fc.weight.detach().clone()
     train, val = data.split("train", 96), data.split("val", 96)
     training.fit(model, train, val, replace(FROZEN, epochs=15))
