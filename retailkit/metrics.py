@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, f1_score
 
 Interval = tuple[float, float]
+DRAWS = 2000  # of a bootstrap
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -20,26 +21,47 @@ def wilson(hits: int, n: int) -> Interval:
     return float(low), float(high)
 
 
-def bootstrap(values: np.ndarray, statistic=np.mean, n: int = 2000, seed: int = 0) -> Interval:
-    """Return the 95 % percentile bootstrap interval of `statistic` over rows of `values (N,...)`, from `n` draws."""
-    values = np.asarray(values)
-    rng = np.random.default_rng(seed)
-    return _middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(n)])
-
-
-def _middle(draws: Sequence[float]) -> Interval:
-    """Return the 2.5 % and the 97.5 % quantile."""
-    low, high = np.quantile(draws, [0.025, 0.975])
+def middle(draws: Sequence[float]) -> Interval:
+    """Return the 2.5 % and the 97.5 % quantile of bootstrap draws; NaN among them are left out."""
+    low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
-def verdict(low: float, high: float, sign: int) -> str:
-    """Say what the interval of a difference makes of a claim about its sign.
+def bootstrap(values: np.ndarray, statistic=np.mean, seed: int = 0) -> Interval:
+    """Return the 95 % percentile bootstrap interval of `statistic` over the rows of `values (N,...)`."""
+    values = np.asarray(values)
+    rng = np.random.default_rng(seed)
+    return middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)])
+
+
+def crossed_draws(shape: tuple[int, int], draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each of P images (B,P) and each of S seeds (B,S) is drawn, both with replacement."""
+    rng = np.random.default_rng(seed)
+    images, seeds = (rng.multinomial(count, np.full(count, 1 / count), size=draws) for count in shape)
+    return images, seeds
+
+
+def crossed_means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Return (B,) means of `values (P,S)` over images and seeds that are drawn; NaN where nothing is left."""
+    values = np.asarray(values, dtype=float)
+    there = ~np.isnan(values)
+    images, seeds = crossed_draws(values.shape, draws, seed)
+    totals = np.einsum("np,ps,ns->n", images, np.where(there, values, 0), seeds, optimize=True)
+    counts = np.einsum("np,ps,ns->n", images, there.astype(float), seeds, optimize=True)
+    return np.divide(totals, counts, out=np.full(draws, np.nan), where=counts > 0)
+
+
+def crossed_bootstrap(values: np.ndarray) -> Interval:
+    """Return the 95 % percentile bootstrap interval of the mean over images and seeds.
 
     Args:
-        low: lower end.
-        high: upper end.
-        sign: what is claimed: above 0 a gain, below 0 a loss, 0 for no claim.
+        values: (P,S), one row per image and one column per seed; NaN where a seed did not test an image (another fold).
+    """
+    return middle(crossed_means(values, DRAWS, 0))
+
+
+def verdict(low: float, high: float, sign: int) -> str:
+    """Say what the interval of a difference makes of a claim: `sign` above 0 a gain, below 0 a loss, 0 for no claim.
 
     Returns:
         `as claimed` or `the opposite`; `more` or `less` where nothing is claimed; `not decided` where 0 lies inside,
@@ -52,23 +74,6 @@ def verdict(low: float, high: float, sign: int) -> str:
     return "as claimed" if (low > 0) == (sign > 0) else "the opposite"
 
 
-def crossed_bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> Interval:
-    """Return the 95 % percentile bootstrap interval of the mean over images and seeds, both drawn with replacement.
-
-    Args:
-        values: (P,S), one row per image and one column per seed; NaN where a seed did not test an image (another fold).
-        n: draws.
-        seed: of the draws.
-    """
-    values = np.asarray(values, dtype=float)
-    there = ~np.isnan(values)
-    rng = np.random.default_rng(seed)
-    images, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=n) for k in values.shape)
-    totals = np.einsum("np,ps,ns->n", images, np.where(there, values, 0), seeds, optimize=True)
-    counts = np.einsum("np,ps,ns->n", images, there.astype(float), seeds, optimize=True)
-    return _middle(totals[counts > 0] / counts[counts > 0])
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """How a classifier did on one split.
@@ -78,8 +83,8 @@ class Evaluation:
         labels: (N,) true class indices.
         classes: K class names.
         indices: (N,) rows of the data set's table.
-        probabilistic: False for a classifier whose scores only order the classes, such as keypoint matching; there is
-            no calibration to speak of then.
+        probabilistic: False for scores that only order the classes, as keypoint matching gives; they have no
+            calibration.
     """
 
     probs: np.ndarray
@@ -155,10 +160,8 @@ class Evaluation:
     def by_group(self, groups: Sequence, name: str = "group") -> pd.DataFrame:
         """Return the accuracy of each group of samples: `name`, `n`, `accuracy`, `low` and `high` (95 %, Wilson).
 
-        Args:
-            groups: N names of groups, in the order of the samples. A categorical keeps its order; whoever has none
-                is left out.
-            name: of the first column.
+        `groups` holds N names in the order of the samples. A categorical keeps its order; a sample without a name is
+        left out.
         """
         names = pd.Series(groups).reset_index(drop=True)
         rows = [
@@ -176,16 +179,11 @@ class Evaluation:
         first, second = np.triu_indices(len(self.classes), k=1)
         counts, totals = errors[first, second], np.bincount(self.labels, minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")[:top]
-        order = order[counts[order] > 0]
-        first, second, counts = first[order], second[order], counts[order]
-        return pd.DataFrame(
-            {
-                "first": [self.classes[i] for i in first],
-                "second": [self.classes[i] for i in second],
-                "errors": counts,
-                "rate": counts / (totals[first] + totals[second]),
-            }
-        )
+        rows = []
+        for k in order[counts[order] > 0]:
+            one, other = first[k], second[k]
+            rows.append((self.classes[one], self.classes[other], counts[k], counts[k] / (totals[one] + totals[other])))
+        return pd.DataFrame(rows, columns=["first", "second", "errors", "rate"])
 
     def reliability(self, bins: int = 10) -> pd.DataFrame:
         """Return confidence against accuracy in `bins` equally populated bins (Guo et al. 2017 take equally wide ones).
@@ -239,7 +237,7 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
 
     Args:
         rows: name -> one evaluation per seed; with folds each seed has other images.
-        baseline: name of the method that the others are compared with, image by image and seed by seed.
+        baseline: method that the others are compared with, image by image and seed by seed.
 
     Returns:
         Columns `name`, `accuracy`, `low`, `high`, `macro_f1`, `confidence`, `calibration_error`, `coverage`, `n`

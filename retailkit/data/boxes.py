@@ -63,12 +63,7 @@ class Scenes:
         return image.float() / 255
 
     def annotation(self, index: int, region: bool = True) -> dict[str, Tensor]:
-        """Return what torchvision's detectors learn from: `boxes` (N,4) and `labels` (N,).
-
-        Args:
-            index: of the image.
-            region: whether the region's boxes are among them.
-        """
+        """Return what torchvision's detectors learn from: `boxes` (N,4) and `labels` (N,); the region's if asked."""
         keep = (self.labels[index] != self.region_label) | region
         return {"boxes": self.boxes[index][keep], "labels": self.labels[index][keep]}
 
@@ -79,7 +74,7 @@ class Scenes:
         return Scenes(self.classes, *parts, region=self.region, targets=self.targets)
 
 
-def load_coco(annotations: str | Path, images: str | Path, region: str = "", targets: Sequence[str] = ()) -> Scenes:
+def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> Scenes:
     """Read boxes in the format of COCO: `images`, `categories` and `annotations` with `bbox` as x, y, width, height.
 
     Annotations with `iscrowd` are left out. Every image is decoded once here, so that a broken one is found before a
@@ -88,20 +83,19 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "", tar
     Args:
         annotations: the JSON file; a byte order mark does no harm.
         images: folder that contains each `file_name`.
-        region: category that comes with the targets; "" for none.
-        targets: categories that it comes with; none means all others.
+        region: category that comes with all others; "" for none.
 
     Raises:
         DataError: the file is not in this format, an image is missing or broken, or a box is empty or outside its
             image. All faults of images and boxes are listed.
-        UsageError: `region` or `targets` are no categories of the file.
+        UsageError: `region` is no category of the file.
     """
     path, folder = Path(annotations), Path(images)
     content = _coco_content(path)
     names = {row["id"]: row["name"] for row in content["categories"]}
     classes = list(dict.fromkeys(names.values()))
-    for name in filter(None, (region, *targets)):
-        pick(classes, name, f"category of {path.name}")
+    if region:
+        pick(classes, region, f"category of {path.name}")
     files = {row["id"]: folder / row["file_name"] for row in content["images"]}
     sizes, faults = _sizes(content["images"], files, path)
     boxes: dict[Any, list[Box]] = {key: [] for key in files}
@@ -124,7 +118,7 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "", tar
         [torch.tensor(rows, dtype=torch.float32).reshape(-1, 4) for rows in boxes.values()],
         [torch.tensor(rows, dtype=torch.int64) for rows in labels.values()],
         region,
-        tuple(targets) or tuple(name for name in classes if name != region),
+        tuple(name for name in classes if name != region),
     )
 
 

@@ -47,7 +47,6 @@ class DetectorConfig:
         steps: updates.
         batch_size: images per update.
         lr: peak learning rate (AdamW, linear warm-up over a tenth of all steps, cosine decay to zero).
-        weight_decay: decoupled weight decay.
         size: side in pixels to which images are stretched, a multiple of 32.
         weights: of the trunk; see `models.encoders.build_image_encoder`.
         seed: of weights, order of images, and what torchvision samples of anchors and proposals.
@@ -56,7 +55,6 @@ class DetectorConfig:
     steps: int = 200
     batch_size: int = 4
     lr: float = 1e-3
-    weight_decay: float = 1e-4
     size: int = 192
     weights: str | None = "auto"
     seed: int = 0
@@ -93,12 +91,7 @@ class Trunk(nn.Module):
 
 
 def build(classes: int, config: DetectorConfig) -> FasterRCNN:
-    """Return an untrained detector; the same seed gives the same weights.
-
-    Args:
-        classes: how many, without the background.
-        config: its `size`, `weights` and `seed` are used.
-    """
+    """Return an untrained detector of `classes` classes and the background; the same seed gives the same weights."""
     with seeded(config.seed):
         trunk = Trunk(config.weights)
         sides = [tuple(round(side * config.size / 192) for side in level) for level in ANCHORS]
@@ -125,12 +118,7 @@ def build(classes: int, config: DetectorConfig) -> FasterRCNN:
 
 
 def encode(scenes: Scenes, config: DetectorConfig) -> Maps:
-    """Return the trunk's feature maps of all images, 0.2 MB each at 192 px.
-
-    Args:
-        scenes: the images.
-        config: its `size`, `weights` and, for a trunk without weights, `seed` are used.
-    """
+    """Return the trunk's feature maps of all images, 0.2 MB each at 192 px."""
     model, parts = build(len(scenes.classes), config).eval().to(device()), []
     indices = range(len(scenes))
     for start in tqdm(indices[:: config.batch_size], "maps", mininterval=2, leave=False, disable=len(scenes) < 100):
@@ -170,7 +158,7 @@ def _train(model: FasterRCNN, scenes: Scenes, config: DetectorConfig, maps: Maps
     """Train a detector and return its trained weights by name, and `losses` (steps, 4)."""
     model.train()
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(learned.values(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(learned.values(), lr=config.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(0.1, config.steps))
     rows = []
     for step in tqdm(range(config.steps), "detector", mininterval=5, leave=False, disable=config.steps < 50):
@@ -223,13 +211,7 @@ def held_out_losses(model: FasterRCNN, scenes: Scenes, maps: Maps, region: bool 
 
     Counted without the region's boxes they compare detectors that did and did not learn these. The losses of training
     do not, since they are averages over other boxes. Every detector is asked about the same anchors; its proposals are
-    its own.
-
-    Args:
-        model: a detector; it is in evaluation mode afterwards.
-        scenes: images with boxes.
-        maps: what `encode` made of `scenes`.
-        region: whether the region's boxes are counted.
+    its own. The detector is in evaluation mode afterwards.
     """
     model.train()
     rows = []
@@ -246,10 +228,7 @@ def held_out_losses(model: FasterRCNN, scenes: Scenes, maps: Maps, region: bool 
 def detect(model: FasterRCNN, scenes: Scenes, maps: Maps) -> list[dict[str, np.ndarray]]:
     """Return what is detected on each image: `boxes` (N,4) in its own pixels, `labels` (N,), `scores` (N,), best first.
 
-    Args:
-        model: in evaluation mode.
-        scenes: the images; their boxes are not used.
-        maps: what `encode` made of `scenes`.
+    The detector must be in evaluation mode.
     """
     detections = []
     for i in range(len(scenes)):
@@ -297,9 +276,9 @@ def train_detectors(
         seeds: of the repetitions.
         learn_region: False leaves the region's boxes out of both, which then are one and the same.
     """
-    trained = {name: Detectors([], pd.DataFrame(), [], {"own labels": [], "products only": []})
-               for name in ("with", "without")}  # fmt: skip
-    histories: dict[str, list[pd.DataFrame]] = {name: [] for name in trained}
+    names, losses = ("with", "without"), ("own labels", "products only")
+    trained = {name: Detectors([], pd.DataFrame(), [], {part: [] for part in losses}) for name in names}
+    histories: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     test_maps = None
     for seed in seeds:
         train, own = draw(seed), replace(config, seed=seed)

@@ -14,11 +14,12 @@ import torch
 from torchvision.ops import box_iou
 
 from retailkit.data.boxes import Scenes
-from retailkit.metrics import Interval
+from retailkit.metrics import Interval, crossed_draws, crossed_means, middle
 
 THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).round(2))  # COCO's: AP is the mean over these
 SURE = 0.5  # score from which on a detection counts as an answer
 NEAR = 0.1  # of a target's size: so close to the region's edge it is called near
+DRAWS = 500  # of images and seeds
 
 Detections = Sequence[dict[str, np.ndarray]]
 
@@ -40,8 +41,7 @@ class Ranking:
     def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Return AP, (B,T), the area below the precision reached at each recall or beyond; NaN without truths.
 
-        Args:
-            weights: (B,P) how often each image counts, such as draws of a bootstrap; None counts each once.
+        `weights` (B,P) says how often each image counts, as draws of a bootstrap do; None counts each once.
         """
         weights = np.ones((1, len(self.truths))) if weights is None else weights
         total, counts = weights @ self.truths, weights[:, self.image]
@@ -56,17 +56,11 @@ class Ranking:
             return np.where(total > 0, np.array(columns) / total, np.nan).T
 
 
-def rank(detections: Detections, scenes: Scenes, label: int, thresholds: Sequence[float] = THRESHOLDS) -> Ranking:
+def rank(detections: Detections, scenes: Scenes, label: int) -> Ranking:
     """Rank a class's detections and say which are hits.
 
     As COCO does, an image's detections choose in the order of their scores, each the free true box that it overlaps
     most, by at least the threshold; every further detection of a taken box is a miss.
-
-    Args:
-        detections: one entry per image.
-        scenes: images with the true boxes.
-        label: of the class.
-        thresholds: of the intersection over union.
     """
     hits, scores, images, truths = [], [], [], []
     for index, detected in enumerate(detections):
@@ -74,7 +68,7 @@ def rank(detections: Detections, scenes: Scenes, label: int, thresholds: Sequenc
         own = detected["labels"] == label
         order = np.argsort(-detected["scores"][own], kind="stable")
         overlaps = _iou(detected["boxes"][own][order], true.numpy())
-        hits.append(np.stack([_greedy(overlaps, t) for t in thresholds], axis=1))
+        hits.append(np.stack([_greedy(overlaps, t) for t in THRESHOLDS], axis=1))
         scores.append(detected["scores"][own][order])
         images.append(np.full(len(order), index))
         truths.append(len(true))
@@ -98,24 +92,18 @@ def _greedy(overlaps: np.ndarray, threshold: float) -> np.ndarray:
     return hits
 
 
-def precision_by_class(runs: Sequence[Detections], scenes: Scenes, draws: int = 500, seed: int = 0) -> pd.DataFrame:
-    """Return AP of each class that occurs, averaged over the runs of several seeds.
+def precision_by_class(runs: Sequence[Detections], scenes: Scenes, seed: int = 0) -> pd.DataFrame:
+    """Return AP of each class that occurs, averaged over the runs of several seeds on the same images.
 
-    Args:
-        runs: detections of each seed, on the same images.
-        scenes: images with the true boxes.
-        draws: of the bootstrap over images and seeds.
-        seed: of the draws.
-
-    Returns:
-        Columns `name`, `ap` (COCO's thresholds), `low`, `high` (95 %), `ap50`, `ap75`, `n` (true boxes).
+    Columns: `name`, `ap` (COCO's thresholds), `low`, `high` (95 %, bootstrap over images and seeds), `ap50`, `ap75`,
+    `n` (true boxes). `seed` is that of the draws.
     """
     present = sorted({int(label) for row in scenes.labels for label in row})
     rows = []
     for label in present:
         rankings = [rank(run, scenes, label) for run in runs]
         each = np.mean([r.average_precision()[0] for r in rankings], axis=0)
-        low, high = _spread(_draws(rankings, draws, seed))
+        low, high = middle(_draws(rankings, seed))
         facts = (each.mean(), low, high, each[0], each[THRESHOLDS.index(0.75)], int(rankings[0].truths.sum()))
         rows.append((scenes.classes[label - 1], *facts))
     return pd.DataFrame(rows, columns=["name", "ap", "low", "high", "ap50", "ap75", "n"])
@@ -126,7 +114,6 @@ def ap_change(
     theirs: Sequence[Detections],
     scenes: Scenes,
     names: Sequence[str],
-    draws: int = 500,
     seed: int = 0,
 ) -> tuple[float, Interval]:
     """Return by how much AP is higher in `ours`, with its 95 % interval; both are drawn together.
@@ -136,30 +123,22 @@ def ap_change(
         theirs: detections of the same seeds on the same images.
         scenes: images with the true boxes.
         names: classes whose mean is taken; each must occur.
-        draws: of the bootstrap over images and seeds.
-        seed: of the draws.
+        seed: of the bootstrap over images and seeds.
     """
     labels = [scenes.classes.index(name) + 1 for name in names]
     values, drawn = [], []
     for label in labels:
         one, other = ([rank(run, scenes, label) for run in runs] for runs in (ours, theirs))
         values.append(np.mean([a.average_precision() - b.average_precision() for a, b in zip(one, other, strict=True)]))
-        drawn.append(_draws(one, draws, seed) - _draws(other, draws, seed))
-    return float(np.mean(values)), _spread(np.nanmean(drawn, axis=0))
+        drawn.append(_draws(one, seed) - _draws(other, seed))
+    return float(np.mean(values)), middle(np.nanmean(drawn, axis=0))
 
 
-def _draws(rankings: Sequence[Ranking], draws: int, seed: int) -> np.ndarray:
+def _draws(rankings: Sequence[Ranking], seed: int) -> np.ndarray:
     """Return (B,) AP on images and seeds drawn with replacement; the same draws for the same seed."""
-    rng = np.random.default_rng(seed)
-    images, seeds = len(rankings[0].truths), len(rankings)
-    weights = rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(float)
-    chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    images, seeds = crossed_draws((len(rankings[0].truths), len(rankings)), DRAWS, seed)
+    weights, chosen = images.astype(float), seeds / len(rankings)
     return sum(chosen[:, k] * r.average_precision(weights).mean(1) for k, r in enumerate(rankings))
-
-
-def _spread(values: np.ndarray) -> Interval:
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def match_targets(detections: Detections, scenes: Scenes) -> pd.DataFrame:
@@ -187,30 +166,19 @@ def match_targets(detections: Detections, scenes: Scenes) -> pd.DataFrame:
 def fit_by_image(runs: Sequence[Detections], scenes: Scenes, group: str) -> np.ndarray:
     """Return the mean `iou` of a group of products, (P,S) by image and seed; NaN where an image shows none.
 
-    Args:
-        runs: detections of each seed, on the same images.
-        scenes: images with the true boxes.
-        group: a query on the columns of `match_targets`, such as `target and near`.
+    `group` is a query on the columns of `match_targets`, such as `target and near`.
     """
     tables = [match_targets(detected, scenes).query(group) for detected in runs]
     return np.stack([t.groupby("image")["iou"].mean().reindex(range(len(scenes))) for t in tables], axis=1)
 
 
-def gap(one: np.ndarray, other: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, Interval]:
+def gap(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, Interval]:
     """Return by how much the mean of `one` (P,S) exceeds that of `other`, and its 95 % interval.
 
     Images and seeds are drawn with replacement, the same for both; NaN counts in neither mean.
     """
-    rng = np.random.default_rng(seed)
-    images, seeds = (rng.multinomial(k, np.full(k, 1 / k), size=draws) for k in one.shape)
-
-    def means(values: np.ndarray) -> np.ndarray:
-        there = ~np.isnan(values)
-        with np.errstate(invalid="ignore"):
-            total, count = (np.einsum("dp,ps,ds->d", images, v, seeds) for v in (np.nan_to_num(values), there * 1.0))
-            return total / count
-
-    return float(np.nanmean(one) - np.nanmean(other)), _spread(means(one) - means(other))
+    ours, theirs = (crossed_means(values, 2 * DRAWS, seed) for values in (one, other))
+    return float(np.nanmean(one) - np.nanmean(other)), middle(ours - theirs)
 
 
 def _distance_to_edge(box: np.ndarray, regions: np.ndarray) -> float:

@@ -9,25 +9,19 @@ from retailkit.data.boxes import Scenes
 from retailkit.detection.score import THRESHOLDS, rank
 
 
-def average_precision(found, scenes, label, thresholds=THRESHOLDS):
-    """Ours, averaged over thresholds."""
-    return float(rank(found, scenes, label, thresholds).average_precision().mean())
+def average_precision(found, scenes, label):
+    """Ours, at each of COCO's thresholds."""
+    return rank(found, scenes, label).average_precision()[0]
 
 
 def slow_average_precision(found, scenes, label, threshold):
     """AP by its definition: loops over every detection, then the area of the step function, recall by recall."""
     events, truths = [], 0
     for number, entry in enumerate(found):
-        free = [
-            tuple(b.tolist()) for b, k in zip(scenes.boxes[number], scenes.labels[number], strict=True) if k == label
-        ]
+        free = [tuple(box.tolist()) for box in scenes.boxes[number][scenes.labels[number] == label]]
         truths += len(free)
-        own = [
-            (s, tuple(b))
-            for b, k, s in zip(entry["boxes"], entry["labels"], entry["scores"], strict=True)
-            if k == label
-        ]
-        for s, box in sorted(own, key=lambda pair: -pair[0]):
+        own = entry["labels"] == label
+        for s, box in sorted(zip(entry["scores"][own], entry["boxes"][own], strict=True), key=lambda pair: -pair[0]):
             best, where = -1.0, None
             for other in free:
                 width = min(box[2], other[2]) - max(box[0], other[0])
@@ -65,16 +59,14 @@ def invented(seed, images=12):
     return Scenes(["a", "b"], blank, [(100, 100)] * images, boxes, labels), found
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("threshold", [0.5, 0.75, 0.9])
-def test_average_precision_equals_a_slow_reference(seed, threshold):
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_equals_a_slow_reference(seed):
     scenes, found = invented(seed)
+    table = detection.precision_by_class([found, found], scenes).set_index("name")
     for label in (1, 2):
-        expected = slow_average_precision(found, scenes, label, threshold)
-        assert average_precision(found, scenes, label, [threshold]) == pytest.approx(expected, abs=1e-12)
-    table = detection.precision_by_class([found, found], scenes, draws=10)
-    levels = [slow_average_precision(found, scenes, 1, t) for t in np.arange(0.5, 1, 0.05).round(2)]
-    assert table.set_index("name").loc["a", "ap"] == pytest.approx(np.mean(levels), abs=1e-12)
+        expected = [slow_average_precision(found, scenes, label, threshold) for threshold in THRESHOLDS]
+        np.testing.assert_allclose(average_precision(found, scenes, label), expected, atol=1e-12)
+        assert table.loc[scenes.classes[label - 1], "ap"] == pytest.approx(np.mean(expected), abs=1e-12)
 
 
 def test_a_weighted_average_precision_is_that_of_images_repeated():
@@ -82,8 +74,8 @@ def test_a_weighted_average_precision_is_that_of_images_repeated():
     counts = [2, 0, 1, 3, 1]
     numbers = np.repeat(np.arange(5), counts)
     expected = average_precision([found[k] for k in numbers], scenes.select(numbers), 1)
-    ours = rank(found, scenes, 1).average_precision(np.array([counts], float)).mean()
-    assert ours == pytest.approx(expected, abs=1e-9)
+    ours = rank(found, scenes, 1).average_precision(np.array([counts], float))[0]
+    np.testing.assert_allclose(ours, expected, atol=1e-9)
 
 
 def test_perfect_detections_score_one_none_score_zero_and_an_absent_class_has_no_score():
@@ -93,9 +85,9 @@ def test_perfect_detections_score_one_none_score_zero_and_an_absent_class_has_no
         for b, k in zip(scenes.boxes, scenes.labels, strict=True)
     ]
     nothing = [{"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0)}] * len(scenes)
-    assert average_precision(perfect, scenes, 1) == 1
-    assert average_precision(nothing, scenes, 1) == 0
-    assert np.isnan(average_precision(perfect, scenes, 3))
+    assert (average_precision(perfect, scenes, 1) == 1).all()
+    assert (average_precision(nothing, scenes, 1) == 0).all()
+    assert np.isnan(average_precision(perfect, scenes, 3)).all()
     value, (low, high) = detection.ap_change([perfect], [nothing], scenes, ["a", "b"])
     assert value == low == high == 1
     assert detection.ap_change([perfect], [perfect], scenes, ["a"]) == (0, (0, 0))
@@ -123,14 +115,14 @@ def test_a_gap_is_the_difference_of_means_and_its_interval_that_of_plain_resampl
     rng = np.random.default_rng(0)
     one, other = rng.normal(0.3, 1, (40, 3)), rng.normal(0, 1, (40, 3))
     one[::3, :2], other[5] = np.nan, np.nan
-    value, (low, high) = detection.gap(one, other, draws=4000)
+    value, (low, high) = detection.gap(one, other)
     drawn = []
     for _ in range(4000):
         rows, columns = rng.integers(40, size=40), rng.integers(3, size=3)
         a, b = (np.array([v[i, j] for i in rows for j in columns]) for v in (one, other))
         drawn.append(a[~np.isnan(a)].mean() - b[~np.isnan(b)].mean())
     assert value == pytest.approx(np.nanmean(one) - np.nanmean(other))
-    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.04)
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.06)
 
 
 def test_fits_are_means_by_picture_and_seed_with_gaps_where_an_image_shows_none():
