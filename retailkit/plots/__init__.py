@@ -31,11 +31,11 @@ from retailkit.plots.explanations import (
     local_explanation,
     local_explanations,
     strongest,
+    strongest_words,
     trust,
     typical_superpixel,
     window_map,
     word_attributions,
-    word_bars,
 )
 from retailkit.plots.images import (
     boxes,

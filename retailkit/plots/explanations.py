@@ -156,10 +156,15 @@ def local_explanations(found: Mapping[str, tuple[Any, LocalExplanation]]) -> Fig
     return figure
 
 
-def word_bars(explanation: LocalExplanation, row: int = 0, ax: Axes | None = None, top: int = 12) -> Axes:
-    """Draw the `top` strongest words with their 95 % intervals, and below them what the explanation rests on."""
-    ax, limit, table = axes_of(ax, (4.6, 4)), strongest(explanation, row), explanation.words(row)
-    table = table.loc[table["weight"].abs().nlargest(top).index].sort_values("weight", ascending=False)
+def strongest_words(explanation: LocalExplanation, row: int = 0) -> pd.DataFrame:
+    """Return the twelve words of the largest absolute weights: `text`, `weight`, `low` and `high`, largest first."""
+    table = explanation.words(row)
+    return table.loc[table["weight"].abs().nlargest(12).index].sort_values("weight", ascending=False)
+
+
+def word_bars(explanation: LocalExplanation, row: int, ax: Axes) -> Axes:
+    """Draw the strongest words with their 95 % intervals, and below them what the explanation rests on."""
+    table, limit = strongest_words(explanation, row), strongest(explanation, row)
     names, shades = [text[:24] for text in table["text"]], [_shade(weight, limit) for weight in table["weight"]]
     bars(ax, names, table["weight"], shades, table["low"], table["high"])
     ax.tick_params(axis="y", labelsize=8)

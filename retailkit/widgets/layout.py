@@ -15,7 +15,7 @@ from retailkit import plots
 from retailkit.config import UserError
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import page as pages
-from retailkit.widgets.model import BACKGROUNDS, SIDE_BY_SIDE, Change, Desk, Photo, State
+from retailkit.widgets.model import BACKGROUNDS, SHOWS, SIDE_BY_SIDE, Change, Desk, Photo, State
 from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
 from retailkit.widgets.picture import Picture
 
@@ -33,10 +33,8 @@ STYLE = f"""<style>{pages.STYLE}
 def controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
     """Return the controls by name, not yet connected."""
     style = {"description_width": "80px"}
-    wide, short = (
-        {"layout": W.Layout(width="330px"), "style": style},
-        {"layout": W.Layout(width="230px"), "style": style},
-    )
+    wide = {"layout": W.Layout(width="330px"), "style": style}
+    short = {"layout": W.Layout(width="230px"), "style": style}
 
     def slider(name: str, value: float, low: float, high: float, step: float) -> W.FloatSlider:
         return W.FloatSlider(value, min=low, max=high, step=step, description=name, continuous_update=False,
@@ -48,8 +46,7 @@ def controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
     return {
         "dataset": W.Dropdown(options=datasets, description="Data set", **short),
         "label": W.Dropdown(description="True class", **wide),
-        "show": W.Dropdown(description="Show", **wide),
-        "condition": W.Dropdown(description="Condition", **short),
+        "show": W.Dropdown(options=SHOWS, description="Show", **short),
         "back": button("Previous", "show the photos before these", "chevron-left"),
         "on": button("Next", "show the photos after these", "chevron-right"),
         "upload": W.FileUpload(accept="image/*", description="Upload a photo", tooltip="choose a photo of your own",
@@ -71,7 +68,6 @@ def controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
         "explain_class": button("Explain the class", "explain some of its photos and summarise them", "play"),
         "left": W.Dropdown(description="Left", layout=W.Layout(width="95%"), style=style),
         "right": W.Dropdown(description="Right", layout=W.Layout(width="95%"), style=style),
-        "png": button("Save as PNG", "save the open view as an image", "download"),
         "html": button("Save as HTML", "save the open view as a page", "download"),
     }  # fmt: skip
 
@@ -89,19 +85,9 @@ class Panel(W.VBox):
         super().__init__([self.head, self.picture, self.foot], layout=W.Layout(width=width, padding="0 8px 0 0"))
 
     def show(self, state: State, name: str, classes: Sequence[str]) -> None:
-        """Show the answer of one model and its explanation.
-
-        Args:
-            state: what is on the screen.
-            name: of the model.
-            classes: K names.
-        """
-        photo, found, before, after = (
-            state.photo,
-            state.explanations.get(name),
-            state.before.get(name),
-            state.after.get(name),
-        )
+        """Show the answer of the model `name` and its explanation; `classes` are K names."""
+        photo, found = state.photo, state.explanations.get(name)
+        before, after = state.before.get(name), state.after.get(name)
         text = [pages.answer(classes, before, photo.truth)]
         if before is not None and after is not None and not np.allclose(before, after, atol=5e-4):
             text.append(f"After your changes: {pages.answer(classes, after)}")
@@ -126,12 +112,11 @@ def region_names(photo: Photo, found: LocalExplanation | None, change: Change) -
         if found.image is not None:
             weights[: photo.n_segments] = found.image_weights[0]
     off = {*change.hidden, *(photo.n_segments + word for word in change.unread)}
-    return [
-        name
-        + ("" if np.isnan(weight) else f", weight {weight:+.2f}")
-        + f": click to {'show' if k in off else 'hide'} it"
-        for k, (name, weight) in enumerate(zip(names, weights, strict=True))
-    ]
+    said = []
+    for k, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        known = "" if np.isnan(weight) else f", weight {weight:+.2f}"
+        said.append(f"{name}{known}: click to {'show' if k in off else 'hide'} it")
+    return said
 
 
 class Screen(W.VBox):
@@ -177,15 +162,15 @@ class Screen(W.VBox):
             W.VBox([c["left"], c["right"], self.compared]),
         ]
         self.tabs = W.Tab(views, titles=list(VIEWS.values()))
-        rows = [_row(c["dataset"], self.models), _row(c["label"], c["show"], c["condition"])]
+        rows = [_row(c["dataset"], self.models), _row(c["label"], c["show"])]
         rows += [_row(c["back"], c["on"], c["upload"]), thumbnails, self.told, self.message, self.tabs]
-        return [W.HTML(STYLE), *rows, _row(c["png"], c["html"], self.link)]
+        return [W.HTML(STYLE), *rows, _row(c["html"], self.link)]
 
     def _show(self) -> None:
         state, change = self.state, self.state.change
-        self._set(**{"class": state.label, "contrast": state.contrast, "text": change.words(state.photo)})
-        self._set(brightness=change.brightness, blur=change.blur, occlusion=change.occlusion)
-        self._set(background=change.background)
+        classes = self.desk.classes
+        self._set(**{"class": classes[state.label], "contrast": classes[state.contrast]})
+        self._set(text=change.words(state.photo), **{name: getattr(change, name) for name in SETTINGS})
         for name in ("background", "occlusion"):
             self.controls[name].disabled = state.photo.sample.mask is None
         self._show_strip()
@@ -196,20 +181,16 @@ class Screen(W.VBox):
     def _show_strip(self) -> None:
         state, desk = self.state, self.desk
         place = state.found.index(state.photo.position) if state.photo.position in state.found else 0
-        first = place - place % AT_ONCE
+        self._first = first = place - place % AT_ONCE
         self._shown = shown = state.found[first : first + AT_ONCE]
         chosen = shown.index(state.photo.position) if state.photo.position in shown else -1
         ax = plots.strip([desk.images[p].image for p in shown], chosen, THUMBNAIL)
         labels = np.tile(np.repeat(np.arange(len(shown)), 20), (20, 1))
         judged, captions = desk.judged[state.models[0]], []
         for p in shown:
-            sign = "✓" if judged.correct[p] else "✗"
-            said = (
-                f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}"
-                if judged.answered[p]
-                else "no answer"
-            )
-            captions.append(f"<div>{sign} {html.escape(said)}</div>")
+            said = f"{desk.classes[judged.predicted[p]]} {judged.probs[p].max():.2f}"
+            said = f"{'✓' if judged.correct[p] else '✗'} {said if judged.answered[p] else 'no answer'}"
+            captions.append(f"<div>{html.escape(said)}</div>")
         self.captions.value = f'<div class="rk-captions">{"".join(captions)}</div>'
         names = [f"photo {p + 1}: {desk.classes[judged.labels[p]]}" for p in shown]
         alt = f"Photos {first + 1} to {first + len(shown)} of {len(state.found)}"
@@ -253,10 +234,6 @@ class Screen(W.VBox):
                     self.controls[control].value = name
             self.compared.value = fragment(*pages.sections("compare", self.state, self.desk.classes, pair))
 
-    @property
-    def _pair(self) -> list[str]:
-        return [self.controls[side].value for side in ("left", "right")]
-
     def _set(self, **values: Any) -> None:
         """Set controls without calling what they are connected to."""
         with self._not_following():
@@ -281,26 +258,18 @@ class Screen(W.VBox):
             try:
                 act()
             except Exception as error:  # a callback's traceback would vanish in the browser's console
-                self._complain(error)
+                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                self.message.value = f'<div class="rk"><p class="problem" role="alert">{html.escape(text)}</p></div>'
 
         return call
 
-    def _complain(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        self.message.value = f'<div class="rk"><p class="problem" role="alert">{html.escape(text)}</p></div>'
-
     def _fill_menus(self, models: Sequence[str]) -> None:
-        """Offer the models, classes and filters of the desk, `models` being ticked."""
-        desk = self.desk
+        """Offer the models and classes of the desk, `models` being ticked."""
+        plain, classes = {"indent": False, "layout": W.Layout(width="auto")}, self.desk.classes
         with self._not_following():
-            boxes = [
-                W.Checkbox(value=n in models, description=n, indent=False, layout=W.Layout(width="auto"))
-                for n in desk.predictors
-            ]
+            boxes = [W.Checkbox(value=n in models, description=n, **plain) for n in self.desk.predictors]
             self.models.children = [W.Label("Models"), *boxes]
-            self.controls["label"].options = [("all classes", ""), *((name, name) for name in desk.classes)]
-            self.controls["show"].options = desk.shows(models[0])
-            self.controls["condition"].options = [("all conditions", ""), *((name, name) for name in desk.conditions())]
+            self.controls["label"].options = [("all classes", ""), *((name, name) for name in classes)]
             for name in ("class", "contrast"):
-                self.controls[name].options = [(text, k) for k, text in enumerate(desk.classes)]
-            self.controls["of"].options = list(desk.predictors)
+                self.controls[name].options = classes
+            self.controls["of"].options = list(self.desk.predictors)

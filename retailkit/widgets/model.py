@@ -6,6 +6,7 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +38,7 @@ CHUNK = 32  # masks after which an explanation is shown again, and can be stoppe
 SEGMENTS = 24  # superpixels asked for
 FEATHER = 2.0  # pixels, of hidden superpixels
 MASKS = {"feather": FEATHER, "smooth": 0.2, "progress": False}
-UNSURE = 0.2  # difference of the two largest probabilities below which a model is unsure
-PAIRS = 6  # confused pairs of classes that are offered as filters
+SHOWS = ("all", "wrong")  # photos: all, or those that the first model classifies incorrectly
 BACKGROUNDS = {
     "unchanged": "original",
     "none (product only)": "only_fg",
@@ -202,30 +202,19 @@ def answers(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> di
     """
     found = {}
     for name, predictor in predictors.items():
-        try:
+        with suppress(UserError):  # a model that only reads, and no words
             found[name] = predictor(image[None], [kept_apart(text)])[0].cpu().numpy()
-        except UserError:  # a model that only reads, and no words
-            continue
     return found
 
 
 def explaining(
-    predictors: Mapping[str, Predictor], photo: Photo, label: int, contrast: int, budget: int, seed: int = 0
+    predictors: Mapping[str, Predictor], photo: Photo, label: int, contrast: int, budget: int
 ) -> Iterator[tuple[str, LocalExplanation | str]]:
     """Yield explanations of several models in turn, first a coarse one of each, then better ones.
 
-    Args:
-        predictors: of the models, by name.
-        photo: to explain.
-        label: index of the class.
-        contrast: index of the class that it is compared with.
-        budget: masks per model.
-        seed: of the masks.
-
-    Yields:
-        Name of a model and its explanation, or why it has none.
+    `budget` is the number of masks per model. Each step is the name of a model and its explanation, or why it has none.
     """
-    options = {**MASKS, "segments": photo.segments, "classes": (label,), "contrast": contrast, "seed": seed}
+    options = {**MASKS, "segments": photo.segments, "classes": (label,), "contrast": contrast}
     found = {}
     for name, predictor in predictors.items():
         try:
@@ -244,10 +233,9 @@ def refining(found: Mapping[str, LocalExplanation], budget: int) -> Iterator[tup
     while found:
         for name, before in list(found.items()):
             found[name] = before.refine(min(CHUNK, budget - spent(before)))
+            yield name, found[name]
             if spent(found[name]) in (budget, spent(before)):
-                yield name, found.pop(name)
-            else:
-                yield name, found[name]
+                del found[name]
 
 
 def spent(explanation: LocalExplanation) -> int:
@@ -274,10 +262,6 @@ def stability(explanation: LocalExplanation, draws: int = 20) -> float:
 def decode(content: bytes, name: str) -> np.ndarray:
     """Return the pixels of an uploaded photo, (H,W,3) uint8, upright.
 
-    Args:
-        content: the whole file.
-        name: of the file, for messages.
-
     Raises:
         UserError: the file is empty or too large, is no image that can be read, or has too few pixels.
     """
@@ -301,8 +285,8 @@ class Desk:
 
     Args:
         data: with words, if models read.
-        models: by name, all for the same classes and input size. They are put into evaluation mode and stay in it,
-            since several threads may use them.
+        models: by name, all for the same classes and input size. They stay in evaluation mode, since several threads
+            may use them.
 
     Attributes:
         classes: K names.
@@ -330,103 +314,63 @@ class Desk:
         table = data.table
         families = table["family"].where(table["family"] != "", table["coarse"])
         self.families = dict(zip(table["label"], families, strict=True))
-        self._folder = tempfile.TemporaryDirectory(prefix="retailkit")  # removed with the desk
         self._uploads: Counter[str] = Counter()  # uploaded photos by file name
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @cached_property
     def judged(self) -> dict[str, Evaluation]:
         """The evaluation of each model on all photos; features are encoded once and kept in the cache."""
-        found = {}
-        for name, predictor in self.predictors.items():
-            seen = training.encode(predictor.model, self.images)
-            found[name] = training.evaluate(predictor.model, seen)
-        return found
+        models = {name: predictor.model for name, predictor in self.predictors.items()}
+        return {n: training.evaluate(model, training.encode(model, self.images)) for n, model in models.items()}
 
-    def shows(self, name: str) -> list[str]:
-        """Return the filters: all photos, wrong or unsure answers, and pairs of classes that are confused."""
-        return ["all", "wrong", "unsure", *self.pairs(name)]
-
-    def pairs(self, name: str) -> dict[str, tuple[int, int]]:
-        """Return the pairs of classes that a model confuses most: name of the filter -> their indices."""
-        table, index = self.judged[name].confusion_pairs(PAIRS), self.classes.index
-        return {f"{row.first} / {row.second}": (index(row.first), index(row.second)) for row in table.itertuples()}
-
-    def conditions(self) -> list[str]:
-        """Return the capture conditions of the photos."""
-        return sorted(set(self.images.table["condition"]) - {""})
-
-    def find(self, name: str, label: str = "", show: str = "all", condition: str = "") -> list[int]:
-        """Return positions of photos.
-
-        Args:
-            name: of the model whose answers are filtered.
-            label: their class; "" takes all.
-            show: one of `shows`.
-            condition: one of `conditions`; "" takes all.
-        """
-        judged, table = self.judged[name], self.images.table.reset_index(drop=True)
-        chosen = np.ones(len(table), dtype=bool)
-        if label:
-            chosen &= (table["label"] == pick(self.classes, label, "class")).to_numpy()
-        if condition:
-            chosen &= (table["condition"] == pick(self.conditions(), condition, "condition")).to_numpy()
-        pick(self.shows(name), show, "filter")
-        if show == "wrong":
-            chosen &= ~judged.correct
-        elif show == "unsure":
-            chosen &= np.diff(np.sort(judged.probs, 1)[:, -2:], axis=1)[:, 0] < UNSURE
-        elif show != "all":
-            pair = self.pairs(name)[show]
-            chosen &= np.isin(judged.labels, pair) & ~judged.correct & np.isin(judged.predicted, pair)
-        return np.flatnonzero(chosen).tolist()
-
-    def photo(self, position: int) -> Photo:
-        """Return one of the photos.
+    def find(self, name: str, label: str = "", show: str = "all") -> list[int]:
+        """Return positions of photos of a class, "" for all, with any answer of model `name` or only with wrong ones.
 
         Raises:
-            UsageError: there is no such photo.
+            UsageError: an unknown class, or `show` is none of `SHOWS`.
         """
-        if not 0 <= position < len(self):
-            raise UsageError(f"photo {position + 1} is out of range; there are {len(self)}")
+        judged = self.judged[name]
+        chosen = ~judged.correct if pick(SHOWS, show, "filter") == "wrong" else np.ones(len(self.images), dtype=bool)
+        if label:
+            chosen &= judged.labels == self.index(label)
+        return np.flatnonzero(chosen).tolist()
+
+    def index(self, label: str) -> int:
+        """Return the index of a class; an unknown one raises `UsageError`."""
+        return self.classes.index(pick(self.classes, label, "class"))
+
+    def photo(self, position: int) -> Photo:
+        """Return one of the photos."""
         return self._laid(f"photo {position + 1}", self.images[position], True, position)
 
     def own_photo(self, content: bytes, name: str) -> Photo:
         """Return an uploaded photo, with the words that the OCR engine reads on it.
 
-        Args:
-            content: of the file.
-            name: of the file; the second photo of that name is called "name (2)".
-
-        Raises:
-            UserError: see `decode`.
+        The second photo of one file name is called "name (2)". Errors are those of `decode`.
         """
-        pixels, path = decode(content, name), Path(self._folder.name, "photo.png")
-        Image.fromarray(pixels).save(path, compress_level=1)
-        outside = folder.photos([path], self.classes)
-        if any("text" in p.model.modalities for p in self.predictors.values()):
-            outside = ocr.add_text(outside, progress=False)
+        pixels = decode(content, name)
+        with tempfile.TemporaryDirectory(prefix="retailkit") as place:
+            path = Path(place, "photo.png")
+            Image.fromarray(pixels).save(path, compress_level=1)
+            outside = folder.photos([path], self.classes)
+            if any("text" in p.model.modalities for p in self.predictors.values()):
+                outside = ocr.add_text(outside, progress=False)
+            sample = outside.split("test", self.images.size, self.images.fit)[0]
         self._uploads[name] += 1
         called = name if self._uploads[name] == 1 else f"{name} ({self._uploads[name]})"
-        return self._laid(called, outside.split("test", self.images.size, self.images.fit)[0], False)
+        return self._laid(called, sample, False)
 
     def _laid(self, name: str, sample: Sample, known: bool, position: int = -1) -> Photo:
         tokens = tokens_of(sample.words or sample.text)
         return Photo(name, sample, known, segment(sample.image, "slic", SEGMENTS), tokens, position)
 
-    def question(self, photo: Photo, name: str) -> tuple[int, int]:
-        """Return the indices of the class to explain and of the contrast class.
+    def question(self, photo: Photo, probs: np.ndarray | None) -> tuple[int, int]:
+        """Return the indices of the class to explain and of the contrast class, for an answer (K,) or None.
 
         They are the predicted class and the true one; where these are the same, the predicted class and `runner_up`.
         """
-        said = answers({name: self.predictors[name]}, photo.sample.image, photo.text)
-        probs = said.get(name, np.zeros(len(self.classes)))
+        probs = np.zeros(len(self.classes)) if probs is None else probs
         label = int(probs.argmax())
-        if photo.known and photo.sample.label != label:
-            return label, photo.sample.label
-        return label, self.runner_up(label, probs)
+        return label, self.runner_up(label, probs) if photo.truth in (-1, label) else photo.truth
 
     def runner_up(self, label: int, probs: np.ndarray) -> int:
         """Return the most probable class of the same family as `label`; without one, the most probable other class."""
@@ -436,7 +380,7 @@ class Desk:
         return (same or order)[0]
 
     def explaining_class(
-        self, name: str, label: int, photos: int, budget: int, seed: int = 0
+        self, name: str, label: int, photos: int, budget: int
     ) -> Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]]:
         """Explain photos of a class one by one, then summarise them and check the result on the other photos.
 
@@ -445,7 +389,6 @@ class Desk:
             label: index of the class.
             photos: to explain at most; the other photos of the class are used for the deletion check.
             budget: masks per photo.
-            seed: of the masks and of the check.
 
         Yields:
             Number of photos explained so far, the explanation of the class (None before the end), and its deletion
@@ -460,19 +403,13 @@ class Desk:
         count = min(photos, max(1, len(rows) - max(1, len(rows) // 3)))
         predictor, found = self.predictors[name], []
         for row in rows[:count]:
-            photo = self.photo(row)
             contrast = self.runner_up(label, self.judged[name].probs[row])
-            *_, (_, explanation) = explaining({name: predictor}, photo, label, contrast, budget, seed)
+            *_, (_, explanation) = explaining({name: predictor}, self.photo(row), label, contrast, budget)
             found += [explanation] if isinstance(explanation, LocalExplanation) else []
             yield len(found), None, pd.DataFrame()
         summed = classes.explain_class(found, label, predictor.model.image_encoder)
-        held = list(self._masked_models(predictor, rows[count:]))
-        check = classes.deletion_check(summed, held, seed=seed) if held else pd.DataFrame()
-        yield len(found), summed, check
-
-    def _masked_models(self, predictor: Predictor, rows: Sequence[int]) -> Iterator[MaskedModel]:
-        for photo in map(self.photo, rows):
-            try:
-                yield MaskedModel(predictor, photo.sample.image, photo.segments, photo.tokens)
-            except UserError:  # a model that only reads, and no words
-                continue
+        held = []
+        for photo in map(self.photo, rows[count:]):
+            with suppress(UserError):  # a model that only reads, and no words
+                held.append(MaskedModel(predictor, photo.sample.image, photo.segments, photo.tokens))
+        yield len(found), summed, classes.deletion_check(summed, held) if held else pd.DataFrame()

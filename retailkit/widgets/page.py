@@ -1,4 +1,4 @@
-"""What each view of the explanation tool shows, as sections of a page and as a figure; and the page of one explanation.
+"""What each view of the explanation tool shows, as sections of a page; and the page of one explanation.
 
 A section is text, images drawn by `plots`, and tables written by pandas; one template makes HTML of them and escapes
 everything that comes from outside. The tool shows the same sections that a saved page holds.
@@ -74,14 +74,10 @@ def _template() -> jinja2.Template:
 
 
 def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool = False, index: bool = False) -> str:
-    """Return a table as HTML, numbers with two decimals.
+    """Return a table as HTML, numbers with two decimals, texts escaped.
 
-    Args:
-        frame: what to show; texts are escaped.
-        bars: column that gets bars behind its numbers; "" for none.
-        limit: value of a full bar.
-        signed: draw bars from the middle, in orange above zero and blue below.
-        index: show the row labels.
+    `bars` is the column that gets bars behind its numbers, full at `limit`; `signed` draws them from the middle, in
+    orange above zero and blue below. `index` shows the row labels.
     """
     same = hashlib.sha1(f"{frame.to_csv()}{limit}".encode()).hexdigest()[:8]  # the same table is the same HTML
     style = frame.style.set_uuid(same).format(precision=2, escape="html", na_rep="").format_index(escape="html")
@@ -109,7 +105,7 @@ def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0, ca
 
 
 def parts(photo: Photo, change: Change, side: int = SIDE, caption: str = "") -> Image:
-    """Return a photo after a change, with its superpixels and words."""
+    """Return what `draw_parts` draws."""
     ax = draw_parts(photo, change, plots.canvas(side))
     alt = f"{photo.name} after changes: {len(change.hidden)} superpixels and {len(change.unread)} words hidden"
     return picture(ax, alt, caption)
@@ -118,16 +114,15 @@ def parts(photo: Photo, change: Change, side: int = SIDE, caption: str = "") -> 
 def draw_parts(photo: Photo, change: Change, ax: Any, title: str = "") -> Any:
     """Draw a photo after a change, with its superpixels and words; what is hidden is crossed out."""
     unread = change.unread if change.text is None else ()
-    words = [
-        [w for n, t in enumerate(photo.tokens) if (n in unread) == gone for w in t.words] for gone in (False, True)
-    ]
-    return plots.parts(change.image(photo), photo.segments, words[0], sorted(change.hidden), words[1], ax, title)
+    words = {True: [], False: []}  # hidden or not -> words
+    for number, token in enumerate(photo.tokens):
+        words[number in unread] += token.words
+    return plots.parts(change.image(photo), photo.segments, words[False], sorted(change.hidden), words[True], ax, title)
 
 
-def word_table(explanation: LocalExplanation, row: int = 0, top: int = 12) -> str:
-    """Return the strongest words of an explanation with their weights and 95 % intervals as a table."""
-    words = explanation.words(row)
-    words = words.loc[words["weight"].abs().nlargest(top).index].sort_values("weight", ascending=False)
+def word_table(explanation: LocalExplanation, row: int = 0) -> str:
+    """Return the twelve strongest words of an explanation with their weights and 95 % intervals as a table."""
+    words = plots.strongest_words(explanation, row)
     spans = [f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "" for low, high in words[["low", "high"]].to_numpy()]
     shown = pd.DataFrame({"word": words["text"].str.slice(0, 24), "weight": words["weight"], "95 % interval": spans})
     return table(shown, "weight", plots.strongest(explanation, row) or 1.0, signed=True)
@@ -180,9 +175,8 @@ def probabilities(state: State, classes: Sequence[str]) -> Section:
     """Return the probabilities before and after a change as a table."""
     found = state.probabilities(classes, others=True)
     silent = [name for name in state.models if name not in state.after]
-    text = [
-        f"{name}: all words are hidden, and this model uses only words. Show at least one again." for name in silent
-    ]
+    why = "all words are hidden, and this model uses only words. Show at least one again."
+    text = [f"{name}: {why}" for name in silent]
     found = found[~found["model"].isin(silent)].rename(columns={"label": "class"})
     found["model"] = found["model"].where(~found["model"].duplicated(), "")
     return Section(text=text, tables=[table(found, "after")])
@@ -201,44 +195,38 @@ def sections(view: str, state: State, classes: Sequence[str], pair: Sequence[str
         pair: names of the two explanations to compare.
 
     Raises:
-        UsageError: an unknown view.
         UserError: there is nothing to show in it yet.
     """
-    pick(VIEWS, view, "view")
-    if view == "class":
-        return class_sections(*_summed(state))
-    if view == "compare":
-        return comparison(_remembered(state, pair))
-    if view == "what_if":
-        before, after = (
-            parts(state.photo, Change(), caption="unchanged"),
-            parts(state.photo, state.change, caption="changed"),
-        )
-        text = [f"Words: {state.photo.text}", f"Words after changes: {state.change.words(state.photo)}"]
-        return [Section(text=text, images=[before, after]), probabilities(state, classes)]
     photo = state.photo
-    shown = [
-        explained(found, photo.sample.image, name, [answer(classes, state.before.get(name), photo.truth)])
-        for name, (_, found) in _explained(state).items()
-    ]
-    return [Section(text=[legend(classes[state.label], classes[state.contrast])]), *shown]
-
-
-def figure(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = ()) -> Figure:
-    """Return a view as a figure; arguments and errors are those of `sections`."""
-    pick(VIEWS, view, "view")
+    if pick(VIEWS, view, "view") == "what_if":
+        before, after = parts(photo, Change(), caption="unchanged"), parts(photo, state.change, caption="changed")
+        text = [f"Words: {photo.text}", f"Words after changes: {state.change.words(photo)}"]
+        return [Section(text=text, images=[before, after]), probabilities(state, classes)]
     if view == "class":
-        return plots.class_explanation(_summed(state)[1])
-    if view == "what_if":
-        drawn, axes = plots.plt.subplots(1, 3, figsize=(12, 4.2), width_ratios=(1, 1, 1.3))
-        for ax, title, change in zip(axes, ("unchanged", "changed"), (Change(), state.change), strict=False):
-            draw_parts(state.photo, change, ax, title)
-            ax.set_xlabel(textwrap.fill(change.words(state.photo), 50, max_lines=3), fontsize=7)
-            plots.literal(ax)
-        plots.before_after(state.probabilities(classes).dropna(), axes[2])
-        return drawn
-    found = _remembered(state, pair) if view == "compare" else _explained(state)
-    return plots.local_explanations({name: (photo.sample.image, e) for name, (photo, e) in found.items()})
+        if state.summed is None:
+            raise UserError("No class is explained yet. Choose Explain the class first.")
+        return class_sections(*state.summed)
+    found = state.explanations if view == "why" else state.remembered
+    if not found:
+        raise UserError(NOTHING)
+    if view == "compare":
+        return comparison({name: found[name] for name in pair})
+    shown = [Section(text=[legend(classes[state.label], classes[state.contrast])])]
+    for name, explanation in found.items():
+        said = answer(classes, state.before.get(name), photo.truth)
+        shown.append(explained(explanation, photo.sample.image, name, [said]))
+    return shown
+
+
+def what_if_figure(state: State, classes: Sequence[str]) -> Figure:
+    """Return the photo before and after a change beside the probabilities as a figure."""
+    drawn, axes = plots.plt.subplots(1, 3, figsize=(12, 4.2), width_ratios=(1, 1, 1.3))
+    for ax, title, change in zip(axes[:2], ("unchanged", "changed"), (Change(), state.change), strict=True):
+        draw_parts(state.photo, change, ax, title)
+        ax.set_xlabel(textwrap.fill(change.words(state.photo), 50, max_lines=3), fontsize=7)
+        plots.literal(ax)
+    plots.before_after(state.probabilities(classes).dropna(), axes[2])
+    return drawn
 
 
 def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> list[Section]:
@@ -262,15 +250,11 @@ def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> 
         for row in seen.itertuples()
     ]
     read = found.text_features.head(found.top)
-    phrases = pd.DataFrame(
-        {
-            "phrase": read["canonical"],
-            "for or against": [_side(row) for row in read.itertuples()],
-            "share": [f"{share:.0%}" for share in read["share"]],
-            "photos": read["samples"],
-            "spellings": [", ".join(f"{text} × {n}" for text, n in spelt.items()) for spelt in read["variants"]],
-        }
-    )
+    phrases = pd.DataFrame({"phrase": read["canonical"]})
+    phrases["for or against"] = [_side(row) for row in read.itertuples()]
+    phrases["share"] = [f"{share:.0%}" for share in read["share"]]
+    phrases["photos"] = read["samples"]
+    phrases["spellings"] = [", ".join(f"{text} × {n}" for text, n in spelt.items()) for spelt in read["variants"]]
     return [
         Section(found.name, [intro]),
         Section("Image features", [f"None: {found.image_note}"] if found.image_note else [], images),
@@ -323,24 +307,6 @@ def rank_agreement(left: LocalExplanation, right: LocalExplanation) -> float | N
         return None
     ranks = [pd.Series(e.image_weights[0]).rank() for e in (left, right)]
     return float(ranks[0].corr(ranks[1]))
-
-
-def _explained(state: State) -> dict[str, tuple[Photo, LocalExplanation]]:
-    if not state.explanations:
-        raise UserError(NOTHING)
-    return {name: (state.photo, found) for name, found in state.explanations.items()}
-
-
-def _remembered(state: State, pair: Sequence[str]) -> dict[str, tuple[Photo, LocalExplanation]]:
-    if not state.remembered:
-        raise UserError(NOTHING)
-    return {name: state.remembered[name] for name in pair}
-
-
-def _summed(state: State) -> tuple[str, ClassExplanation, pd.DataFrame]:
-    if state.summed is None:
-        raise UserError("No class is explained yet. Choose Explain the class first.")
-    return state.summed
 
 
 def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:

@@ -11,15 +11,11 @@ import html
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from retailkit import plots
-from retailkit.cache import replacing
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import ProductData
 from retailkit.explain.classes import ClassExplanation
@@ -37,6 +33,8 @@ STOPPED = {"masks": "the explanations so far are kept", "photos": "nothing is ke
 
 class ExplanationTool(Screen):
     """Show it as the last line of a cell, or use its methods. Positions count the photos from 0.
+
+    `explain`, `refine` and `explain_class` return when they are done, or work in the background where `wait` is False.
 
     Args:
         data: with words, if models read.
@@ -63,7 +61,6 @@ class ExplanationTool(Screen):
     ) -> None:
         self._loaders: dict[str, Loader] = {data.name: lambda: (data, models), **(others or {})}
         self._stopped, self._worker = threading.Event(), None
-        self._unit = "masks"  # that progress is counted in, or "photos"
         super().__init__(list(self._loaders), budget)
         self.desk = Desk(data, models)
         self._connect()
@@ -72,11 +69,7 @@ class ExplanationTool(Screen):
     # -- What scripts and controls call
 
     def load(self, name: str) -> None:
-        """Change the data set, and the models with it.
-
-        Raises:
-            UsageError: unknown name.
-        """
+        """Change the data set, and the models with it."""
         self.stop()
         self.desk = Desk(*self._loaders[pick(self._loaders, name, "data set")]())
         self._set(dataset=name)
@@ -96,87 +89,55 @@ class ExplanationTool(Screen):
             raise UsageError(f"{len(models)} models are chosen; choose 1 to {SIDE_BY_SIDE}")
         self.stop()
         self._update(models=models)
-        with self._not_following():
-            self.controls["show"].options = self.desk.shows(models[0])
         self.filter()
 
-    def filter(self, label: str = "", show: str = "all", condition: str = "") -> None:
-        """Choose the photos to show, and select the first of them.
-
-        Args:
-            label: their class; "" takes all.
-            show: `all`, `wrong`, `unsure`, or a pair of classes as in the menu.
-            condition: capture condition; "" takes all.
+    def filter(self, label: str = "", show: str = "all") -> None:
+        """Choose the photos to show, see `Desk.find`, and select the first of them.
 
         Raises:
-            UsageError: unknown values.
             UserError: no photo passes.
         """
-        found = self.desk.find(self.state.models[0], label, show, condition)
+        found = self.desk.find(self.state.models[0], label, show)
         if not found:
             raise UserError("No photo passes these filters. Choose others.")
         self._update(found=tuple(found))
-        self._set(label=label, show=show, condition=condition)
+        self._set(label=label, show=show)
         self.select(found[0])
 
-    def select(self, photo: int | str | Path) -> None:
-        """Show a photo.
-
-        Args:
-            photo: its position, or the path of a photo of your own.
-
-        Raises:
-            UsageError: there is no such photo.
-            UserError: the file cannot be read; see `model.decode`.
-        """
-        if isinstance(photo, int | np.integer):
-            self._look(self.desk.photo(int(photo)))
-            return
-        path = Path(photo)
-        if not path.is_file():
-            raise UserError(f"{path}: no such photo; check the path")
-        self.upload(path.read_bytes(), path.name)
+    def select(self, position: int) -> None:
+        """Show a photo of the data set."""
+        self._look(self.desk.photo(position))
 
     def upload(self, content: bytes, name: str) -> None:
-        """Show a photo that is given as the content of a file.
-
-        Raises:
-            UserError: it is no image, or too large; see `model.decode`.
-        """
+        """Show a photo that is given as the content of a file; errors are those of `model.decode`."""
         self._look(self.desk.own_photo(content, name))
 
-    def ask(self, label: str | int, contrast: str | int) -> None:
+    def ask(self, label: str, contrast: str) -> None:
         """Choose the class to explain and its contrast class.
 
         Raises:
             UsageError: an unknown class, or one class twice.
         """
-        ours, theirs = self._index(label), self._index(contrast)
-        if ours == theirs:
-            raise UsageError(f"{self.desk.classes[ours]!r} is chosen twice; choose two different classes")
+        if label == contrast:
+            raise UsageError(f"{label!r} is chosen twice; choose two different classes")
         self.stop()
-        self._update(label=ours, contrast=theirs, explanations={}, problems={})
+        index = self.desk.index
+        self._update(label=index(label), contrast=index(contrast), explanations={}, problems={})
         self._show()
 
     def explain(self, budget: int | None = None, wait: bool = True) -> None:
         """Explain the answer of each model: a coarse explanation first, then better ones.
 
-        Args:
-            budget: masks per model; None takes the slider's.
-            wait: return when it is done; False works in the background until `stop`.
+        `budget` is the number of masks per model; None takes the slider's.
         """
         self.stop()
         state, budget = self.state, budget or self.controls["masks"].value
         self._update(explanations={}, problems={})
         steps = desks.explaining(self._predictors, state.photo, state.label, state.contrast, budget)
-        self._work(self._explained(steps, budget * len(state.models)), wait)
+        self._work(self._explained(steps), budget * len(state.models), "masks", wait)
 
     def refine(self, budget: int = 160, wait: bool = True) -> None:
-        """Improve the explanations by further masks.
-
-        Args:
-            budget: further masks per model.
-            wait: as of `explain`.
+        """Improve the explanations by `budget` further masks per model.
 
         Raises:
             UserError: there is nothing to refine yet.
@@ -186,7 +147,7 @@ class ExplanationTool(Screen):
         if not found:
             raise UserError(pages.NOTHING)
         goal = budget + max(desks.spent(e) for e in found.values())
-        self._work(self._explained(desks.refining(found, goal), goal * len(found)), wait)
+        self._work(self._explained(desks.refining(found, goal)), goal * len(found), "masks", wait)
 
     def stop(self) -> None:
         """End the work in the background; the explanations of a photo so far are kept, those of a class are not."""
@@ -195,56 +156,38 @@ class ExplanationTool(Screen):
             self._worker.join()
 
     def switch(self, segment: int | None = None, word: int | None = None) -> None:
-        """Hide a superpixel or a word, or show it again.
-
-        Args:
-            segment: number of the superpixel.
-            word: number of the word, in reading order. A text that was typed is dropped.
+        """Hide a superpixel or a word, or show it again; a text that was typed is dropped where a word is given.
 
         Raises:
             UsageError: there is no such part.
         """
         change, photo = self.state.change, self.state.photo
+        for part, count, what in ((segment, photo.n_segments, "superpixel"), (word, len(photo.tokens), "word")):
+            if part is not None and part not in range(count):
+                raise UsageError(f"{what} {part} is out of range; there are {count}: 0 to {count - 1}")
         if segment is not None:
-            _within(segment, photo.n_segments, "superpixel")
             change = replace(change, hidden=change.hidden ^ {segment})
         if word is not None:
-            _within(word, len(photo.tokens), "word")
             change = replace(change, unread=change.unread ^ {word}, text=None)
         self.change(change)
 
-    def set_text(self, text: str | None) -> None:
-        """Give the models another text; None takes the photo's words again."""
-        self.change(replace(self.state.change, text=text))
-
-    def adjust(self, **values: float | str) -> None:
-        """Set `brightness`, `blur`, `background` or `occlusion`; see `Change`.
-
-        Raises:
-            UsageError: something else, or a value out of range.
-            UserError: the photo has no product mask.
-        """
-        for name in values:
-            pick(SETTINGS, name, "setting")
-        self.change(replace(self.state.change, **values))
-
-    def undo(self) -> None:
-        """Show the photo as it is."""
-        self.change(Change())
-
     def change(self, change: Change) -> None:
-        """Change the photo and let the models answer again; see `adjust`, `switch` and `set_text`."""
+        """Change the photo and let the models answer again; errors are those of `Change.image`."""
         photo = self.state.photo
         after = desks.answers(self._predictors, change.image(photo), change.words(photo))
         self._update(change=change, after=after)
         self._show()
+
+    def undo(self) -> None:
+        """Show the photo as it is."""
+        self.change(Change())
 
     def probabilities(self) -> pd.DataFrame:
         """Return the probabilities of the class and its contrast class: `model`, `label`, `before`, `after`."""
         return self.state.probabilities(self.desk.classes)
 
     def explain_class(
-        self, label: str | int | None = None, photos: int = 6, model: str | None = None, wait: bool = True
+        self, label: str | None = None, photos: int = 6, model: str | None = None, wait: bool = True
     ) -> None:
         """Explain photos of a class and summarise them.
 
@@ -252,96 +195,69 @@ class ExplanationTool(Screen):
             label: the class; None takes the one of Why?.
             photos: to explain at most; a third of the class is left for the deletion check.
             model: its name; None takes the first.
-            wait: as of `explain`.
-
-        Raises:
-            UsageError: an unknown class or model.
+            wait: see the class.
         """
         self.stop()
-        index = self.state.label if label is None else self._index(label)
+        index = self.state.label if label is None else self.desk.index(label)
         name = pick(self.desk.predictors, model or self.state.models[0], "model")
         steps = self.desk.explaining_class(name, index, photos, self.controls["masks"].value)
-        self._work(self._summed(steps, name, photos), wait)
+        self._work(self._summed(steps, name), photos, "photos", wait)
 
     def compare(self, left: str, right: str) -> None:
-        """Show two explanations side by side, of two models or two photos. They stay when more are made.
-
-        Args:
-            left: key of `state.remembered`.
-            right: the same.
-
-        Raises:
-            UsageError: there is no such explanation.
-        """
+        """Show two explanations side by side, keys of `state.remembered`. They stay when more are made."""
         for name in (left, right):
             pick(self.state.remembered, name, "explanation")
         self._compared = (left, right)
         self._show_compare()
 
-    def export(self, path: str | Path, view: str | None = None) -> Path:
-        """Write a view to a file.
-
-        Args:
-            path: ends in `.png` or `.html`; a page needs no other file.
-            view: key of `VIEWS`; None takes the one that is open.
+    def page(self, view: str) -> str:
+        """Return a view, a key of `VIEWS`, as an HTML page that needs no other file.
 
         Raises:
-            UsageError: an unknown view or suffix.
             UserError: there is nothing to show in it yet.
         """
-        path = Path(path)
-        content = self.rendered(view or list(VIEWS)[self.tabs.selected_index], path.suffix.lower())
-        with replacing(path) as draft:
-            draft.write_bytes(content)
-        return path
-
-    def rendered(self, view: str, suffix: str) -> bytes:
-        """Return a view as the content of a file; see `export`."""
-        pick(VIEWS, view, "view")
-        if suffix not in (".png", ".html"):
-            raise UsageError(f"{suffix or 'no suffix'} is not a format; use .png or .html")
-        if suffix == ".png":
-            return plots.png(self.figure(view), 110)
-        shown = pages.sections(view, self.state, self.desk.classes, self._pair)
-        return pages.page(f"{VIEWS[view]} {self.state.photo.name}", shown).encode()
-
-    def figure(self, view: str) -> Figure:
-        """Return a view as a figure; see `page.figure`."""
-        return pages.figure(view, self.state, self.desk.classes, self._pair)
+        pair = [self.controls[side].value for side in ("left", "right")]
+        shown = pages.sections(view, self.state, self.desk.classes, pair)
+        return pages.page(f"{VIEWS[view]} {self.state.photo.name}", shown)
 
     # -- Work in the background
 
-    def _work(self, steps: Iterator[None], wait: bool) -> None:
+    def _work(self, steps: Iterator[int], total: int, unit: str, wait: bool) -> None:
+        """Take `steps`, each of which returns how much of `total` is done, until they end or `stop` is called."""
         self._stopped = stopped = threading.Event()
-        if wait:
-            for _ in steps:
-                pass
-            return
-        self._worker = threading.Thread(target=self._drain, args=(steps, stopped), daemon=True)
-        self._worker.start()
 
-    def _drain(self, steps: Iterator[None], stopped: threading.Event) -> None:
-        try:
-            for _ in steps:
+        def work() -> None:
+            self.message.value = self.progress.bar_style = ""
+            self.progress.max = total
+            for done in chain([0], steps):
+                self.progress.value = min(done, total)
+                counted = f"{self.progress.value} of {total} {unit}"
+                self._say(counted)
                 if stopped.is_set():
                     self.progress.bar_style = "warning"
-                    self.status.value = fragment(Section(text=[f"Stopped: {self._counted}; {STOPPED[self._unit]}."]))
+                    self._say(f"Stopped: {counted}; {STOPPED[unit]}.")
                     return
-        except Exception as error:  # nobody would see what a thread raises
-            self._complain(error)
+            self.progress.value, self.progress.bar_style = total, "success"
+            self._say("Done.")
 
-    def _explained(self, steps: Iterator[tuple[str, LocalExplanation | str]], total: int) -> Iterator[None]:
-        self._begin(total, "masks")
+        if wait:
+            work()
+        else:
+            self._worker = threading.Thread(target=self._safely(work), daemon=True)
+            self._worker.start()
+
+    def _say(self, text: str) -> None:
+        self.status.value = fragment(Section(text=[text]))
+
+    def _explained(self, steps: Iterator[tuple[str, LocalExplanation | str]]) -> Iterator[int]:
         for name, found in steps:
             if isinstance(found, str):
                 self._update(problems={**self.state.problems, name: found})
             else:
                 self._remember(name, found)
-            self._advance(sum(desks.spent(e) for e in self.state.explanations.values()))
             self._show_why()
             self._show_compare()
-            yield
-        self._end("Done. Choose Refine where an explanation is weak or unstable.")
+            yield sum(desks.spent(e) for e in self.state.explanations.values())
 
     def _remember(self, name: str, found: LocalExplanation) -> None:
         state = self.state
@@ -350,48 +266,24 @@ class ExplanationTool(Screen):
         kept = dict(list(kept.items())[-REMEMBERED:])
         self._update(explanations={**state.explanations, name: found}, remembered=kept)
 
-    def _summed(
-        self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]], model: str, total: int
-    ) -> Iterator[None]:
-        self._begin(total, "photos")
+    def _summed(self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]], model: str) -> Iterator[int]:
         for count, summed, check in steps:
-            self._advance(count)
-            if summed is None:
-                yield
-            else:
+            if summed is not None:
                 self._update(summed=(model, summed, check))
                 self._show_class()
-        self._end("Done.")
-
-    def _begin(self, total: int, unit: str) -> None:
-        self.message.value, self.progress.bar_style = "", ""
-        self.progress.max, self._unit = total, unit
-        self._advance(0)
-
-    def _advance(self, done: int) -> None:
-        self.progress.value = min(done, self.progress.max)
-        self.status.value = fragment(Section(text=[self._counted]))
-
-    @property
-    def _counted(self) -> str:
-        return f"{self.progress.value} of {self.progress.max} {self._unit}"
-
-    def _end(self, message: str) -> None:
-        self.progress.value, self.progress.bar_style = self.progress.max, "success"
-        self.status.value = fragment(Section(text=[message]))
+            yield count
 
     # -- What is on the screen
 
     def _open(self) -> None:
         """Begin with the first photos of the desk."""
-        desk = self.desk
-        models = tuple(desk.predictors)[:SIDE_BY_SIDE]
+        models = tuple(self.desk.predictors)[:SIDE_BY_SIDE]
         self._fill_menus(models)
-        self._set(label="", show="all", condition="", of=models[0])
+        self._set(label="", show="all", of=models[0])
         for box in self.models.children[1:]:
             box.observe(self._safely(self._use_ticked), names="value")
-        found = tuple(desk.find(models[0]))
-        self._look(desk.photo(found[0]), models, found)
+        found = tuple(self.desk.find(models[0]))
+        self._look(self.desk.photo(found[0]), models, found)
 
     def _look(self, photo: Photo, models: tuple[str, ...] = (), found: tuple[int, ...] = ()) -> None:
         self.message.value = self.status.value = self.link.value = ""
@@ -400,7 +292,7 @@ class ExplanationTool(Screen):
         models, found = models or before.models, found or before.found
         asked = {name: self.desk.predictors[name] for name in models}
         probs = desks.answers(asked, photo.sample.image, photo.text)
-        label, contrast = self.desk.question(photo, models[0])
+        label, contrast = self.desk.question(photo, probs.get(models[0]))
         kept = {"summed": before.summed, "remembered": before.remembered} if before else {}
         self.state = State(models, found, photo, label, contrast, probs, after=probs, **kept)
         self._show()
@@ -409,33 +301,26 @@ class ExplanationTool(Screen):
     def _predictors(self) -> dict[str, Any]:
         return {name: self.desk.predictors[name] for name in self.state.models}
 
-    def _index(self, label: str | int) -> int:
-        if isinstance(label, str):
-            return self.desk.classes.index(pick(self.desk.classes, label, "class"))
-        _within(int(label), len(self.desk.classes), "class")
-        return int(label)
-
-    # -- Controls
-
     def _update(self, **fields: Any) -> None:
         with self._lock:
             self.state = replace(self.state, **fields)
+
+    # -- Controls
 
     def _connect(self) -> None:
         c = self.controls
         values = {
             "dataset": lambda: self.load(c["dataset"].value),
-            "label": self._filter_chosen,
-            "show": self._filter_chosen,
-            "condition": self._filter_chosen,
-            "class": self._ask_chosen,
-            "contrast": self._ask_chosen,
-            "text": lambda: self.set_text(c["text"].value),
+            "label": lambda: self.filter(c["label"].value, c["show"].value),
+            "show": lambda: self.filter(c["label"].value, c["show"].value),
+            "class": lambda: self.ask(c["class"].value, c["contrast"].value),
+            "contrast": lambda: self.ask(c["class"].value, c["contrast"].value),
             "upload": self._upload_chosen,
             "left": lambda: self.compare(c["left"].value, c["right"].value),
             "right": lambda: self.compare(c["left"].value, c["right"].value),
         }
-        values |= {name: lambda name=name: self.adjust(**{name: c[name].value}) for name in SETTINGS}
+        for name in ("text", *SETTINGS):
+            values[name] = lambda name=name: self.change(replace(self.state.change, **{name: c[name].value}))
         for name, act in values.items():
             c[name].observe(self._safely(act), names="value")
         clicks = {
@@ -446,8 +331,7 @@ class ExplanationTool(Screen):
             "refine": lambda: self.refine(c["masks"].value, wait=False),
             "undo": self.undo,
             "explain_class": lambda: self.explain_class(None, c["photos"].value, c["of"].value, wait=False),
-            "png": lambda: self._offer(".png"),
-            "html": lambda: self._offer(".html"),
+            "html": self._offer,
         }
         for name, act in clicks.items():
             c[name].on_click(self._safely(act))
@@ -460,32 +344,17 @@ class ExplanationTool(Screen):
         self.switch(segment=part) if part < count else self.switch(word=part - count)
 
     def _use_ticked(self) -> None:
-        ticked = [box.description for box in self.models.children[1:] if box.value]
-        self.use(*ticked)
-
-    def _filter_chosen(self) -> None:
-        self.filter(*(self.controls[name].value for name in ("label", "show", "condition")))
-
-    def _ask_chosen(self) -> None:
-        self.ask(self.controls["class"].value, self.controls["contrast"].value)
+        self.use(*[box.description for box in self.models.children[1:] if box.value])
 
     def _upload_chosen(self) -> None:
         for file in self.controls["upload"].value:
             self.upload(bytes(file["content"]), file["name"])
 
     def _turn(self, step: int) -> None:
-        found = self.state.found
-        place = found.index(self.state.photo.position) if self.state.photo.position in found else 0
-        self.select(found[(place - place % AT_ONCE + step * AT_ONCE) % len(found)])
+        self.select(self.state.found[(self._first + step * AT_ONCE) % len(self.state.found)])
 
-    def _offer(self, suffix: str) -> None:
+    def _offer(self) -> None:
         view = list(VIEWS)[self.tabs.selected_index]
-        kind = {".png": "image/png", ".html": "text/html"}[suffix]
-        code = base64.b64encode(self.rendered(view, suffix)).decode()
-        name = html.escape(f"{view}_{self.state.photo.name}".replace(" ", "_") + suffix)
-        self.link.value = f'<a class="rk-link" download="{name}" href="data:{kind};base64,{code}">Save {name}</a>'
-
-
-def _within(number: int, count: int, what: str) -> None:
-    if not 0 <= number < count:
-        raise UsageError(f"{what} {number} is out of range; there are {count}: 0 to {count - 1}")
+        code = base64.b64encode(self.page(view).encode()).decode()
+        name = html.escape(f"{view}_{self.state.photo.name}.html".replace(" ", "_"))
+        self.link.value = f'<a class="rk-link" download="{name}" href="data:text/html;base64,{code}">Save {name}</a>'

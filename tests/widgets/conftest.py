@@ -43,7 +43,7 @@ def shop(tmp_path_factory):
                 Image.fromarray(array).save(root / f"{name}-{number}-{shot}.png")
             row = {"image": f"photo-{number}-{shot}.png", "mask": f"mask-{number}-{shot}.png", "label": label}
             row |= {"family": "ham" if number < 2 else "dairy", "split": "train" if shot < 2 else "test"}
-            rows.append(row | {"text": f"{label} brand", "condition": "front" if shot < 5 else "dark"})
+            rows.append(row | {"text": f"{label} brand"})
     pd.DataFrame(rows).to_csv(root / "photos.csv", index=False)
     shop = data.load("folder", root / "photos.csv")
     boxes = [(4.0, 4.0, 20.0, 10.0), (24.0, 4.0, 40.0, 10.0), (44.0, 4.0, 60.0, 10.0)]
@@ -73,8 +73,9 @@ def tool(shop, predictors):
 
 
 @pytest.fixture
-def photo(shop, predictors):
-    return Desk(shop, predictors).photo(0)
+def without_words():
+    """Return a function that returns a photo without its words."""
+    return lambda photo: replace(photo, tokens=(), sample=replace(photo.sample, words=[], text=""))
 
 
 @pytest.fixture
@@ -92,3 +93,8 @@ def png():
 @pytest.fixture
 def desk(shop, predictors):
     return Desk(shop, predictors)
+
+
+@pytest.fixture
+def photo(desk):
+    return desk.photo(0)
