@@ -6,7 +6,7 @@ Superpixels of different photos are matched by the features of an image encoder,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 from retailkit.config import UsageError, UserError, pick
 from retailkit.explain import metrics
 from retailkit.explain.phrases import Spelling, group, match, normalise
-from retailkit.metrics import bootstrap
 
 if TYPE_CHECKING:
     from retailkit.explain.lime import LocalExplanation
@@ -32,6 +31,7 @@ SCORES = ("accuracy", "margin")  # of the deletion check
 DROPS = [f"{score}_{by}" for score in SCORES for by in ("drop", "random_drop")]
 MEDOIDS = 12  # typical superpixels kept per cluster
 PALE = 0.25  # contrast that is left around the superpixel of a crop
+THRESHOLD = 0.6  # cosine distance from a cluster's centre up to which a superpixel belongs to it
 MARGIN = 0.15  # of a crop's longer side, around its superpixel
 NO_ENCODER = "no encoder was given, and without one superpixels of different photos cannot be matched"
 NO_IMAGES = "the explanations hold no superpixels"
@@ -39,12 +39,7 @@ NO_IMAGES = "the explanations hold no superpixels"
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which global features the parts of one photo belong to, -1 for none.
-
-    Attributes:
-        segments: (S,) clusters.
-        tokens: (T,) rows of `ClassExplanation.text_features`.
-    """
+    """Which global features the parts of one photo belong to: (S,) clusters and (T,) phrases, -1 for none."""
 
     segments: np.ndarray
     tokens: np.ndarray
@@ -58,12 +53,10 @@ class ClassExplanation:
     parts of this kind) and `part` (of the absolute weight of all parts of both kinds).
 
     Attributes:
-        label: index of the class.
-        name: its name.
+        label: index of the class, and its `name`.
         contrasts: names of the classes that it was contrasted with, and on how many photos each. Several mean that the
             weights of different photos answer different questions.
-        photos: positions of the photos that were used, among those given.
-        skipped: number of photos with nothing to explain.
+        photos: positions of the photos that were used, among those given; `skipped` photos had nothing to explain.
         image_features: clusters of superpixels, also with `cluster` (number), `support` (photos that show it), `area`
             (its share of the images that show it), and `medoids`, the (photo, segment) of its most typical superpixels.
         text_features: phrases, also with `canonical`, `samples` (photos that hold it), and `variants`, the number of
@@ -71,13 +64,12 @@ class ClassExplanation:
         text_share: mean over photos of the text's share in all absolute weight; NaN where all weights are zero.
         image_note: "" or why there are no image features.
         top: how many features of a kind are shown.
-        threshold: cosine distance from a cluster's centre up to which a superpixel belongs to it.
         mean: (D,) features of the mean superpixel.
         centres: (C,D+1) unit vectors, in the order of `image_features`.
         phrases: groups of spellings, in the order of `text_features`.
-        members: for each photo used, which feature each part belongs to.
-        explanations: those used.
+        members: for each photo used, which feature each part belongs to; `explanations` are those used.
         encoder: what matches superpixels, or None.
+        vocabulary: words that are no misreadings.
     """
 
     label: int
@@ -90,23 +82,18 @@ class ClassExplanation:
     text_share: float
     image_note: str
     top: int
-    threshold: float
     mean: np.ndarray = field(repr=False)
     centres: np.ndarray = field(repr=False)
     phrases: tuple[Spelling, ...] = field(repr=False)
     members: tuple[Assignment, ...] = field(repr=False)
     explanations: tuple[LocalExplanation, ...] = field(repr=False)
     encoder: ImageEncoder | None = field(repr=False)
+    vocabulary: frozenset[str] = field(repr=False)
 
     def crops(self, cluster: int, count: int = 3) -> list[Tensor]:
-        """Return the most typical superpixels of a cluster, from different photos first.
+        """Return the most typical superpixels of a cluster at most `count`, (3,h,w) each, from different photos first.
 
-        Args:
-            cluster: its number.
-            count: crops at most.
-
-        Returns:
-            (3,h,w) in [0,1]: bounding boxes with a margin; everything but the superpixel is faded towards white.
+        They are bounding boxes with a margin; everything but the superpixel is faded towards white.
         """
         medoids = self.image_features["medoids"][cluster]
         photos = [photo for photo, _ in medoids]
@@ -120,27 +107,26 @@ def explain_class(
     label: int | str | None = None,
     encoder: ImageEncoder | None = None,
     top: int = 5,
-    threshold: float = 0.6,
+    vocabulary: Collection[str] = (),
 ) -> ClassExplanation:
     """Combine local explanations of photos of one class.
 
     A feature is a phrase, or a cluster of superpixels with similar encoder features. Its weight is that of NormLIME
     (Ahern et al. 2019): the mean over all photos of w² / ‖w‖₁, with the sign of the sum of w. Here w is the summed
-    weight of the feature's parts in a photo, and ‖w‖₁ the absolute weight of all its superpixels and words. So a
-    feature has to be strong and common. Parts are summed before they are squared, so that cutting a feature into
-    several superpixels does not lower its weight.
+    weight of the feature's parts in a photo (so that it does not matter into how many superpixels it is cut), and ‖w‖₁
+    the absolute weight of all its superpixels and words. So a feature has to be strong and common.
 
     A superpixel is described by the encoder's last map, averaged over the cells that it covers, as the direction in
     which it differs from the mean superpixel of the class. Clustering is agglomerative, with average linkage of cosine
     distances. Its parameter is a distance, so a superpixel of a new photo may belong to no cluster. In the end each
-    superpixel belongs to the nearest centre within `threshold`.
+    superpixel belongs to the nearest centre within `THRESHOLD`.
 
     Args:
         explanations: of photos of the class; those with nothing to explain are skipped.
         label: index or name of the class; None takes the class that is explained first, which must be the same in all.
         encoder: in evaluation mode, best the model's own; without one there are no image features.
         top: how many features of a kind to show; all are kept.
-        threshold: cosine distance within clusters, between 0 and 2.
+        vocabulary: words that were read often on photos of other classes, and are therefore no misreadings.
 
     Raises:
         UsageError: photos are of different classes or models, or the class was not explained in one of them.
@@ -157,8 +143,8 @@ def explain_class(
     totals = np.array([sum(np.abs(weights[kind][n]).sum() for kind in KINDS) for n in range(len(kept))])
     shares = np.array([e.share[row] for e, row in zip(kept, rows, strict=True)], dtype=float)
     contrasts = [e.contrasts[row] for e, row in zip(kept, rows, strict=True)]
-    clusters = _Clusters.found(list(used), kept, weights["image"], totals, encoder, threshold)
-    text_features, phrases, tokens = _phrases(kept, weights["text"], totals)
+    clusters = _Clusters.found(list(used), kept, weights["image"], totals, encoder)
+    text_features, phrases, tokens = _phrases(kept, weights["text"], totals, vocabulary)
     return ClassExplanation(
         label=index,
         name=names[index],
@@ -170,13 +156,13 @@ def explain_class(
         text_share=float(np.nanmean(shares)) if np.isfinite(shares).any() else np.nan,
         image_note=clusters.note,
         top=top,
-        threshold=threshold,
         mean=clusters.mean,
         centres=clusters.centres,
         phrases=phrases,
         members=tuple(map(Assignment, clusters.members, tokens)),
         explanations=tuple(kept),
         encoder=encoder,
+        vocabulary=frozenset(vocabulary),
     )
 
 
@@ -188,11 +174,11 @@ def _common_class(used: Mapping[int, LocalExplanation], label: int | str | None)
             raise UsageError(f"photo {at} was explained by a model with other classes; use one model for all photos")
     if label is not None:
         return names, names.index(pick(names, label, "class")) if isinstance(label, str) else int(label)
-    (one, name), *others = ((at, names[explanation.explained[0]]) for at, explanation in used.items())
-    for at, other in others:
-        if other != name:
-            raise UsageError(f"photo {one} explains {name!r} first and photo {at} {other!r}; say which by label=...")
-    return names, names.index(name)
+    first = {explanation.explained[0]: at for at, explanation in used.items()}
+    if len(first) > 1:
+        told = " and ".join(f"photo {at} {names[index]!r}" for index, at in first.items())
+        raise UsageError(f"the class that is explained first differs: {told}; say which by label=...")
+    return names, next(iter(first))
 
 
 # -- Features: what parts of different photos have in common.
@@ -215,7 +201,6 @@ class _Clusters:
         weights: list[np.ndarray],
         totals: np.ndarray,
         encoder: ImageEncoder | None,
-        threshold: float,
     ) -> _Clusters:
         if encoder is None or not any(map(len, weights)):
             table, _, members = _ranked(weights, [np.full(len(own), -1) for own in weights], totals, 0)
@@ -225,8 +210,8 @@ class _Clusters:
         described = [_describe(e, len(own), encoder) for e, own in zip(explanations, weights, strict=True)]
         mean = np.concatenate([values for values in described if len(values)]).mean(0)
         directions = [_directions(values, mean) for values in described]
-        centres = _centres(np.concatenate(directions), threshold)
-        members = [_nearest(own, centres, threshold) for own in directions]
+        centres = _centres(np.concatenate(directions))
+        members = [_nearest(own, centres) for own in directions]
         table, order, members = _ranked(weights, members, totals, len(centres))
         centres = centres[order]
         areas = [_areas(e, len(own)) for e, own in zip(explanations, weights, strict=True)]
@@ -237,11 +222,11 @@ class _Clusters:
 
 
 def _phrases(
-    explanations: list[LocalExplanation], weights: list[np.ndarray], totals: np.ndarray
+    explanations: list[LocalExplanation], weights: list[np.ndarray], totals: np.ndarray, vocabulary: Collection[str]
 ) -> tuple[pd.DataFrame, tuple[Spelling, ...], list[np.ndarray]]:
     """Return phrases by weight: their table, their spellings, and which one each token of each photo is."""
     texts = [[normalise(token.text) for token in explanation.tokens] for explanation in explanations]
-    groups = group([text for own in texts for text in dict.fromkeys(own)])
+    groups = group([text for own in texts for text in dict.fromkeys(own)], vocabulary=vocabulary)
     place = {variant: number for number, found in enumerate(groups) for variant in found.variants}
     members = [np.array([place.get(text, -1) for text in own], dtype=int) for own in texts]
     table, order, members = _ranked(weights, members, totals, len(groups))
@@ -256,11 +241,8 @@ def _ranked(
 ) -> tuple[pd.DataFrame, np.ndarray, list[np.ndarray]]:
     """Return the table of features that have parts, by absolute weight; their order; `members` renumbered so.
 
-    Args:
-        weights: of the parts of each photo.
-        members: feature of each part of each photo, -1 for none.
-        totals: absolute weight of all parts of each photo.
-        count: number of features.
+    `weights` are those of the parts of each photo, and `members` their features, -1 for none; `totals` the absolute
+    weights of the photos; `count` the number of features.
     """
     summed = _sums(weights, members, count)
     absolute = _sums([np.abs(own) for own in weights], members, count).sum(0)
@@ -313,22 +295,22 @@ def _directions(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def _centres(directions: np.ndarray, threshold: float) -> np.ndarray:
+def _centres(directions: np.ndarray) -> np.ndarray:
     """Return the centres (C,D+1) of clusters of superpixels; time and memory grow with their number squared."""
     labels = np.zeros(len(directions), int)
     if len(directions) > 1:
-        clustering = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=threshold)
+        clustering = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=THRESHOLD)
         labels = clustering.fit_predict(directions)
     centres = np.stack([directions[labels == label].mean(0) for label in range(labels.max() + 1)])
     return centres / np.linalg.norm(centres, axis=1, keepdims=True)
 
 
-def _nearest(directions: np.ndarray, centres: np.ndarray, threshold: float) -> np.ndarray:
+def _nearest(directions: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Return (S,) the nearest centre of each unit vector, -1 where none is within the threshold."""
     if not len(directions) or not len(centres):
         return np.full(len(directions), -1)
     distances = 1 - directions @ centres.T
-    return np.where(distances.min(1) <= threshold, distances.argmin(1), -1)
+    return np.where(distances.min(1) <= THRESHOLD, distances.argmin(1), -1)
 
 
 def _medoids(
@@ -360,12 +342,7 @@ def _crop(explanation: LocalExplanation, segment: int) -> Tensor:
 
 
 def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) -> Assignment:
-    """Return which global features the parts of a photo belong to; the photo may be new.
-
-    Args:
-        explained: has the features.
-        item: a local explanation, or its masked model.
-    """
+    """Return which global features the parts of a photo belong to: of its explanation or masked model, also if new."""
     for own, members in zip(explained.explanations, explained.members, strict=True):
         if own is item:
             return members
@@ -373,9 +350,9 @@ def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) ->
     segments = np.full(count, -1)
     if count and len(explained.centres):
         directions = _directions(_describe(item, count, explained.encoder), explained.mean)
-        segments = _nearest(directions, explained.centres, explained.threshold)
+        segments = _nearest(directions, explained.centres)
     texts = [token.text for token in item.tokens]
-    return Assignment(segments, np.array(match(texts, explained.phrases), dtype=int))
+    return Assignment(segments, np.array(match(texts, explained.phrases, explained.vocabulary), dtype=int))
 
 
 # -- Does the model need the features by which it is said to recognise the class?
@@ -397,23 +374,27 @@ def deletion_check(
         seed: of the random sets.
 
     Returns:
-        One row per feature: `kind`, `feature`, `n` photos, `hidden` and `random_hidden` (area, or number of tokens).
-        For `accuracy` and `margin` (logit of the class minus the highest other one) `..._drop`, the drop by hiding the
-        feature, `..._random_drop`, `..._difference` of the two, and its 95 % interval `..._low` and `..._high`,
-        bootstrapped over photos, NaN below two photos.
-
-    Raises:
-        UsageError: one of the masked models is None (an explanation that was loaded from a file).
+        One row per feature: `kind`, `feature`, `n` photos, and means over photos of `hidden` and `random_hidden` (area,
+        or number of tokens), and, for `accuracy` and `margin` (logit of the class minus the highest other one), of
+        `..._drop`, the drop by hiding the feature, `..._random_drop`, and `..._difference` of the two.
     """
     top = [("image", n) for n in explained.image_features.index[: explained.top]]
     top += [("text", n) for n in explained.text_features.index[: explained.top]]
-    drops: list[tuple[Any, ...]] = []
-    for at, masked in enumerate(masked_models):
-        if masked is None:
-            raise UsageError(f"photo {at} has no masked model; explain it again instead of loading it")
-        drops += _drops(explained, top, masked, repeats, np.random.default_rng([seed, at]))
+    drops = [
+        row
+        for at, masked in enumerate(masked_models)
+        for row in _drops(explained, top, masked, repeats, np.random.default_rng([seed, at]))
+    ]
     table = pd.DataFrame(drops, columns=["kind", "number", "hidden", "random_hidden", *DROPS])
-    return pd.DataFrame([_checked(explained, *feature, table) for feature in top])
+    rows = []
+    for kind, number in top:
+        own = table[(table["kind"] == kind) & (table["number"] == number)]
+        name = number if kind == "image" else explained.phrases[number].canonical
+        rows.append({"kind": kind, "feature": name, "n": len(own)} | dict(own.iloc[:, 2:].astype(float).mean()))
+    checked = pd.DataFrame(rows)
+    for score in SCORES if rows else ():
+        checked[f"{score}_difference"] = checked[f"{score}_drop"] - checked[f"{score}_random_drop"]
+    return checked
 
 
 def _drops(
@@ -455,20 +436,6 @@ def _random_like(feature: np.ndarray, sizes: np.ndarray, rng: np.random.Generato
     return found
 
 
-def _checked(explained: ClassExplanation, kind: str, number: int, drops: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of one feature; see `deletion_check`."""
-    own = drops[(drops["kind"] == kind) & (drops["number"] == number)].astype(float, errors="ignore")
-    name = number if kind == "image" else explained.phrases[number].canonical
-    row = {"kind": kind, "feature": name, "n": len(own)} | own[["hidden", "random_hidden"]].mean().to_dict()
-    for score in SCORES:
-        difference = (own[f"{score}_drop"] - own[f"{score}_random_drop"]).to_numpy(float)
-        low, high = bootstrap(difference) if len(own) > 1 else (np.nan, np.nan)
-        row |= own[[f"{score}_drop", f"{score}_random_drop"]].mean().to_dict()
-        row[f"{score}_difference"] = difference.mean() if len(own) else np.nan
-        row |= {f"{score}_low": low, f"{score}_high": high}
-    return row
-
-
 # -- Several models.
 
 
@@ -478,15 +445,12 @@ def compare(explained: Mapping[str, ClassExplanation]) -> pd.DataFrame:
     Weights of different models have different scales. So each feature is given by its part of all absolute weight, with
     the sign of its weight.
 
-    Args:
-        explained: class explanation by name of the model.
-
     Returns:
         One column per model, and rows by `kind` and `feature`:
 
         - `share`, `text`: `ClassExplanation.text_share`.
-        - `text`, phrase: part of each phrase that is among the top ones of any model; 0 where a model does not use it.
-          Phrases are matched by spelling.
+        - `text`, phrase: part of each phrase that is among the top ones of any model, matched by spelling; 0 where a
+          model does not use it.
         - `image`, number: part of each model's cluster of that number. Encoders differ, so clusters of one number have
           nothing else in common.
         - `heat`, model: rank correlation of the heat maps of the two models, mean over photos that both explain with
@@ -516,7 +480,8 @@ def _signed_parts(table: pd.DataFrame) -> np.ndarray:
 def _text_parts(explained: Mapping[str, ClassExplanation]) -> dict[str, dict[str, float]]:
     """Return the parts of phrases by model, for phrases among the top ones of any of them."""
     spellings = [item for found in explained.values() for phrase in found.phrases for item in phrase.variants.items()]
-    groups = group([text for text, _ in spellings], [count for _, count in spellings])
+    vocabulary = frozenset().union(*(found.vocabulary for found in explained.values()))
+    groups = group([text for text, _ in spellings], [count for _, count in spellings], vocabulary)
     place = {variant: found.canonical for found in groups for variant in found.variants}
     parts: dict[str, dict[str, float]] = {found.canonical: dict.fromkeys(explained, 0.0) for found in groups}
     top = set()
@@ -542,6 +507,6 @@ def _agreement(a: ClassExplanation, b: ClassExplanation) -> float:
 
 
 def _same_segments(a: LocalExplanation, b: LocalExplanation) -> bool:
-    if a.segments is None or b.segments is None or a.segments.shape != b.segments.shape:
+    if a.segments is None or b.segments is None:
         return False
-    return bool(np.array_equal(a.segments, b.segments) and torch.equal(a.image, b.image))
+    return np.array_equal(a.segments, b.segments) and torch.equal(a.image, b.image)

@@ -1,9 +1,8 @@
 """Local explanations: which superpixels and which words made a model choose this product and not its look-alike.
 
 A linear surrogate is fitted to the model's answers to masked inputs, as in LIME (Ribeiro et al. 2016). Superpixels and
-words are features of one regression, so that their weights share one scale. Three things make it cheap: `MaskedModel`
-encodes each distinct mask once, all classes come from one set of evaluations, and masks come in pairs of complements.
-One set of evaluations serves every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or none.
+words are features of one regression, so that their weights share one scale. `MaskedModel` encodes each distinct mask
+once. One set of evaluations serves all classes and every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or none.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+from scipy.special import softmax
 from torch import Tensor
 from tqdm import tqdm
 
@@ -60,8 +60,8 @@ class Options:
         token: `word` or `line`: which piece of text is hidden as a whole.
         link_ocr: hide a word's box together with its text, as one feature; otherwise a hidden word is still visible.
         classes: `top1`, `top3`, ...: the most probable ones; or names or indices.
-        contrast: `runner_up` (the most probable other class), a class (that class itself is contrasted with its
-            runner-up), or None. It is used by the target `margin`.
+        contrast: for the target `margin`: `runner_up` (the most probable other class), a class (which is itself
+            contrasted with its runner-up), or None.
         kernel: key of `KERNELS`: how evaluations are weighted.
         smooth: penalty on squared differences between superpixels that are near and of similar colour. It makes
             weights from few masks more stable (0.5 is strong), and small parts less distinct.
@@ -109,17 +109,13 @@ class LocalExplanation:
         tokens: T pieces of text.
         links: (T,) label of each token's boxes in `segments`, or -1.
         logits: (K,) of the untouched input.
-        samples: the evaluations.
-        options: how they were made.
-        image_weights: (C,S) signed.
-        text_weights: (C,T) signed.
-        image_intervals: (C,S,2) 95 %: where the weight would be with other masks. They have no width where all masks
-            were evaluated, and are NaN where masks were too few.
-        text_intervals: (C,T,2).
+        samples: the evaluations, and `options`, how they were made.
+        image_weights: (C,S) signed; `text_weights` (C,T).
+        image_intervals: (C,S,2) 95 %: where the weight would be with other masks; `text_intervals` (C,T,2). They have
+            no width where all masks were evaluated, and are NaN where masks were too few.
         r2: (C,) R² of the surrogate on masks that it was not fitted to; NaN where masks were too few.
-        share: (C,) share of the words in the sum of absolute weights, corrected for what noise adds to it; NaN where
-            no weight exceeds the noise.
-        share_intervals: (C,2) 95 %.
+        share: (C,) share of the words in the sum of absolute weights, corrected for what noise adds to it, and its
+            95 % `share_intervals` (C,2); NaN where no weight exceeds the noise.
         nothing: "" or why there is nothing to explain.
         masked_model: for refining and for judging the explanation; None after loading it from a file.
     """
@@ -147,28 +143,22 @@ class LocalExplanation:
     @property
     def evaluations(self) -> dict[str, int]:
         """Return how many masks of the image and of the text there were, and how many pairs of them."""
-        counts = {"images": self.samples.image_masks, "texts": self.samples.text_masks}
-        return {name: len(rows) * (rows.shape[1] > 0) for name, rows in counts.items()} | {
-            "pairs": len(self.samples.pairs)
-        }
+        image, text, pairs = self.samples.image_masks, self.samples.text_masks, self.samples.pairs
+        return {"images": len(image) * bool(image.size), "texts": len(text) * bool(text.size), "pairs": len(pairs)}
 
     @property
     def probs(self) -> np.ndarray:
         """Return (K,) probabilities of the untouched input."""
-        return np.exp(self.logits - np.logaddexp.reduce(self.logits))
+        return softmax(self.logits)
 
     @property
     def question(self) -> str:
-        """Return what the first row of weights answers."""
+        """Return the question that the first row of weights answers."""
         contrast = f" and not {self.classes[self.contrasts[0]]}" if self.contrasts[0] >= 0 else ""
         return f"why {self.classes[self.explained[0]]}{contrast}"
 
     def row(self, label: int | str) -> int:
-        """Return the row of weights that explains a class.
-
-        Raises:
-            UsageError: that class was not explained.
-        """
+        """Return the row of weights that explains a class; raise UsageError if it was not explained."""
         index = _class(label, self.classes)
         if index not in self.explained:
             known = ", ".join(self.classes[i] for i in self.explained)
@@ -176,7 +166,7 @@ class LocalExplanation:
         return self.explained.index(index)
 
     def heat(self, row: int = 0) -> np.ndarray:
-        """Return (H,W) signed: at each pixel the weight of what hides it. Zeros for a model that uses only text."""
+        """Return (H,W) signed: at each pixel the weight of what hides it; (1,1), 0, for a model that uses only text."""
         if self.segments is None:
             return np.zeros((1, 1))
         weights = np.zeros(int(self.segments.max()) + 1)
@@ -195,34 +185,21 @@ class LocalExplanation:
         """Return what another kernel (or target) makes of the same evaluations; see `Options`."""
         return self._fitted(self.samples, replace(self.options, kernel=kernel, target=target or self.options.target))
 
-    def refine(
-        self, budget: int, model: ProductClassifier | Predictor | None = None, progress: bool = False
-    ) -> LocalExplanation:
+    def refine(self, budget: int, model: ProductClassifier | Predictor | None = None) -> LocalExplanation:
         """Return an explanation from `budget` further masks besides those that were evaluated already.
 
-        Args:
-            budget: as of `Options`.
-            model: needed only where the explanation was loaded from a file.
-            progress: show a bar if it takes longer than two seconds.
+        `model` is needed only where the explanation was loaded from a file.
 
         Raises:
-            UsageError: a loaded explanation without its model, with another model, or one that an earlier version made
-                with other masks; a negative budget.
+            UsageError: a loaded explanation without its model or with one of other classes; a negative budget.
         """
         if budget < 0:
             raise UsageError(f"budget={budget} is negative; give the number of further masks")
         options, masked = replace(self.options, budget=self.options.budget + budget), self.rebuilt(model)
-        return replace(self._fitted(_evaluated(masked, self.samples, options, progress), options), masked_model=masked)
+        return replace(self._fitted(_evaluated(masked, self.samples, options), options), masked_model=masked)
 
     def rebuilt(self, model: ProductClassifier | Predictor | None = None) -> MaskedModel:
-        """Return the masked model, made again where the explanation was loaded from a file.
-
-        Args:
-            model: of the explanation; needed only then.
-
-        Raises:
-            UsageError: a loaded explanation without its model, or with one of other classes.
-        """
+        """Return the masked model, made again where the explanation was loaded from a file; see `refine`."""
         if self.masked_model is not None:
             return self.masked_model
         if model is None:
@@ -234,10 +211,7 @@ class LocalExplanation:
         return MaskedModel(predictor, self.image, self.segments, self.tokens, self.links, baseline, feather)
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the model to one file (.safetensors), the image in 8 bits per channel.
-
-        The same explanation gives the same bytes.
-        """
+        """Write everything but the model to one file (.safetensors), the image in 8 bits per channel."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"samples.{name}": getattr(self.samples, name) for name in _SAMPLES}
         if self.image is not None:
@@ -252,11 +226,7 @@ class LocalExplanation:
 
     @staticmethod
     def load(path: str | Path) -> LocalExplanation:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: no such file, or not such a file.
-        """
+        """Read what `save` wrote; raise UserError for no such file, or a damaged or older one."""
         try:
             with safetensors.safe_open(path, "np") as file:
                 facts = json.loads((file.metadata() or {})["explanation"])
@@ -265,7 +235,7 @@ class LocalExplanation:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; save an explanation there first") from None
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: no explanation, or a damaged file ({error}); make it again") from None
+            raise UserError(f"{path}: no explanation, or a damaged or older file ({error}); make it again") from None
 
     def _fitted(self, samples: Samples, options: Options) -> LocalExplanation:
         arrays = _fit(samples, options, self.explained, self.contrasts, self.image, self.segments)
@@ -275,34 +245,31 @@ class LocalExplanation:
 _ARRAYS = ("image_weights", "text_weights", "image_intervals", "text_intervals", "r2", "share", "share_intervals",
            "logits", "links")  # fmt: skip
 _SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
-_FORMER = {"rivals": "contrasts", "units": "tokens"}  # names in older files
 
 
 def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExplanation:
-    facts = {_FORMER.get(name, name): value for name, value in facts.items()}
-    tokens = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in token) for token in facts["tokens"]]
-    samples = Samples(*(arrays[f"samples.{name}"] for name in _SAMPLES))
-    known = {one.name for one in fields(Options)}  # options of older files may be gone
-    options = {"budget": max(2, len(samples.image_masks), len(samples.text_masks))}
-    options |= {name: value for name, value in facts["options"].items() if name in known}
+    words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in token) for token in facts["tokens"]]
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["options"].items()}
     return LocalExplanation(
         classes=facts["classes"],
         explained=tuple(facts["explained"]),
         contrasts=tuple(facts["contrasts"]),
         image=torch.from_numpy(arrays["image"]).float() / 255 if "image" in arrays else None,
         segments=arrays.get("segments"),
-        tokens=tuple(Token(" ".join(word.text for word in token), token) for token in tokens),
-        samples=samples,
-        options=Options(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}),
+        tokens=tuple(Token(" ".join(word.text for word in token), token) for token in words),
+        samples=Samples(*(arrays[f"samples.{name}"] for name in _SAMPLES)),
+        options=Options(**options),
         nothing=facts["nothing"],
         **{name: arrays[name] for name in _ARRAYS},
     )
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: numbers and tuples instead of arrays."""
+    """Return a value as JSON can hold it: numbers and tuples instead of arrays. Labels of superpixels stay an array."""
+    if isinstance(value, str) or getattr(value, "ndim", 0) == 2:
+        return value
     value = value.tolist() if hasattr(value, "tolist") else value
-    return value if isinstance(value, str) or not np.iterable(value) else tuple(_plain(one) for one in value)
+    return tuple(map(_plain, value)) if np.iterable(value) else value
 
 
 # -- Explaining one photo.
@@ -320,10 +287,10 @@ def explain(
     """Explain a model's answer for one photo and its words.
 
     Args:
-        model: of any kind; or a predictor of it, which saves choosing a backend again for every photo.
+        model: or a predictor of it, which saves compiling the encoder again for every photo.
         image: (3,size,size) in [0,1]; None for a model that uses only text.
         words: OCR words of the photo, or a plain text.
-        options: how; None takes the defaults of `Options`.
+        options: None takes the defaults.
         progress: show a bar if it takes longer than two seconds.
         **changes: of single options, as in `explain(model, image, words, budget=256)`.
 
@@ -331,39 +298,23 @@ def explain(
         UsageError: an unknown option or class, or labels of another size.
         UserError: an image of another shape, or nothing that the model uses.
     """
-    options = replace(options or Options(), **{name: _option(value) for name, value in changes.items()})
+    options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
     predictor, tokens = as_predictor(model, image), tokens_of(words, options.token)
     segments = links = None
     if image is not None and "image" in predictor.model.modalities:
         segments = segment(image, options.segments, options.n_segments)
         if options.link_ocr:
             segments, links = cut_out(segments, tokens)
-    if not isinstance(options.segments, str):
-        options = replace(options, segments="given")
+        options = replace(options, segments=options.segments if isinstance(options.segments, str) else "given")
     masked = MaskedModel(predictor, image, segments, tokens, links, options.baseline, options.feather)
     logits = masked.logits(np.ones((1, masked.n_segments), bool))[0]
     explained = _which(options.classes, logits, masked.classes)
     contrasts = tuple(_contrast(options.contrast, index, logits, masked.classes) for index in explained)
     samples = _evaluated(masked, None, options, progress)
-    return LocalExplanation(
-        classes=list(masked.classes),
-        explained=explained,
-        contrasts=contrasts,
-        image=masked.image,
-        segments=masked.segments,
-        tokens=masked.tokens,
-        links=masked.links,
-        logits=logits,
-        samples=samples,
-        options=options,
-        masked_model=masked,
-        **_fit(samples, options, explained, contrasts, masked.image, masked.segments),
-    )
-
-
-def _option(value: Any) -> Any:
-    """Return an option as a plain value; labels of superpixels stay an array."""
-    return value if getattr(value, "ndim", 0) == 2 else _plain(value)
+    given = {name: getattr(masked, name) for name in ("image", "segments", "tokens", "links")}
+    given |= {"logits": logits, "samples": samples, "options": options, "masked_model": masked}
+    found = _fit(samples, options, explained, contrasts, masked.image, masked.segments)
+    return LocalExplanation(list(masked.classes), explained, contrasts, **given, **found)
 
 
 def _which(classes: str | int | Sequence[str | int], logits: np.ndarray, names: Sequence[str]) -> tuple[int, ...]:
@@ -386,11 +337,9 @@ def _class(label: str | int, names: Sequence[str]) -> int:
 def _contrast(contrast: str | int | None, index: int, logits: np.ndarray, names: Sequence[str]) -> int:
     if contrast is None or len(names) < 2:
         return -1
-    others = [int(i) for i in np.argsort(-logits, kind="stable") if i != index]
-    if contrast == "runner_up":
-        return others[0]
-    chosen = _class(contrast, names)
-    return others[0] if chosen == index else chosen
+    runner_up = next(int(i) for i in np.argsort(-logits, kind="stable") if i != index)
+    chosen = runner_up if contrast == "runner_up" else _class(contrast, names)
+    return runner_up if chosen == index else chosen
 
 
 # -- Evaluating masks.
@@ -411,11 +360,6 @@ def _evaluated(masked: MaskedModel, old: Samples | None, options: Options, progr
         both = masks(segments + tokens, budget, seed)
         image_masks, text_masks = both[:, :segments], both[:, segments:]
         pairs = np.repeat(np.arange(before[0], len(both))[:, None], 2, 1)
-    for new, known in ((image_masks, old.image_masks), (text_masks, old.text_masks)):
-        if len(known) and not np.array_equal(new[: len(known)], known):
-            raise UsageError(
-                "these masks were drawn by an earlier version, which cannot be continued; explain it again"
-            )
     if not len(pairs) or segments + tokens < 2:
         return replace(old, image_masks=image_masks, text_masks=text_masks)
     logits = masked.logits(image_masks[pairs[:, 0]], text_masks[pairs[:, 1]], progress)
@@ -451,11 +395,10 @@ def _fit(
 ) -> dict[str, Any]:
     """Return weights, intervals, R² and share under their names in `LocalExplanation`."""
     count, split, tokens = len(explained), samples.image_masks.shape[1], samples.text_masks.shape[1]
-    if nothing := _nothing(samples, explained, contrasts, options.target):
-        weights, intervals = np.zeros((count, split + tokens)), np.zeros((count, split + tokens, 2))
-        r2 = np.full(count, math.nan)
-        share, share_intervals = np.full(count, math.nan), np.full((count, 2), math.nan)
-    else:
+    nothing = _nothing(samples, explained, contrasts, options.target)
+    weights, intervals = np.zeros((count, split + tokens)), np.zeros((count, split + tokens, 2))
+    r2, share, share_intervals = np.full(count, math.nan), np.full(count, math.nan), np.full((count, 2), math.nan)
+    if not nothing:
         kernel = KERNELS[options.kernel](samples.kept, split)
         penalty = np.zeros((split + tokens, split + tokens))
         if options.smooth and split:
@@ -466,16 +409,9 @@ def _fit(
         draws = surrogate.bootstrap(options.seed)
         weights, r2, intervals = surrogate.weights, surrogate.held_out(), surrogate.intervals(draws)
         share, share_intervals = words_share(weights, draws, split)
-    return {
-        "image_weights": weights[:, :split],
-        "text_weights": weights[:, split:],
-        "image_intervals": intervals[:, :split],
-        "text_intervals": intervals[:, split:],
-        "r2": r2,
-        "share": share,
-        "share_intervals": share_intervals,
-        "nothing": nothing,
-    }
+    found = {"image_weights": weights[:, :split], "text_weights": weights[:, split:]}
+    found |= {"image_intervals": intervals[:, :split], "text_intervals": intervals[:, split:]}
+    return found | {"r2": r2, "share": share, "share_intervals": share_intervals, "nothing": nothing}
 
 
 def _nothing(samples: Samples, explained: Sequence[int], contrasts: Sequence[int], target: str) -> str:
@@ -483,9 +419,8 @@ def _nothing(samples: Samples, explained: Sequence[int], contrasts: Sequence[int
     if not len(samples.pairs):
         return "there is only one part to hide"
     values = targets(samples.logits, explained, contrasts, "margin" if target == "margin" else "log_prob")
-    if np.ptp(values, axis=0).max() <= ROUNDING * np.abs(samples.logits).max():
-        return "the model says the same whatever is hidden"
-    return ""
+    same = np.ptp(values, axis=0).max() <= ROUNDING * np.abs(samples.logits).max()
+    return "the model says the same whatever is hidden" if same else ""
 
 
 # -- Explaining many photos.
@@ -500,35 +435,26 @@ def explain_dataset(
     progress: bool = True,
     **changes: Any,
 ) -> list[LocalExplanation]:
-    """Explain every photo of a split. Each result is written to disk at once, so that an interrupted run continues.
+    """Explain every photo of a split, in order. Each result is written to disk, so that an interrupted run continues.
 
-    A file is used again for the same photo, words, model, options and sources of this package's masks and fits.
-
-    Args:
-        model: or a predictor of it.
-        data: images and words, at the size the model takes.
-        cache: folder of the explanations; None takes the cache folder.
-        options: of `explain`.
-        progress: show a bar if it takes longer than two seconds.
-        **changes: of `explain`.
-
-    Returns:
-        One explanation per photo, in order; those from the cache have no `masked_model`.
-
-    Raises:
-        UsageError: see `explain`.
-        UserError: a photo has nothing that the model uses; the message names its place in the split.
+    A file is used again for the same photo, words, model, options and sources of this package's masks and fits; such an
+    explanation has no `masked_model`. `cache` is the folder; None takes the cache folder. Other arguments are those of
+    `explain`.
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
-    options = replace(options or Options(), **{name: _option(value) for name, value in changes.items()})
+    options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
     folder = Path(cache) if cache else cache_dir("explanations")
     deciding, found = [fingerprint(predictor.model), code_fingerprint(__name__), asdict(options)], []
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2, disable=not progress):
         sample = data[position]
         words = sample.words or sample.text
         pixels, read = (sample.image * 255).round().byte(), [asdict(word) for word in sample.words] or sample.text
-        path = folder / f"{digest(deciding, pixels, read)}.safetensors"
-        explanation = _cached(path)
+        path, explanation = folder / f"{digest(deciding, pixels, read)}.safetensors", None
+        if path.exists():
+            try:
+                explanation = LocalExplanation.load(path)
+            except UserError as error:
+                warnings.warn(f"{error}; it is made again now", stacklevel=2)
         if explanation is None:
             try:
                 explanation = explain(predictor, sample.image, words, options, progress=False)
@@ -537,13 +463,3 @@ def explain_dataset(
             explanation.save(path)
         found.append(explanation)
     return found
-
-
-def _cached(path: Path) -> LocalExplanation | None:
-    if not path.exists():
-        return None
-    try:
-        return LocalExplanation.load(path)
-    except UserError as error:
-        warnings.warn(f"{error}; it is made again now", stacklevel=3)
-        return None

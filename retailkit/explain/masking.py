@@ -1,14 +1,14 @@
 """Hiding superpixels and words, and asking a model what it says then.
 
 The features of a local explanation are the superpixels of the image and the tokens of the text (words or lines). A mask
-says which of them are kept. `MaskedModel` returns the logits for any masks. It encodes each distinct masked image and
-text once and combines the two only in the head, because an encoder costs a thousand times what the head does.
+says which of them are kept. `MaskedModel` encodes each distinct masked image and text once and combines the two only in
+the head, because an encoder costs a thousand times what the head does.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -44,19 +44,13 @@ def _felzenszwalb(image: np.ndarray, count: int) -> np.ndarray:
     return segmentation.felzenszwalb(image, scale=100, sigma=0.5, min_size=image[..., 0].size // (2 * count))
 
 
-SEGMENTERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"slic": _slic, "felzenszwalb": _felzenszwalb}
+SEGMENTERS = {"slic": _slic, "felzenszwalb": _felzenszwalb}
 
 
 def segment(image: Tensor, segments: str | np.ndarray = "slic", count: int = 50) -> np.ndarray:
     """Divide an image (3,H,W) in [0,1] into superpixels, (H,W) int labelled 0..S-1 without gaps.
 
-    Args:
-        image: to divide.
-        segments: key of `SEGMENTERS`, or labels (H,W) that exist already.
-        count: wanted number of superpixels; segmenters come near it.
-
-    Raises:
-        UsageError: unknown segmenter, or labels of another shape or kind.
+    `segments` is a key of `SEGMENTERS`, which come near the wanted number `count`, or labels (H,W) that exist already.
     """
     height, width = image.shape[1:]
     if isinstance(segments, str):
@@ -73,13 +67,8 @@ def segment(image: Tensor, segments: str | np.ndarray = "slic", count: int = 50)
 def cut_out(segments: np.ndarray, tokens: Sequence[Token]) -> tuple[np.ndarray, np.ndarray]:
     """Make the boxes of tokens segments of their own, so that a word can be hidden on the image together with its text.
 
-    Args:
-        segments: (H,W) labels 0..S-1.
-        tokens: T of them, with boxes in its pixels; where boxes overlap, the last one gets the pixels.
-
-    Returns:
-        Labels (H,W) with the superpixels first and the boxes after them, without gaps, and (T,) the label of each
-        token's boxes; -1 where they cover no pixel.
+    Where boxes overlap, the last one gets the pixels. Returns labels (H,W) with the superpixels first and the boxes
+    after them, without gaps, and (T,) the label of each token's boxes; -1 where they cover no pixel.
     """
     labels, first = segments.copy(), segments.max() + 1
     for number, token in enumerate(tokens):
@@ -111,9 +100,6 @@ def tokens_of(words: Sequence[Word] | str | None, token: str = "word") -> tuple[
     Args:
         words: with boxes, in reading order; or a plain text, whose words have no place on the image; or None.
         token: `word`, or `line`: neighbours at one height with less than two characters' space between them.
-
-    Raises:
-        UsageError: unknown kind of token.
     """
     pick(("word", "line"), token, "kind of token")
     if isinstance(words, str):
@@ -140,8 +126,7 @@ def _on_one_line(left: Word, right: Word) -> bool:
 def _mean(image: Tensor, segments: np.ndarray) -> Tensor:
     """Each segment in its mean colour, as in lime."""
     flat, pixels = segments.ravel(), image.flatten(1).double().cpu().numpy()
-    sums = np.stack([np.bincount(flat, weights=channel) for channel in pixels])
-    means = sums / np.maximum(np.bincount(flat), 1)
+    means = np.stack([np.bincount(flat, weights=channel) for channel in pixels]) / np.maximum(np.bincount(flat), 1)
     return torch.from_numpy(means[:, segments]).to(image)
 
 
@@ -167,12 +152,7 @@ def _grey(image: Tensor, segments: np.ndarray) -> Tensor:
     return torch.full_like(image, 0.5)
 
 
-BASELINES: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
-    "mean": _mean,
-    "blur": _blur,
-    "inpaint": _inpaint,
-    "grey": _grey,
-}
+BASELINES = {"mean": _mean, "blur": _blur, "inpaint": _inpaint, "grey": _grey}
 
 
 def baseline_image(image: Tensor, segments: np.ndarray, baseline: str) -> Tensor:
@@ -181,22 +161,13 @@ def baseline_image(image: Tensor, segments: np.ndarray, baseline: str) -> Tensor
 
 
 def hide(image: Tensor, segments: np.ndarray, labels: Sequence[int], feather: float = 2.0) -> Tensor:
-    """Return the image (3,H,W) with some segments in their mean colour, as explanations hide them.
-
-    Args:
-        image: (3,H,W) in [0,1].
-        segments: (H,W) labels 0..S-1.
-        labels: which of them to hide.
-        feather: see `MaskedModel`.
-    """
+    """Return the image (3,H,W) in [0,1] with the segments of some labels in their mean colour; see `MaskedModel`."""
     kept = 1 - _feathered(segments, feather)[list(labels)].sum(0, keepdim=True)
     return composite(image, kept[None], baseline_image(image, segments, "mean"))[0].clamp(0, 1)
 
 
 def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
     """Return the pixels of each label, (L,H,W) in [0,1], with soft edges; they add up to 1 everywhere."""
-    if sigma < 0:
-        raise UsageError(f"feather={sigma} is negative; use 0 pixels or more")
     planes = torch.nn.functional.one_hot(torch.from_numpy(segments)).permute(2, 0, 1).float()
     if not sigma:
         return planes
@@ -208,16 +179,12 @@ def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
 
 
 def masks(features: int, count: int, seed: int = 0) -> np.ndarray:
-    """Return at most `count` distinct masks (N,features) bool, True = kept.
+    """Return at most `count` (rounded down to pairs) distinct masks (N,features) bool, True = kept.
 
     Masks 2n and 2n+1 are complements, so that effects of even order cancel in the weights (Covert and Lee 2021). Masks
     0 and 1 keep everything and nothing. Up to `ENUMERATED` features, all masks come in random order. With more, masks
-    are blocks of a Hadamard matrix, in which features are uncorrelated (Plackett and Burman 1946).
-
-    Args:
-        features: how many there are.
-        count: rounded down to whole pairs.
-        seed: the same gives the same masks; a longer list begins with the shorter one.
+    are blocks of a Hadamard matrix, in which features are uncorrelated (Plackett and Burman 1946). A longer list begins
+    with the shorter one of the same seed.
     """
     first = np.ones((1, features), dtype=bool)
     if not features:
@@ -266,10 +233,8 @@ class MaskedModel:
     Attributes:
         n_segments, n_tokens: S superpixels without the boxes of linked tokens, and T tokens.
         areas: (S,) share of the image that each superpixel covers.
-        classes: K names.
 
     Raises:
-        UsageError: labels, baseline or feather that are no such.
         UserError: nothing is left that the model uses.
     """
 
@@ -291,26 +256,20 @@ class MaskedModel:
         self.tokens = tuple(token for token, use in zip(tokens, used, strict=True) if use)
         self.links = links[used]
         if self.image is None and not self.tokens:
-            raise UserError(
-                f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
-            )
-        self.segments, labels = None, 0
+            used = " and ".join(uses)
+            raise UserError(f"nothing to explain by: the model uses {used}; give it, or leave this photo out")
+        self.segments, areas = None, np.zeros(0)
         if self.image is not None:
             self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)
             self.baseline_image = baseline_image(self.image, self.segments, baseline)
-            self._soft, labels = _feathered(self.segments, feather), int(self.segments.max()) + 1
+            self._soft = _feathered(self.segments, feather)
+            areas = np.bincount(self.segments.ravel()) / self.segments.size
         self._boxes = self.links[self.links >= 0]
-        self._superpixels = np.setdiff1d(np.arange(labels), self._boxes)
+        self._superpixels = np.setdiff1d(np.arange(len(areas)), self._boxes)
+        self.areas = areas[self._superpixels]
         self.n_segments, self.n_tokens = len(self._superpixels), len(self.tokens)
         self._images: dict[bytes, Tensor] = {}
         self._texts: dict[str, Features] = {}
-
-    @property
-    def areas(self) -> np.ndarray:
-        """Return (S,) the share of the image that each superpixel covers."""
-        if self.segments is None:
-            return np.zeros(0)
-        return np.bincount(self.segments.ravel())[self._superpixels] / self.segments.size
 
     def with_baseline(self, baseline: str) -> MaskedModel:
         """Return the same masked model with another baseline."""
@@ -319,35 +278,24 @@ class MaskedModel:
             other.baseline_image, other._images = baseline_image(self.image, self.segments, baseline), {}
         return other
 
-    def texts(self, text_keep: np.ndarray) -> list[str]:
-        """Return the text that is left by each mask (N,T)."""
-        return [" ".join(token.text for token, keep in zip(self.tokens, row, strict=True) if keep) for row in text_keep]
-
     def images(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> Tensor:
         """Return the image that is left by each mask (N,S), and (N,T) where words are linked: (N,3,H,W)."""
         kept = self._labels_kept(*self._checked(image_keep, text_keep))
         return self.baseline_image + self._alpha(kept) * (self.image - self.baseline_image)
 
     def logits(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
-        """Return logits (N,K) float32 for N masks.
+        """Return logits (N,K) float32 for N masks (N,S) and (N,T) bool, True = kept; without the latter all is kept.
 
-        Args:
-            image_keep: (N,S) bool, True = kept.
-            text_keep: (N,T) bool; None keeps all.
-            progress: show a bar if encoding images takes longer than two seconds.
-
-        Returns:
-            All logits are 0 where nothing is left that the model could answer by.
-
-        Raises:
-            UsageError: masks of another shape.
+        All logits are 0 where nothing is left that the model could answer by. `progress` shows a bar if encoding images
+        takes longer than two seconds.
         """
         image_keep, text_keep = self._checked(image_keep, text_keep)
         image = text = None
         if self.image is not None:
             image = self._encoded_images(self._labels_kept(image_keep, text_keep), progress)
         if "text" in self.predictor.model.modalities:
-            text = self._encoded_texts(self.texts(text_keep))
+            words = np.array([token.text for token in self.tokens], dtype=object)
+            text = self._encoded_texts([" ".join(words[row]) for row in text_keep])
         parts = []
         with evaluating(self.predictor.model):
             for start in range(0, len(image_keep), PAIRS_AT_ONCE):
@@ -388,7 +336,7 @@ class MaskedModel:
     def _encoded_images(self, kept: np.ndarray, progress: bool) -> Features:
         keys = [row.tobytes() for row in kept]
         fresh = {key: row for key, row in zip(keys, kept, strict=True) if key not in self._images}
-        rows, names = np.array(list(fresh.values())), list(fresh)
+        names, rows = list(fresh), np.array(list(fresh.values()))
         with tqdm(total=len(fresh), desc="explain", delay=2, leave=False, disable=not progress) as bar:
             for start in range(0, len(fresh), IMAGES_AT_ONCE):
                 part = slice(start, start + IMAGES_AT_ONCE)
@@ -424,13 +372,9 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
 
 
 def targets(logits: np.ndarray, explained: Sequence[int], contrasts: Sequence[int], target: str) -> np.ndarray:
-    """Return what is explained, (N,C), of logits (N,K).
+    """Return what is explained, (N,C), of logits (N,K): C classes, each with the index of its contrast, -1 for none.
 
-    Args:
-        logits: of N masks.
-        explained: C indices of classes.
-        contrasts: C indices of the class that each is compared with; -1 for none.
-        target: `margin` (logit of the class less that of its contrast), `prob`, `log_prob` or `sqrt_prob`.
+    `target` is `margin` (logit of the class less that of its contrast), `prob`, `log_prob` or `sqrt_prob`.
     """
     logits, explained, contrasts = logits.astype(float), list(explained), np.array(contrasts)
     if pick(TARGETS, target, "target") == "margin":

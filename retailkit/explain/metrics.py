@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,19 +20,20 @@ from scipy.integrate import trapezoid
 from scipy.stats import rankdata, spearmanr
 from torch import nn
 
-from retailkit.config import UsageError, pick
-from retailkit.data.table import DataError, ProductData
+from retailkit.config import UsageError
 from retailkit.explain.masking import targets
 from retailkit.models.pooling import FeatureScaler
 
 if TYPE_CHECKING:
     from retailkit.explain.lime import LocalExplanation
     from retailkit.explain.masking import MaskedModel, Token
+    from retailkit.models.classifier import ProductClassifier
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 MODALITIES = ("image", "text", "joint")
+BASELINES = ("mean", "blur")  # of hidden superpixels: the one of explanations, and another one
+RANDOM_ORDERS = 5
 AREAS = ("deletion", "insertion", "srg", "normalised_srg")
-CONTROLS = tuple(f"random_{name}{sd}" for name in AREAS for sd in ("", "_sd"))
 OVERLAP = 0.5  # of the smaller box: from here on a word that was read is the word that is printed there
 
 
@@ -45,15 +46,8 @@ def pointing_game(attr: Any, truth: Any) -> np.ndarray:
     Where several pixels share the maximum the result is the share of them that hits: a flat superpixel that touches
     the truth is no full hit, and a map of one value scores chance.
 
-    Args:
-        attr: (B,H,W) signed.
-        truth: (B,H,W) bool.
-
-    Returns:
-        (B,) in [0,1]; NaN where the truth is empty. Chance is `chance(truth)`.
-
-    Raises:
-        UsageError: shapes differ, or the map holds NaN.
+    Takes maps (B,H,W), signed, and truth (B,H,W) bool. Returns (B,) in [0,1], NaN where the truth is empty. Chance is
+    `chance(truth)`.
     """
     attr, truth = _checked(attr, truth)
     top = attr == attr.max((1, 2), keepdims=True)
@@ -64,28 +58,17 @@ def pointing_game(attr: Any, truth: Any) -> np.ndarray:
 def energy_pointing(attr: Any, truth: Any) -> np.ndarray:
     """Return the share of the positive attribution inside the truth (Wang et al. 2020, section 4.3); higher is better.
 
-    Args:
-        attr: (B,H,W) signed; what is negative counts nowhere.
-        truth: (B,H,W) bool.
-
-    Returns:
-        (B,) in [0,1]; NaN where the truth is empty, or nothing is positive. Chance is `chance(truth)`.
-
-    Raises:
-        UsageError: shapes differ, or the map holds NaN.
+    Takes maps (B,H,W), signed, whose negative values count nowhere, and truth (B,H,W) bool. Returns (B,) in [0,1], NaN
+    where the truth is empty, or nothing is positive. Chance is `chance(truth)`.
     """
     attr, truth = _checked(attr, truth)
     positive = attr.clip(min=0)
-    total = positive.sum((1, 2))
-    known = truth.any((1, 2)) & (total > 0)
-    return np.where(known, (positive * truth).sum((1, 2)) / np.where(known, total, 1), np.nan)
+    total = np.where(truth.any((1, 2)), positive.sum((1, 2)), 0)
+    return (positive * truth).sum((1, 2)) / np.where(total > 0, total, np.nan)
 
 
 def chance(truth: Any) -> np.ndarray:
-    """Return what a random map scores in both games: the share of the image that is truth, (B,); NaN where empty.
-
-    A map that always points at the middle scores more wherever photographers put the product there.
-    """
+    """Return what a random map scores in both games: the share of the image that is truth, (B,); NaN where empty."""
     truth = _array(truth, bool)
     return np.where(truth.any((1, 2)), truth.mean((1, 2)), np.nan)
 
@@ -117,21 +100,12 @@ def discriminative_tokens(tokens: Sequence[Token], boxes: Any) -> np.ndarray:
     """Return which tokens show a word that tells look-alikes apart, (T,) bool.
 
     One of the token's words and one of the boxes share at least half of the smaller of both. Empty boxes, of words
-    without a place or cropped away, share nothing.
-
-    Args:
-        tokens: T of them, with boxes.
-        boxes: (M,4) x0, y0, x1, y1 in the same pixels; M may be 0.
-
-    Raises:
-        UsageError: boxes of another shape.
+    without a place or cropped away, share nothing. `boxes` are (M,4): x0, y0, x1, y1 in the pixels of the
+    tokens' boxes.
     """
-    boxes = _array(boxes, float)
-    if boxes.size and boxes.shape[1:] != (4,):
-        raise UsageError(f"boxes are {boxes.shape}; give (M,4)")
     words = [(number, word.box) for number, token in enumerate(tokens) for word in token.words]
     read = np.array([box for _, box in words], dtype=float).reshape(-1, 1, 4)
-    boxes = boxes.reshape(1, -1, 4)
+    boxes = _array(boxes, float).reshape(1, -1, 4)
     sides = np.minimum(read[..., 2:], boxes[..., 2:]) - np.maximum(read[..., :2], boxes[..., :2])
     areas = [(b[..., 2:] - b[..., :2]).clip(0).prod(-1) for b in (read, boxes)]
     shared = sides.clip(0).prod(-1)
@@ -139,53 +113,35 @@ def discriminative_tokens(tokens: Sequence[Token], boxes: Any) -> np.ndarray:
     return np.isin(np.arange(len(tokens)), [number for (number, _), hit in zip(words, hits, strict=True) if hit])
 
 
-def energy_on(explanation: LocalExplanation, mask: Any, boxes: Any = (), row: int = 0) -> pd.DataFrame:
+def energy_on(explanation: LocalExplanation, mask: Any, boxes: Any = ()) -> pd.DataFrame:
     """Return the share of the positive weights that lies on what tells look-alikes apart; higher is better.
 
     `energy_pointing` for features instead of pixels: a superpixel's weight is spread evenly over its pixels; a token
-    lies on the truth or not, see `discriminative_tokens`. Negative weights count nowhere. For the highest superpixel
-    give `explanation.heat(row)` to `pointing_game`.
+    lies on the truth or not, see `discriminative_tokens`. Negative weights count nowhere.
 
     Args:
-        explanation: S superpixels, T tokens.
-        mask: (H,W) bool, the discriminative pixels, as the explanation's image; ignored where there is none.
+        explanation: of which the first class is judged.
+        mask: (H,W) bool, the discriminative pixels; ignored where the explanation has no image.
         boxes: (M,4) of the discriminative words, in pixels of the image.
-        row: which of the explained classes.
 
     Returns:
         Rows `image`, `text` and `joint`. `share` in [0,1]; `chance`: the share of equal weights for all features of one
         size; `ratio` of both, 1 for chance. NaN where no feature shows truth, or no weight is positive.
-
-    Raises:
-        UsageError: the mask has another shape, or there is no such row.
     """
-    weights = [w.clip(min=0) for w in _weights(explanation, row)]
+    weights = [explanation.image_weights[0].clip(min=0), explanation.text_weights[0].clip(min=0)]
     truths = [np.zeros(0), discriminative_tokens(explanation.tokens, boxes).astype(float)]
-    size = np.zeros(0)
+    sizes, count = [np.zeros(0), np.ones(len(weights[1]))], len(weights[0])
     if explanation.segments is not None:
-        truths[0], size = _covered(explanation.segments, _array(mask, bool), len(weights[0]))
-    sizes = [size, np.ones(len(weights[1]))]
+        labels, inside = explanation.segments.ravel(), _array(mask, bool).ravel()
+        pixels = np.bincount(labels, minlength=count)[:count]
+        truths[0] = np.bincount(labels, weights=inside, minlength=count)[:count] / pixels
+        sizes[0] = pixels / pixels.mean()
     parts = {"image": [0], "text": [1], "joint": [0, 1]}
     return pd.DataFrame(
         [_energy(*(np.concatenate([x[i] for i in part]) for x in (weights, truths, sizes))) for part in parts.values()],
         columns=["share", "chance", "ratio"],
         index=pd.Index(parts, name="modality"),
     )
-
-
-def _weights(explanation: LocalExplanation, row: int) -> tuple[np.ndarray, np.ndarray]:
-    if not 0 <= row < len(explanation.explained):
-        raise UsageError(f"row={row} is out of range; this explanation has {len(explanation.explained)} classes")
-    return explanation.image_weights[row], explanation.text_weights[row]
-
-
-def _covered(segments: np.ndarray, mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of each of `count` superpixels that is truth, and their sizes, which are 1 on average."""
-    if mask.shape != segments.shape:
-        raise UsageError(f"the mask is {mask.shape} and the image {segments.shape}; give (H,W) as in the explanation")
-    pixels = np.bincount(segments.ravel(), minlength=count)[:count]
-    inside = np.bincount(segments.ravel(), weights=mask.ravel(), minlength=count)[:count]
-    return inside / pixels, pixels / pixels.mean()
 
 
 def _energy(weights: np.ndarray, truth: np.ndarray, size: np.ndarray) -> tuple[float, float, float]:
@@ -202,24 +158,14 @@ class WordRank(NamedTuple):
     chance_first: float
 
 
-def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any, row: int = 0) -> WordRank:
+def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any) -> WordRank:
     """Return where the best token that tells look-alikes apart stands among all tokens, sorted by signed weight.
 
     Tokens of equal weight share the mean of their ranks, so that weights of 0 throughout are not first. In a random
-    order one of m such tokens among T is first with chance m/T.
-
-    Args:
-        explanation: T tokens.
-        boxes: (M,4) of the discriminative words, in pixels of the image; see `discriminative_tokens`.
-        row: which of the explained classes.
-
-    Returns:
-        Rank 1 to T, NaN where no such token was read; chance m/T.
-
-    Raises:
-        UsageError: boxes of another shape, or no such row.
+    order one of m such tokens among T is first with chance m/T. The rank is 1 to T, NaN where no such token was read.
+    Arguments as of `energy_on`.
     """
-    ranks = rankdata(-_weights(explanation, row)[1])
+    ranks = rankdata(-explanation.text_weights[0])
     hits = discriminative_tokens(explanation.tokens, boxes)
     return WordRank(float(ranks[hits].min()), float(hits.mean())) if hits.any() else WordRank(math.nan, 0.0)
 
@@ -238,13 +184,11 @@ class Curves:
         share: (1+R,G+1) share of the axis that is hidden (deletion) or shown (insertion), from 0 to 1.
         deletion: (1+R,G+1) scores; hidden from the most important feature on (MoRF).
         insertion: (1+R,G+1) scores; shown from the most important feature on.
-        features: how many were ordered.
     """
 
     share: np.ndarray
     deletion: np.ndarray
     insertion: np.ndarray
-    features: int
 
     @property
     def full(self) -> float:
@@ -257,49 +201,33 @@ class Curves:
         return float(self.deletion[0, -1])
 
     @property
-    def deletion_auc(self) -> np.ndarray:
-        """Return the area under deletion, (1+R,) (RISE, Petsiuk et al. 2018); lower is better.
+    def areas(self) -> dict[str, np.ndarray]:
+        """Return the areas, (1+R,) each, by their names in `AREAS`.
 
-        Chance is the mean of the random orders; (full + empty) / 2 where features only add up.
+        `deletion` (lower is better) and `insertion` (higher is better) are those of RISE (Petsiuk et al. 2018); chance
+        is the mean of the random orders. `srg` is their difference, the symmetric relevance gain LeRF - MoRF (Blücher
+        et al. 2024; higher is better): what a hidden part looks like shifts both areas alike and cancels, and chance is
+        0 for every model. `normalised_srg` is divided by what hiding everything costs, which makes images comparable;
+        NaN where it costs nothing.
         """
-        return trapezoid(self.deletion, self.share, axis=1)
-
-    @property
-    def insertion_auc(self) -> np.ndarray:
-        """Return the area under insertion, (1+R,) (RISE, Petsiuk et al. 2018); higher is better.
-
-        Chance is the same as for deletion, for every model.
-        """
-        return trapezoid(self.insertion, self.share, axis=1)
-
-    @property
-    def srg(self) -> np.ndarray:
-        """Return the symmetric relevance gain LeRF - MoRF, (1+R,) (Blücher et al. 2024); higher is better.
-
-        What a hidden part looks like shifts both areas alike and cancels. Chance is 0 for every model.
-        """
-        return self.insertion_auc - self.deletion_auc
-
-    def normalised(self) -> Curves:
-        """Return the curves on a scale from 0, everything hidden, to 1, nothing hidden: comparable between images.
-
-        NaN where the score does not fall when everything is hidden: there is nothing to explain it by.
-        """
+        deletion, insertion = (
+            trapezoid(self.deletion, self.share, axis=1),
+            trapezoid(self.insertion, self.share, axis=1),
+        )
         gap = self.full - self.empty
         if gap <= 1e-6 * max(abs(self.full), abs(self.empty), 1):
             gap = np.nan
-        scaled = {name: (getattr(self, name) - self.empty) / gap for name in ("deletion", "insertion")}
-        return replace(self, **scaled)
+        gain = insertion - deletion
+        return dict(zip(AREAS, (deletion, insertion, gain, gain / gap), strict=True))
 
 
 def curves(
-    game: MaskedModel,
+    masked: MaskedModel,
     image_weights: np.ndarray,
     text_weights: np.ndarray,
     target: Callable[[np.ndarray], np.ndarray],
     modality: str = "joint",
     steps: int = 64,
-    controls: int = 5,
     seed: int = 0,
 ) -> Curves:
     """Hide and show features in order of their signed weights, and in random orders.
@@ -310,123 +238,80 @@ def curves(
     axis than a superpixel of its weight, and the true order would lose.
 
     Args:
-        game: what is explained; it is asked once, with all masks.
+        masked: what is explained; it is asked once, with all masks.
         image_weights: (S,) signed.
         text_weights: (T,) signed.
         target: takes logits (N,K) and returns the scores (N,) that are explained.
         modality: `image` and `text` hide features of theirs and keep the others; `joint` hides all.
         steps: points of a curve at most; with more features several go at a time. A curve costs two evaluations a step.
-        controls: random orders, at least 5.
         seed: of the random orders, and of the order of features with equal weights.
-
-    Raises:
-        UsageError: weights that do not fit the masked model, nothing to hide, or too few steps or controls.
     """
-    pick(MODALITIES, modality, "modality")
-    wanted = ((game.n_segments,), (game.n_tokens,))
-    if (given := (np.shape(image_weights), np.shape(text_weights))) != wanted:
-        raise UsageError(f"weights are {given[0]} and {given[1]}; this masked model needs {wanted[0]} and {wanted[1]}")
-    if steps < 1 or controls < 5:
-        raise UsageError(f"steps={steps} and controls={controls}; use at least 1 and 5")
-    varied = np.repeat([modality != "text", modality != "image"], [game.n_segments, game.n_tokens])
+    split = masked.n_segments
+    varied = np.repeat([modality != "text", modality != "image"], [split, masked.n_tokens])
     weights = np.concatenate([image_weights, text_weights]).astype(float)[varied]
-    if not len(weights) or not np.isfinite(weights).all():
-        raise UsageError(f"{len(weights)} weights for {modality!r}; give at least one, and only finite ones")
-    turns = _turns(weights, steps, controls, np.random.default_rng(seed))
+    turns = _turns(weights, steps, np.random.default_rng(seed))
     hidden = turns[:, None] < np.arange(turns.max() + 2)[:, None]  # (1+R,G+1,P)
     keep = np.ones((2, *hidden.shape[:2], len(varied)), dtype=bool)
     keep[..., varied] = np.stack([~hidden, hidden])  # deletion; insertion shows what deletion hides
     rows = keep.reshape(-1, len(varied))
-    scores = target(game.logits(rows[:, : game.n_segments], rows[:, game.n_segments :]))
+    scores = target(masked.logits(rows[:, :split], rows[:, split:]))
     deletion, insertion = np.asarray(scores, dtype=float).reshape(keep.shape[:3])
-    return Curves(hidden @ _axis(game)[varied] / _axis(game)[varied].sum(), deletion, insertion, len(weights))
+    areas = masked.areas * split / masked.areas.sum() if split else np.zeros(0)
+    axis = np.concatenate([areas, np.ones(masked.n_tokens)])[varied]
+    return Curves(hidden @ axis / axis.sum(), deletion, insertion)
 
 
-def _turns(weights: np.ndarray, steps: int, controls: int, rng: np.random.Generator) -> np.ndarray:
+def _turns(weights: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
     """Return at which step each feature goes, (1+R,P): by decreasing weight, equal ones at random, and in R orders."""
     features = len(weights)
     turn = np.repeat(np.arange(min(features, steps)), [len(g) for g in np.array_split(weights, min(features, steps))])
-    chance = rng.random((1 + controls, features))
+    chance = rng.random((1 + RANDOM_ORDERS, features))
     first = np.lexsort((chance[0], -weights))
     orders = np.stack([first, *chance[1:].argsort(axis=1)])
     return turn[orders.argsort(axis=1)]
 
 
-def _axis(game: MaskedModel) -> np.ndarray:
-    """Return how much of the axis each of the features takes, (S+T,), but for a factor."""
-    areas = game.areas * game.n_segments / game.areas.sum() if game.n_segments else np.zeros(0)
-    return np.concatenate([areas, np.ones(game.n_tokens)])
+def faithfulness(explanation: LocalExplanation, steps: int = 64) -> pd.DataFrame:
+    """Score the first explained class by what the model says about hidden features, beside random orders; see `curves`.
 
-
-def faithfulness(
-    explanation: LocalExplanation,
-    row: int = 0,
-    baselines: Sequence = ("mean", "blur"),
-    modalities: Sequence[str] = MODALITIES,
-    steps: int = 64,
-    controls: int = 5,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Score an explanation by what it says about hidden features, beside random orders; see `curves`.
-
-    The score is what is explained, usually the logit of the class less that of its contrast class. A baseline other
-    than the explanation's own shows whether it holds for the model or for one way to hide.
+    The score is what is explained, usually the logit of the class less that of its contrast class. The second baseline
+    shows whether the explanation holds for the model or for one way to hide.
 
     Args:
-        explanation: with its game, as `explain` returns it.
-        row: which of its classes.
-        baselines: what shows where features are hidden; see `masking.BASELINES`. Hidden text is left out.
-        modalities: of `MODALITIES`.
+        explanation: with its masked model, as `explain` returns it.
         steps: of `curves`.
-        controls: of `curves`.
-        seed: of the random orders.
 
     Returns:
-        One row a modality and baseline: `modality`, `baseline`, `features`, `full`, `empty` (scores), `deletion` (lower
-        is better), `insertion`, `srg`, `normalised_srg` (higher is better), and each of the last four for random
-        orders as `random_...` (mean, chance) and `random_..._sd`. Without features, or where `normalised_srg` is
-        undefined, NaN.
+        One row per modality and baseline: `modality`, `baseline`, `features`, `full`, `empty` (scores), the `AREAS`,
+        and each of them for random orders as `random_...` (mean, chance) and `random_..._sd`. NaN without features.
 
     Raises:
-        UsageError: the explanation has no game, there is no such row, or an argument of `curves` is wrong.
+        UsageError: the explanation has no masked model, as after loading.
     """
     if explanation.masked_model is None:
         raise UsageError("this explanation has no model with it, as after loading; use refine(budget, model)")
-    if not 0 <= row < len(explanation.explained):
-        raise UsageError(f"row={row} is out of range; this explanation has {len(explanation.explained)} classes")
-    target = _target(explanation, row)
-    weights = {"image": explanation.image_weights[row], "text": explanation.text_weights[row]}
-    weights["joint"] = np.concatenate([*weights.values()])
+    ours, contrast, asked = explanation.explained[:1], explanation.contrasts[:1], explanation.options.target
+    image, text = explanation.image_weights[0], explanation.text_weights[0]
     rows = []
-    for baseline in baselines:
-        game = explanation.masked_model.with_baseline(baseline)
-        for modality in modalities:
-            count = len(weights[pick(MODALITIES, modality, "modality")])
+    for baseline in BASELINES:
+        masked = explanation.masked_model.with_baseline(baseline)
+        for modality, count in zip(MODALITIES, (len(image), len(text), len(image) + len(text)), strict=True):
             rows.append({"modality": modality, "baseline": baseline, "features": count})
             if count:
-                both = weights["image"], weights["text"]
-                rows[-1] |= _summary(curves(game, *both, target, modality, steps, controls, seed))
-    return pd.DataFrame(rows, columns=["modality", "baseline", "features", "full", "empty", *AREAS, *CONTROLS])
-
-
-def _target(explanation: LocalExplanation, row: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what is explained as a function of logits (N,K)."""
-    ours, contrast = [explanation.explained[row]], [explanation.contrasts[row]]
-    return lambda logits: targets(logits, ours, contrast, explanation.options.target)[:, 0]
-
-
-def _summary(found: Curves) -> dict[str, float]:
-    areas = (found.deletion_auc, found.insertion_auc, found.srg, found.normalised().srg)
-    random = [value for area in areas for value in (area[1:].mean(), area[1:].std(ddof=1))]
-    named = zip(AREAS + CONTROLS, [area[0] for area in areas] + random, strict=True)
-    return {"full": found.full, "empty": found.empty} | dict(named)
+                found = curves(masked, image, text, lambda v: targets(v, ours, contrast, asked)[:, 0], modality, steps)
+                rows[-1] |= {"full": found.full, "empty": found.empty}
+                rows[-1] |= {name: area[0] for name, area in found.areas.items()}
+                for name, area in found.areas.items():
+                    rows[-1] |= {f"random_{name}": area[1:].mean(), f"random_{name}_sd": area[1:].std(ddof=1)}
+    controls = [f"random_{name}{sd}" for name in AREAS for sd in ("", "_sd")]
+    return pd.DataFrame(rows, columns=["modality", "baseline", "features", "full", "empty", *AREAS, *controls])
 
 
 # -- Does it come out the same again?
 
 
 class Stability(NamedTuple):
-    """How alike explanations of one input are; see `stability`. Read all of it: each figure alone can be had cheaply.
+    """How alike explanations of one input are; see `stability`. Read all of it: each value alone can be had cheaply.
 
     Attributes:
         spearman: rank correlation of all signed weights, in [-1,1]; higher is better, chance 0.
@@ -450,7 +335,7 @@ class Stability(NamedTuple):
 def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
     """Compare explanations of one input under several seeds, as means over all pairs of them.
 
-    Pairs in which a figure does not exist are left out: the rank correlation of a vector of one value, the strongest
+    Pairs in which a value does not exist are left out: the rank correlation of a vector of one value, the strongest
     of two vectors of zeros. A weight of 0 is never among the strongest.
 
     Args:
@@ -459,17 +344,12 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
         intervals: (R,P,2) low and high of each weight, both NaN where unknown; without any that are known, `csi` and
             `interval_width` are NaN.
 
-    Returns:
-        Six figures, NaN where no pair has one.
-
     Raises:
-        UsageError: fewer than two explanations, no features, values that are not finite, or other intervals.
+        UsageError: fewer than two explanations, no features, or values that are not finite.
     """
     weights = _array(weights, float)
     if weights.ndim != 2 or len(weights) < 2 or not weights.size or not np.isfinite(weights).all():
         raise UsageError(f"weights are {weights.shape}; give (R,P), finite, with R of 2 or more and P of 1 or more")
-    if k < 1:
-        raise UsageError(f"k={k} is too small; use 1 or more")
     tops = [set(np.argsort(-np.abs(w), kind="stable")[: min(k, np.count_nonzero(w))]) for w in weights]
     pairs = list(combinations(range(len(weights)), 2))
     common = np.array([len(tops[a] & tops[b]) for a, b in pairs])
@@ -479,19 +359,17 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
         _mean_known([_spearman(weights[a], weights[b]) for a, b in pairs]),
         _mean_known(common / np.where(either, either, np.nan)),
         100 * _mean_known(common / np.where(larger, larger, np.nan)),
-        *_intervals(intervals, weights.shape, pairs),
+        *_overlaps(intervals, pairs),
         float(np.mean([weights[a] * weights[b] < 0 for a, b in pairs])),
     )
 
 
-def _intervals(intervals: Any, shape: tuple[int, ...], pairs: list[tuple[int, int]]) -> tuple[float, float]:
+def _overlaps(intervals: Any, pairs: list[tuple[int, int]]) -> tuple[float, float]:
     """Return the percent of intervals that overlap, and their mean width, of those that are known (not NaN)."""
     if intervals is None:
         return math.nan, math.nan
     intervals = _array(intervals, float)
-    unknown = np.isnan(intervals).all(-1) if intervals.shape == (*shape, 2) else np.zeros(1, bool)
-    if intervals.shape != (*shape, 2) or not (unknown | (intervals[..., 0] <= intervals[..., 1])).all():
-        raise UsageError(f"intervals are {intervals.shape}; give {(*shape, 2)}, low before high")
+    unknown = np.isnan(intervals).any(-1)
     low, high = intervals[..., 0], intervals[..., 1]
     overlap = [
         np.where(unknown[a] | unknown[b], np.nan, np.maximum(low[a], low[b]) <= np.minimum(high[a], high[b]))
@@ -508,120 +386,59 @@ def _mean_known(values: Any) -> float:
 # -- Does the explanation depend on what the model has learned?
 
 
-def stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def stages(model: ProductClassifier) -> list[tuple[str, nn.Module]]:
     """Return the parts of a model that have weights, by name, from its answer down to its input.
 
-    Head, pooling, text encoder, and the image network block by block. Of any other module, its children from the last.
+    Head, pooling, text encoder, and the image network block by block.
     """
-    if not hasattr(model, "head"):
-        return _with_weights(model, "")
-    parts = [(name, getattr(model, name, None)) for name in ("head", "pooling", "text_encoder")]
-    above = [(name, part) for name, part in parts if part is not None and _has_weights(part)]
-    encoder = getattr(model, "image_encoder", None)
-    return above + ([] if encoder is None else _with_weights(encoder.network, "image_encoder."))
-
-
-def _with_weights(network: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
-    """Return the children of a network from the last; rows of blocks block by block."""
-    found = []
-    for name, child in reversed(list(network.named_children())):
+    parts = [(name, getattr(model, name)) for name in ("head", "pooling", "text_encoder")]
+    network = [] if model.image_encoder is None else model.image_encoder.network.named_children()
+    for name, child in reversed(list(network)):
         rows = child.named_children() if isinstance(child, nn.Sequential) else ()
-        blocks = [(f"{prefix}{name}.{number}", block) for number, block in rows] or [(prefix + name, child)]
-        found += [(where, block) for where, block in reversed(blocks) if _has_weights(block)]
-    return found
+        blocks = [(f"image_encoder.{name}.{n}", block) for n, block in rows] or [(f"image_encoder.{name}", child)]
+        parts += reversed(blocks)
+    return [(name, part) for name, part in parts if part is not None and any(True for _ in part.parameters())]
 
 
-def _has_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
-
-
-def randomised(model: nn.Module, seed: int, top: int | None = None) -> nn.Module:
+def randomised(model: ProductClassifier, seed: int, top: int | None = None) -> ProductClassifier:
     """Return a copy of a model with re-initialised weights; the original stays as it is.
 
     A map that looks the same for the copy shows the image, not the model (Adebayo et al. 2018, section 3): its
-    `rank_correlation` with the original's should be near 0. Weights are drawn anew as for a fresh start (He et al.
-    2015), biases are 0, normalisations do nothing, and feature scalers forget what they measured.
-
-    Args:
-        model: any module.
-        seed: of the new weights.
-        top: cascade: only so many of `stages(model)`, from the answer down; None draws everything anew.
-
-    Raises:
-        UsageError: the model has no weights, or not so many stages.
+    `rank_correlation` with the original's should be near 0. Weights are initialised as by He et al. (2015), biases are
+    0, normalisations do nothing, and feature scalers forget what they measured. `top` randomises only so many of
+    `stages(model)`, from the answer down (cascade); None takes all weights.
     """
     other = copy.deepcopy(model)
-    parts = [part for _, part in stages(other)]
-    if not parts:
-        raise UsageError("this model has no weights to randomise")
-    if top is not None and not 0 <= top <= len(parts):
-        raise UsageError(f"top={top} is out of range; this model has {len(parts)} stages")
+    parts = [other] if top is None else [part for _, part in stages(other)[:top]]
     generator = torch.Generator().manual_seed(seed)
-    for part in [other] if top is None else parts[:top]:
-        _initialise(part, generator)
+    for module in (module for part in parts for module in part.modules()):
+        _initialise(module, generator)
     return other
 
 
 @torch.no_grad()
-def _initialise(part: nn.Module, generator: torch.Generator) -> None:
-    """Start every module inside afresh."""
-    for module in part.modules():
-        if isinstance(module, FeatureScaler):
-            module.mean.zero_()
-            module.std.fill_(1)
-        elif isinstance(module, NORMS):
-            module.reset_parameters()
-        else:
-            for name, weight in module.named_parameters(recurse=False):
-                _draw(name, weight, generator)
-
-
-def _draw(name: str, weight: nn.Parameter, generator: torch.Generator) -> None:
-    if name == "bias":
-        weight.zero_()
-        return
-    inputs = weight[0].numel() if weight.ndim > 1 else 1
-    weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2 / inputs))
-
-
-def shuffled_labels(data: ProductData, seed: int) -> ProductData:
-    """Return a data set whose training labels are noise; the original stays as it is.
-
-    A model can only learn it by heart: an explanation that stays the same shows the image, not what the model has
-    learned (Adebayo et al. 2018, the data randomization test). Labels change places within the training split with what
-    belongs to them, `coarse` and `family`: each class keeps its size, validation and test keep their labels.
-
-    Args:
-        data: with a training split.
-        seed: of the permutation.
-
-    Raises:
-        DataError: there is no training split.
-    """
-    rows = np.flatnonzero(data.table["split"] == "train")
-    if not len(rows):
-        raise DataError(f"data set {data.name!r} has no training split; shuffle one that has")
-    table, named = data.table.copy(), ["label", "coarse", "family"]
-    table.loc[rows, named] = table.loc[np.random.default_rng(seed).permutation(rows), named].to_numpy()
-    return replace(data, table=table)
+def _initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Re-initialise what a module holds itself, without the modules inside."""
+    if isinstance(module, FeatureScaler):
+        module.mean.zero_()
+        module.std.fill_(1)
+    elif isinstance(module, NORMS):
+        module.reset_parameters()
+    else:
+        for name, weight in module.named_parameters(recurse=False):
+            if name == "bias":
+                weight.zero_()
+            else:
+                inputs = weight[0].numel() if weight.ndim > 1 else 1
+                weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2 / inputs))
 
 
 def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:
-    """Return Spearman's correlation of two maps of each picture: 1 for the same order of pixels, 0 for chance.
+    """Return Spearman's correlation of two maps of each image: 1 for the same order of pixels, 0 for chance.
 
     Neighbouring pixels are alike, so that maps of nothing in common scatter widely around 0: average over images.
-
-    Args:
-        a: (B,H,W).
-        b: (B,H,W).
-        absolute: compare strengths without their signs. Gradients flip their sign easily, so that edges shown by both
-            go unnoticed otherwise.
-
-    Returns:
-        (B,) in [-1,1]; NaN where a map has one value throughout.
-
-    Raises:
-        UsageError: shapes differ, or a map holds NaN.
+    `absolute` compares strengths without their signs: gradients flip their sign easily, so that edges shown by both go
+    unnoticed otherwise. Returns (B,) in [-1,1] for maps (B,H,W); NaN where a map has one value throughout.
     """
     a, b = _maps(a), _maps(b)
     if a.shape != b.shape:

@@ -34,7 +34,7 @@ class Spelling:
 
     Attributes:
         canonical: its most frequent reading among those without corrected words.
-        variants: how often each reading was seen, most often first; the canonical one is among them.
+        variants: how often each reading was seen, most often first.
         count: how often all of them were seen.
     """
 
@@ -66,15 +66,11 @@ def group(
 
     Args:
         texts: readings; case and spaces are ignored, blank ones are left out.
-        counts: how often each was seen, 1 or more; None counts each once. Equal texts add up.
-        vocabulary: words that are printed on labels, such as those of other products: they are never taken for a
-            misreading.
+        counts: how often each was seen; None counts each once. Equal texts add up.
+        vocabulary: texts, such as those of other products, whose words are never taken for a misreading.
 
     Returns:
         Groups, most seen first. Every reading is in one of them. The order of `texts` does not matter.
-
-    Raises:
-        UsageError: a count is missing or not positive.
     """
     corpus = _Corpus(_counted(texts, counts), vocabulary)
     members = defaultdict(list)
@@ -91,10 +87,10 @@ def group(
     return sorted(found, key=lambda spelling: (-spelling.count, spelling.canonical))
 
 
-def match(texts: Sequence[str], groups: Sequence[Spelling]) -> list[int]:
+def match(texts: Sequence[str], groups: Sequence[Spelling], vocabulary: Collection[str] = ()) -> list[int]:
     """Return for each text the position of the group that it belongs to by the rules of `group`, -1 for none."""
     places = {variant: place for place, found in enumerate(groups) for variant in found.variants}
-    corpus = _Corpus({variant: n for found in groups for variant, n in found.variants.items()})
+    corpus = _Corpus({variant: n for found in groups for variant, n in found.variants.items()}, vocabulary)
     phrases = {corpus.phrase(found.canonical): place for place, found in enumerate(groups)}
     return [places.get(name, phrases.get(corpus.phrase(name), -1)) if (name := normalise(t)) else -1 for t in texts]
 
@@ -102,40 +98,29 @@ def match(texts: Sequence[str], groups: Sequence[Spelling]) -> list[int]:
 def _counted(texts: Sequence[str], counts: Sequence[int] | None) -> dict[str, int]:
     if isinstance(texts, str):
         raise UsageError(f"texts={texts!r} is one text; give a list of them")
-    counts = [1] * len(texts) if counts is None else list(counts)
-    if len(counts) != len(texts):
-        raise UsageError(f"{len(counts)} counts for {len(texts)} texts; give one each")
     total: Counter = Counter()
-    for text, count in zip(texts, counts, strict=True):
-        if count < 1:
-            raise UsageError(f"{text!r} has count {count}; leave out what was not seen")
-        if name := normalise(text):
-            total[name] += int(count)
-    return {text: total[text] for text in sorted(total)}
+    for text, count in zip(texts, [1] * len(texts) if counts is None else counts, strict=True):
+        total[normalise(text)] += int(count)
+    return {text: total[text] for text in sorted(total) if text}
 
 
 Words = tuple[str, ...]
 
 
 class _Corpus:
-    """Texts, the right word for each of their words, and the whole phrase for each of their word sequences.
-
-    Args:
-        counts: how often each normalised text was seen.
-        vocabulary: words that are right.
-    """
+    """Texts, the right word for each of their words, and the whole phrase for each of their word sequences."""
 
     def __init__(self, counts: Mapping[str, int], vocabulary: Collection[str] = ()) -> None:
         self.counts = counts
         seen: Counter = Counter()
         for text, count in counts.items():
             seen.update(dict.fromkeys(_words(text), count))
-        known = {word for text in vocabulary for word in _words(normalise(text))}
+        self.known = {word for text in vocabulary for word in _words(normalise(text))}
         self.right: dict[str, str] = {}
         self.heads: defaultdict = defaultdict(dict)  # folded -> word, by the first letter
         doubts = {word: sum(mark.isdigit() for mark in word) for word in seen}
-        for word in sorted(seen, key=lambda word: (word not in known, -seen[word], doubts[word], word)):
-            self.right[word] = word if word in known else self._corrected(word)
+        for word in sorted(seen, key=lambda word: (-seen[word], doubts[word], word)):
+            self.right[word] = self._corrected(word)
             if self.right[word] == word:
                 self.heads[_initial(word)].setdefault(_fold(word), word)
         self.seen: Counter = Counter()
@@ -164,8 +149,10 @@ class _Corpus:
     def _corrected(self, word: str) -> str:
         """Return the more frequent word that this one is a misreading of, or itself."""
         folded, heads = _fold(word), self.heads[_initial(word)]
-        if _is_number(word) or folded in heads:
-            return word if _is_number(word) else heads[folded]
+        if word in self.known or _is_number(word):
+            return word
+        if folded in heads:
+            return heads[folded]
         if len(word) <= SHORT or not word.isalpha():
             return word
         choices = [head for head, right in heads.items() if len(head) > SHORT and right.isalpha()]

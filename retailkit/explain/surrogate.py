@@ -21,13 +21,7 @@ DRAWS = 300  # of the bootstrap
 
 
 class Drawn(NamedTuple):
-    """Masks that were drawn independently of others.
-
-    Attributes:
-        features: positions of the features that they hide.
-        masks: how many there are.
-        pair: (N,) which pair of complements each evaluation used.
-    """
+    """Masks that were drawn independently of others: features that they hide, how many masks, (N,) pair of each row."""
 
     features: np.ndarray
     masks: int
@@ -67,14 +61,11 @@ class Samples:
 
     def drawn(self) -> list[Drawn]:
         """Return what was drawn independently: image masks and text masks, or masks of both."""
-        image, text = self.image_masks.shape[1], self.text_masks.shape[1]
-        features, pair = np.arange(image + text), self.pairs // 2
+        image, features, pair = self.image_masks.shape[1], np.arange(self.kept.shape[1]), self.pairs // 2
         if np.array_equal(*self.pairs.T):
             return [Drawn(features, len(self.image_masks), pair[:, 0])]
-        return [
-            Drawn(features[:image], len(self.image_masks), pair[:, 0]),
-            Drawn(features[image:], len(self.text_masks), pair[:, 1]),
-        ]
+        drawn = Drawn(features[:image], len(self.image_masks), pair[:, 0])
+        return [drawn, Drawn(features[image:], len(self.text_masks), pair[:, 1])]
 
 
 # -- Kernels: how evaluations are weighted.
@@ -87,10 +78,10 @@ def _lime(kept: np.ndarray, split: int) -> np.ndarray:
 
 
 def _shapley(kept: np.ndarray, split: int) -> np.ndarray:
-    """Weight so that least squares gives Shapley values.
+    """Weight so that least squares gives Shapley values: masks of size k have the mass (P-1)/(k(P-k)) together.
 
-    Masks of size k have the mass (P-1)/(k(P-k)), whatever their number. Superpixels and words are drawn apart, so
-    that masks of one size are equally likely only where they keep as many superpixels: each such group has its part.
+    Superpixels and words are drawn independently, so that masks of one size are equally likely only where they keep as
+    many superpixels: each such group has its part of the mass.
     """
     features, sizes, seen = kept.shape[1], kept.sum(1), kept[:, :split].sum(1)
     _, group, counts = np.unique(sizes * (features + 1) + seen, return_inverse=True, return_counts=True)
@@ -119,9 +110,9 @@ def inner(kept: np.ndarray) -> np.ndarray:
 
 
 def roughness(image: Tensor, segments: np.ndarray, count: int) -> np.ndarray:
-    """Return the Laplacian (S,S) of the graph of superpixels, on average 1 for each.
+    """Return the Laplacian (S,S) of a graph of superpixels, on average 1 for each.
 
-    An edge is a Gaussian of the distance of two centres and of two mean colours.
+    The weight of an edge is a Gaussian of the distances of two centres and of two mean colours.
     """
     height, width = segments.shape
     rows, columns = np.mgrid[:height, :width] / max(height, width)
@@ -135,29 +126,24 @@ def roughness(image: Tensor, segments: np.ndarray, count: int) -> np.ndarray:
 
 
 class Surrogate:
-    """Weighted least squares with an intercept, all classes at once.
+    """Weighted least squares with an intercept, all C classes at once, of N evaluations of P features.
 
     Args:
-        samples: N evaluations of P features.
+        samples: the evaluations.
         values: (N,C) what is explained.
         kernel: (N,) weights of the evaluations.
         penalty: (P,P) on products of weights.
 
     Attributes:
-        coefficients: (C,1+P), the intercept first.
-        weights: (C,P) without it.
+        weights: (C,P).
     """
 
     def __init__(self, samples: Samples, values: np.ndarray, kernel: np.ndarray, penalty: np.ndarray) -> None:
         self.samples, self.values, self.kernel = samples, values, kernel
         self.design = np.pad(samples.kept.astype(float), ((0, 0), (1, 0)), constant_values=1.0)
         self.penalty = np.pad(penalty, ((1, 0), (1, 0)))
-        self.coefficients = self.fit(kernel)
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Return (C,P)."""
-        return self.coefficients[:, 1:]
+        self.coefficients = self.fit(kernel)  # (C,1+P), the intercept first
+        self.weights = self.coefficients[:, 1:]
 
     def fit(self, kernel: np.ndarray) -> np.ndarray:
         """Return coefficients (C,1+P) for other weights (N,); the shortest where many fit equally well."""
@@ -169,13 +155,13 @@ class Surrogate:
         return weighted.T @ self.design[rows], weighted.T @ self.values[rows]
 
     def bootstrap(self, seed: int) -> np.ndarray:
-        """Return weights (DRAWS,C,P) as they could be with other masks, by a paired bootstrap.
+        """Return weights (DRAWS,C,P) as they could be with other masks; NaN where masks are too few to say.
 
         A mask and its complement are one pair. Pairs get random weights of mean 1 and variance 1 (Bayesian bootstrap,
         Rubin 1981), and the surrogate is fitted again. Image masks and text masks were drawn independently: each kind
         has its own random weights, and the changes add up. Changes are enlarged because residuals of a fit with many
         unknowns are too small, and reduced where a good part of all possible masks has been evaluated. The first pair,
-        all and nothing, belongs to every set of masks and does not vary. NaN where masks are too few to say.
+        all and nothing, belongs to every set of masks and does not vary.
         """
         rng, draws = np.random.default_rng(seed), np.repeat(self.coefficients[None], DRAWS, 0)
         for drawn in self.samples.drawn():
@@ -206,7 +192,7 @@ class Surrogate:
     def held_out(self) -> np.ndarray:
         """Return (C,) weighted R² over folds of masks that the fit has not seen; complements stay together.
 
-        With two kinds of masks both are left out at once, unless there are too few of one kind. The untouched and the
+        Image masks and text masks are left out at once, unless there are too few of one kind. The untouched and the
         empty input are in every fit and judged in none.
         """
         pairs, between = self.samples.pairs, inner(self.samples.kept)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.special import comb
 from sklearn.linear_model import LinearRegression
@@ -140,16 +139,6 @@ def test_linear_weights_are_found(linear, kernel):
     assert found.share_intervals[0] == pytest.approx([share, share], abs=1e-4)
 
 
-def test_linear_weights_of_one_modality_are_found():
-    weights = np.random.default_rng(6).normal(size=15)
-    found = Puzzle(additive(weights), 15, 0).explain(budget=100)
-    assert found.image_weights[0] == pytest.approx(weights, abs=1e-5) and found.text_weights.shape == (1, 0)
-    assert (found.share[0], found.evaluations) == (0, {"images": 100, "texts": 0, "pairs": 100})
-    found = Puzzle(additive((), weights), 0, 15).explain(budget=100)
-    assert found.text_weights[0] == pytest.approx(weights, abs=1e-5) and found.image_weights.shape == (1, 0)
-    assert (found.share[0], found.evaluations) == (1, {"images": 0, "texts": 100, "pairs": 100})
-
-
 @pytest.mark.parametrize("kernel", ["lime", "uniform"])
 @pytest.mark.parametrize("counts", [(14, 6), (15, 0), (3, 2)])
 def test_weights_are_those_of_least_squares(counts, kernel):
@@ -186,20 +175,6 @@ def test_neighbours_share_strength(kernel):
     assert found.image_weights.mean() == pytest.approx(weights.mean(), abs=0.3)
     assert spread[0] > spread[1] > spread[2] > spread[3] and spread[2] > spread[0] / 1000  # whatever the kernel's scale
     assert puzzle.explain(smooth=0, kernel=kernel, budget=100).image_weights[0] == pytest.approx(weights, abs=2e-6)
-
-
-def test_a_segment_cut_in_two_shares_its_weight():
-    """The model weighs areas of the picture, whatever they are called."""
-    rng = np.random.default_rng(2)
-    labels = stripes(6)
-    function, cut = additive(rng.normal(size=6), rng.normal(size=2)), labels.copy()
-    cut[:2] = 6  # of the first stripe, which has four rows
-    one = Puzzle(function, 6, 2).explain(budget=200)
-    two = Puzzle(function, 6, 2).explain(budget=200, segments=cut)
-    assert one.image_weights.shape == (1, 6) and two.image_weights.shape == (1, 7)
-    halves = two.image_weights[0, [0, 6]]
-    assert halves == pytest.approx([one.image_weights[0, 0] / 2] * 2, abs=1e-5)
-    assert two.image_weights[0, 1:6] == pytest.approx(one.image_weights[0, 1:], abs=1e-5)
 
 
 # -- What is explained.
@@ -245,23 +220,6 @@ def test_margins_logits_and_probs(three):
         assert probs.image_weights[0] == pytest.approx(least_squares(probs, "lime", values), abs=1e-8)
     with pytest.raises(UsageError, match="was not explained, only extra lean"):
         puzzle.explain(**how | {"classes": "top1"}).row("lean")
-
-
-def test_classes_can_be_named_in_many_ways(three):
-    puzzle, _ = three
-    for asked, wanted in (
-        ("top1", (1,)),
-        ("top2", (1, 2)),
-        ("top99", (1, 2, 0)),
-        ("medium", (2,)),
-        (0, (0,)),
-        (["medium", 0], (2, 0)),
-        (np.array([2, 0]), (2, 0)),
-        (np.int64(2), (2,)),
-        ([torch.tensor(1)], (1,)),
-    ):
-        found = puzzle.explain(classes=asked, budget=40, contrast=np.int64(0))
-        assert found.explained == wanted
 
 
 @pytest.mark.parametrize("wrong", ["leen", "3", "top", "top0", ["lean", "milk"]])
@@ -344,13 +302,6 @@ def test_a_model_that_ignores_the_text():
         shares.append((found.share[0], naive, covers(found, 0), found.share_intervals[0, 1]))
     corrected, naive, covered, high = np.array(shares).T
     assert covered.all() and corrected.mean() < naive.mean() / 2 and naive.min() > 0.005 and np.median(high) < 0.1
-
-
-def test_a_model_that_ignores_the_image():
-    for seed in range(6):
-        network = tangled(8, seed=seed)
-        found = Puzzle(lambda z, t, network=network: network(t, None), 20, 8).explain(budget=150, seed=seed)
-        assert found.share[0] > 0.95 and covers(found, 1)
 
 
 # -- How sure it is.
@@ -443,18 +394,6 @@ def test_r2_is_that_of_masks_left_out(kernel):
     assert 0.2 < found.r2[0] < 0.999
 
 
-@pytest.mark.parametrize("counts", [(16, 2), (1, 16), (2, 16), (16, 16)])
-def test_r2_knows_the_line_and_chance(counts):
-    rng = np.random.default_rng(0)
-    line = Puzzle(additive(*(rng.normal(size=n) for n in counts)), *counts).explain(budget=200)
-    assert line.r2[0] == pytest.approx(1, abs=1e-6)
-
-    def parity(seen, read):
-        return np.hstack([seen, read]).sum(1) % 2
-
-    assert Puzzle(parity, *counts).explain(budget=200).r2[0] < 0.1
-
-
 # -- The budget.
 
 
@@ -475,30 +414,6 @@ def test_refining_adds():
         first.refine(-1)
 
 
-def test_few_superpixels_and_many_words_can_be_refined():
-    puzzle = Puzzle(tangled(3, 20), 3, 20)
-    first = puzzle.explain(budget=60)
-    more = first.refine(40)
-    assert (first.evaluations["images"], first.evaluations["texts"]) == (8, 60)
-    assert (more.evaluations["images"], more.evaluations["texts"]) == (8, 100)
-    assert np.array_equal(more.samples.text_masks[:60], first.samples.text_masks)
-
-
-def test_when_all_masks_are_known_refining_changes_nothing():
-    puzzle = Puzzle(tangled(3, 3), 3, 3)
-    first = puzzle.explain(budget=100)
-    again = first.refine(100)
-    assert first.evaluations == again.evaluations == {"images": 8, "texts": 8, "pairs": 64}
-    assert np.array_equal(joint(first), joint(again))
-
-
-def test_each_mask_is_evaluated_once():
-    puzzle = Puzzle(tangled(14, 6), 14, 6)
-    found = puzzle.explain(budget=200)
-    assert (puzzle.seer.pictures, puzzle.seer.read) == (200, len(found.samples.text_masks))
-    assert found.evaluations["texts"] == 64  # all of six words
-
-
 # -- Files.
 
 
@@ -513,24 +428,6 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert loaded.masked_model is None and loaded.options.classes == ("lean", 2)
         assert np.array_equal(loaded.heat(), found.heat()) and loaded.words().equals(found.words())
         assert loaded.with_kernel("uniform").options.kernel == "uniform"
-
-
-def test_a_file_of_an_earlier_version_is_read_but_not_continued_with_other_masks(tmp_path):
-    puzzle, path = Puzzle(tangled(14, 2), 14, 2), tmp_path / "e.safetensors"
-    found = puzzle.explain(budget=60)
-    found.save(path)
-    with safe_open(path, "np") as file:
-        facts, arrays = json.loads(file.metadata()["explanation"]), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    facts["rivals"], facts["units"] = facts.pop("contrasts"), facts.pop("tokens")
-    del facts["options"]["budget"], facts["options"]["token"], facts["options"]["segments"]
-    facts["options"] |= {"design": "paired", "ridge": 0.0, "tolerance": 0.0}
-    arrays["samples.image_masks"][2:] = arrays["samples.image_masks"][2:][::-1]
-    save_file({n: torch.from_numpy(a) for n, a in arrays.items()}, path, {"explanation": json.dumps(facts)})
-    loaded = LocalExplanation.load(path)
-    same(found, loaded, ("samples", "options"))
-    assert loaded.options.budget == 60
-    with pytest.raises(UsageError, match="drawn by an earlier version"):
-        loaded.refine(20, puzzle.seer)
 
 
 def same(one, other, but=()):
@@ -553,18 +450,6 @@ def same(one, other, but=()):
 WORDS = [Word("w0", (0.0, 0.0, 5.5, 3.0), 0.5, True), Word("w1", (np.float32(8), 9.0, 20.0, 15.0))]
 
 
-def test_one_seed_has_one_file(tmp_path):
-    files = []
-    for seed, _ in itertools.product((0, 1), range(2)):
-        path = tmp_path / f"{len(files)}.safetensors"
-        Puzzle(tangled(14, 5), 14, 5).explain(budget=90, seed=seed).save(path)
-        files.append(path.read_bytes())
-    assert files[0] == files[1] != files[2] == files[3]
-    LocalExplanation.load(tmp_path / "0.safetensors").save(tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == files[0]
-    assert len(list(tmp_path.iterdir())) == 5  # no drafts are left
-
-
 def test_a_file_that_is_none_is_named(tmp_path):
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
     Puzzle(tangled(14, 5), 14, 5).explain(budget=40).save(good)
@@ -582,7 +467,7 @@ def test_a_file_that_is_none_is_named(tmp_path):
         b"{}",
     ):
         bad.write_bytes(broken)
-        with pytest.raises(UserError, match=r"bad.safetensors: no explanation, or a damaged file"):
+        with pytest.raises(UserError, match=r"bad.safetensors: no explanation"):
             LocalExplanation.load(bad)
     for facts in (None, {}, {"explanation": "["}, {"explanation": "[]"}, {"explanation": json.dumps({"units": 3})}):
         save_file({"weight": torch.zeros(3)}, bad, metadata=facts)
@@ -601,6 +486,10 @@ def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
     loaded = LocalExplanation.load(tmp_path / "e.safetensors")
     with pytest.raises(UsageError, match=r"loaded from a file; give its model, as in refine\(budget, model\)"):
         loaded.refine(30)
+    classes, puzzle.seer.model.classes = CLASSES, ["milk", "oats", "rice"]
+    with pytest.raises(UsageError, match="other classes"):
+        loaded.refine(30, puzzle.seer)
+    puzzle.seer.model.classes = classes
     before = puzzle.seer.pictures
     more = loaded.refine(30, puzzle.seer)
     assert 20 < puzzle.seer.pictures - before <= 33  # new masks, though they meet old texts in old pictures
@@ -608,24 +497,7 @@ def test_a_loaded_explanation_can_be_refined_with_its_model(tmp_path, more):
     assert np.array_equal(more.samples.image_masks[:50], found.samples.image_masks) and more.masked_model is not None
 
 
-def test_another_models_classes_are_refused(tmp_path):
-    puzzle = Puzzle(tangled(14), 14, 0)
-    puzzle.explain(budget=40).save(tmp_path / "e.safetensors")
-    puzzle.seer.model.classes = ["milk", "oats", "rice"]
-    with pytest.raises(UsageError, match="other classes"):
-        LocalExplanation.load(tmp_path / "e.safetensors").refine(10, puzzle.seer)
-
-
 # -- Odd inputs.
-
-
-@pytest.mark.parametrize("text", [None, "", "  ", []])
-def test_without_text_only_the_picture_is_explained(text):
-    puzzle = Puzzle(lambda z, t: z @ np.arange(5.0) + t.sum(1), 5, 3)
-    found = explain(puzzle.seer, puzzle.image, text, **puzzle.own)
-    assert found.tokens == () and found.text_weights.shape == (1, 0) and found.words().empty
-    assert list(found.words().columns) == ["text", "weight", "low", "high"]
-    assert found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5) and found.share[0] == 0
 
 
 def test_a_single_segment():
@@ -674,7 +546,6 @@ def test_rounding_is_not_explained(size):
         ({"baseline": "gray"}, "unknown baseline"),
         ({"token": "letter"}, "unknown kind of token"),
         ({"smooth": -0.1}, "smooth=-0.1"),
-        ({"feather": -2}, "feather=-2"),
         ({"classes": 3}, "out of range; the model has 3: 0 to 2"),
         ({"classes": []}, "classes is empty"),
         ({"contrast": "leen"}, "did you mean 'lean'"),
@@ -721,15 +592,6 @@ def test_linked_words_are_hidden_with_their_superpixel_of_the_image():
     assert linked.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6], abs=1e-4)
     heat = linked.heat()
     assert heat[:2] == pytest.approx(10.5, abs=1e-4) and heat[2:4] == pytest.approx(0.5, abs=1e-4)
-
-
-def test_lines_are_hidden_as_one():
-    puzzle = Puzzle(additive(np.arange(5.0), [1.0, 2.0, 4.0]), 5, 3)
-    words = [Word("w0", (0, 0, 8, 5)), Word("w1", (10, 0, 18, 5)), Word("w2", (0, 10, 8, 15))]
-    found = explain(puzzle.seer, puzzle.image, words, **puzzle.own | {"token": "line"})
-    table = found.words()
-    assert table.text.tolist() == ["w2", "w0 w1"] and table.weight.to_numpy() == pytest.approx([4, 3], abs=1e-5)
-    assert (table.low <= table.weight).all() and (table.weight <= table.high).all()
 
 
 # -- Real models.
@@ -840,13 +702,6 @@ def test_what_changes_an_explanation_changes_its_file(shelf):
     for count, (predictor, sample, more) in enumerate(changed, 2):
         (found,) = explain_dataset(predictor, [sample], folder, **options | more)
         assert found.masked_model is not None and len(list(folder.iterdir())) == count
-
-
-def test_files_are_kept_in_the_cache(shelf, tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
-    seer, photos, options, _ = shelf
-    explain_dataset(seer, photos, **options)
-    assert len(list((tmp_path / "cache" / "explanations").iterdir())) == 4
 
 
 def test_a_photo_that_cannot_be_explained_is_named(tmp_path):

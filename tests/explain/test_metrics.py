@@ -1,12 +1,11 @@
-"""Pointing games, stability and randomised models against plain versions, and against chance."""
+"""Pointing games, deletion and insertion, stability and randomised models against plain versions and chance."""
 
 import copy
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.stats import rankdata
@@ -14,7 +13,7 @@ from torch import nn
 
 from retailkit import models
 from retailkit.config import UsageError
-from retailkit.data.table import COLUMNS, DataError, ProductData, Word
+from retailkit.data.table import Word
 from retailkit.explain import metrics, saliency
 from retailkit.models import Features
 
@@ -47,12 +46,6 @@ def test_the_pointing_game_is_the_plain_loop():
     assert np.isnan(found[:2]).all() and not np.isnan(found).all()
 
 
-def test_a_flat_superpixel_that_touches_the_truth_is_no_full_hit():
-    attr = square(0, 0, 10).astype(float)
-    assert metrics.pointing_game(attr, square(9, 9, 5)) == pytest.approx([0.01])
-    assert metrics.pointing_game(attr, square(0, 0, 12)) == [1]
-
-
 def test_energy_is_the_positive_share():
     rng = np.random.default_rng(0)
     attr, truth = rng.normal(size=(5, 6, 8)), rng.random((5, 6, 8)) < 0.3
@@ -82,19 +75,9 @@ def test_maps_that_know_nothing_score_chance():
         (lambda: metrics.pointing_game(np.ones((4, 4)), np.ones((4, 4))), r"maps are \(4, 4\); give them as"),
         (lambda: metrics.energy_pointing(np.full((1, 2, 2), np.nan), np.ones((1, 2, 2))), "1 of 1 maps hold NaN"),
         (lambda: metrics.rank_correlation(np.ones((1, 4, 4)), np.ones((1, 2, 2))), "at one size"),
-        (lambda: metrics.discriminative_tokens((), np.ones((2, 3))), r"boxes are \(2, 3\); give \(M,4\)"),
-        (lambda: metrics.energy_on(explanation(), np.ones((3, 4))), r"mask is \(3, 4\) and the image \(2, 4\)"),
-        (lambda: metrics.energy_on(explanation(), np.ones((2, 4)), row=2), "row=2 is out of range"),
-        (lambda: metrics.rank_of_discriminative_word(explanation(), [], row=-1), "row=-1 is out of range"),
         (lambda: metrics.stability(np.ones((1, 4))), r"weights are \(1, 4\); give \(R,P\)"),
         (lambda: metrics.stability(np.ones((2, 0))), r"weights are \(2, 0\)"),
         (lambda: metrics.stability([[1, np.nan], [1, 2]]), "finite, with R of 2"),
-        (lambda: metrics.stability(np.ones((2, 4)), k=0), "k=0 is too small"),
-        (lambda: metrics.stability(np.ones((2, 4)), intervals=np.ones((2, 4))), r"give \(2, 4, 2\), low before high"),
-        (lambda: metrics.stability(np.ones((2, 1)), intervals=[[[0, 1]], [[2, 1]]]), "low before high"),
-        (lambda: metrics.stability(np.ones((2, 1)), intervals=[[[0, 1]], [[0, np.nan]]]), "low before high"),
-        (lambda: metrics.randomised(nn.Identity(), 0), "no weights to randomise"),
-        (lambda: metrics.randomised(network(), 0, top=99), "top=99 is out of range; this model has"),
     ],
 )
 def test_a_wrong_call_says_what_to_change(call, message):
@@ -120,7 +103,7 @@ def explanation(
     return SimpleNamespace(**{"explained": (0, 1)} | content | changes)
 
 
-def test_a_unit_is_telling_where_half_of_the_smaller_box_is_shared():
+def test_a_token_is_discriminative_where_half_of_the_smaller_box_is_shared():
     units = explanation().tokens
     found = {
         (0, 0, 2, 1): [1, 0, 1, 0],  # the third unit's second word shares half of both
@@ -140,7 +123,7 @@ def test_a_unit_is_telling_where_half_of_the_smaller_box_is_shared():
 
 def test_energy_of_superpixels_and_words_by_hand():
     found = metrics.energy_on(explanation(), MASK, [(0, 0, 1.9, 1)])
-    inside, truth = 3 * 2 / 3 + 2 / 2, 3 / 8  # of the picture
+    inside, truth = 3 * 2 / 3 + 2 / 2, 3 / 8  # of the image
     assert found.loc["image"].tolist() == pytest.approx([inside / 6, truth, inside / 6 / truth])
     assert found.loc["text"].tolist() == pytest.approx([0.5 / 3.5, 1 / 4, 4 * 0.5 / 3.5])
     assert found.loc["joint", "share"] == pytest.approx((inside + 0.5) / 9.5)
@@ -166,21 +149,7 @@ def test_equal_weights_score_chance():
     assert np.nanmean(ratios, axis=0) == pytest.approx([1, 1, 1], abs=0.08)
 
 
-def test_energy_without_truth_or_weights_is_unknown():
-    nowhere = metrics.energy_on(explanation(), np.zeros((2, 4)), [(0, 0, 2, 1)])
-    assert nowhere.loc["image"].isna().all() and nowhere.loc["text", "share"] == pytest.approx(2 / 3.5)
-    assert nowhere.loc["joint", "share"] == pytest.approx(2 / 9.5)
-    assert metrics.energy_on(explanation(), np.zeros((2, 4)))["share"].isna().all()
-    assert metrics.energy_on(explanation(), MASK, [(0, 0, 2, 1)], row=1)["share"].isna().all()
-    reader = explanation(np.ones((1, 0)), segments=None)
-    found = metrics.energy_on(reader, None, [(0, 0, 1.9, 1)])
-    assert found.loc["image"].isna().all() and found.loc["text"].tolist() == found.loc["joint"].tolist()
-    looker = explanation(text=np.ones((1, 0)), tokens=())
-    found = metrics.energy_on(looker, torch.from_numpy(MASK))
-    assert found.loc["text"].isna().all() and found.loc["image"].tolist() == found.loc["joint"].tolist()
-
-
-def test_boxes_of_words_within_the_picture_are_no_superpixels():
+def test_boxes_of_words_within_the_image_are_no_superpixels():
     cut = explanation(np.array([[3.0, 1.0]]))  # label 2 belongs to a word
     found = metrics.energy_on(cut, MASK)
     assert found.loc["image", ["share", "chance"]].tolist() == pytest.approx([2 / 4, 2 / 6])
@@ -191,17 +160,18 @@ def test_the_rank_of_the_best_discriminative_word():
     for box, rank in {(0, 0, 1.9, 1): 3, (5, 5, 6, 6): 4, (0, 0, 2, 1): 1.5}.items():
         assert metrics.rank_of_discriminative_word(explanation(), [box]).rank == rank
     assert metrics.rank_of_discriminative_word(explanation(), [(0, 0, 1.9, 1), (5, 5, 6, 6)]) == (3, 2 / 4)
-    assert metrics.rank_of_discriminative_word(explanation(), [(0, 0, 1.9, 1)], row=1).rank == 2.5
+    flat = explanation(text=np.zeros((1, 4)))
+    assert metrics.rank_of_discriminative_word(flat, [(0, 0, 1.9, 1)]).rank == 2.5
     assert np.isnan(metrics.rank_of_discriminative_word(explanation(), [(20, 20, 30, 30)]).rank)
 
 
 def test_the_chance_of_the_discriminative_word_first_is_m_of_t():
     rng, boxes = np.random.default_rng(0), [(0, 0, 1.9, 1), (5, 5, 6, 6)]
-    for telling in (1, 2):
+    for count in (1, 2):
         drawn = [explanation(text=rng.normal(size=(1, 4))) for _ in range(2000)]
-        ranks, chances = zip(*(metrics.rank_of_discriminative_word(e, boxes[:telling]) for e in drawn), strict=True)
-        assert np.mean(ranks) == pytest.approx((4 + 1) / (telling + 1), abs=0.1)
-        assert np.mean(np.array(ranks) == 1) == pytest.approx(chances[0], abs=0.05) and chances[0] == telling / 4
+        ranks, chances = zip(*(metrics.rank_of_discriminative_word(e, boxes[:count]) for e in drawn), strict=True)
+        assert np.mean(ranks) == pytest.approx((4 + 1) / (count + 1), abs=0.1)
+        assert np.mean(np.array(ranks) == 1) == pytest.approx(chances[0], abs=0.05) and chances[0] == count / 4
 
 
 # -- Stability
@@ -248,11 +218,6 @@ def test_zeros_share_no_top():
     assert metrics.stability([[0, 1, 0, 1, 0], [0, 1, 0, 0, 0]], k=3)[1:3] == (0.5, 50)
 
 
-def test_more_than_all_players_are_all_of_them():
-    rng = np.random.default_rng(0)
-    assert metrics.stability(rng.normal(size=(4, 3)), k=9)[1:3] == (1, 100)
-
-
 def test_intervals_that_are_not_known_count_neither_way():
     nan = [np.nan, np.nan]
     found = metrics.stability([[1, 2, 3], [1, 2, 3]], k=1, intervals=[[[0, 2], nan, [2, 4]], [[1, 3], [1, 3], [5, 6]]])
@@ -267,37 +232,6 @@ def test_random_explanations_are_stable_by_chance():
     assert found.vsi == pytest.approx(100 * 5 / 20, abs=1)
     expected = sum(math.comb(5, i) * math.comb(15, 5 - i) / math.comb(20, 5) * i / (10 - i) for i in range(6))
     assert found.jaccard == pytest.approx(expected, abs=0.02) and expected == pytest.approx(5 / 35, abs=0.02)
-
-
-# -- Labels that are noise
-
-
-def noisy_table(splits):
-    rows = [{"image": f"{n}.png", "label": f"class {n % 6}", "split": split} for n, split in enumerate(splits)]
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")
-    table["family"], table["coarse"] = table["label"].str[-1] + "f", table["label"].str[-1] + "c"
-    return ProductData("noise", table, sorted(set(table["label"])), {})
-
-
-def test_training_labels_change_places_and_nothing_else_does():
-    data = noisy_table(["train", "test", "val", "train", "train", "train", "test"] * 20)
-    before, moved, named = data.table.copy(), metrics.shuffled_labels(data, 0), ["label", "coarse", "family"]
-    train = (data.table["split"] == "train").to_numpy()
-    pd.testing.assert_frame_equal(data.table, before)
-    pd.testing.assert_frame_equal(moved.table[~train], before[~train])
-    pd.testing.assert_frame_equal(moved.table.drop(columns=named), before.drop(columns=named))
-    assert (moved.table["label"].str[-1] + "f" == moved.table["family"]).all()
-    assert (moved.table["label"].str[-1] + "c" == moved.table["coarse"]).all()
-    assert sorted(moved.table[train]["label"]) == sorted(before[train]["label"])
-    kept = (moved.table["label"] == before["label"])[train].mean()
-    assert kept < 0.5 and moved.classes == data.classes
-    again, other = (metrics.shuffled_labels(data, seed).table["label"] for seed in (0, 1))
-    assert again.equals(moved.table["label"]) and not other.equals(again)
-
-
-def test_without_a_training_split_there_are_no_labels_to_shuffle():
-    with pytest.raises(DataError, match="'noise' has no training split"):
-        metrics.shuffled_labels(noisy_table(["test", "val"]), 0)
 
 
 # -- Randomised models
@@ -340,14 +274,6 @@ def test_every_weight_is_drawn_anew_and_the_original_stays():
     assert not same(other["head.linear.weight"], again["head.linear.weight"])
 
 
-def test_a_random_networks_answer_neither_vanishes_nor_explodes():
-    for name in ("efficientnet_lite0", "resnet50"):
-        model = models.build("image", CLASSES, name, weights=None).eval()
-        with torch.no_grad():
-            logits = metrics.randomised(model, 0)(torch.rand(2, 3, 64, 64))
-        assert logits.isfinite().all() and 1e-3 < logits.abs().max() < 1e6
-
-
 def test_the_cascade_goes_down_from_the_answer():
     model = network("lca")
     names = [name for name, _ in metrics.stages(model)]
@@ -362,18 +288,6 @@ def test_the_cascade_goes_down_from_the_answer():
         assert changed == [True] * top + [False] * (len(names) - top)
     whole = sum(p.numel() for _, part in metrics.stages(model) for p in part.parameters())
     assert whole == sum(p.numel() for p in model.parameters())
-
-
-def test_readers_and_plain_networks_have_stages_too():
-    torch.manual_seed(0)
-    config = {"model_type": "bert", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
-    config |= {"num_attention_heads": 2, "num_hidden_layers": 1}
-    reader = models.build("text", CLASSES, text_encoder="minilm", text_weights=None, text_config=config)
-    assert [name for name, _ in metrics.stages(reader)] == ["head", "text_encoder"]
-    twin = metrics.randomised(reader, 0, top=2)
-    assert not same(twin.text_encoder.embedding.weight, reader.text_encoder.embedding.weight)
-    plain = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)))
-    assert [name for name, _ in metrics.stages(plain)] == ["2.1", "2.0", "0"]
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -399,3 +313,181 @@ def test_maps_of_a_randomised_model_are_others(method):
     )
     assert metrics.rank_correlation(first, again).min() == pytest.approx(1)
     assert abs(metrics.rank_correlation(first, random).mean()) < 0.3
+
+
+# -- Deletion, insertion and their gain on masked models that are solved by hand
+
+
+class Additive:
+    """Logits: what the kept features are worth, plus 3; and 1. Counts how often it is asked."""
+
+    def __init__(self, image=(), text=(), areas=None, factor=1.0):
+        self.image, self.text, self.factor = np.array(image, dtype=float), np.array(text, dtype=float), factor
+        self.n_segments, self.n_tokens = len(self.image), len(self.text)
+        self.areas = np.full(self.n_segments, 1 / max(self.n_segments, 1)) if areas is None else np.array(areas)
+        self.asked = []
+
+    def logits(self, image_keep, text_keep):
+        self.asked.append(np.hstack([image_keep, text_keep]))
+        worth = self.factor * (3 + image_keep @ self.image + text_keep @ self.text)
+        return np.stack([worth, np.ones(len(worth))], axis=1).astype(np.float32)
+
+    def with_baseline(self, baseline):
+        self.filled = Additive(self.image, self.text, self.areas, {"mean": 1.0, "blur": 0.5}[baseline])
+        return self.filled
+
+
+def first(logits):
+    return logits[:, 0]
+
+
+def plain(masked, weights, modality, order):
+    """Deletion and insertion, a feature at a time, without a model that is asked at once."""
+    worth = np.concatenate([masked.image, masked.text])
+    played = {
+        "image": range(masked.n_segments),
+        "text": range(masked.n_segments, len(worth)),
+        "joint": range(len(worth)),
+    }
+    size = np.concatenate([np.ones(masked.n_segments), np.ones(masked.n_tokens)])
+    if masked.n_segments:
+        size[: masked.n_segments] = masked.areas * masked.n_segments
+    total, areas = sum(size[i] for i in played[modality]), []
+    for hide in (True, False):
+        kept = set(range(len(worth))) - (set() if hide else set(played[modality]))
+        area, score = 0.0, 3 + sum(worth[i] for i in kept)
+        for feature in order:
+            kept = kept ^ {feature}
+            after = 3 + sum(worth[i] for i in kept)
+            area, score = area + size[feature] / total * (score + after) / 2, after
+        areas.append(area)
+    return areas
+
+
+@pytest.mark.parametrize("modality", metrics.MODALITIES)
+def test_the_areas_are_those_of_a_plain_loop(modality):
+    rng = np.random.default_rng(0)
+    masked = Additive(rng.normal(size=5), rng.normal(size=3), areas=[0.1, 0.3, 0.2, 0.15, 0.25])
+    weights = rng.normal(size=8)
+    found = metrics.curves(masked, weights[:5], weights[5:], first, modality)
+    played = {"image": np.arange(5), "text": np.arange(5, 8), "joint": np.arange(8)}[modality]
+    order = played[np.argsort(-weights[played])]
+    assert [found.areas["deletion"][0], found.areas["insertion"][0]] == pytest.approx(
+        plain(masked, weights, modality, order)
+    )
+    # hiding from the least important one on, the other way round, is the same area
+    assert plain(masked, weights, modality, order[::-1])[0] == pytest.approx(found.areas["insertion"][0])
+    assert found.areas["srg"][0] == pytest.approx(found.areas["insertion"][0] - found.areas["deletion"][0])
+    assert (found.share[:, 0] == 0).all() and found.share[:, -1] == pytest.approx(1)
+    rows, others = masked.asked[0], np.setdiff1d(np.arange(8), played)
+    assert rows[:, others].all() and not rows[:, played].all()
+
+
+def test_the_gain_of_the_true_weights_has_a_closed_form():
+    worth = np.array([4.0, -1.0, 2.5, 0.5, -3.0, 1.0])
+    found = metrics.curves(Additive(worth[:4], worth[4:]), worth[:4], worth[4:], first)
+    ranked, rank, features = np.sort(worth)[::-1], np.arange(1, 7), 6
+    assert found.areas["deletion"][0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * features))
+    assert found.areas["srg"][0] == pytest.approx(ranked @ (features - 2 * rank + 1) / features)
+    assert (found.full, found.empty) == (pytest.approx(7), pytest.approx(3))
+    assert found.areas["normalised_srg"][0] == pytest.approx(found.areas["srg"][0] / 4)
+
+
+def test_the_true_order_beats_every_other_one():
+    worth = np.array([2.0, -1.0, 0.7, 0.1])
+    gains = {}
+    for ranks in permutations(range(4)):  # two superpixels and two words: all take a quarter of the axis
+        weights = np.array(ranks, dtype=float)
+        gains[ranks] = metrics.curves(Additive(worth[:2], worth[2:]), weights[:2], weights[2:], first).areas["srg"][0]
+    best = max(gains, key=gains.get)
+    assert best == tuple(worth.argsort().argsort()) and sorted(gains.values())[-2] < gains[best]
+    assert gains[tuple((-worth).argsort().argsort())] == pytest.approx(-gains[best])
+    assert np.mean(list(gains.values())) == pytest.approx(0)
+
+
+def test_text_that_the_model_ignores_gains_nothing():
+    masked = Additive([1.0, 2.0], [0.0, 0.0, 0.0])
+    found = metrics.curves(masked, [1.0, 2.0], [5.0, -1.0, 2.0], first, "text")
+    assert found.areas["srg"] == pytest.approx(np.zeros(6)) and found.areas["deletion"] == pytest.approx(
+        np.full(6, 6.0)
+    )
+    assert np.isnan(found.areas["normalised_srg"]).all()  # nothing falls when all words are gone
+
+
+def test_random_orders_score_chance(monkeypatch):
+    monkeypatch.setattr(metrics, "RANDOM_ORDERS", 600)
+    worth = np.random.default_rng(3).normal(size=12)
+    found = metrics.curves(Additive(worth[:8], worth[8:]), worth[:8], worth[8:], first)
+    middle, spread = (found.full + found.empty) / 2, found.areas["srg"][1:].std() / math.sqrt(600)
+    assert found.areas["deletion"][1:].mean() == pytest.approx(middle, abs=2 * spread)
+    assert found.areas["insertion"][1:].mean() == pytest.approx(middle, abs=2 * spread)
+    assert found.areas["srg"][1:].mean() == pytest.approx(0, abs=4 * spread)
+    # an order is drawn without replacement: variance of sum(w_i (P+1-2 rank_i)) / P
+    slopes = (13 - 2 * np.arange(1, 13)) / 12
+    assert found.areas["srg"][1:].std() == pytest.approx(12 * worth.std() * slopes.std() / math.sqrt(11), rel=0.15)
+    assert found.areas["srg"][0] > found.areas["srg"][1:].max()
+
+
+def test_many_features_go_several_at_a_time():
+    worth = np.random.default_rng(0).normal(size=130)
+    masked = Additive(worth[:100], worth[100:])
+    found = metrics.curves(masked, worth[:100], worth[100:], first, steps=64)
+    assert found.share.shape == (6, 65)
+    gone = (~masked.asked[0]).sum(1).reshape(2, 6, 65)
+    assert set(np.diff(gone[0], axis=1).ravel()) == {2, 3} and (gone[0] + gone[1] == 130).all()
+    ranked, rank = np.sort(worth)[::-1], np.arange(1, 131)
+    assert found.areas["srg"][0] == pytest.approx(ranked @ (131 - 2 * rank) / 130, rel=0.01)
+
+
+# -- The table
+
+
+def explained(masked, target="margin", contrast=1):
+    options = SimpleNamespace(target=target)
+    weights = {"image_weights": masked.image[None], "text_weights": masked.text[None]}
+    return SimpleNamespace(masked_model=masked, explained=(0,), contrasts=(contrast,), options=options, **weights)
+
+
+def test_the_table_has_a_row_for_each_modality_and_baseline():
+    masked = Additive([4.0, -1.0, 2.0], [1.0, 0.5])
+    table = metrics.faithfulness(explained(masked)).set_index(["modality", "baseline"])
+    assert list(table.index) == [(m, b) for b in ("mean", "blur") for m in metrics.MODALITIES]
+    assert list(table["features"]) == [3, 2, 5] * 2 and not masked.asked
+    for (modality, baseline), row in table.iterrows():
+        other = masked.with_baseline(baseline)
+        found = metrics.curves(other, masked.image, masked.text, lambda v: v[:, 0] - v[:, 1], modality)
+        assert row["full"] == found.full == {"mean": 8.5, "blur": 3.75}[baseline]
+        assert row["empty"] == found.empty
+        for name, area in found.areas.items():
+            assert row[name] == pytest.approx(area[0])
+            assert row[f"random_{name}"] == pytest.approx(np.mean(area[1:]))
+            assert row[f"random_{name}_sd"] == pytest.approx(np.std(area[1:], ddof=1))
+    for modality in metrics.MODALITIES:  # the blurred image says half as much
+        assert table.loc[(modality, "blur"), "srg"] == pytest.approx(table.loc[(modality, "mean"), "srg"] / 2)
+    loaded = explained(masked)
+    loaded.masked_model = None
+    with pytest.raises(UsageError, match="no model with it, as after loading"):
+        metrics.faithfulness(loaded)
+
+
+@pytest.mark.parametrize(
+    ("target", "contrast", "score"),
+    [
+        ("margin", 1, lambda worth: worth - 1),
+        ("margin", -1, lambda worth: worth),
+        ("prob", 1, lambda worth: 1 / (1 + math.exp(1 - worth))),
+        ("log_prob", 1, lambda worth: -math.log1p(math.exp(1 - worth))),
+        ("sqrt_prob", 1, lambda worth: (1 + math.exp(1 - worth)) ** -0.5),
+    ],
+)
+def test_the_score_is_what_is_explained(target, contrast, score):
+    masked = Additive([4.0, -1.0, 2.0], [-5.0, 0.5])
+    found = metrics.faithfulness(explained(masked, target, contrast)).set_index(["modality", "baseline"])
+    full, empty = found.loc[("joint", "mean"), ["full", "empty"]]
+    assert (full, empty) == pytest.approx((score(3.5), score(3)))
+
+
+def test_a_modality_without_features_has_no_score():
+    table = metrics.faithfulness(explained(Additive([4.0, -1.0]))).set_index(["modality", "baseline"])
+    assert table.loc[("text", "mean"), "features"] == 0 and table.loc[("text", "mean")].iloc[1:].isna().all()
+    assert table.loc[("image", "mean"), "srg"] == table.loc[("joint", "mean"), "srg"] == 2.5
