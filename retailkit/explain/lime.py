@@ -166,7 +166,7 @@ class LocalExplanation:
         return self.explained.index(index)
 
     def heat(self, row: int = 0) -> np.ndarray:
-        """Return (H,W) signed: at each pixel the weight of what hides it; (1,1), 0, for a model that uses only text."""
+        """Return (H,W) signed: at each pixel the weight of what hides it; a single 0 for a model of texts."""
         if self.segments is None:
             return np.zeros((1, 1))
         weights = np.zeros(int(self.segments.max()) + 1)
@@ -305,7 +305,8 @@ def explain(
         segments = segment(image, options.segments, options.n_segments)
         if options.link_ocr:
             segments, links = cut_out(segments, tokens)
-        options = replace(options, segments=options.segments if isinstance(options.segments, str) else "given")
+    if not isinstance(options.segments, str):
+        options = replace(options, segments="given")
     masked = MaskedModel(predictor, image, segments, tokens, links, options.baseline, options.feather)
     logits = masked.logits(np.ones((1, masked.n_segments), bool))[0]
     explained = _which(options.classes, logits, masked.classes)

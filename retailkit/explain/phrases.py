@@ -53,16 +53,14 @@ def group(
 ) -> list[Spelling]:
     """Group readings of the same printed phrase.
 
-    - Numbers, accents and words of up to three letters never vary. 3 % and 3% are the same.
+    - Numbers, accents and words of up to three letters never vary. Spaces do not matter, except between digits.
     - A word of five letters or more is corrected to the most similar word that is seen more often, if 75 % of the
-      letters agree and the first letters look alike. A digit inside a word is the letter it looks like (Y0GURT), and
-      RN is M.
+      letters agree and the first letters look alike. A digit inside a word is the letter it looks like; RN is M.
     - A word of four letters may be misread (CLIB for CLUB) if three other words agree and the right one is seen at
       least `DOMINANT` times as often.
     - A phrase may be cut off at its end (STEAK CLU) if three words agree, half of the letters are left, no number is
       lost, and what is lost is seen `DOMINANT` times as often. Likewise the last of five or more words may be anything
       that begins alike (PIO for PACK). Cut so that it could be either of two phrases, it is kept apart.
-    - Texts that differ only in their spaces are equal, except for spaces between digits.
 
     Args:
         texts: readings; case and spaces are ignored, blank ones are left out.

@@ -316,17 +316,6 @@ def test_random_sets_leave_the_feature_alone_and_have_its_size():
     assert len({found.tobytes() for found in many}) > 100
 
 
-def test_the_random_drop_is_the_mean_of_what_random_sets_cost():
-    explanations = held_out(0.0)
-    for e in explanations:
-        e.masked_model.weights = (np.ones(16), np.ones(4))  # every superpixel matters as much
-    found = explain_class(explanations[:4], encoder=Colours(), top=1)
-    table = deletion_check(found, [e.masked_model for e in explanations[4:]], repeats=3)
-    assert table["margin_drop"].tolist() == pytest.approx([1, 1])
-    assert table["margin_random_drop"].tolist() == pytest.approx([1, 1])
-    assert table["margin_difference"].tolist() == pytest.approx([0, 0])
-
-
 def test_words_of_other_classes_are_no_misreadings():
     some = [made("", [], [text], [1.0], scene=(None, None)) for text in ("SMOKED", "SMOKED", "SMOKEY")]
     new = made("", [], ["SMOKEY"], [0], scene=(None, None))

@@ -14,7 +14,6 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import pairwise_distances, r2_score
 from torch import nn
 
-from retailkit import models
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
 from retailkit.explain.lime import LocalExplanation, Options, explain, explain_dataset
@@ -572,18 +571,6 @@ def test_what_the_model_does_not_use_is_left_out():
             explain(puzzle.seer, image, words, progress=False)
 
 
-def test_a_reader_alone_hides_all_words():
-    model = text_model()
-    found = explain(model, None, "oat milk bio", kernel="uniform", classes="lean", contrast=None)
-    texts = [
-        " ".join(w for w, keep in zip(("oat", "milk", "bio"), row, strict=True) if keep) for row in found.samples.kept
-    ]
-    with torch.inference_mode():
-        logits = np.array([model(None, [t])[0, 0].item() if t else 0.0 for t in texts])
-    assert found.samples.logits[:, 0] == pytest.approx(logits, abs=1e-6) and "" in texts and len(texts) == 8
-    assert joint(found) == pytest.approx(LinearRegression().fit(found.samples.kept, logits).coef_, abs=1e-6)
-
-
 def test_linked_words_are_hidden_with_their_superpixel_of_the_image():
     puzzle = Puzzle(additive(np.arange(1.0, 7), [10.0, 20.0]), 6, 2)
     words = [Word("w0", (0, 0, 24, 2)), Word("w1", (3, 3, 3, 3))]
@@ -592,43 +579,6 @@ def test_linked_words_are_hidden_with_their_superpixel_of_the_image():
     assert linked.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6], abs=1e-4)
     heat = linked.heat()
     assert heat[:2] == pytest.approx(10.5, abs=1e-4) and heat[2:4] == pytest.approx(0.5, abs=1e-4)
-
-
-# -- Real models.
-
-
-def text_model():
-    torch.manual_seed(0)
-    model = models.build("text", CLASSES, text_encoder="char_ngrams", weights=None).eval()
-    model.text_encoder.prepare(["oat milk bio lean", "beef milk oat", "lean bio"])
-    return model
-
-
-def test_a_real_model_is_explained(tmp_path):
-    torch.manual_seed(0)
-    model = models.build("concat", CLASSES, "efficientnet_lite0", weights=None, text_encoder="char_ngrams").eval()
-    model.text_encoder.prepare(["oat milk bio lean", "beef milk oat", "lean bio"])
-    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    predictor = Predictor(model, 32)
-    words = [Word("oat", (2, 2, 12, 8)), Word("milk", (14, 2, 28, 8))]
-    found = explain(
-        predictor,
-        image,
-        words,
-        segments=np.kron(np.arange(9).reshape(3, 3), np.ones((12, 12), int))[:32, :32],
-        budget=40,
-    )
-    with torch.inference_mode():
-        own = model(image[None], ["oat milk"])[0].numpy()
-    assert found.logits == pytest.approx(own, abs=1e-4) and found.explained[0] == own.argmax()
-    assert found.image_weights.shape == (3, 9) and found.text_weights.shape == (3, 2) and not found.nothing
-    found.save(tmp_path / "e.safetensors")
-    more = LocalExplanation.load(tmp_path / "e.safetensors").refine(20, predictor)
-    assert more.evaluations["images"] == 60 and np.array_equal(more.logits, found.logits)
-    with pytest.raises(UserError, match=r"give \(3, 32, 32\)"):
-        explain(predictor, torch.rand(3, 40, 40))
-    with pytest.raises(UserError, match=r"the image is \(3, 40, 30\)"):
-        explain(model, torch.rand(3, 40, 30))
 
 
 # -- Data sets.
