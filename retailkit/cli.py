@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from retailkit.cache import replacing
 from retailkit.config import PROFILES, UsageError, UserError, pick
@@ -51,9 +53,6 @@ def check(
 
     Example: `retailkit check --dataset folder --root photos`
     """
-    from rich.console import Console
-    from rich.table import Table
-
     if dataset or root:
         return _check_data(dataset or "folder", root)
     from retailkit import runs
@@ -83,9 +82,6 @@ def _check_data(dataset: str, root: Path | None) -> None:
 @app.command(name="list")
 def list_notebooks():
     """List the notebooks, their parameters and how they last ended."""
-    from rich.console import Console
-    from rich.table import Table
-
     from retailkit import runs
 
     grid = Table("notebook", "parameters", "last run (fast, synthetic)")
@@ -128,12 +124,10 @@ def run(
     results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, timeout=cell_seconds)
     seconds = time.monotonic() - started
     failures = runs.publish(folder, profile, dataset, update, seconds)
-    failed = [r for r in results if r.status == "failed"]
-    for line in failures:
-        print(line)
-    done = f"{len(results) - len(failed)} of {len(results)} notebooks are done in {seconds:.0f} s"
-    print(f"{done}; see {os.path.relpath(folder)}/index.html")
-    if failures or failed:
+    done = sum(result.status != "failed" for result in results)
+    print(*failures, sep="\n", end="\n" if failures else "")
+    print(f"{done} of {len(results)} notebooks are done in {seconds:.0f} s; see {os.path.relpath(folder)}/index.html")
+    if failures or done < len(results):
         raise typer.Exit(1)
 
 
@@ -207,13 +201,12 @@ def train(
     trained, history = training.fit_or_load(spec, products, output)
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits:
-        val = products.split("val", trained.input_size)
-        facts["val"] = training.evaluate(trained, val).summary()
+        facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
     _report(facts, json_line)
 
 
 def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_out: bool) -> dict:
-    """Train a preset and say what it cost; on validation pictures only where they were held out."""
+    """Train a preset and say what it cost; on validation images only where they were held out."""
     from retailkit import recipes, training
 
     products = recipes.load(name, root)
@@ -223,8 +216,7 @@ def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_ou
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "megabytes": round(made["megabytes"])}
     facts["weights"] = ensemble.weights.tolist()
     if hold_out or "val" not in recipes.RECIPES[name].learn_from:
-        val = products.split("val", ensemble.input_size)
-        facts["val"] = training.evaluate(ensemble, val).summary()
+        facts["val"] = training.evaluate(ensemble, products.split("val", ensemble.input_size)).summary()
     return facts
 
 
@@ -234,7 +226,6 @@ def evaluate(
     dataset: Dataset = "synthetic",
     root: Root = None,
     split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
-    size: Annotated[int | None, typer.Option(help="Side of the images; default as the checkpoint says.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
     json_line: JsonLine = False,
 ):
@@ -251,7 +242,7 @@ def evaluate(
     products = training.with_classes(data.load(dataset, root, **options), model)
     if "text" in model.modalities:
         products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
-    part = products.split(split, size or facts["size"], facts["fit"])
+    part = products.split(split, facts["size"], facts["fit"])
     result = training.evaluate(model, part)
     if predictions:
         with replacing(predictions) as draft:
@@ -269,12 +260,12 @@ def explain(
     classes: Annotated[str, typer.Option(help="top1, top3, ..., or the name of a class.")] = "top3",
     contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
     unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
-    link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the picture together with it.")] = False,
-    budget: Annotated[int, typer.Option(help="Masked pictures to look at; more are steadier.")] = 512,
+    link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the image together with it.")] = False,
+    budget: Annotated[int, typer.Option(help="Masked images to look at; more are more stable.")] = 512,
     seed: Seed = 0,
     json_line: JsonLine = False,
 ):
-    """Explain what a model says of one photo: which parts of the picture and which words, and how far to trust it.
+    """Explain what a model says of one photo: which parts of the image and which words, and how far to trust it.
 
     Example: `retailkit explain shelf.jpg --checkpoint model.safetensors --output why.html`
     """
@@ -332,7 +323,7 @@ def matrix(
     test: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
     labels: Annotated[str, typer.Option(help="What is recognised: label, family or coarse.")] = "label",
     backbone: Annotated[str, typer.Option(help="auto: lite0 to probe, lite2 to finetune.")] = "auto",
-    size: Annotated[int | None, typer.Option(min=8, help="Side of the pictures; default the backbone's.")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Side of the images; default the backbone's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each row.")] = 1,
     mode: Annotated[str, typer.Option(help="probe (linear heads on frozen features) or finetune.")] = "probe",
     folder: Annotated[Path | None, typer.Option(help="For finished cells and models; default the cache.")] = None,
@@ -359,7 +350,7 @@ def matrix(
     products, bare = backgrounds.masked(found), int((found.table["mask"] == "").sum())
     if bare:
         accepted = bare - len(found) + len(products)
-        print(f"GrabCut: {accepted} of {bare} masks accepted; the other pictures are left out")
+        print(f"GrabCut: {accepted} of {bare} masks accepted; the other images are left out")
     scenes = [backgrounds.VariantSplit.read(products.split(name, side)) for name in ("train", "test")]
     cells = study.run(*scenes, spec, rows, columns, range(seeds), folder)
     if csv:
@@ -369,7 +360,7 @@ def matrix(
     table = study.accuracy(answers)
     grid = table.pivot(index="train", columns="test", values="accuracy").reindex(index=rows, columns=columns)
     print(grid.rename_axis("trained on", columns=None).to_string(float_format="{:.3f}".format))
-    print(f"{len(scenes[0])} pictures to train on, {len(scenes[1])} to test on, {len(products.classes)} classes")
+    print(f"{len(scenes[0])} images to train on, {len(scenes[1])} to test on, {len(products.classes)} classes")
     if {"mixed_same", "mixed_rand"} <= set(columns):
         for gap in study.bg_gap(answers).itertuples():
             print(f"BG-gap of {gap.train}: {gap.gap:.3f} ({gap.low:.3f} to {gap.high:.3f})")

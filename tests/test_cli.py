@@ -24,7 +24,10 @@ run.finish()"""
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Call the command in a checkout with one tiny notebook; returns exit code, stdout and stderr."""
+    """Call the command in a checkout with one tiny notebook; returns exit code, stdout and stderr.
+
+    The folder of that checkout is also the working folder, so that commands name files in it by their relative paths.
+    """
     (tmp_path / "notebooks").mkdir()
     cells = [nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -34,8 +37,8 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RETAILKIT_DATA", raising=False)
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["retailkit", *map(str, words)])
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["retailkit", *line.split()])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         output = capsys.readouterr()
@@ -44,52 +47,53 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
-BAD_CALLS = {
-    "no such command": (["rnu"], 2, "rnu"),
-    "no such option": (["run", "--profil", "fast"], 2, "--profile"),
-    "unknown profile": (["run", "--profile", "fsat"], 2, "did you mean 'fast'"),
-    "unknown data set": (["run", "--dataset", "grocery_stor"], 2, "did you mean 'grocery_store'"),
-    "unknown notebook": (["run", "90_tyni"], 2, "did you mean '90_tiny'"),
-    "unknown parameter": (["run", "-p", "SED=1"], 2, "did you mean 'SEED'"),
-    "parameter without a value": (["run", "-p", "SEED"], 2, "NAME=VALUE"),
-    "parameter that is an option": (["run", "-p", "PROFILE=full"], 2, "--profile"),
-    "update of a changed run": (["run", "--update", "-p", "SEED=1"], 2, "--parameter"),
-    "no jobs": (["run", "--jobs", "0"], 2, "--jobs"),
-    "weights without a name": (["fetch", "weights"], 2, "fetch weights NAME"),
-    "unknown weights": (["fetch", "weights", "resnet5O"], 2, "resnet50"),
-    "unknown set to fetch": (["fetch", "grozi12"], 2, "grozi120"),
-    "missing folder": (["check", "--dataset", "folder", "--root", "nowhere"], 1, "nowhere"),
-    "missing checkpoint": (["evaluate", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
-    "missing photo": (["explain", "none.jpg", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
-    "page of an unknown kind": (
-        ["explain", "none.jpg", "--checkpoint", "m.safetensors", "--output", "a.pdf"],
-        2,
-        ".html",
-    ),
-    "export of a missing checkpoint": (["export", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
-    "unknown variant": (["matrix", "--train", "orginal"], 2, "did you mean 'original'"),
-    "unknown way to learn": (["matrix", "--mode", "prob"], 2, "did you mean 'probe'"),
-    "no seeds": (["matrix", "--seeds", "0"], 2, "--seeds"),
-    "unknown benchmark": (["bench", "rendr"], 2, "rendr"),
+BAD_CALLS = {  # command: exit code, and what the line names
+    "rnu": (2, "rnu"),
+    "run --profil fast": (2, "--profile"),
+    "run --profile fsat": (2, "did you mean 'fast'"),
+    "run --dataset grocery_stor": (2, "did you mean 'grocery_store'"),
+    "run 90_tyni": (2, "did you mean '90_tiny'"),
+    "run -p SED=1": (2, "did you mean 'SEED'"),
+    "run -p SEED": (2, "NAME=VALUE"),
+    "run -p PROFILE=full": (2, "--profile"),
+    "run --update -p SEED=1": (2, "--parameter"),
+    "run --jobs 0": (2, "--jobs"),
+    "fetch weights": (2, "fetch weights NAME"),
+    "fetch weights resnet5O": (2, "resnet50"),
+    "fetch grozi12": (2, "grozi120"),
+    "check --dataset folder --root nowhere": (1, "nowhere"),
+    "train --preset grocery_best --epochs 2": (2, "--epochs does not go with --preset"),
+    "train --preset grocery_best --dataset synthetic": (2, "--dataset does not go with --preset"),
+    "train --hold-out": (2, "--hold-out goes with --preset only"),
+    "train --output .": (2, "output=. is a folder; name a file"),
+    "evaluate --checkpoint none.safetensors": (1, "none.safetensors"),
+    "explain none.jpg --checkpoint none.safetensors": (1, "none.safetensors"),
+    "explain none.jpg --checkpoint m.safetensors --output a.pdf": (2, ".html"),
+    "export --checkpoint none.safetensors": (1, "none.safetensors"),
+    "matrix --train orginal": (2, "did you mean 'original'"),
+    "matrix --mode prob": (2, "did you mean 'probe'"),
+    "matrix --seeds 0": (2, "--seeds"),
+    "bench rendr": (2, "rendr"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_CALLS)
-def test_a_bad_call_ends_in_one_line(call, tmp_path, case):
-    words, expected, part = BAD_CALLS[case]
+@pytest.mark.parametrize("line", BAD_CALLS)
+def test_a_bad_call_ends_in_one_line(call, tmp_path, line):
     (tmp_path / "tests" / "benchmarks").mkdir(parents=True)
     (tmp_path / "tests" / "benchmarks" / "test_render.py").touch()
-    code, _, err = call(*words)
+    expected, part = BAD_CALLS[line]
+    code, _, err = call(line)
     assert code == expected, err
     assert part in err and err.count("\n") == 1 and err.startswith("retailkit: ") and "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    "command", ["check", "list", "run", "fetch", "train", "evaluate", "explain", "export", "matrix", "bench"]
-)
+COMMANDS = ["check", "run", "fetch", "train", "evaluate", "explain", "export", "matrix", "app", "bench"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(call, command):
-    code, out, _ = call(command, "--help")
-    assert code == 0 and (f"retailkit {command}" in out.split("Options")[0] or command == "list")
+    code, out, _ = call(f"{command} --help")
+    assert code == 0 and f"retailkit {command}" in out.split("Options")[0]
 
 
 def test_list_names_notebooks_and_their_parameters(call):
@@ -97,26 +101,22 @@ def test_list_names_notebooks_and_their_parameters(call):
     assert code == 0 and "90_tiny" in out and "of all randomness" in out and "never" in out
 
 
-def test_check_lists_broken_files_and_fails(call, tmp_path):
-    for label in ("milk", "oat milk"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(3):
-            Image.new("RGB", (40, 40), (50 * i, 90, 10)).save(tmp_path / "photos" / label / f"{i}.jpg")
-    assert call("check", "--dataset", "folder", "--root", "photos")[0] == 0
-    assert "6 images" in call("check", "--root", "photos")[1]
-    (tmp_path / "photos" / "milk" / "0.jpg").write_text("no picture")
-    code, out, err = call("check", "--dataset", "folder", "--root", "photos")
-    assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
-
-
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes of three plain pictures."""
+    """Two classes of three plain images."""
     for label, colour in (("milk", (240, 240, 230)), ("oat milk", (200, 170, 120))):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(3):
             Image.new("RGB", (64, 64), tuple(c - 9 * i for c in colour)).save(tmp_path / f"photos/{label}/{i}.jpg")
     return tmp_path / "photos"
+
+
+def test_check_lists_broken_files_and_fails(call, photos):
+    assert call("check --dataset folder --root photos")[0] == 0
+    assert "6 images" in call("check --root photos")[1]
+    (photos / "milk" / "0.jpg").write_text("no picture")
+    code, out, err = call("check --dataset folder --root photos")
+    assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
 
 
 def spoil(photos, how):
@@ -143,24 +143,10 @@ def spoil(photos, how):
 )
 def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
     root, named = spoil(photos, how)
-    code, _, err = call("train", "--dataset", "folder", "--root", root, "--frozen", "--epochs", 1)
+    code, _, err = call(f"train --dataset folder --root {root} --frozen --epochs 1")
     last = err.strip().splitlines()[-1]
     assert code == 1 and last.startswith("retailkit: ") and named in last and "Traceback" not in err
     assert not Path("model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "given, part",
-    [
-        (["--preset", "grocery_best", "--epochs", 2], "--epochs does not go with --preset"),
-        (["--preset", "grocery_best", "--dataset", "synthetic"], "--dataset does not go with --preset"),
-        (["--hold-out"], "--hold-out goes with --preset only"),
-        (["--output", "."], "output=. is a folder; name a file"),
-    ],
-)
-def test_options_of_training_that_would_do_nothing_are_refused(call, given, part):
-    code, _, err = call("train", *given)
-    assert code == 2 and part in err
 
 
 def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
@@ -175,47 +161,38 @@ def test_unusual_pictures_simply_work_from_training_to_evaluation(call, photos):
     picture.save(photos / "oat milk" / "rotated.jpg", exif=rotated)
     picture.resize((1, 1)).save(photos / "oat milk" / "dot.png")
     picture.save(photos / "tea" / "only.jpg")
-    options = ["--dataset", "folder", "--root", photos]
+    options = "--dataset folder --root photos"
     with pytest.warns(UserWarning, match="tea"):
-        code, _, err = call("train", *options, "--frozen", "--epochs", 2)
+        code, _, err = call(f"train {options} --frozen --epochs 2")
     assert code == 0, err
+    judge = "--checkpoint model.safetensors --split train --json --predictions new/p.csv"
     with pytest.warns(UserWarning, match="tea"):
-        code, out, _ = call(
-            "evaluate",
-            *options,
-            "--checkpoint",
-            "model.safetensors",
-            "--split",
-            "train",
-            "--json",
-            "--predictions",
-            "new/p.csv",
-        )
+        code, out, _ = call(f"evaluate {options} {judge}")
     facts = json.loads(out.splitlines()[-1])
     assert code == 0 and {"top1", "macro_f1", "n", "interval"} <= facts.keys()
     assert len(Path("new/p.csv").read_text().splitlines()) == facts["n"] + 1
     table = photos.with_name("other.csv")
     table.write_text("image,label,split\nphotos/milk/0.jpg,coffee,test\n")
-    code, _, err = call("evaluate", "--dataset", "folder", "--root", table, "--checkpoint", "model.safetensors")
+    code, _, err = call(f"evaluate --dataset folder --root {table} --checkpoint model.safetensors")
     assert code == 1 and "coffee" in err and err.count("\n") == 1
 
 
 def test_evaluate_says_which_classes_it_confuses(call, photos):
     """Labels that are swapped in the test split are confused, all of them."""
-    assert call("train", "--dataset", "folder", "--root", photos, "--frozen", "--epochs", 30)[0] == 0
+    assert call("train --dataset folder --root photos --frozen --epochs 30")[0] == 0
     swapped = photos.with_name("swapped.csv")
     rows = [f"photos/{of}/{n}.jpg,{to},test" for of, to in (("milk", "oat milk"), ("oat milk", "milk")) for n in (0, 1)]
     swapped.write_text("\n".join(["image,label,split", *rows]) + "\n")
-    options = ["evaluate", "--dataset", "folder", "--root", swapped, "--checkpoint", "model.safetensors"]
-    code, out, err = call(*options, "--json")
+    line = f"evaluate --dataset folder --root {swapped} --checkpoint model.safetensors"
+    code, out, err = call(f"{line} --json")
     *before, last = out.splitlines()
     assert code == 0 and json.loads(last)["top1"] == 0, err
     assert before == ["confused: milk / oat milk in 4 of 4 photos"]
-    assert "interval: 0.000, 0.490" in call(*options)[1]
+    assert "interval: 0.000, 0.490" in call(line)[1]
 
 
 def test_an_unknown_backbone_gets_a_hint(call, photos):
-    code, _, err = call("train", "--dataset", "folder", "--root", photos, "--backbone", "efficientnet_lite")
+    code, _, err = call("train --dataset folder --root photos --backbone efficientnet_lite")
     assert code == 2 and "did you mean 'efficientnet_lite" in err and "Traceback" not in err
 
 
@@ -226,18 +203,14 @@ def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_
     row = "pathlib.Path(os.environ['RETAILKIT_BENCH_CSV']).write_text(os.environ['RETAILKIT_BENCH_QUICK'])\n"
     (folder / "test_render.py").write_text(mark + row)
     (folder / "test_ocr.py").write_text(mark + "assert False\n")
-    code, _, err = call("bench", "render", "--csv", tmp_path / "rows.csv", "--quick")
+    code, _, err = call("bench render --csv rows.csv --quick")
     assert code == 0 and (tmp_path / "rows.csv").read_text() == "1", err
-    assert call("bench", "ocr")[0] == 1
+    assert call("bench ocr")[0] == 1
 
 
 ERRORS = {
     "an interrupt": (KeyboardInterrupt(), 130, "goes on from here"),
-    "a full disk": (
-        OSError(28, "No space left", "m.safetensors"),
-        1,
-        "m.safetensors: No space left; free",
-    ),
+    "a full disk": (OSError(28, "No space left", "m.safetensors"), 1, "m.safetensors: No space left; free"),
     "a forbidden file": (PermissionError(13, "Permission denied", "photos"), 1, "photos: Permission denied; check"),
     "too little memory": (MemoryError(), 1, "not enough memory; close"),
     "another encoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "save it as UTF-8"),
@@ -279,21 +252,21 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
             picture = Image.new("RGB", (200, 200), (240 - 9 * i, 240, 240))
             ImageDraw.Draw(picture).text((20, 30 + 15 * i), label, font=ImageFont.load_default(40), fill=(20, 20, 20))
             picture.save(tmp_path / "shop" / label.lower() / f"{i}.png")
-    options = ["--dataset", "folder", "--root", tmp_path / "shop"]
-    code, _, err = call("train", *options, "--frozen", "--epochs", 30, "--model", model)
+    shop = "--dataset folder --root shop"
+    code, _, err = call(f"train {shop} --frozen --epochs 30 --model {model}")
     assert code == 0, err
-    code, out, _ = call("evaluate", *options, "--checkpoint", "model.safetensors", "--split", "train", "--json")
+    code, out, _ = call(f"evaluate {shop} --checkpoint model.safetensors --split train --json")
     assert code == 0 and json.loads(out.splitlines()[-1])["top1"] == 1.0
-    photo, asked = tmp_path / "shop" / "lean" / "0.png", ["--checkpoint", "model.safetensors", "--budget", 48, "--json"]
-    code, out, err = call("explain", photo, *asked, "--output", "why.html")
+    line = "explain shop/lean/0.png --checkpoint model.safetensors --budget 48 --json"
+    code, out, err = call(f"{line} --output why.html")
     assert code == 0, err
     facts = json.loads(out.splitlines()[-1])
     assert facts["label"] == "lean" and facts["question"] == "why lean and not medium"
     page = (tmp_path / "why.html").read_text()
     assert "data:image/png;base64," in page and "lean" in page and "medium" in page
-    code, out, err = call("explain", photo, *asked, "--output", "why.safetensors")
-    assert code == 0 and LocalExplanation.load(tmp_path / "why.safetensors").question == facts["question"]
-    code, _, err = call("explain", tmp_path / "none.png", *asked)
+    code, out, err = call(f"{line} --output why.safetensors")
+    assert code == 0 and LocalExplanation.load("why.safetensors").question == facts["question"]
+    code, _, err = call(line.replace("0.png", "none.png"))
     assert code == 1 and "none.png" in err
 
 
@@ -319,26 +292,15 @@ def test_the_matrix_cuts_out_what_has_no_mask_yet(call, shop, tmp_path):
     outline.save(tmp_path / "mask.png")
     rows[0] = (*rows[0][:2], tmp_path / "mask.png")
     pd.DataFrame(rows, columns=["image", "label", "mask"]).to_csv(tmp_path / "shop.csv", index=False)
-    options = [
-        "matrix",
-        "--dataset",
-        "folder",
-        "--root",
-        tmp_path / "shop.csv",
-        "--size",
-        48,
-        "--folder",
-        tmp_path / "cells",
-    ]
-    code, out, err = call(*options, "--train", "original", "--test", "only_fg")
+    code, out, err = call("matrix --dataset folder --root shop.csv --size 48 --train original --test only_fg")
     assert code == 0, err
     assert "15 of 15 masks accepted" in out
 
 
 def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
-    options = ["matrix", "--dataset", "folder", "--root", shop, "--size", 48, "--folder", tmp_path / "cells"]
-    options += ["--train", "original", "--test", "mixed_same", "--test", "mixed_rand", "--csv", tmp_path / "cells.csv"]
-    code, out, err = call(*options, "--seeds", 2)
+    line = "matrix --dataset folder --root shop --size 48 --folder cells --csv cells.csv --seeds 2 --train original"
+    line += " --test mixed_same --test mixed_rand"
+    code, out, err = call(line)
     assert code == 0, err
     assert "16 of 17 masks accepted" in out and "BG-gap of original" in out and "mixed_same" in out
     cells = pd.read_csv(tmp_path / "cells.csv")
@@ -347,7 +309,7 @@ def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
     ]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")}
     assert len(stamps) == 6, "four cells and two models"
-    assert call(*options, "--seeds", 2)[1].splitlines()[-2:] == out.splitlines()[-2:]
+    assert call(line)[1].splitlines()[-2:] == out.splitlines()[-2:]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")} == stamps
-    code, _, err = call(*options, "--labels", "family")
+    code, _, err = call(f"{line} --labels family")
     assert code == 2 and "use label" in err and err.strip().count("\n") == 0

@@ -70,15 +70,6 @@ def test_what_the_recipes_add_works(copy, tmp_path):
 def test_the_patched_files_are_formatted(copy):
     files = sorted(set(re.findall(r"^\+\+\+ b/(.+)$", TEXT, re.M)))
     for rule in ("check", "format --check"):
-        command = [
-            sys.executable,
-            "-m",
-            "ruff",
-            *rule.split(),
-            "--no-cache",
-            "--config",
-            ROOT / "pyproject.toml",
-            *files,
-        ]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        command = [sys.executable, "-m", "ruff", *rule.split(), "--no-cache", "--config", ROOT / "pyproject.toml"]
+        done = subprocess.run([*command, *files], cwd=copy, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

@@ -156,7 +156,7 @@ def run_all(tmp_path_factory):
         content.cells.append(nbformat.v4.new_code_cell(DRIVE_EXPLORERS))
         nbformat.write(content, driven / path.name)
     files = [driven / path.name for path in NOTEBOOKS]
-    results = runs.execute(files, jobs=2, output=output, prepare=prepare, say=print)
+    results = runs.execute(files, jobs=2, output=output, prepare=prepare)
     return {result.notebook: result for result in results}, output
 
 
@@ -186,7 +186,7 @@ def causes_off(request, tmp_path_factory):
 
     def execute(run):
         path = without_explorer(ROOT / "notebooks" / f"{run[0]}.ipynb", tmp_path_factory.mktemp("notebooks"))
-        (result,) = runs.execute([path], extra=causes[run], jobs=1, output=folders[run], say=print)
+        (result,) = runs.execute([path], extra=causes[run], jobs=1, output=folders[run])
         assert result.status == "ok", result.error
         return runs.read_record(folders[run] / f"{run[0]}.json")
 

@@ -31,15 +31,14 @@ ROOMS = [
     {"export"},
     {"cli"},
 ]
-# Files over 500 lines and functions over 60 that are there for now.
+# Files over 500 lines and functions over 60, and why they stay whole.
 LONG = {
-    "explain/classes.py",
-    "explain/classes.py explain_class",
-    "explain/lime.py",
-    "explain/metrics.py",
-    "explain/saliency.py",
-    "models/registry.py build",
-    "training/runs.py reference",
+    "explain/classes.py": "one method from local explanations to a class, with its controls",
+    "explain/classes.py explain_class": "the steps of that method, in the order of its equations",
+    "explain/lime.py": "one method: what is asked, the fit and what it says",
+    "explain/metrics.py": "every measure of an explanation beside its random control",
+    "models/registry.py build": "says which options go with which model",
+    "training/runs.py reference": "says of each name of a training what it means",
 }
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Tools of notebooks, plots and runs: nothing that computes may need them.
@@ -119,11 +118,6 @@ def test_imports_of_files_go_one_way():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the files of a cycle
 
 
-def test_a_cycle_of_imports_is_found():
-    with pytest.raises(graphlib.CycleError):
-        graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
-
-
 LINES, FUNCTION_LINES = 500, 60
 
 
@@ -139,8 +133,7 @@ def too_long():
 
 
 def test_files_and_functions_are_short():
-    """What is longer has its reason here."""
-    assert set(too_long()) <= LONG, f"split {set(too_long()) - LONG}"
+    assert not (new := set(too_long()) - LONG.keys()), f"split {new}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -159,9 +152,8 @@ def test_importing_the_package_is_instant():
 
 
 def test_the_command_answers_without_the_heavy_libraries():
-    script = (
-        "import sys; import retailkit.cli; print({'torch', 'pandas', 'transformers', 'papermill'} & set(sys.modules))"
-    )
+    heavy = {"torch", "pandas", "transformers", "papermill"}
+    script = f"import sys; import retailkit.cli; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -192,11 +184,6 @@ def test_every_figure_can_be_traced_to_its_run():
         assert any(name.endswith(f["file"]) and not f["photos"] for f in record["figures"]), name
 
 
-def test_the_readme_shows_pictures_that_are_there():
-    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert shown and all((ROOT / path).is_file() for path in shown)
-
-
 def test_committed_records_are_finished_and_hold_no_photos():
     for path in tracked("papermill_runs/*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -217,27 +204,28 @@ def test_hooks_and_workflow_are_well_formed():
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
-def test_the_makefile_leaves_no_stamp_after_a_broken_install(tmp_path):
+@pytest.fixture
+def make(tmp_path):
+    """Return a function that makes a target of our Makefile in an empty folder, where `tools` are found first."""
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
-    (tmp_path / "pyproject.toml").write_text("")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "uv").write_text('#!/bin/sh\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1\n')
-    (tools / "uv").chmod(0o755)
-    path = f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    done = subprocess.run(["make", "test"], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "bin").mkdir()
+
+    def run(target, tools):
+        for name, script in tools.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"
+        return subprocess.run(["make", target], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+
+    return run
+
+
+def test_the_makefile_leaves_no_stamp_after_a_broken_install(make, tmp_path):
+    done = make("test", {"uv": '[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'})
     assert done.returncode != 0 and (tmp_path / ".venv").is_dir() and not (tmp_path / ".venv/.ready").exists()
 
 
-def test_the_makefile_says_which_python_it_needs(tmp_path):
-    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
-    (tmp_path / "pyproject.toml").write_text("")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3"):
-        (tools / name).write_text("#!/bin/sh\nexit 1\n")
-        (tools / name).chmod(0o755)
-    done = subprocess.run(
-        ["make", "run"], cwd=tmp_path, env={"PATH": f"{tools}:/usr/bin:/bin"}, capture_output=True, text=True
-    )
+def test_the_makefile_says_which_python_it_needs(make):
+    done = make("run", {name: "exit 1" for name in ("python3", *(f"python3.{minor}" for minor in range(11, 15)))})
     assert done.returncode != 0 and "Python 3.11 or newer is needed" in done.stderr

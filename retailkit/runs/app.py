@@ -17,14 +17,7 @@ LARGEST = 20_000_000  # bytes of a message: an uploaded photo is one
 
 
 def page(parameters: dict[str, Any]) -> Any:
-    """Return the notebook of the tool without everything but the tool.
-
-    Args:
-        parameters: values for its parameters cell.
-
-    Raises:
-        UserError: this checkout has no such notebook.
-    """
+    """Return the notebook of the tool, with values for its parameters cell, without everything but the tool."""
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
@@ -48,13 +41,8 @@ def is_loopback(ip: str) -> bool:
 def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, token: str = "", browser: bool = True):
     """Serve the tool until it is interrupted.
 
-    Args:
-        parameters: of the notebook.
-        ip: address to listen on. Whoever reaches it can use the tool, and the kernel behind it, so that any but
-            this machine's own needs a token.
-        port: to listen on.
-        token: that visitors have to give; "" makes one up where it is needed.
-        browser: open the page.
+    Whoever reaches its address can use the tool, and the kernel behind it, so that any address but this machine's own
+    needs a token: visitors have to give it, and where it is "" one is made up.
     """
     import nbformat
     from voila.app import Voila

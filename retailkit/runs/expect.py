@@ -24,11 +24,7 @@ KINDS = {"exact": ("value",), "bound": (), "direction": ("switched_off",)}
 
 
 def expectations(path: Path | None = None) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Read the expectations: run (`fast-synthetic`) -> notebook -> metric -> what is expected.
-
-    Raises:
-        UserError: an entry is not well formed; the message names it.
-    """
+    """Read the expectations: run (`fast-synthetic`) -> notebook -> metric -> what is expected."""
     path = path or home() / "tests" / "expected.yml"
     if not path.is_file():
         return {}
@@ -50,12 +46,7 @@ def _check_entry(entry: dict[str, Any], where: str) -> None:
 
 
 def check_record(record: dict[str, Any], expected: dict[str, dict[str, Any]]) -> list[str]:
-    """Return one line for each expectation that a record does not meet.
-
-    Args:
-        record: content of a record file.
-        expected: metric -> entry, of the record's notebook.
-    """
+    """Return one line for each expectation (metric -> entry) that a record does not meet."""
     failures = []
     if record.get("status") != "ok":
         failures.append(f"status is {record.get('status')!r}, not 'ok'")

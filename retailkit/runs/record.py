@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image
 
 from retailkit.cache import replacing
-from retailkit.config import UserError, device
+from retailkit.config import UserError, device, pick
 
 SCHEMA = 1
 FIGURE_BYTES = 120_000
@@ -41,19 +41,16 @@ def home() -> Path:
 
 
 def run_dir(profile: str, dataset: str) -> Path:
-    """Return the folder of the latest run of a profile on a data set; the runner may name another one."""
+    """Return the folder of the latest run of a profile on a data set, or the one that the runner names."""
     given = os.environ.get("RETAILKIT_RUN_DIR")
     return Path(given) if given else home() / "papermill_runs" / "latest" / f"{profile}-{dataset}"
 
 
 def start(notebook: str) -> Run:
-    """Begin the record of the notebook that calls this, with the values of its parameters.
+    """Begin the record of the notebook that calls this (`20_training`), with the values of its parameters.
 
     Parameters are the caller's global variables with an upper-case name and a plain value (a number, a string or a
     bool), so call it right after the parameters cell.
-
-    Args:
-        notebook: its name, `20_training`.
     """
     names = inspect.currentframe().f_back.f_globals
     plain = {name: value for name, value in names.items() if isinstance(value, bool | int | float | str)}
@@ -115,10 +112,9 @@ class Run:
             unit: of what is no fraction ("s", "px"); plain facts (`better="none"`) need none.
 
         Raises:
-            ValueError: not finite, not a fraction, or an unknown `better`.
+            ValueError: not finite, or not a fraction.
         """
-        if better not in BETTER:
-            raise ValueError(f"metric {name!r}: better={better!r}; use one of {', '.join(BETTER)}")
+        pick(BETTER, better, f"direction of metric {name!r}")
         if not math.isfinite(float(value)):
             raise ValueError(f"metric {name!r} is {value}; record only finite numbers, or skip with a reason")
         if not unit and better != "none" and abs(value) > 1:
@@ -134,11 +130,11 @@ class Run:
         self._write()
 
     def figure(self, name: str, figure: Any, alt: str = "", photos: bool = False) -> None:
-        """Keep a matplotlib figure as a small file and show that file.
+        """Keep a matplotlib figure as a small file, close it and show that file.
 
         Args:
             name: of the file, after the notebook's.
-            figure: it is closed afterwards.
+            figure: of matplotlib.
             alt: what it shows, for those who do not see it.
             photos: True where it shows photos of others, which are never committed.
         """
@@ -183,23 +179,19 @@ class Run:
         write_record(self.folder / f"{self.record['notebook']}.json", self.record)
 
 
-def compress(figure: Any, limit: int = FIGURE_BYTES, dpi: int = 80) -> tuple[bytes, str]:
-    """Return a figure as small as `limit` bytes: a palette PNG if that does, else a JPEG.
-
-    Returns:
-        The bytes and the suffix, `png` or `jpg`.
-    """
+def compress(figure: Any) -> tuple[bytes, str]:
+    """Return a figure in about `FIGURE_BYTES` and its suffix: a PNG of 128 colours if that does, else a JPEG."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
-    picture = Image.open(stream).convert("RGB")
+    figure.savefig(stream, format="png", dpi=80, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    image = Image.open(stream).convert("RGB")
     flat = io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(flat, "png", optimize=True)
-    if flat.tell() <= limit // 2:  # a plot; photos would show bands of colour
+    image.quantize(128, dither=Image.Dither.NONE).save(flat, "png", optimize=True)
+    if flat.tell() <= FIGURE_BYTES // 2:  # a plot; photos would show bands of colour
         return flat.getvalue(), "png"
     for quality in (85, 75, 65, 50, 35):
         stream = io.BytesIO()
-        picture.save(stream, "jpeg", quality=quality, optimize=True)
-        if stream.tell() <= limit:
+        image.save(stream, "jpeg", quality=quality, optimize=True)
+        if stream.tell() <= FIGURE_BYTES:
             break
     return stream.getvalue(), "jpg"
 

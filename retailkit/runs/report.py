@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import re
 import shutil
@@ -28,8 +27,8 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False, seco
 
     Args:
         folder: where the records and executed notebooks lie.
-        profile: of the run.
-        dataset: of the run.
+        profile: of the run; so is `dataset`.
+        dataset: see `profile`.
         update: also refresh the copies that the repository keeps; only a run without failures may.
         seconds: wall time of the whole run, for the page.
 
@@ -45,8 +44,8 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False, seco
         _write_html(folder / f"{path.stem}.ipynb")
         entries.append(_entry(record, broken, expected.get(path.stem, {}), path.with_suffix(".html").is_file()))
     facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count()}
+    page = _template().render(entries=entries, failures=failures, expected=bool(expected), **facts)
     with replacing(folder / "index.html") as draft:
-        page = _template().render(entries=entries, failures=failures, expected=bool(expected), **facts)
         draft.write_text(page, encoding="utf-8")
     if update and failures:
         raise UserError(f"{folder.name}: not updated, {len(failures)} expectations fail; see {folder / 'index.html'}")
@@ -153,8 +152,7 @@ def _keep_figures(source: Path, run: str, records: Mapping[str, dict[str, Any]])
     """Replace the kept figures of some notebooks by those of `records`, but for photos of others."""
     target = home() / "figures"
     target.mkdir(exist_ok=True)
-    index_path = target / "index.json"
-    index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else {}
+    index = read_record(target / "index.json") or {}
     others = {path.stem for path in (home() / "notebooks").glob("*.ipynb")} - set(records)
     for name in [name for name, entry in index.items() if entry["run"] == run and entry["notebook"] not in others]:
         (target / name).unlink(missing_ok=True)
@@ -167,5 +165,4 @@ def _keep_figures(source: Path, run: str, records: Mapping[str, dict[str, Any]])
                 name = prefix + figure["file"]
                 shutil.copyfile(source / figure["file"], target / name)
                 index[name] = {"notebook": notebook, "run": run, "alt": figure["alt"]}
-    with replacing(index_path) as draft:
-        draft.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n", encoding="utf-8")
+    write_record(target / "index.json", dict(sorted(index.items())))

@@ -50,15 +50,11 @@ def published() -> pd.DataFrame:
 
 
 def claims(records: pd.DataFrame) -> pd.DataFrame:
-    """Return what the papers claim beside what was measured, one row per claim and run.
+    """Return what the papers claim beside what was measured in finished `records`, one row per claim and run.
 
-    Args:
-        records: from `collect`; unfinished ones do not count.
-
-    Returns:
-        Columns `source`, `claim`, `published` (as the paper says it, "" where it gives no number), `run`, `here`
-        (above zero where it supports the claim), `low`, `high`, `n` (missing where the notebook recorded none) and
-        `verdict` (see `metrics.verdict`; "no interval" where there is none).
+    Columns: `source`, `claim`, `published` (as the paper says it, "" where it gives no number), `run`, `here` (above
+    zero where it supports the claim), `low`, `high`, `n` (missing where the notebook recorded none) and `verdict` (see
+    `metrics.verdict`; "no interval" where there is none).
     """
     from retailkit.metrics import verdict  # brings scikit-learn, which notebooks that only record do not need
 

@@ -32,14 +32,7 @@ CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}
 
 @dataclass(frozen=True)
 class Result:
-    """How one notebook ended.
-
-    Attributes:
-        notebook: its name.
-        status: `ok`, `failed`, or `kept` where an earlier result still holds.
-        seconds: wall time of this call.
-        error: the cell and the last line of its error, where it failed.
-    """
+    """How one notebook ended: `ok`, `failed` (with its `error`), or `kept` where an earlier result still holds."""
 
     notebook: str
     status: str
@@ -54,23 +47,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process has to know to execute one notebook.
-
-    Attributes:
-        notebook: its file.
-        output: folder of the results.
-        parameters: values for its parameters cell.
-        timeout: seconds that one cell may take.
-        data: identity of the data set, see `data_identity`.
-        key: changes with everything that decides the result.
-    """
+    """What a process has to know to execute one notebook."""
 
     notebook: Path
-    output: Path
+    output: Path  # folder of the results
     parameters: dict[str, Any]
-    timeout: int
-    data: str
-    key: str
+    timeout: int  # seconds that one cell may take
+    data: str  # see `data_identity`
+    key: str  # changes with everything that decides the result
 
     @property
     def name(self) -> str:
@@ -94,14 +78,9 @@ class Job:
         return max((read_record(path) or {}).get("seconds", 0.0) for path in (self.record, committed))
 
 
-def notebooks(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """Return notebook files by name (`20_training`, or `20` for short); none named means all.
-
-    Raises:
-        UsageError: no such notebook; the message gives the nearest.
-    """
-    folder = folder or home() / "notebooks"
-    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+def notebooks(names: Sequence[str] = ()) -> list[Path]:
+    """Return notebook files by name (`20_training`, or `20` for short); none named means all."""
+    found = {path.stem: path for path in sorted((home() / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
     short = {stem[:2]: stem for stem in found}
     chosen = [short.get(n, n.removesuffix(".ipynb")) for n in names] or list(found)
     return [found[pick(found, name, "notebook")] for name in chosen]
@@ -126,9 +105,8 @@ def execute(
     prepare: Callable[[str, str, str | Path | None], None] | None = None,
     output: Path | None = None,
     timeout: int | None = None,
-    say: Callable[[str], None] = tqdm.write,
 ) -> list[Result]:
-    """Execute notebooks and leave executed copies, records and figures in one folder.
+    """Execute notebooks and leave executed copies, records and figures in one folder; prints a line per event.
 
     Args:
         notebooks: files; see the function `notebooks`.
@@ -140,9 +118,8 @@ def execute(
         fresh: run again what is done already.
         prepare: called with profile, dataset and root, once, before several notebooks that have to run; one alone makes
             what it needs itself.
-        output: folder of the results; None takes `papermill_runs/latest/<profile>-<dataset>`.
+        output: folder of the results; None takes that of `run_dir`.
         timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
-        say: is called with one line per event.
 
     Returns:
         One result per notebook, in their order.
@@ -163,14 +140,14 @@ def execute(
     batch = [Job(path, output, given, timeout, data, key) for path, key in zip(notebooks, keys, strict=True)]
     results = {job.name: Result(job.name, "kept", 0.0) for job in batch if job.is_done() and not fresh}
     for result in results.values():
-        say(str(result))
+        tqdm.write(str(result))
     waiting = [job for job in batch if job.name not in results]
     if prepare and sum(job.name[:2] != LAST for job in waiting) > 1:
         started = time.monotonic()
         prepare(profile, dataset, root)
-        say(f"prepared in {time.monotonic() - started:.0f} s")
+        tqdm.write(f"prepared in {time.monotonic() - started:.0f} s")
     for result in _run_all(waiting, jobs):
-        say(str(result))
+        tqdm.write(str(result))
         results[result.notebook] = result
     return [results[job.name] for job in batch]
 
@@ -234,8 +211,7 @@ def _set_environment(threads: int) -> None:
 
 def _execute(job: Job) -> Result:
     """Execute one notebook in this process."""
-    names = {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
-    os.environ |= names
+    os.environ |= {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
     started = time.monotonic()
     # An earlier record goes, so that a notebook that fails before `runs.start` leaves a trace as well.
     facts = {"schema": SCHEMA, "notebook": job.name, "status": "running", "key": job.key, "seconds": 0.0}
@@ -253,6 +229,7 @@ def _execute(job: Job) -> Result:
 def _papermill(job: Job) -> str:
     """Execute a notebook into the output folder; return "", or what went wrong in one line."""
     import papermill
+    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     try:
@@ -269,19 +246,17 @@ def _papermill(job: Job) -> str:
                 progress_bar=False,
             )
     except PapermillExecutionError as error:
-        return _one_line(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
+        told = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        told = (
+            f"a cell took more than {job.timeout} seconds; run it again, what is trained or encoded by now is kept, "
+            "or give it longer: --cell-seconds"
+        )
     except Exception as error:  # whatever fails here fails this notebook only
-        if type(error).__name__ == "CellTimeoutError":
-            return (
-                f"a cell took more than {job.timeout} seconds; run it again, what is trained or encoded by now is "
-                "kept, or give it longer: --cell-seconds"
-            )
-        return _one_line(f"{type(error).__name__}: {error}")
-    return ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:400]
+        told = f"{type(error).__name__}: {error}"
+    else:
+        return ""
+    return " ".join(told.split())[:400]
 
 
 @contextmanager
@@ -340,11 +315,7 @@ def _sources_identity() -> str:
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `NAME=VALUE` pairs; values are YAML (`3`, `true`, `text`), and nothing after `=` is an empty string.
-
-    Raises:
-        UsageError: a pair without `=`.
-    """
+    """Read `NAME=VALUE` pairs; values are YAML (`3`, `true`, `text`), and nothing after `=` is an empty string."""
     import yaml
 
     read = {}

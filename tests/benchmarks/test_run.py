@@ -25,7 +25,7 @@ def test_run(tmp_path, compare, monkeypatch):
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), paths[-1])
 
     def execute(**options):
-        results = runs.execute(paths, say=lambda line: None, **options)
+        results = runs.execute(paths, **options)
         return [r.status for r in results]
 
     def failures(a, b):

@@ -31,5 +31,5 @@ for _ in range(10):
 def test_200_runs_of_a_notebook_with_explorers_do_not_hang(workbook):
     files = [workbook(f"{number}_widgets", EXPLORERS) for number in range(10, 30)]
     for _ in range(10):
-        results = runs.execute(files, jobs=2, fresh=True, timeout=60, say=lambda line: None)
+        results = runs.execute(files, jobs=2, fresh=True, timeout=60)
         assert {result.status for result in results} == {"ok"}, [str(r) for r in results if r.status != "ok"]

@@ -19,28 +19,24 @@ def record(name, run="fast-synthetic"):
     return json.loads(Path("papermill_runs/latest", run, f"{name}.json").read_text())
 
 
-def test_a_failed_notebook_is_kept_and_the_others_go_on(workbook):
-    files = [workbook("10_good"), workbook("20_bad", "1 / 0")]
-    good, bad = runs.execute(files, jobs=2, say=lambda line: None)
-    assert (good.status, bad.status) == ("ok", "failed")
-    assert "ZeroDivisionError: division by zero" in bad.error
+def test_a_failed_notebook_is_kept_and_a_rerun_does_only_what_is_not_done(workbook):
+    prepared = []
+
+    def execute(*files, **options):
+        results = runs.execute(files, jobs=2, prepare=lambda *where: prepared.append(where), **options)
+        return [result.status for result in results]
+
+    good, bad = workbook("10_good"), workbook("20_bad", "1 / 0")
+    assert execute(good, bad) == ["ok", "failed"] and prepared == [("fast", "synthetic", None)]
     assert record("10_good")["status"] == "ok" and record("10_good")["metrics"]["value"]["value"] == 0.5
     assert record("10_good")["parameters"] == {"PROFILE": "fast", "DATASET": "synthetic", "SEED": 0, "VALUE": 0.5}
     assert record("20_bad")["status"] == "failed"
+    assert "ZeroDivisionError: division by zero" in record("20_bad")["error"]
     assert "ZeroDivisionError" in Path("papermill_runs/latest/fast-synthetic/20_bad.ipynb").read_text()
-
-
-def test_a_rerun_does_only_what_is_not_done(workbook):
-    files = [workbook("10_good"), workbook("20_bad", "1 / 0")]
-    prepared = []
-    runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda *where: prepared.append(1))
-    files[1] = workbook("20_bad")
-    again = runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda *where: prepared.append(1))
-    assert [r.status for r in again] == ["kept", "ok"] and prepared == [1], "one alone makes what it needs itself"
-    third = runs.execute(files, jobs=2, say=lambda line: None, prepare=lambda *where: prepared.append(1))
-    assert [r.status for r in third] == ["kept", "kept"] and prepared == [1]
-    changed = runs.execute(files[:1], extra={"VALUE": 0.75}, say=lambda line: None)
-    assert changed[0].status == "ok" and record("10_good")["metrics"]["value"]["value"] == 0.75
+    workbook("20_bad")
+    assert execute(good, bad) == ["kept", "ok"]
+    assert execute(good, bad) == ["kept", "kept"] and len(prepared) == 1, "one alone makes what it needs itself"
+    assert execute(good, extra={"VALUE": 0.75}) == ["ok"] and record("10_good")["metrics"]["value"]["value"] == 0.75
 
 
 @pytest.mark.parametrize("root", ["photos", "photos/list.csv"])
@@ -64,7 +60,7 @@ def test_unknown_parameters_stop_everything_before_it_starts(workbook):
 
 
 def test_a_cell_that_never_ends_is_stopped(workbook):
-    (result,) = runs.execute([workbook("10_long", "import time; time.sleep(60)")], timeout=2, say=lambda line: None)
+    (result,) = runs.execute([workbook("10_long", "import time; time.sleep(60)")], timeout=2)
     assert result.status == "failed" and record("10_long")["error"] == result.error
     assert "more than 2 seconds" in result.error and "--cell-seconds" in result.error
 
@@ -73,10 +69,7 @@ SLOW = "open('started', 'w').close(); import time; time.sleep(60)"
 
 
 def test_an_interrupted_run_ends_its_kernels_and_resumes(workbook, tmp_path):
-    first, second = (
-        workbook("10_first"),
-        workbook("20_second", SLOW),
-    )
+    first, second = workbook("10_first"), workbook("20_second", SLOW)
     script = (
         "from pathlib import Path; from retailkit import runs\n"
         f"runs.execute([Path({str(first)!r}), Path({str(second)!r})], jobs=1)"
@@ -93,7 +86,7 @@ def test_an_interrupted_run_ends_its_kernels_and_resumes(workbook, tmp_path):
     left = subprocess.run(["pgrep", "-f", str(tmp_path / "notebooks")], capture_output=True, text=True).stdout.split()
     assert not [pid for pid in left if int(pid) != os.getpid()]
     workbook("20_second")
-    again = runs.execute([first, second], say=lambda line: None)
+    again = runs.execute([first, second])
     assert [r.status for r in again] == ["kept", "ok"]
 
 
