@@ -119,33 +119,29 @@ def test_check_lists_broken_files_and_fails(call, photos):
     assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
 
 
-def spoil(photos, how):
-    """Make one thing of a good data set bad; returns its root and what the error must name."""
-    victim = photos / "milk" / "1.jpg"
-    if how == "text for a picture":
-        victim.write_text("no picture")
-    elif how == "cut in half":
-        victim.write_bytes(victim.read_bytes()[:400])
-    elif how == "empty folder":
-        empty = photos.with_name("empty")
-        empty.mkdir()
-        return empty, "empty"
-    else:
-        table = photos.with_name("table.csv")
-        header, row = ("image,product", "") if how == "no label column" else ("image,label", "photos/none.jpg,milk\n")
-        table.write_text(f"{header}\n{row or 'photos/milk/0.jpg,milk'}\n")
-        return table, "label" if how == "no label column" else "none.jpg"
-    return photos, "1.jpg"
+SPOILT = {  # what is wrong with photos/milk/1.jpg, or with a table: what the error names
+    "text for a picture": "1.jpg",
+    "cut in half": "1.jpg",
+    "image,product\nphotos/milk/0.jpg,milk": "label",
+    "image,label\nphotos/none.jpg,milk": "none.jpg",
+    "empty folder": "empty",
+}
 
 
-@pytest.mark.parametrize(
-    "how", ["text for a picture", "cut in half", "empty folder", "no label column", "missing picture"]
-)
+@pytest.mark.parametrize("how", SPOILT)
 def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
-    root, named = spoil(photos, how)
+    root, victim = photos, photos / "milk" / "1.jpg"
+    if how.startswith("image,"):
+        root = photos.with_name("table.csv")
+        root.write_text(f"{how}\n")
+    elif how == "empty folder":
+        root = photos.with_name("empty")
+        root.mkdir()
+    else:
+        victim.write_bytes(victim.read_bytes()[:400] if how == "cut in half" else b"no picture")
     code, _, err = call(f"train --dataset folder --root {root} --frozen --epochs 1")
     last = err.strip().splitlines()[-1]
-    assert code == 1 and last.startswith("retailkit: ") and named in last and "Traceback" not in err
+    assert code == 1 and last.startswith("retailkit: ") and SPOILT[how] in last and "Traceback" not in err
     assert not Path("model.safetensors").exists()
 
 

@@ -149,8 +149,12 @@ drive_explorers()
 
 @pytest.fixture(scope="module")
 def run_all(tmp_path_factory):
-    """Execute every notebook once, as `make run` does; returns results by name and the folder they lie in."""
-    output, driven = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("notebooks")
+    """Execute every notebook once, as `make run` does; returns results by name and the folder they lie in.
+
+    The folder has the name of the committed run, whose times decide the order: in another order notebooks that share
+    a training start side by side, and both do it.
+    """
+    output, driven = tmp_path_factory.mktemp("run") / "fast-synthetic", tmp_path_factory.mktemp("notebooks")
     for path in NOTEBOOKS:
         content = nbformat.read(path, as_version=4)
         content.cells.append(nbformat.v4.new_code_cell(DRIVE_EXPLORERS))
