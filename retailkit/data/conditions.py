@@ -1,11 +1,11 @@
 """Capture conditions: front, side, dark and blurry, as source 2 tests them, and how severe they are.
 
 Table 3 of *Fine-grained Retail Goods Recognition* photographs each product under four conditions. A condition here
-is a function of a image that always gives the same result for the same image, applied to test images only.
+is a function of an image that always gives the same result for the same image, applied to test images only.
 
-- `blurry`: 3 % of the original's pixels and at most 80 pixels on the longer side (the paper's own figures): a loss of
-  resolution, not a smear. `defocus` and `motion` are kept beside it.
-- `dark`: linear light times a gain, with the noise that a camera adds in the dark (the paper gives no figures).
+- `blurry`: 3 % of the original's pixels and at most 80 pixels on the longer side (the paper's values): a loss of
+  resolution. `defocus` and `motion` are real blur, for comparison.
+- `dark`: linear light times a gain, with the noise that a camera adds in the dark (the paper gives no values).
 - `side`: the built-in data set renders it. On photos it is approximated by an oblique view: the front is turned away
   until a quarter of its width is left, and its own edge colours fill the place of the side panel, which no photo shows.
 """
@@ -44,10 +44,12 @@ def blurry(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
 
 def dark(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Take light away: a gain on linear light, photon and read noise, and 8 bits again."""
-    linear = _to_linear(image) * GAIN[level - 1]
+    value = image.astype(np.float32) / 255  # sRGB to linear light in [0,1] and back: IEC 61966-2-1
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4) * GAIN[level - 1]
     photons = 4000.0  # that saturate a pixel
-    noisy = rng.poisson(linear * photons) / photons + rng.normal(0, 0.0008, image.shape)
-    return _from_linear(noisy)
+    noisy = np.clip(rng.poisson(linear * photons) / photons + rng.normal(0, 0.0008, image.shape), 0, 1)
+    value = np.where(noisy <= 0.0031308, 12.92 * noisy, 1.055 * noisy ** (1 / 2.4) - 0.055)
+    return np.rint(255 * value).astype(np.uint8)
 
 
 def side(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
@@ -55,20 +57,11 @@ def side(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     height, width = image.shape[:2]
     yaw = np.deg2rad(YAW[level - 1])
     sign = rng.choice([-1, 1])
-    near, far = 1 / (1 - 0.18 * np.sin(yaw)), 1 / (1 + 0.18 * np.sin(yaw))
-    left, right = -np.cos(yaw) * width / 2, np.cos(yaw) * width / 2
-    tall = (near, far) if sign > 0 else (far, near)
-    middle = np.float32([width / 2, height / 2])
-    quad = middle + np.float32(
-        [
-            (left * tall[0], -height / 2 * tall[0]),
-            (right * tall[1], -height / 2 * tall[1]),
-            (right * tall[1], height / 2 * tall[1]),
-            (left * tall[0], height / 2 * tall[0]),
-        ]
-    )
+    left, right = 1 / (1 - sign * 0.18 * np.sin(yaw)), 1 / (1 + sign * 0.18 * np.sin(yaw))  # nearer is larger
     corners = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
-    matrix = cv2.getPerspectiveTransform(corners, quad)
+    middle = np.float32([width / 2, height / 2])
+    turned = (corners - middle) * [np.cos(yaw), 1] * np.array([left, right, right, left])[:, None]
+    matrix = cv2.getPerspectiveTransform(corners, middle + np.float32(turned))
     return cv2.warpPerspective(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
 
 
@@ -102,7 +95,7 @@ MOVES_PIXELS = {"side"}
 
 
 def apply_condition(image: np.ndarray, name: str, level: int = 3) -> np.ndarray:
-    """Return a image as taken under a condition; the same image always gives the same result.
+    """Return an image as taken under a condition; the same image always gives the same result.
 
     Args:
         image: (H,W,3) uint8 RGB.
@@ -119,15 +112,3 @@ def apply_condition(image: np.ndarray, name: str, level: int = 3) -> np.ndarray:
         return image  # nothing is drawn, so that no seed is needed
     digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
     return condition(image, level, np.random.default_rng(int.from_bytes(digest, "little")))
-
-
-def _to_linear(image: np.ndarray) -> np.ndarray:
-    """Return linear light in [0,1] of an sRGB image (IEC 61966-2-1)."""
-    value = image.astype(np.float32) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _from_linear(linear: np.ndarray) -> np.ndarray:
-    linear = np.clip(linear, 0, 1)
-    value = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * value).astype(np.uint8)

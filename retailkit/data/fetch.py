@@ -1,9 +1,8 @@
 """Downloads of data sets: licence and size are told first, the content is verified.
 
 A data set comes as one zip of a pinned commit. GitHub does not promise the bytes of its zips, so what is unpacked is
-verified: `SHA256` is the checksum of the list that `sha256sum` prints of all files that the reader reads. The test
-photos of Grocery Store are not in it, since they were not at hand; of them, the zip's own checksums and the number of
-photos are checked.
+verified. The test photos of Grocery Store were not at hand: of them, the zip's own checksums and their number are
+checked.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class Archive:
     """A data set in a folder of a GitHub repository.
 
     Attributes:
-        repository: owner and name.
-        commit: the pinned one.
+        url: of the zip of one commit.
         folder: of the repository.
         info: licence, address and size.
         files: function of the folder on disk that returns the files to verify.
@@ -44,18 +42,12 @@ class Archive:
         complete: function of the folder on disk; False where files are missing that `sha256` does not cover.
     """
 
-    repository: str
-    commit: str
+    url: str
     folder: str
     info: dict[str, str]
     files: Callable[[Path], list[Path]]
     sha256: str
     complete: Callable[[Path], bool] = lambda root: True
-
-    @property
-    def url(self) -> str:
-        """Address of the zip."""
-        return f"https://github.com/{self.repository}/archive/{self.commit}.zip"
 
 
 def _grocery_files(root: Path) -> list[Path]:
@@ -64,14 +56,10 @@ def _grocery_files(root: Path) -> list[Path]:
     return [root / "classes.csv", root / "train.txt", root / "val.txt", *map(Path, photos)]
 
 
-def _finegrainocr_files(root: Path) -> list[Path]:
-    return [*root.glob("Images/*/*.jpg"), *root.glob("Text/*/*.json")]
-
-
 ARCHIVES = {
     "grocery_store": Archive(
-        "marcusklasson/GroceryStoreDataset",
-        "b545e4c5db0a77d9274bc7753eb409f83772a3a5",  # after the validation split was added (November 2019)
+        # After the validation split was added (November 2019).
+        "https://github.com/marcusklasson/GroceryStoreDataset/archive/b545e4c5db0a77d9274bc7753eb409f83772a3a5.zip",
         "dataset",
         GROCERY_STORE,
         _grocery_files,
@@ -79,11 +67,10 @@ ARCHIVES = {
         lambda root: (load_grocery_store(root).table["split"] == "test").sum() == 2485,
     ),
     "finegrainocr": Archive(
-        "Tubbias/finegrainocr",
-        "e732ab657ed7003cf131eb6c6799420271591474",
+        "https://github.com/Tubbias/finegrainocr/archive/e732ab657ed7003cf131eb6c6799420271591474.zip",
         "samples",
         FINEGRAINOCR,
-        _finegrainocr_files,
+        lambda root: [*root.glob("Images/*/*.jpg"), *root.glob("Text/*/*.json")],
         "84d24b736e70ba63770c4c39d0599620be4272ee2a54fc04fe18134f99c860b8",
     ),
 }
@@ -103,15 +90,15 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
 
     Raises:
         UsageError: unknown name, or a data set that cannot be downloaded.
-        DataError: the download failed or is not the expected one.
+        DataError: the download failed or is not the published one.
     """
     if pick([*ARCHIVES, *BY_HAND], name, "data set to fetch") in BY_HAND:
         raise UsageError(BY_HAND[name])
     archive, root = ARCHIVES[name], Path(root) if root else data_root(name)
     print(f"{name}: {archive.info['size']}, licence {archive.info['licence']}, {archive.info['url']}")
-    print(f"commit {archive.commit[:12]} of {archive.repository} -> {root}")
+    print(f"{archive.url} -> {root}")
     if not _is_right(archive, root):
-        packed = _download(archive.url, cache_dir("downloads"), f"{name}-{archive.commit[:12]}.zip")
+        packed = _download(archive.url, cache_dir("downloads"), f"{name}-{Path(archive.url).name}")
         _unpack(packed, archive.folder, root)
         packed.unlink()
         if not _is_right(archive, root):
@@ -128,13 +115,12 @@ def list_sha256(root: Path, files: list[Path]) -> str:
 
 def _is_right(archive: Archive, root: Path) -> bool:
     try:
-        return list_sha256(root, archive.files(root)) == archive.sha256 and archive.complete(root)
+        return archive.complete(root) and list_sha256(root, archive.files(root)) == archive.sha256
     except DataError:
         return False
 
 
 def _download(url: str, folder: Path, name: str) -> Path:
-    """Download one file into a folder, unless it is there: a download that is cut leaves nothing behind."""
     pooch.get_logger().setLevel("WARNING")
     registry = pooch.create(folder, "", registry={name: None}, urls={name: url}, retry_if_failed=3)
     try:
@@ -145,7 +131,7 @@ def _download(url: str, folder: Path, name: str) -> Path:
 
 
 def _unpack(packed: Path, folder: str, root: Path) -> None:
-    """Unpack one folder of a repository's zip, whose paths begin with the repository's name, without hidden files."""
+    """Unpack one folder of a zip whose paths begin with the repository's name, without hidden files."""
     try:
         with zipfile.ZipFile(packed) as archive:
             for member in archive.infolist():

@@ -1,10 +1,8 @@
 """FineGrainOCR: photos of a checkout's camera with the words that Google Vision read on them.
 
-Known layouts, with `Images` holding photos and `Text` their words, class folders named by article number (GTIN):
-
-- the repository's samples: `samples/Images/<gtin>/<stem>.jpg` and `samples/Text/<gtin>/<stem>.json`;
-- the full set: the same with a folder for the split, `Images/train/<gtin>/...`. It was not at hand when this was
-  written; others report a split folder and a kind folder in each path, so either order is read, and any folder around.
+The repository's samples are `Images/<gtin>/<stem>.jpg` and `Text/<gtin>/<stem>.json`, by article number (GTIN). The
+full set was not at hand when this was written: others report a folder for the split as well, before or after the kind,
+so either order is read, and any folder around.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
+import numpy as np
 from tqdm.auto import tqdm
 
 from retailkit.cache import open_file
 from retailkit.config import DataError, UserError
 from retailkit.data.folder import SPLIT_NAMES
 from retailkit.data.images import SUFFIXES, image_size
-from retailkit.data.table import COLUMNS, ProductData, Word
+from retailkit.data.table import ProductData, Word, bounding_box, make_table
 
 FINEGRAINOCR = {
     "licence": "CC0-1.0",
@@ -51,12 +49,11 @@ def load(root: str | Path) -> ProductData:
 
     `text` is the words that Google Vision read, joined by spaces in its order, and the column `words` has them with
     the upright boxes around their quads, clipped to the image, and a confidence of 1 (the files tell none). A
-    photo without JSON has an empty text. Printed article numbers are in there as read: `text.redact_barcodes` and
-    `text.redact_words` remove them. Class and file names never become `text`.
+    photo without JSON has an empty text. Printed article numbers are still in there (see `text.redact_barcodes`).
 
-    Classes are the class folders (GTIN): neither names nor look-alike pairs are published, so `family` is empty.
-    `group` is the photos of a class on one day, by the date in the file names. Photos without a split, as the
-    samples, are for training only; where some are in split folders, the others are left out.
+    Classes are the class folders (GTIN). `group` is the photos of a class on one day, by the date in the file names.
+    Photos without a split, as the samples, are for training only; where some are in split folders, the others are left
+    out.
 
     Args:
         root: folder of the data set, or one around it.
@@ -65,7 +62,8 @@ def load(root: str | Path) -> ProductData:
         DataError: no data set there, or a JSON that is not Google Vision's.
     """
     root = Path(root)
-    files = {place(path): path for path in _files_below(root)}
+    below = [Path(at, name) for at, _, names in os.walk(root, followlinks=True) for name in names]
+    files = {place(path): path for path in sorted(path.relative_to(root).as_posix() for path in below)}
     photos = sorted(found for found in files if found and found.kind == "image")
     if not photos:
         raise DataError(
@@ -75,7 +73,7 @@ def load(root: str | Path) -> ProductData:
     if any(photo.split for photo in photos):
         photos = [photo for photo in photos if photo.split]
     rows = [_row(root, photo, files) for photo in tqdm(photos, "finegrainocr", delay=2, leave=False)]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "words"])
+    table = make_table(rows).assign(words=[row["words"] for row in rows])
     counts = table["label"].value_counts()
     if single := int((counts == 1).sum()):
         warnings.warn(f"{single} of {len(counts)} classes have one photo: they are for training only", stacklevel=2)
@@ -97,15 +95,6 @@ def place(path: str) -> Place | None:
     return Place(kind, next((SPLIT_NAMES[folder] for folder in near if folder in SPLIT_NAMES), ""), label, stem)
 
 
-def _files_below(root: Path) -> list[str]:
-    """Return the files below `root`, relative to it with forward slashes."""
-    found = []
-    for at, _, names in os.walk(root, followlinks=True):
-        folder = Path(at).relative_to(root).as_posix()
-        found += [f"{folder}/{name}" for name in names]
-    return sorted(found)
-
-
 def _row(root: Path, photo: Place, files: Mapping[Place | None, str]) -> dict[str, Any]:
     image, split = root / files[photo], photo.split or "train"
     text, words = "", []
@@ -115,8 +104,7 @@ def _row(root: Path, photo: Place, files: Mapping[Place | None, str]) -> dict[st
         text = " ".join(word.text for word in words) or (annotations[0][0] if annotations else "")
     day = DAY.search(image.name)
     group = f"{split}/{photo.label}/{day[1] if day else image.name}"
-    own = {"image": str(image), "label": photo.label, "split": split, "text": text, "words": words, "group": group}
-    return dict.fromkeys(COLUMNS, "") | own
+    return {"image": str(image), "label": photo.label, "split": split, "text": text, "words": words, "group": group}
 
 
 def _annotations(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
@@ -135,10 +123,8 @@ def _annotations(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
     except UserError as error:
         raise DataError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(
-            f"{path}: not a list of words as Google Vision gives it; "
-            "restore the file, or delete it: its photo then has no text"
-        ) from None
+        cure = "restore the file, or delete it: its photo then has no text"
+        raise DataError(f"{path}: not a list of words as Google Vision gives it; {cure}") from None
 
 
 def _words(annotations: list[tuple[str, list[tuple[float, float]]]], image: Path) -> list[Word]:
@@ -150,7 +136,5 @@ def _words(annotations: list[tuple[str, list[tuple[float, float]]]], image: Path
     words = []
     for text, corners in annotations[1:]:
         if text:
-            xs, ys = zip(*corners or [(0.0, 0.0)], strict=True)
-            limits = ((min(xs), width), (min(ys), height), (max(xs), width), (max(ys), height))
-            words.append(Word(text, tuple(min(max(value, 0.0), float(most)) for value, most in limits)))
+            words.append(Word(text, bounding_box(np.clip(corners or [(0, 0)], 0, (width, height)))))
     return words

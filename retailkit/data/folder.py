@@ -14,18 +14,12 @@ import pandas as pd
 from retailkit.config import DataError, UsageError
 from retailkit.data import spreadsheet
 from retailkit.data.images import SUFFIXES
-from retailkit.data.table import COLUMNS, SPLITS, ProductData
+from retailkit.data.table import SPLITS, ProductData, make_table
 
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers; what starts with a dot as well
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+SPLIT_NAMES = dict.fromkeys(("train", "training"), "train")
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val") | dict.fromkeys(("test", "testing"), "test")
+OWN = {"licence": "your own", "citation": "", "url": "", "size": ""}
 CURE = "use a folder per class, train/val/test folders with a folder per class, or a CSV with image,label"
 CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 
@@ -33,27 +27,22 @@ CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> ProductData:
     """Read your own photos.
 
-    `root` is one of
-
-    - a folder with a folder per class (deeper folders belong to their class),
-    - a folder with `train`, `val` and `test` (any of them) that hold a folder per class,
-    - a CSV with the columns `image` and `label` and, optionally, `coarse`, `family`, `split`, `text`, `mask`,
-      `condition` and `group`; paths are relative to the CSV.
-
     Where no split is given, each class is split at random, the same way for the same seed; rows of one `group` stay
     together. From two images per class on, at least one goes to `test`, from three on one to `val` as well; a
     class with one image (or one group) is for training only, with a warning.
 
     Args:
-        root: folder or CSV.
+        root: a folder with a folder per class (deeper folders belong to their class); or one with `train`, `val` and
+            `test` (any of them) that hold a folder per class; or a CSV with the columns `image`, `label` and any others
+            of `COLUMNS`, whose paths are relative to it.
         val: share of each class for choosing settings, in [0, 1).
         test: share of each class for the final result, in [0, 1).
         seed: of the split.
 
     Raises:
         UsageError: the shares leave nothing to train on.
-        DataError: the folder is missing or empty, the CSV lacks a column, or rows name files that are missing or of an
-            unknown kind; the message lists every broken row or file, one per line, with its cure.
+        DataError: the folder is missing or empty, the CSV lacks a column, or files are missing or of an unknown kind;
+            the message lists every broken row or file, one per line, with its cure.
     """
     root = Path(root)
     if not (val >= 0 and test >= 0 and val + test < 1):
@@ -62,15 +51,14 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
         raise DataError(f"{root}: no such folder or CSV; check --root")
     table = _read_folder(root) if root.is_dir() else _read_csv(root)
     if (table["split"] == "").all():
-        table["split"] = split_by_class(table, val, test, seed)
+        table["split"] = _split_by_class(table, val, test, seed)
     _warn_of_doubtful(table)
     hint = f"give {root} images of it, or no splits at all to have them made"
-    info = {"licence": "your own", "citation": "", "url": "", "size": f"{len(table)} images"}
-    info |= {f"missing_{split}": hint for split in SPLITS}
+    info = OWN | {"size": f"{len(table)} images"} | {f"missing_{split}": hint for split in SPLITS}
     return ProductData("folder", table, sorted(set(table["label"])), info)
 
 
-def split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> pd.Series:
+def _split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> pd.Series:
     """Return `train`, `val` or `test` for each row: stratified by `label`, whole by `group`.
 
     A class's split depends on its own rows, so a class added later does not move the others. A group that
@@ -100,11 +88,9 @@ def _fill(groups: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict
 
 
 def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
-    """Return photos of unknown products as a data set, to ask a model about them; all are in `test`.
+    """Return photos of unknown products as a data set, to ask a model about them.
 
-    Args:
-        paths: image files.
-        classes: of the model; every photo gets the first as its label, which means nothing.
+    All are in `test`, labelled with the first of the model's `classes`, which means nothing.
 
     Raises:
         DataError: a file is missing.
@@ -112,17 +98,12 @@ def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
     for path in paths:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such photo; check the path")
-    table = pd.DataFrame("", index=range(len(paths)), columns=list(COLUMNS))
-    table = table.assign(image=[str(p) for p in paths], label=classes[0], split="test", condition="front")
-    return ProductData("photos", table, list(classes), {"licence": "your own", "citation": "", "url": "", "size": ""})
+    rows = [{"image": str(p), "label": classes[0], "split": "test", "condition": "front"} for p in paths]
+    return ProductData("photos", make_table(rows), list(classes), OWN)
 
 
 def files_in_csv(path: Path) -> list[Path]:
-    """Return the image and mask files that a CSV names and that are there, sorted.
-
-    Raises:
-        DataError: the CSV cannot be read.
-    """
+    """Return the image and mask files that a CSV names and that are there, sorted."""
     table = spreadsheet.read_table(path)
     named = {name for column in ("image", "mask") if column in table for name in table[column] if name}
     return sorted(file for name in named if (file := _file(path, name)).is_file())
@@ -159,11 +140,10 @@ def _read_folder(root: Path) -> pd.DataFrame:
         tables = sorted(root.glob("*.csv"))
         hint = f"point --root at {tables[0]}" if tables else CURE
         raise DataError(f"{root}: no images in class folders; {hint}")
-    unknown = [row["image"] for row in rows if not _is_image(Path(row["image"]))]
-    if unknown:
+    if unknown := [row["image"] for row in rows if not _is_image(Path(row["image"]))]:
         cure = f"{CONVERT}, or move it out of the classes"
         raise DataError.listing([f"{path}: not a known kind of image; {cure}" for path in unknown])
-    return _with_columns(pd.DataFrame(rows))
+    return _with_groups(make_table(rows))
 
 
 def _read_classes(root: Path, split: str) -> list[dict[str, str]]:
@@ -207,18 +187,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     table = spreadsheet.read_table(path, required=("image", "label"))
     if table.empty:
         raise DataError(f"{path}: no rows; add one for each image")
-    problems = [
-        f"{path} row {number}: {problem}"
-        for number, row in zip(table.index, table.to_dict("records"), strict=True)
-        for problem in _problems(path, row)
-    ]
-    if problems:
+    rows = zip(table.index, table.to_dict("records"), strict=True)
+    if problems := [f"{path} row {number}: {problem}" for number, row in rows for problem in _problems(path, row)]:
         raise DataError.listing(problems)
     for column in {"image", "mask"} & set(table.columns):
         table[column] = [str(_file(path, name)) if name else "" for name in table[column]]
     if "split" in table:
         table["split"] = table["split"].str.lower().map({"": ""} | SPLIT_NAMES)
-    return _with_columns(table.reset_index(drop=True))
+    return _with_groups(make_table(table.to_dict("records")))
 
 
 def _file(table: Path, name: str) -> Path:
@@ -228,10 +204,7 @@ def _file(table: Path, name: str) -> Path:
 
 
 def _problems(path: Path, row: dict[str, str]) -> list[str]:
-    """Return what is wrong with a row of the CSV."""
-    found = []
-    if not row["label"]:
-        found.append("no label; fill it in or drop the row")
+    found = [] if row["label"] else ["no label; fill it in or drop the row"]
     known = _is_image(Path(row["image"]))
     if not known:
         found.append(f"{row['image']!r} is not a known kind of image; {CONVERT}")
@@ -243,12 +216,8 @@ def _problems(path: Path, row: dict[str, str]) -> list[str]:
     return found
 
 
-def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Bring a table to the contract's columns.
-
-    A row without a split among rows with one is for training; one without a group is a group of its own.
-    """
-    table = table.reindex(columns=list(COLUMNS)).astype(object).fillna("")
+def _with_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Make a row without a group one of its own, and one without a split among others one for training."""
     table["group"] = table["group"].where(table["group"] != "", table["image"])
     if (table["split"] != "").any():
         table["split"] = table["split"].replace("", "train")

@@ -1,7 +1,7 @@
 """The one way to read photos and masks: known formats, bounded sizes, upright, eight bits, on white.
 
-Everything that opens an image file of a user goes through `opened`, so that no file starts a foreign program (Pillow
-hands EPS to Ghostscript) and none is decoded before its size is known.
+Every image file of a user goes through `opened`, so that none starts a foreign program (Pillow hands EPS to
+Ghostscript) and none is decoded before its size is known.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", "
 MAX_PIXELS = 120_000_000
 MAX_SIDE = 16_384  # `pad` makes a square of the longer side
 MAX_RATIO = 100  # of the longer to the shorter side: `crop` enlarges the shorter one
+LIMIT = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side"
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # EXIF orientation -> how the stored image becomes upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +52,11 @@ def opened(source: Source) -> Iterator[Image.Image]:
     try:
         door = nullcontext(source) if isinstance(source, BytesIO) else open_file(source)
         with door as stream, Image.open(stream, formats=FORMATS) as image:
-            _check_size(name, *image.size)
+            long, short = max(image.size), min(image.size)
+            if long * short > MAX_PIXELS or long > MAX_SIDE:
+                raise DataError(f"{name}: {image.width} x {image.height} pixels are too many; use {LIMIT}")
+            if long > MAX_RATIO * short:
+                raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow; crop it")
             yield image
     except DataError:
         raise
@@ -60,46 +65,27 @@ def opened(source: Source) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that can be read; replace the file or drop its row") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{name}: too many pixels; use at most {MAX_PIXELS // 1_000_000} megapixels") from None
+        raise DataError(f"{name}: too many pixels; use {LIMIT}") from None
     except Exception as error:  # decoders raise anything on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded ({reason}); replace the file or drop its row") from None
 
 
-def _check_size(name: object, width: int, height: int) -> None:
-    long, short = max(width, height), min(width, height)
-    if width * height > MAX_PIXELS or long > MAX_SIDE:
-        limit = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side"
-        raise DataError(f"{name}: {width} x {height} pixels are too many; use {limit}")
-    if long > MAX_RATIO * short:
-        raise DataError(
-            f"{name}: {width} x {height} pixels are too narrow; crop it to at most {MAX_RATIO} times as long"
-        )
-
-
 def read_image(source: Source) -> np.ndarray:
-    """Read a photo as (H,W,3) uint8 RGB, upright, transparency on white.
-
-    Raises:
-        DataError: see `opened`.
-    """
+    """Read a photo as (H,W,3) uint8 RGB, upright, transparency on white; see `opened` for errors."""
     with opened(source) as image:
-        return to_rgb(upright(image))
+        return _to_rgb(_upright(image))
 
 
 def image_size(source: Source) -> tuple[int, int]:
-    """Return the width and height of the upright image, from its header.
-
-    Raises:
-        DataError: see `opened`.
-    """
+    """Return the width and height of the upright image, from its header; see `opened` for errors."""
     with opened(source) as image:
         # Pillow swaps the sides of a TIFF by itself.
-        turned = image.format != "TIFF" and orientation(image) >= 5
+        turned = image.format != "TIFF" and _orientation(image) >= 5
         return image.size[::-1] if turned else image.size
 
 
-def orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, from 1 to 8; 1 where the tag is missing or its block is broken."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -109,14 +95,13 @@ def orientation(image: Image.Image) -> int:
     return value if value in TURNS else 1
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Return the image turned as its EXIF orientation says; see `orientation`."""
+def _upright(image: Image.Image) -> Image.Image:
     image.load()  # turns a TIFF and forgets its tag
-    turn = TURNS.get(orientation(image))
+    turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     """Return an image of any mode as (H,W,3) uint8 RGB.
 
     White is 255 or 65535 in whole numbers of more than eight bits and 1, 255 or 65535 in floats: the first of them that
@@ -127,14 +112,13 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((level for level in levels if values.max() <= level), levels[-1])
         image = Image.fromarray(np.clip(values / white * 255, 0, 255).astype(np.uint8))
-    elif is_transparent(image):
+    elif _is_transparent(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
-def is_transparent(image: Image.Image) -> bool:
-    """Return whether the image has a transparency channel or colour."""
+def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
@@ -151,18 +135,18 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
         mask = _read_array(path) > 0
     else:
         with opened(path) as image:
-            mask = _to_mask(upright(image))
+            mask = _to_mask(_upright(image))
     if mask.shape != tuple(shape):
         raise DataError(f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} for an image of {shape[1]}x{shape[0]}")
     return mask
 
 
 def _to_mask(image: Image.Image) -> np.ndarray:
-    if is_transparent(image):
+    if _is_transparent(image):
         opacity = np.asarray(image.convert("RGBA"))[..., 3]
         if opacity.min() < opacity.max():
             return opacity >= 128
-    level = to_rgb(image)[..., 0]
+    level = _to_rgb(image)[..., 0]
     return level >= (128 if level.max() > 1 else 1)
 
 

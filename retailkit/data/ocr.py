@@ -1,7 +1,4 @@
-"""Words on images: the OCR engine and its cache.
-
-The engine is RapidOCR (PP-OCR models inside its wheel, nothing is downloaded).
-"""
+"""Words on images: the OCR engine (RapidOCR, whose models come with its wheel) and its cache."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from tqdm.auto import tqdm
 from retailkit.cache import replacing
 from retailkit.config import DataError, cache_dir
 from retailkit.data.images import read_image
-from retailkit.data.table import ProductData, Word
+from retailkit.data.table import ProductData, Word, bounding_box
 from retailkit.data.text import redact_barcodes, redact_words
 
 # Packs stand upright, so the classifier of upside-down lines costs time and loses words; images smaller than
@@ -43,15 +40,14 @@ _idle: list = []  # engines that wait for work: threads do not share one, and bu
 def read_words(image: np.ndarray) -> list[Word]:
     """Read the words on one image.
 
-    A line's words get the boxes that the recogniser's columns give; where the engine does not tell words apart
-    (scripts read character by character), the line's box is divided in proportion to the characters.
+    Where the engine does not tell the words of a line apart (scripts read character by character), the line's box is
+    divided in proportion to the characters.
 
     Args:
         image: (H,W,3) uint8 RGB.
 
     Returns:
-        Words in reading order (lines from top to bottom), with axis-aligned boxes in pixels, barcodes included;
-        empty where no text is found.
+        Words in reading order, barcodes included, with axis-aligned boxes in pixels.
     """
     with _engine() as engine:
         found = engine(np.ascontiguousarray(image[..., ::-1]), return_word_box=True)
@@ -66,12 +62,11 @@ def add_text(data: ProductData, limit: int | None = None, progress: bool = True)
 
     Each image is read once: results are cached by the file's bytes, the settings and the engine's version.
     Barcodes are redacted from both columns. `text` is the words in reading order, joined by spaces. Rows that come
-    with a text of their own keep it, and the words that come with it; the engine does not read them.
+    with a text of their own keep it and its words; the engine does not read them.
 
     Args:
         data: the data set; it is not changed.
-        limit: read at most this many images, spread evenly over splits and classes; the others keep an
-            empty text. None reads all.
+        limit: read at most this many images, spread evenly over splits and classes; None reads all.
         progress: show a bar while images are read that are not in the cache.
 
     Raises:
@@ -114,29 +109,20 @@ def _split_line(text: str, score: float, quad: np.ndarray, found: Sequence, shap
         found: (text, confidence, quad) of its parts, as the engine cut them.
         shape: (H,W) of the image, to which boxes are clipped.
     """
-    parts = text.split()
-    if [part for part, _, _ in found] != parts:
-        quads = _divide(np.asarray(quad, dtype=float), text)
-        found = [(part, score, q) for part, q in zip(parts, quads, strict=True)]
-    return [Word(part, _bounds(q, shape), min(float(confidence), 1.0)) for part, confidence, q in found]
+    if [part for part, _, _ in found] != text.split():
+        found = [(word.group(), score, _part(quad, word, len(text))) for word in re.finditer(r"\S+", text)]
+    words = []
+    for part, confidence, corners in found:
+        points = np.clip(np.asarray(corners, dtype=float), 0, shape[::-1])
+        words.append(Word(part, bounding_box(points), min(float(confidence), 1.0)))
+    return words
 
 
-def _divide(quad: np.ndarray, text: str) -> list[np.ndarray]:
-    """Cut a line's quad (4,2) into those of its words, each character being equally wide."""
-    top_left, top_right, bottom_right, bottom_left = quad
-    along_top, along_bottom = top_right - top_left, bottom_right - bottom_left
-    quads = []
-    for word in re.finditer(r"\S+", text):
-        x0, x1 = word.start() / len(text), word.end() / len(text)
-        top = [top_left + along_top * x0, top_left + along_top * x1]
-        quads.append(np.array([*top, bottom_left + along_bottom * x1, bottom_left + along_bottom * x0]))
-    return quads
-
-
-def _bounds(quad: Sequence, shape: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the axis-aligned box around a quad, clipped to the image."""
-    points = np.clip(np.asarray(quad, dtype=float), 0, (shape[1], shape[0]))
-    return (*map(float, points.min(axis=0)), *map(float, points.max(axis=0)))
+def _part(quad: np.ndarray, word: re.Match, length: int) -> np.ndarray:
+    """Return the quad (4,2) of a word in a line of `length` characters, each of which is equally wide."""
+    top_left, top_right, bottom_right, bottom_left = np.asarray(quad, dtype=float)
+    ends = np.array([[word.start()], [word.end()]]) / length
+    return np.vstack([top_left + (top_right - top_left) * ends, bottom_left + (bottom_right - bottom_left) * ends])
 
 
 def _spread(table: pd.DataFrame, limit: int | None) -> np.ndarray:
@@ -148,7 +134,7 @@ def _spread(table: pd.DataFrame, limit: int | None) -> np.ndarray:
     return np.sort(empty[np.argsort(turn, kind="stable")[:limit]])
 
 
-# -- The cache: one small file per image, so that a kill loses at most the image being read and processes may share it.
+# -- The cache: one small file per image, so that an interrupt loses at most the image being read.
 
 
 def _read_files(name: str, files: pd.Series, progress: bool) -> dict[int, list[Word]]:
@@ -180,7 +166,7 @@ def _read_file(name: str, row: int, path: str, key: str) -> list[Word]:
 
 
 def _key(name: str, row: int, path: str) -> str:
-    """Return what the words of a file depend on, as one digest."""
+    """Return a digest of what the words of a file depend on."""
     recipe = json.dumps([SETTINGS, version("rapidocr"), RECIPE], sort_keys=True)
     try:
         return hashlib.sha256(recipe.encode() + Path(path).read_bytes()).hexdigest()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import pandas as pd
 
 from retailkit.config import DataError, pick
 from retailkit.data import spreadsheet
 from retailkit.data.folder import load as load_folder
-from retailkit.data.table import COLUMNS, SPLITS, ProductData
+from retailkit.data.table import SPLITS, ProductData, make_table
 
 GROCERY_STORE = {
     "licence": "MIT",
@@ -52,10 +50,6 @@ IMAGENET9 = {
 }
 
 
-def _table(rows: list[dict[str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(object).fillna("")
-
-
 # -- Grocery Store.
 
 SUBSETS = {"fruit": "Fruit", "packages": "Packages", "vegetables": "Vegetables"}
@@ -65,23 +59,20 @@ RUN = 5  # photos per group
 def load_grocery_store(root: str | Path, *, subset: str | None = None) -> ProductData:
     """Read the Grocery Store data set: 81 fine and 43 coarse classes of fruit, vegetables and cartons.
 
-    Splits are the published ones. `group` is a run of five consecutive file numbers of a class. (In the published
-    files the numbers look shuffled: neighbours in number are no more alike than photos ten apart, so a split by
-    group keeps fewer near-duplicates together than one would hope.) Descriptions, class and file names never
-    become `text`.
+    Splits are the published ones. `group` is a run of five consecutive file numbers of a class. (The published numbers
+    look shuffled, so that such a run keeps fewer near-duplicates together than one would hope.)
 
     Args:
         root: the folder with `classes.csv`, `train.txt` and so on (`dataset` in the repository).
-        subset: `fruit`, `packages` (31 cartons) or `vegetables`; None or "" keeps all, and all 81 classes.
+        subset: `fruit`, `packages` (31 cartons) or `vegetables`; None or "" keeps all 81 classes.
 
     Raises:
         UsageError: unknown subset.
-        DataError: the folder or a listed photo is missing, or a line of a list is broken; the message names the
-            list, the line and the cure. Only `test.txt` may be missing.
+        DataError: the folder, a list or a listed photo is missing, or a line is broken; the message names the list, the
+            line and the cure. Only `test.txt` may be missing.
     """
     root, cure = Path(root), "run `retailkit fetch grocery_store` or point --root at the folder with classes.csv"
-    if subset:
-        pick(SUBSETS, subset, "subset")
+    area = SUBSETS[pick(SUBSETS, subset, "subset")] if subset else None
     if not (root / "classes.csv").is_file():
         raise DataError(f"{root}: no Grocery Store data set here (classes.csv is missing); {cure}")
     names = _read_grocery_classes(root / "classes.csv")
@@ -91,12 +82,10 @@ def load_grocery_store(root: str | Path, *, subset: str | None = None) -> Produc
             rows += _read_grocery_list(root, split, names, cure)
         elif split != "test":
             raise DataError(f"{root / split}.txt: missing; {cure}")
-    if subset:
-        rows = [row for row in rows if row["area"] == SUBSETS[subset]]
-    table = _table(rows)
+    rows = [row for row in rows if area in (None, row["area"])]
+    classes = {row["label"] for row in rows} if subset else {fine for fine, _ in names.values()}
     info = GROCERY_STORE | {f"missing_{split}": f"{root / split}.txt is not there, {cure}" for split in SPLITS}
-    classes = sorted({fine for fine, _ in names.values()} if not subset else set(table["label"]))
-    return ProductData("grocery_store", table, classes, info)
+    return ProductData("grocery_store", make_table(rows), sorted(classes), info)
 
 
 def _read_grocery_classes(path: Path) -> dict[int, tuple[str, str]]:
@@ -105,50 +94,30 @@ def _read_grocery_classes(path: Path) -> dict[int, tuple[str, str]]:
     try:
         return {int(number): (fine, coarse) for fine, number, coarse in table.iloc[:, :3].itertuples(index=False)}
     except ValueError:
-        raise DataError(
-            f"{path}: not the published table of classes; delete it and run `retailkit fetch grocery_store`"
-        ) from None
+        cure = "delete it and run `retailkit fetch grocery_store`"
+        raise DataError(f"{path}: not the published table of classes; {cure}") from None
 
 
 def _read_grocery_list(root: Path, split: str, names: dict[int, tuple[str, str]], cure: str) -> list[dict[str, str]]:
     """Read `<split>.txt`: lines of photo, fine and coarse class number."""
-    path, there, rows = root / f"{split}.txt", _files_below(root, split), []
+    path, rows = root / f"{split}.txt", []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        fields = [field.strip() for field in line.split(",")]
-        if fields == [""]:
+        if not line.strip():
             continue
+        fields = [field.strip() for field in line.split(",")]
         if len(fields) != 3:
             raise DataError(f"{path} line {number}: {len(fields)} fields instead of photo, class, coarse class; {cure}")
         photo, fine, _ = fields
         if not re.fullmatch("[0-9]+", fine) or int(fine) not in names:
             raise DataError(f"{path} line {number}: unknown class {fine!r}; use a number from classes.csv, or {cure}")
-        if photo not in there:
+        if not (root / photo).is_file():
             raise DataError(f"{path} line {number}: {root / photo} is missing; restore it or {cure}")
         label, coarse = names[int(fine)]
-        rows.append(
-            {
-                "image": str(root / photo),
-                "label": label,
-                "coarse": coarse,
-                "split": split,
-                "group": f"{split}/{label}/{_file_number(photo) // RUN}",
-                "area": photo.split("/")[1],
-            }
-        )
+        digits = re.search(r"(\d+)\.\w+$", photo)
+        run = (int(digits[1]) - 1) // RUN if digits else 0  # files are numbered from 1
+        row = {"image": str(root / photo), "label": label, "coarse": coarse, "split": split}
+        rows.append(row | {"group": f"{split}/{label}/{run}", "area": photo.split("/")[1]})
     return rows
-
-
-def _files_below(root: Path, folder: str) -> set[str]:
-    """Return the files below `root/folder`, relative to `root` with forward slashes: one walk, no stat each."""
-    return {
-        f"{Path(at).relative_to(root).as_posix()}/{name}" for at, _, names in os.walk(root / folder) for name in names
-    }
-
-
-def _file_number(path: str) -> int:
-    """Return N - 1 of `.../Name_00N.jpg`, so that a class starts with a full run."""
-    digits = re.search(r"(\d+)\.\w+$", path)
-    return int(digits[1]) - 1 if digits else 0
 
 
 # -- Grozi-120.
@@ -159,10 +128,9 @@ LISTS = ("recog_val_test.json", "recog_val_test_classes_files.json")  # of the c
 def load_grozi120(root: str | Path) -> ProductData:
     """Read Grozi-120: packshots of 120 products to learn from, crops of shelf videos to recognise.
 
-    The packshots (`inVitro`) are the training split. The crops (`inSitu`) are test images of the published
-    protocol and never enter training. The first half of each class's crops by file number is `val`, to choose
-    settings on, and the second half `test`, to report on; crops are video frames, so a cut in the middle keeps
-    similar frames together. `group` is a run of consecutive frames in one split; each packshot is its own.
+    The packshots (`inVitro`) are the training split. The first half of each class's crops (`inSitu`) by file number is
+    `val` and the second half `test`; crops are video frames, so a cut in the middle keeps similar frames together.
+    `group` is a run of consecutive frames in one split; each packshot is its own.
 
     A published list names 1,200 crops to test on, ten of each product, and up to ten others each to choose settings
     on. Where its two files (`LISTS`) lie in the folder or in its `val_test`, they decide the split instead, and all
@@ -182,30 +150,22 @@ def load_grozi120(root: str | Path) -> ProductData:
         raise DataError(f"{root}: no Grozi-120 data set here (inVitro is missing); {cure}")
     names = _read_grozi_names(root / "Index" / "UPC_index.txt")
     rows = []
-    for folder in _numbered_folders(root / "inVitro"):
-        number, masks = int(folder.name), _numbered_files(folder / "web" / "masks", "mask")
+    for number, folder in _numbered_folders(root / "inVitro"):
+        masks = _numbered_files(folder / "web" / "masks", "mask")
         shots = _numbered_files(folder / "web" / "PNG", "web") | _numbered_files(folder / "web" / "JPEG", "web")
         for n, path in sorted(shots.items()):
-            rows.append(
-                {
-                    "image": path,
-                    "label": _grozi_label(names, number),
-                    "split": "train",
-                    "mask": masks.get(n, ""),
-                    "group": f"packshot/{number}/{n}",
-                }
-            )
+            row = {"image": path, "label": _grozi_label(names, number), "split": "train"}
+            rows.append(row | {"mask": masks.get(n, ""), "group": f"packshot/{number}/{n}"})
     if not rows:
         raise DataError(f"{root / 'inVitro'}: no packshots (<id>/web/JPEG/webN.jpg or <id>/web/PNG/webN.png); {cure}")
-    crops = {int(at.name): _numbered_files(at / "video", "video") for at in _numbered_folders(root / "inSitu")}
+    crops = {number: _numbered_files(at / "video", "video") for number, at in _numbered_folders(root / "inSitu")}
     listed = _read_grozi_lists(root, crops)
     for number, files in crops.items():
         splits = _halves(files) if listed is None else listed.get(number, {})
         rows += _grozi_crops(number, _grozi_label(names, number), files, splits)
-    table = _table(rows)
     hint = f"{root / 'inSitu'} has no crops of it (<id>/video/videoN.png), {cure}"
     info = GROZI120 | {"missing_test": hint, "missing_val": hint}
-    return ProductData("grozi120", table, sorted(set(table["label"])), info, fit="pad")
+    return ProductData("grozi120", make_table(rows), sorted({row["label"] for row in rows}), info, fit="pad")
 
 
 def _read_grozi_names(path: Path) -> dict[int, str]:
@@ -231,31 +191,17 @@ def _read_grozi_lists(root: Path, crops: Mapping[int, Mapping[int, str]]) -> dic
     listed: dict[int, dict[int, str]] = {}
     try:
         splits, files = (json.loads(path.read_text()) for path in found)
-        for product, split, index in _places(splits):
-            zero_based, name = files["classes_files"][index]
-            if zero_based != product:
-                raise ValueError(name)
-            listed.setdefault(product + 1, {})[int(re.fullmatch(r"video(\d+)\.jpg", name)[1])] = split
+        for product, parts in splits.items():  # counted from 0
+            for split in ("val", "test"):
+                for index in parts[split]:
+                    owner, name = files["classes_files"][index]  # of the crop at this place among all crops
+                    if owner != int(product):
+                        raise ValueError(name)
+                    listed.setdefault(owner + 1, {})[int(re.fullmatch(r"video(\d+)\.jpg", name)[1])] = split
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise DataError(
-            f"{found[0]}: it and {LISTS[1]} are not the published list; get both again or remove both"
-        ) from None
-    _require_listed(listed, crops, root)
-    return listed
-
-
-def _places(splits: Mapping[str, Mapping[str, list[int]]]) -> Iterator[tuple[int, str, int]]:
-    """Yield product, counted from 0, split, and place among all crops."""
-    for product, parts in splits.items():
-        for split in ("val", "test"):
-            yield from ((int(product), split, index) for index in parts[split])
-
-
-def _require_listed(
-    listed: Mapping[int, Mapping[int, str]], crops: Mapping[int, Mapping[int, str]], root: Path
-) -> None:
-    """Make sure that of each listed split all crops are there, or none: part of a list is not the list."""
-    for split in ("val", "test"):
+        cure = "get both again or remove both"
+        raise DataError(f"{found[0]}: it and {LISTS[1]} are not the published list; {cure}") from None
+    for split in ("val", "test"):  # a part of its crops would be another list
         wanted = [(product, n) for product, numbers in listed.items() for n in numbers if numbers[n] == split]
         lacking = [(product, n) for product, n in wanted if n not in crops.get(product, {})]
         if 0 < len(lacking) < len(wanted):
@@ -264,6 +210,7 @@ def _require_listed(
                 f"{root / 'inSitu' / str(product) / 'video'}: video{n} is missing, the first of {len(lacking)} crops "
                 f"that {LISTS[0]} has in {split}; restore them, or remove the list"
             )
+    return listed
 
 
 def _halves(crops: Mapping[int, str]) -> dict[int, str]:
@@ -280,18 +227,14 @@ def _grozi_crops(number: int, label: str, files: Mapping[int, str], splits: Mapp
     return rows
 
 
-def _numbered_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
+def _numbered_folders(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(path.name), path) for path in folder.glob("*/") if path.name.isdecimal())
 
 
 def _numbered_files(folder: Path, stem: str) -> dict[int, str]:
     """Return the images `<stem>N.jpg` or `.png` of a folder by N; empty where there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    found = ((re.fullmatch(rf"{stem}(\d+)\.(?:jpe?g|png)", name, re.IGNORECASE), name) for name in os.listdir(folder))
-    return {int(match[1]): str(folder / name) for match, name in found if match}
+    pattern = re.compile(rf"{stem}(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+    return {int(match[1]): str(path) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))}
 
 
 # -- CAPG-GP and DM4VM. Their images were not at hand when this was written, so that their layout is not certain.
@@ -310,8 +253,7 @@ def _load_folders(root: str | Path, *, name: str, info: dict[str, str]) -> Produ
             "with the columns image, label and split"
         )
     found = load_folder(mapping if mapping.is_file() else root)
-    missing = {key: value for key, value in found.info.items() if key.startswith("missing_")}
-    return ProductData(name, found.table, found.classes, info | missing)
+    return replace(found, name=name, info=found.info | info)
 
 
 load_capg_gp = partial(_load_folders, name="capg_gp", info=CAPG_GP)
@@ -329,9 +271,8 @@ def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductDat
     """Read one variant of ImageNet-9: `<root>/<variant>/{train,val}/<NN_class>/*.JPEG`.
 
     Classes keep their number (`00_dog`), so that the next class of `mixed_next` is the next one here. The released
-    `val` is the test split; there is no other to choose settings on. `mask` is `<root>/fg_mask/<split>/<class>/
-    <stem>.npy` where there is one and the variant shows the foreground, of a pasted image that of its foreground.
-    `group` is the photo that the foreground (or, without one, the background) is from.
+    `val` is the test split. `mask` is `<root>/fg_mask/<split>/<class>/<stem>.npy` where there is one and the variant
+    shows the foreground; `group` is the photo that the foreground (or, without one, the background) is from.
 
     Args:
         root: the folder with a folder for each variant.
@@ -348,44 +289,30 @@ def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductDat
     if not (root / variant).is_dir():
         have = ", ".join(name for name in VARIANTS if (root / name).is_dir()) or "none"
         raise DataError(f"{root / variant}: no such variant here (there: {have}); {cure}")
-    rows = [row for folder in RELEASED for row in _read_imagenet9_split(root, variant, folder)]
+    rows = []
+    for folder in RELEASED:
+        for at in sorted(path for path in (root / variant / folder).glob("*/") if not path.name.startswith(".")):
+            if not re.fullmatch(r"\d\d_\w+", at.name):
+                raise DataError(f"{at}: not a class of ImageNet-9 (such as 00_dog); move it out of {at.parent}")
+            rows += _read_imagenet9_class(root, variant, folder, at)
     if not rows:
         raise DataError(f"{root / variant}: no images (train or val/<NN_class>/*.JPEG); {cure}")
-    table = _table(rows)
     hints = {
         "missing_train": f"{root / variant / 'train'} is not there; {cure}",
         "missing_val": "ImageNet-9 has none; hold out part of train",
         "missing_test": f"{root / variant / 'val'} is not there; {cure}",
     }
+    classes = sorted({row["label"] for row in rows})
     # The released images are 224 px wide and high; the paper uses them whole.
-    return ProductData("imagenet9", table, sorted(set(table["label"])), IMAGENET9 | hints, fit="stretch")
+    return ProductData("imagenet9", make_table(rows), classes, IMAGENET9 | hints, fit="stretch")
 
 
-def _read_imagenet9_split(root: Path, variant: str, folder: str) -> list[dict[str, str]]:
-    """List the images of one split by class and name."""
-    place = root / variant / folder
-    if not place.is_dir():
-        return []
-    rows = []
-    for named in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if not re.fullmatch(r"\d\d_\w+", named.name):
-            raise DataError(f"{named}: not a class of ImageNet-9 (such as 00_dog); move it out of {place}")
-        there = {} if variant in WITHOUT_FOREGROUND else _imagenet9_masks(root / "fg_mask" / folder / named.name)
-        for path in sorted(path for path in named.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png")):
-            pasted = re.fullmatch(r"fg_(.+)_bg_.+", path.stem)
-            photo = pasted[1] if pasted else path.stem
-            rows.append(
-                {
-                    "image": str(path),
-                    "label": named.name,
-                    "split": RELEASED[folder],
-                    "mask": there.get(photo, ""),
-                    "group": f"{folder}/{photo}",
-                }
-            )
+def _read_imagenet9_class(root: Path, variant: str, folder: str, at: Path) -> list[dict[str, str]]:
+    masks = {} if variant in WITHOUT_FOREGROUND else (root / "fg_mask" / folder / at.name).glob("*.npy")
+    there, rows = {path.stem.removeprefix("fg_"): str(path) for path in masks}, []
+    for path in sorted(path for path in at.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png")):
+        pasted = re.fullmatch(r"fg_(.+)_bg_.+", path.stem)
+        photo = pasted[1] if pasted else path.stem
+        row = {"image": str(path), "label": at.name, "split": RELEASED[folder]}
+        rows.append(row | {"mask": there.get(photo, ""), "group": f"{folder}/{photo}"})
     return rows
-
-
-def _imagenet9_masks(folder: Path) -> dict[str, str]:
-    """Return mask files by photo; empty where there is no such folder."""
-    return {path.stem.removeprefix("fg_"): str(path) for path in folder.glob("*.npy")}

@@ -10,7 +10,6 @@ import csv
 import difflib
 from collections.abc import Sequence
 from io import StringIO
-from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -70,7 +69,7 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _text(path: Path) -> str:
-    """Return the file as text with line ends of one kind."""
+    """Return the file's text, with line ends of one kind."""
     with open_file(path, limit=1 << 28) as file:
         content = file.read()
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
@@ -87,20 +86,17 @@ def _text(path: Path) -> str:
 def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
     """Return the rows that are not blank, without empty fields at their ends, by their number in a spreadsheet."""
     reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
-    rows = {}
-    for number in count(1):
-        try:
-            row = next(reader, None)
-        except csv.Error:
-            raise DataError(f"{path} row {number}: {QUOTES}") from None
-        if row is None:
-            return rows
-        lines = [line for value in row for line in value.split("\n")[1:]]
-        if any(line.count(separator) >= max(len(row) - 1, 1) for line in lines):  # these were rows of their own
-            raise DataError(f"{path} row {number}: {QUOTES}")
-        values = [value.strip() for value in row]
-        while values and not values[-1]:
-            values.pop()
-        if values:
-            rows[number] = values
+    rows, number = {}, 0
+    try:
+        for number, row in enumerate(reader, start=1):
+            lines = [line for value in row for line in value.split("\n")[1:]]
+            if any(line.count(separator) >= max(len(row) - 1, 1) for line in lines):  # these were rows of their own
+                raise DataError(f"{path} row {number}: {QUOTES}")
+            values = [value.strip() for value in row]
+            while values and not values[-1]:
+                values.pop()
+            if values:
+                rows[number] = values
+    except csv.Error:
+        raise DataError(f"{path} row {number + 1}: {QUOTES}") from None
     return rows

@@ -53,6 +53,11 @@ class Word:
     telling: bool = False
 
 
+def bounding_box(points: np.ndarray) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1 around points (N,2)."""
+    return (*map(float, points.min(axis=0)), *map(float, points.max(axis=0)))
+
+
 @dataclass(frozen=True)
 class Truth:
     """What the renderer knows and no photo tells. Masks are (1,H,W) bool.
@@ -137,18 +142,23 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def make_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return rows as a data set's table: `COLUMNS`, with "" for what a row does not say."""
+    return pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype(object).fillna("")
+
+
 def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
     """Write ground truth as one PNG: masks as bit planes, everything else as JSON in a text chunk.
 
     Args:
-        path: where to write.
+        path: of the file.
         planes: (H,W) bool masks by their `TRUTH_PLANES` name.
         facts: `words` (list of [text, [x0,y0,x1,y1], telling]), `pose`, `background`, `lighting`.
     """
-    packed = sum((planes[name].astype(np.uint8) * bit for name, bit in TRUTH_PLANES.items()))
+    packed = sum(planes[name] * np.uint8(bit) for name, bit in TRUTH_PLANES.items())
     info = PngImagePlugin.PngInfo()
     info.add_text("truth", json.dumps(facts, ensure_ascii=True, sort_keys=True))
-    Image.fromarray(packed.astype(np.uint8)).save(path, format="PNG", pnginfo=info, compress_level=1)
+    Image.fromarray(packed).save(path, format="PNG", pnginfo=info, compress_level=1)
 
 
 def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -162,16 +172,15 @@ def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     return {name: (packed & bit) > 0 for name, bit in TRUTH_PLANES.items()}, facts
 
 
-def check_images(data: ProductData, progress: bool = True) -> pd.DataFrame:
+def check_images(data: ProductData) -> pd.DataFrame:
     """Decode every image and mask of a data set and list the broken ones.
 
     Returns:
-        One row per broken image: `row` of the data set's table, `image` (path), `problem` (with its cure); empty
-        where all is well.
+        One row per broken image: `row` of the data set's table, `image` (path), `problem` (with its cure).
     """
-    table, problems = data.table, []
-    pairs = zip(table["image"], table["mask"], strict=True)
-    for row, (image, mask) in enumerate(tqdm(pairs, "check", len(table), disable=not progress, leave=False)):
+    problems = []
+    pairs = list(zip(data.table["image"], data.table["mask"], strict=True))
+    for row, (image, mask) in enumerate(tqdm(pairs, "check", delay=2, leave=False)):
         try:
             pixels = read_image(image)
             if mask and not read_mask(mask, pixels.shape[:2]).any():
@@ -221,8 +230,7 @@ class ProductData:
     fit: str = "crop"
 
     def __post_init__(self) -> None:
-        missing = [c for c in COLUMNS if c not in self.table]
-        if missing:
+        if missing := [c for c in COLUMNS if c not in self.table]:
             raise DataError(f"data set {self.name!r}: table lacks the columns {', '.join(missing)}")
         self.table = self.table.reset_index(drop=True)
 
@@ -230,15 +238,13 @@ class ProductData:
         return len(self.table)
 
     def __repr__(self) -> str:
-        counts = self.table["split"].value_counts()
-        parts = ", ".join(f"{s} {counts[s]}" for s in SPLITS if s in counts)
+        parts = ", ".join(f"{s} {(self.table['split'] == s).sum()}" for s in self.splits)
         return f"ProductData({self.name!r}, {len(self)} images, {len(self.classes)} classes: {parts})"
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits that hold at least one image, in the order train, val, test."""
-        present = set(self.table["split"])
-        return [s for s in SPLITS if s in present]
+        return [s for s in SPLITS if (self.table["split"] == s).any()]
 
     def has(self, column: str) -> bool:
         """True where at least one row has a non-empty value in `column` (`mask`, `text`, `truth`, ...)."""
@@ -346,13 +352,15 @@ class ProductDataset(torch.utils.data.Dataset):
             parts["truth_words"] = _as_boxes(facts["words"], shape)
         parts["words"] = _as_boxes(words, shape)
         parts = self.augment(parts) if self.augment else to_square(parts, self.fit, self.size)
+        masks = {name: parts[name].as_subclass(Tensor).bool() for name in ("mask", *TRUTH_PLANES) if name in parts}
+        mask = masks.pop("mask", None)
         return Sample(
             image=parts["image"].as_subclass(Tensor).float().div(255).clamp(0, 1),
             label=self._class_index[row["label"]],
             text=row["text"],
             words=_moved(words, parts["words"]),
-            mask=_plain(parts.get("mask")),
-            truth=_truth(parts, facts) if facts else None,
+            mask=mask,
+            truth=Truth(**masks, **facts | {"words": _moved(facts["words"], parts["truth_words"])}) if facts else None,
             index=index,
         )
 
@@ -368,13 +376,3 @@ def _as_boxes(words: Sequence[Word], shape: tuple[int, int]) -> tv_tensors.Bound
 
 def _moved(words: Sequence[Word], boxes: Tensor) -> list[Word]:
     return [replace(w, box=tuple(b)) for w, b in zip(words, boxes.tolist(), strict=True)]
-
-
-def _plain(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.as_subclass(Tensor).bool()
-
-
-def _truth(parts: dict[str, Any], facts: dict[str, Any]) -> Truth:
-    planes = {name: _plain(parts[name]) for name in TRUTH_PLANES}
-    words = _moved(facts["words"], parts["truth_words"])
-    return Truth(words=words, **planes, **{k: facts.get(k, "") for k in ("pose", "background", "lighting")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -54,7 +55,7 @@ def misread(text: str, rate: float, seed: int = 0) -> str:
     Args:
         text: what was read.
         rate: in [0, 1].
-        seed: the same text and seed always give the same result.
+        seed: the same text, rate and seed always give the same result.
     """
     rng = np.random.default_rng([seed, *text.encode()[:64]])
     fails = rng.random(len(text)) < rate
@@ -75,8 +76,8 @@ def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, 
     count, groups = connected_components(_touching(truth, read), directed=False)
     edits = 0
     for group in range(count):
-        printed = _joined(word for word, g in zip(truth, groups[: len(truth)], strict=True) if g == group)
-        found = _joined(word for word, g in zip(read, groups[len(truth) :], strict=True) if g == group)
+        printed = _joined(compress(truth, groups[: len(truth)] == group))
+        found = _joined(compress(read, groups[len(truth) :] == group))
         edits += Levenshtein.distance(printed, found) if printed else 0
     return edits, sum(len(word.text.replace(" ", "")) for word in truth)
 
@@ -88,7 +89,7 @@ def error_rate(data: ProductData) -> tuple[float, int]:
         data: what `ocr.add_text` returned, of a data set with `truth`.
 
     Returns:
-        Rate (NaN where no word is printed, or no image was read) and number of printed words.
+        Rate, NaN where no word is printed or no image was read, and number of printed words.
     """
     if "read" not in data.table:
         return float("nan"), 0

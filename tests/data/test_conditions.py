@@ -41,12 +41,9 @@ def test_blurry_keeps_the_papers_pixels(side, kept, monkeypatch):
 def test_dark_is_a_gain_on_linear_light():
     grey = np.full((64, 64, 3), 188, np.uint8)  # half of the light
     for level, gain in enumerate(conditions.GAIN, start=1):
-        seen = conditions._to_linear(apply_condition(grey, "dark", level)).mean()
+        value = apply_condition(grey, "dark", level) / 255
+        seen = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).mean()
         assert seen == pytest.approx(0.503 * gain, rel=0.06)
-
-
-def test_linear_light_and_back(picture):
-    assert np.array_equal(conditions._from_linear(conditions._to_linear(picture)), picture)
 
 
 @pytest.mark.parametrize("name", ["blurry", "dark", "defocus", "motion", "side"])

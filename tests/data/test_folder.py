@@ -148,7 +148,7 @@ def test_photos_beside_the_classes_are_left_out_with_a_warning(tmp_path):
 def test_a_jpeg_that_windows_called_jfif_is_a_jpeg(tmp_path):
     folders(tmp_path, milk=3, soup=3)
     (tmp_path / "milk" / "00.jpg").rename(tmp_path / "milk" / "00.jfif")
-    assert check_images(load("folder", tmp_path), progress=False).empty and len(load("folder", tmp_path)) == 6
+    assert check_images(load("folder", tmp_path)).empty and len(load("folder", tmp_path)) == 6
 
 
 def test_an_unsupported_file_names_itself_and_the_cure(tmp_path):

@@ -26,7 +26,7 @@ def make_data(rows: list[dict], **columns) -> ProductData:
 def test_a_mask_without_a_product_is_a_problem(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     data = make_data([{"image": str(tmp_path / "x.png"), "mask": str(tmp_path / "x.png")}])
-    assert "no pixel of this mask is product" in contract.check_images(data, progress=False)["problem"].item()
+    assert "no pixel of this mask is product" in contract.check_images(data)["problem"].item()
 
 
 @pytest.mark.parametrize("fit", contract.FITS)
@@ -64,10 +64,10 @@ def test_check_images_lists_every_broken_row(tmp_path):
         broken(tmp_path / f"{kind}.jpg", kind)
     names = ["good.png", "half.jpg", "good.png", "text.jpg"]
     data = make_data([{"image": str(tmp_path / n)} for n in names], mask=["", "", str(tmp_path / "mask.png"), ""])
-    problems = contract.check_images(data, progress=False)
+    problems = contract.check_images(data)
     assert problems["row"].tolist() == [1, 2, 3]
     assert problems["problem"].str.contains("half|mask of 4x4 for an image of 8x8|not an image").all()
-    assert contract.check_images(data.select(np.array([0])), progress=False).empty
+    assert contract.check_images(data.select(np.array([0]))).empty
 
 
 def marked(tmp_path, height: int, width: int, box: tuple[int, int, int, int]) -> ProductData:
