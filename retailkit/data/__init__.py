@@ -37,7 +37,7 @@ DATASETS = {
 
 
 def load(name: str, root: str | Path | None = None, profile: str | None = None, **options: Any) -> ProductData:
-    """Load a data set by name. Reads tables and file names only; no pixel, no OCR, no download.
+    """Load a data set by name, from tables and file names only: no pixel is read, nothing is downloaded.
 
     Args:
         name: one of `DATASETS`.

@@ -52,11 +52,9 @@ class OnShelf:
             return parts
         department = DEPARTMENTS[int(torch.randint(len(DEPARTMENTS), ()))]
         canvas = shelf(department, int(torch.randint(SHELVES, ())), self.side)[..., :3]
-        image = parts["image"]
-        background = v2.functional.resize(
-            v2.RandomCrop(self.side)(torch.from_numpy(canvas).permute(2, 0, 1)), list(image.shape[-2:]), antialias=True
-        )
-        product = parts["mask"].as_subclass(torch.Tensor).bool()
+        background = v2.RandomCrop(self.side)(torch.from_numpy(canvas).permute(2, 0, 1))
+        image, product = parts["image"], parts["mask"].as_subclass(torch.Tensor).bool()
+        background = v2.functional.resize(background, list(image.shape[-2:]), antialias=True)
         joined = torch.where(product, image.as_subclass(torch.Tensor), background)
         return parts | {"image": tv_tensors.wrap(joined, like=image)}
 

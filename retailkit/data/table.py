@@ -1,8 +1,7 @@
-"""The contract of a data set: a table, its classes, and the samples and batches made from them.
+"""The contract of a data set: a table with one row per image, its classes, and the samples and batches made from them.
 
-A data set is a pandas table with one row per image (`COLUMNS`). A reader fills the table and reads no
-pixels; `ProductData.split` turns one of its splits into tensors. Image, product mask, ground truth and
-words go through one and the same geometric transform (torchvision `tv_tensors`).
+A reader fills the table and reads no pixels; `ProductData.split` turns one of its splits into tensors. Image, product
+mask, ground truth and words go through one and the same geometric transform (torchvision `tv_tensors`).
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str
     """Write ground truth as one PNG: masks as bit planes, everything else as JSON in a text chunk.
 
     Args:
-        path: of the file.
+        path: of the PNG.
         planes: (H,W) bool masks by their `TRUTH_PLANES` name.
         facts: `words` (list of [text, [x0,y0,x1,y1], telling]), `pose`, `background`, `lighting`.
     """
@@ -196,7 +195,7 @@ def to_square(parts: dict[str, Any], fit: str, size: int) -> dict[str, Any]:
     Args:
         parts: `image` and whatever else moves with it, as torchvision's `tv_tensors`.
         fit: `crop` resizes the short side to size / 0.875 and keeps the centre; `pad` keeps everything on a
-            mean-grey square; `stretch` ignores the aspect ratio.
+            grey square; `stretch` ignores the aspect ratio.
         size: side of the result in pixels.
     """
     if fit == "crop":
