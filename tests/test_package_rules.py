@@ -35,9 +35,6 @@ ROOMS = [
 LONG = {
     "explain/classes.py": "one method from local explanations to a class, with its controls",
     "explain/classes.py explain_class": "the steps of that method, in the order of its equations",
-    "explain/lime.py": "one method: what is asked, the fit and what it says",
-    "explain/metrics.py": "every measure of an explanation beside its random control",
-    "models/registry.py build": "says which options go with which model",
     "training/runs.py reference": "says of each name of a training what it means",
 }
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

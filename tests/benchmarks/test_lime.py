@@ -11,7 +11,6 @@ photos, so that it is not part of the times; what it costs is printed.
 
 import contextlib
 import copy
-import hashlib
 import io
 import itertools
 import json
@@ -30,8 +29,8 @@ from scipy.integrate import trapezoid
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from retailkit import data, inference, metrics, training
-from retailkit.cache import replacing
+from retailkit import data, metrics, training
+from retailkit.cache import code_fingerprint, digest, replacing
 from retailkit.config import cache_dir, data_root
 from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
@@ -161,12 +160,8 @@ def chosen(predictor, split, count):
 
 def folder_for(model, seeds):
     """Where the record is: another model, source, version or number of seeds has another one."""
-    digest = hashlib.sha256(training.fingerprint(model).encode())
-    for path in (lime.__file__, masking.__file__, inference.__file__, __file__):
-        digest.update(Path(path).read_bytes())
-    for name in ("lime", "numpy", "onnxruntime", "scikit-image", "scikit-learn", "torch"):
-        digest.update(version(name).encode())
-    return cache_dir("bench", "lime", f"{digest.hexdigest()[:16]}-{seeds}")
+    ours = training.fingerprint(model), code_fingerprint("retailkit.explain.lime"), Path(__file__).read_bytes()
+    return cache_dir("bench", "lime", f"{digest(*ours, version('lime'))}-{seeds}")
 
 
 def recorded(folder, predictor, photo, seeds):
