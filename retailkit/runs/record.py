@@ -6,7 +6,6 @@ taken for a result.
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import io
 import json
@@ -16,6 +15,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Run:
             "skipped": {},
             "device": device(),
             "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
             "git": _commit(),
             "data": os.environ.get("RETAILKIT_RUN_DATA", ""),
             "key": os.environ.get("RETAILKIT_RUN_KEY", ""),
@@ -208,13 +208,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _commit() -> str:
