@@ -143,7 +143,7 @@ def explain_class(
     totals = np.array([sum(np.abs(weights[kind][n]).sum() for kind in KINDS) for n in range(len(kept))])
     shares = np.array([e.share[row] for e, row in zip(kept, rows, strict=True)], dtype=float)
     contrasts = [e.contrasts[row] for e, row in zip(kept, rows, strict=True)]
-    clusters = _Clusters.found(list(used), kept, weights["image"], totals, encoder)
+    clusters, segments = _clusters(used, weights["image"], totals, encoder)
     text_features, phrases, tokens = _phrases(kept, weights["text"], totals, vocabulary)
     return ClassExplanation(
         label=index,
@@ -151,18 +151,15 @@ def explain_class(
         contrasts=pd.Series([names[c] for c in contrasts if c >= 0], dtype=object).value_counts().to_dict(),
         photos=tuple(used),
         skipped=len(explanations) - len(used),
-        image_features=clusters.table,
         text_features=text_features,
         text_share=float(np.nanmean(shares)) if np.isfinite(shares).any() else np.nan,
-        image_note=clusters.note,
         top=top,
-        mean=clusters.mean,
-        centres=clusters.centres,
         phrases=phrases,
-        members=tuple(map(Assignment, clusters.members, tokens)),
+        members=tuple(map(Assignment, segments, tokens)),
         explanations=tuple(kept),
         encoder=encoder,
         vocabulary=frozenset(vocabulary),
+        **clusters,
     )
 
 
@@ -176,49 +173,36 @@ def _common_class(used: Mapping[int, LocalExplanation], label: int | str | None)
         return names, names.index(pick(names, label, "class")) if isinstance(label, str) else int(label)
     first = {explanation.explained[0]: at for at, explanation in used.items()}
     if len(first) > 1:
-        told = " and ".join(f"photo {at} {names[index]!r}" for index, at in first.items())
-        raise UsageError(f"the class that is explained first differs: {told}; say which by label=...")
+        classes = " and ".join(f"photo {at} {names[index]!r}" for index, at in first.items())
+        raise UsageError(f"the class that is explained first differs: {classes}; say which by label=...")
     return names, next(iter(first))
 
 
 # -- Features: what parts of different photos have in common.
 
 
-@dataclass(frozen=True)
-class _Clusters:
-    """Clusters of superpixels: their table, and to which one each superpixel of each photo belongs."""
-
-    table: pd.DataFrame
-    mean: np.ndarray
-    centres: np.ndarray
-    members: list[np.ndarray]
-    note: str = ""
-
-    @staticmethod
-    def found(
-        positions: list[int],
-        explanations: list[LocalExplanation],
-        weights: list[np.ndarray],
-        totals: np.ndarray,
-        encoder: ImageEncoder | None,
-    ) -> _Clusters:
-        if encoder is None or not any(map(len, weights)):
-            table, _, members = _ranked(weights, [np.full(len(own), -1) for own in weights], totals, 0)
-            table = table.assign(cluster=[], support=[], area=[], medoids=[])
-            note = NO_ENCODER if encoder is None else NO_IMAGES
-            return _Clusters(table.drop(columns="samples"), np.zeros(0), np.zeros((0, 1)), members, note)
-        described = [_describe(e, len(own), encoder) for e, own in zip(explanations, weights, strict=True)]
-        mean = np.concatenate([values for values in described if len(values)]).mean(0)
-        directions = [_directions(values, mean) for values in described]
-        centres = _centres(np.concatenate(directions))
-        members = [_nearest(own, centres) for own in directions]
-        table, order, members = _ranked(weights, members, totals, len(centres))
-        centres = centres[order]
-        areas = [_areas(e, len(own)) for e, own in zip(explanations, weights, strict=True)]
-        table["cluster"], table["support"] = np.arange(len(order)), table.pop("samples")
-        table["area"] = _sums(areas, members, len(order)).sum(0) / table["support"]
-        table["medoids"] = [_medoids(positions, directions, members, k, c) for k, c in enumerate(centres)]
-        return _Clusters(table, mean, centres, members)
+def _clusters(
+    used: Mapping[int, LocalExplanation], weights: list[np.ndarray], totals: np.ndarray, encoder: ImageEncoder | None
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return what `ClassExplanation` holds of clusters, and to which one each superpixel of each photo belongs."""
+    if encoder is None or not any(map(len, weights)):
+        table, _, members = _ranked(weights, [np.full(len(own), -1) for own in weights], totals, 0)
+        table = table.drop(columns="samples").assign(cluster=[], support=[], area=[], medoids=[])
+        note = NO_ENCODER if encoder is None else NO_IMAGES
+        found = {"image_features": table, "mean": np.zeros(0), "centres": np.zeros((0, 1)), "image_note": note}
+        return found, members
+    described = [_describe(e, len(own), encoder) for e, own in zip(used.values(), weights, strict=True)]
+    mean = np.concatenate([values for values in described if len(values)]).mean(0)
+    directions = [_directions(values, mean) for values in described]
+    centres = _centres(np.concatenate(directions))
+    members = [_nearest(own, centres) for own in directions]
+    table, order, members = _ranked(weights, members, totals, len(centres))
+    centres = centres[order]
+    areas = [_areas(e, len(own)) for e, own in zip(used.values(), weights, strict=True)]
+    table["cluster"], table["support"] = np.arange(len(order)), table.pop("samples")
+    table["area"] = _sums(areas, members, len(order)).sum(0) / table["support"]
+    table["medoids"] = [_medoids(list(used), directions, members, k, c) for k, c in enumerate(centres)]
+    return {"image_features": table, "mean": mean, "centres": centres, "image_note": ""}, members
 
 
 def _phrases(
@@ -342,7 +326,7 @@ def _crop(explanation: LocalExplanation, segment: int) -> Tensor:
 
 
 def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) -> Assignment:
-    """Return which global features the parts of a photo belong to: of its explanation or masked model, also if new."""
+    """Return which global features the parts of a photo, maybe a new one, belong to."""
     for own, members in zip(explained.explanations, explained.members, strict=True):
         if own is item:
             return members

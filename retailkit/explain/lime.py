@@ -65,7 +65,7 @@ class Options:
         kernel: key of `KERNELS`: how evaluations are weighted.
         smooth: penalty on squared differences between superpixels that are near and of similar colour. It makes
             weights from few masks more stable (0.5 is strong), and small parts less distinct.
-        budget: distinct masks of the image (of the text, for a model that uses only text) to encode at most.
+        budget: distinct masks of the image (of the text, where the model uses only text) to encode at most.
         target: `margin` (logit of the class less that of its contrast), `prob` as lime has it, `log_prob` (closer to
             additive, so that fewer masks suffice, but dominated by masks that lose the class), or `sqrt_prob`.
         seed: the same gives the same explanation.
@@ -89,8 +89,6 @@ class Options:
         pick(KERNELS, self.kernel, "kernel")
         if self.budget < 2:
             raise UsageError(f"budget={self.budget} is too small; use at least 2, better ten per feature")
-        if self.smooth < 0:
-            raise UsageError(f"smooth={self.smooth} is negative; use 0 or more")
 
 
 @dataclass(eq=False)
@@ -181,17 +179,14 @@ class LocalExplanation:
         table = {"text": [t.text for t in self.tokens], "weight": self.text_weights[row], "low": low, "high": high}
         return pd.DataFrame(table).sort_values("weight", ascending=False, kind="stable", ignore_index=True)
 
-    def with_kernel(self, kernel: str, target: str | None = None) -> LocalExplanation:
-        """Return what another kernel (or target) makes of the same evaluations; see `Options`."""
-        return self._fitted(self.samples, replace(self.options, kernel=kernel, target=target or self.options.target))
+    def with_kernel(self, kernel: str) -> LocalExplanation:
+        """Return what another kernel makes of the same evaluations."""
+        return self._fitted(self.samples, replace(self.options, kernel=kernel))
 
     def refine(self, budget: int, model: ProductClassifier | Predictor | None = None) -> LocalExplanation:
         """Return an explanation from `budget` further masks besides those that were evaluated already.
 
         `model` is needed only where the explanation was loaded from a file.
-
-        Raises:
-            UsageError: a loaded explanation without its model or with one of other classes; a negative budget.
         """
         if budget < 0:
             raise UsageError(f"budget={budget} is negative; give the number of further masks")
@@ -295,7 +290,6 @@ def explain(
         **changes: of single options, as in `explain(model, image, words, budget=256)`.
 
     Raises:
-        UsageError: an unknown option or class, or labels of another size.
         UserError: an image of another shape, or nothing that the model uses.
     """
     options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})

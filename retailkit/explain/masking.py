@@ -156,7 +156,7 @@ BASELINES = {"mean": _mean, "blur": _blur, "inpaint": _inpaint, "grey": _grey}
 
 
 def baseline_image(image: Tensor, segments: np.ndarray, baseline: str) -> Tensor:
-    """Return the image (3,H,W) in [0,1] that is shown where segments (H,W) are hidden; `baseline` of `BASELINES`."""
+    """Return the image (3,H,W) in [0,1] that is shown where segments (H,W) are hidden, by a key of `BASELINES`."""
     return BASELINES[pick(BASELINES, baseline, "baseline")](image, segments).clamp(0, 1)
 
 
@@ -314,9 +314,8 @@ class MaskedModel:
         return logits
 
     def _checked(self, image_keep: np.ndarray, text_keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        image_keep = np.asarray(image_keep, dtype=bool)
         text_keep = np.ones((len(image_keep), self.n_tokens)) if text_keep is None else text_keep
-        text_keep = np.asarray(text_keep, dtype=bool)
+        image_keep, text_keep = np.asarray(image_keep, dtype=bool), np.asarray(text_keep, dtype=bool)
         wanted = ((len(image_keep), self.n_segments), (len(image_keep), self.n_tokens))
         if (image_keep.shape, text_keep.shape) != wanted:
             raise UsageError(f"masks are {image_keep.shape} and {text_keep.shape}; give {wanted[0]} and {wanted[1]}")

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extractOne
 
-from retailkit.config import UsageError
-
 SIMILAR = 0.75  # share of letters that a misread word has in common with the right one
 SHORT = 4  # letters: words of this length are misread only in `CONTEXT`; shorter ones must be equal
 CONTEXT = 3  # other words that agree
@@ -94,8 +92,6 @@ def match(texts: Sequence[str], groups: Sequence[Spelling], vocabulary: Collecti
 
 
 def _counted(texts: Sequence[str], counts: Sequence[int] | None) -> dict[str, int]:
-    if isinstance(texts, str):
-        raise UsageError(f"texts={texts!r} is one text; give a list of them")
     total: Counter = Counter()
     for text, count in zip(texts, [1] * len(texts) if counts is None else counts, strict=True):
         total[normalise(text)] += int(count)

@@ -147,12 +147,9 @@ class Surrogate:
 
     def fit(self, kernel: np.ndarray) -> np.ndarray:
         """Return coefficients (C,1+P) for other weights (N,); the shortest where many fit equally well."""
-        gram, moments = self._products(kernel, np.arange(len(kernel)))
-        return np.linalg.lstsq(gram + self.penalty, moments, rcond=1e-12)[0].T
-
-    def _products(self, kernel: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weighted = self.design[rows] * kernel[rows, None]
-        return weighted.T @ self.design[rows], weighted.T @ self.values[rows]
+        weighted = self.design * kernel[:, None]
+        gram, moments = weighted.T @ self.design + self.penalty, weighted.T @ self.values
+        return np.linalg.lstsq(gram, moments, rcond=1e-12)[0].T
 
     def bootstrap(self, seed: int) -> np.ndarray:
         """Return weights (DRAWS,C,P) as they could be with other masks; NaN where masks are too few to say.
@@ -164,12 +161,14 @@ class Surrogate:
         all and nothing, belongs to every set of masks and does not vary.
         """
         rng, draws = np.random.default_rng(seed), np.repeat(self.coefficients[None], DRAWS, 0)
+        weighted = self.design * self.kernel[:, None]
         for drawn in self.samples.drawn():
             if drawn.complete:
                 continue
             order = np.argsort(drawn.pair, kind="stable")
             groups = np.split(order, np.flatnonzero(np.diff(drawn.pair[order])) + 1)
-            grams, moments = zip(*(self._products(self.kernel, rows) for rows in groups), strict=True)
+            grams = [weighted[rows].T @ self.design[rows] for rows in groups]
+            moments = [weighted[rows].T @ self.values[rows] for rows in groups]
             freedom = max(1, drawn.freedom)
             unseen = max(0.0, 1 - freedom / 2 ** (len(drawn.features) - 1))
             random = 1 + math.sqrt(unseen) * (rng.exponential(size=(DRAWS, len(groups))) - 1)
@@ -233,9 +232,8 @@ def words_share(weights: np.ndarray, draws: np.ndarray, split: int) -> tuple[np.
 def _part(weights: np.ndarray, errors: np.ndarray, split: int) -> np.ndarray:
     """Return the words' part of the sum of absolute weights, not clipped to [0, 1]; NaN where nothing is left of it.
 
-    Noise adds to absolute weights, most where weights are many and small. A weight that is only noise of standard error
-    e has on average the size e √(2/π), and exp(-(weight/e)²) has on average the value 1/√3. What is subtracted
-    therefore leaves nothing of mere noise on average, and all of a weight far beyond it.
+    A weight that is only noise of standard error e has on average the size e √(2/π), and exp(-(weight/e)²) has on
+    average the value 1/√3. What is subtracted leaves nothing of mere noise on average, and all of a weight far above.
     """
     far = np.divide(weights, errors, out=np.full_like(weights, math.inf), where=errors > 0)
     strength = np.abs(weights) - math.sqrt(6 / math.pi) * errors * np.exp(-(far**2))

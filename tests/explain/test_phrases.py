@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from retailkit.config import UsageError
 from retailkit.data.synthetic.catalogue import FAMILIES
 from retailkit.data.text import misread
 from retailkit.explain import phrases
@@ -250,8 +249,3 @@ def test_a_later_text_finds_its_group():
     later = ["MILK 1.5%", "SIRLOIN GRILLING STEAK CLUB PACK", "GROUND BEEF", "COFFEE", "", "MEDIUM GROUND BEEF"]
     assert match(later, groups) == [-1] * 6
     assert match([], groups) == [] and match(["MILK"], []) == [-1]
-
-
-def test_a_single_text_is_refused():
-    with pytest.raises(UsageError, match="texts='MILK' is one text; give a list"):
-        group("MILK")
