@@ -152,9 +152,10 @@ def _to_mask(image: Image.Image) -> np.ndarray:
 
 def _read_array(path: str | Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such mask; restore the file or drop its row") from None
+        with open_file(path) as file:
+            array = np.load(file, allow_pickle=False)
+    except UserError as error:
+        raise DataError(f"{error}, or drop its row") from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not an array ({error}); replace the file or drop its row") from None
     if array.ndim != 2 or array.dtype.kind not in "biuf":

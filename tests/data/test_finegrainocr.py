@@ -69,23 +69,6 @@ def full(tmp_path) -> Path:
     return root.parent
 
 
-@pytest.fixture
-def archive(full) -> Path:
-    path = full.parent / "FineGrainOCR.zip"
-    with zipfile.ZipFile(path, "w") as file:
-        for item in sorted(full.rglob("*")):
-            file.write(item, item.relative_to(full))
-        file.writestr("__MACOSX/FineGrainOCR/Images/train/1/._a.jpg", b"")
-    return path
-
-
-def published(names: list[str], count: int) -> list[str]:
-    """The draw of the repository's script, written again from its description."""
-    names = sorted(names)
-    random.Random(0).shuffle(names)
-    return names[:count]
-
-
 def test_samples_train_only_and_say_so_once(samples):
     with pytest.warns(UserWarning, match="2 of 2 classes have one photo") as said:
         data = load("finegrainocr", samples)
@@ -173,21 +156,11 @@ def test_photos_in_splits_win_over_samples_in_the_same_folder(full):
     assert load("finegrainocr", full).classes == list(GTINS)
 
 
-@pytest.fixture
-def real(real_data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return load("finegrainocr", real_data("finegrainocr"))
-
-
-def vision_file(row) -> list[dict]:
-    return json.loads(Path(row.image.replace("Images", "Text")).with_suffix(".json").read_text(encoding="utf-8"))
-
-
-def test_the_real_words_lie_in_their_pictures(real):
-    for row in real.table.itertuples():
+def test_the_real_words_lie_in_their_pictures(real_data):
+    for row in load("finegrainocr", real_data("finegrainocr")).table.itertuples():
         width, height = Image.open(row.image).size
-        for word, entry in zip(row.words, vision_file(row)[1:], strict=True):
+        read = json.loads(Path(row.image.replace("Images", "Text")).with_suffix(".json").read_text(encoding="utf-8"))
+        for word, entry in zip(row.words, read[1:], strict=True):
             x0, y0, x1, y1 = word.box
             assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
             corners = [(v.get("x", 0), v.get("y", 0)) for v in entry["bounding_poly"]["vertices"]]
@@ -197,6 +170,22 @@ def test_the_real_words_lie_in_their_pictures(real):
 # -- The script that copies a subset.
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "finegrainocr_subset.py"
+
+
+@pytest.fixture
+def archive(full) -> Path:
+    path = full.parent / "FineGrainOCR.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for item in sorted(full.rglob("*")):
+            file.write(item, item.relative_to(full))
+        file.writestr("__MACOSX/FineGrainOCR/Images/train/1/._a.jpg", b"")
+    return path
+
+
+def published(names: list[str], count: int) -> list[str]:
+    """The draw of the repository's script, written again from its description."""
+    random.Random(0).shuffle(names := sorted(names))
+    return names[:count]
 
 
 def copy(archive: Path, root: Path, *options: str) -> list[str]:
