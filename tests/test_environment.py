@@ -40,11 +40,7 @@ def test_names_and_ranges_are_those_of_the_project():
     ours = pinned(plain) | pinned(d for d in by_pip if not d.startswith("-e"))
     assert ours.pop("python") == str(Requirement(f"python{PROJECT['requires-python']}").specifier)
     assert ours == pinned(PROJECT["dependencies"])
-    assert by_pip[-1] == "-e .[offline,dev]"
-
-
-def test_only_conda_forge():
-    assert CONDA["channels"] == ["conda-forge"]
+    assert by_pip[-1] == "-e .[offline,dev]" and CONDA["channels"] == ["conda-forge"]
 
 
 def imported(path):

@@ -7,8 +7,7 @@ import torch
 
 from retailkit import inference, models
 from retailkit.config import UsageError, UserError
-from retailkit.inference import CompiledEncoder, Predictor, SharedPredictor, compiled
-from retailkit.models.classifier import Features
+from retailkit.inference import CompiledEncoder, Predictor, SharedPredictor
 
 SIZE = 64
 CLASSES = ["lean", "extra lean", "oat", "soy"]
@@ -85,12 +84,6 @@ def test_the_same_explanation_every_time(images, masks):
     assert torch.equal(first, second)
 
 
-def test_a_compiled_model_is_not_compiled_again(model):
-    fast = compiled(model)
-    assert compiled(fast) is fast and fast.image_encoder.original is model.image_encoder
-    assert fast.input_size == model.input_size
-
-
 @pytest.mark.parametrize("kind", ["bool", "float", "3d", "colour"])
 def test_masks_equal_a_loop(model, images, masks, kind):
     image, baseline = images[0], images[1]
@@ -124,15 +117,6 @@ def test_batch_size_changes_nothing_and_bounds_what_is_held(model, images, masks
     assert torch.allclose(results[0], results[1], atol=1e-5) and torch.allclose(results[0], results[2], atol=1e-5)
 
 
-def test_features_are_encoded_once_and_classified_often(model, images):
-    predictor = Predictor(model, SIZE)
-    features = predictor.encode_image(images)
-    rows = torch.tensor([0, 0, 5])
-    probs = predictor.classify(Features(features.values[rows], features.available[rows]))
-    assert torch.allclose(probs, plain(model, images[rows]), atol=1e-4)
-    assert not probs.is_inference() and not features.values.is_inference()
-
-
 def test_texts():
     model = models.build("text", CLASSES, text_encoder="char_ngrams").eval()
     torch.nn.init.normal_(model.head.linear.weight)
@@ -156,11 +140,6 @@ def test_texts_are_encoded_once_beside_texts_of_their_length(monkeypatch):
     assert len(found.values) == 51 and len(lengths) == 42 and lengths == sorted(lengths)
     assert max(map(len, seen)) == inference.TEXTS_AT_ONCE
     assert len(Predictor(model).encode_text([]).values) == 0
-
-
-def test_a_matcher_has_no_encoder_to_compile():
-    model = models.build("matching", CLASSES)
-    assert Predictor(model).fast is model
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -187,11 +166,9 @@ def test_a_gpu_gives_the_same_to_rounding(model, images, masks):
 
 BAD = {
     "size": (lambda p, x, m: p(x[:, :, :32]), r"\(6, 3, 32, 64\), not \(N, 3, 64, 64\)"),
-    "channels": (lambda p, x, m: p(x[:, :1]), r"\(6, 1, 64, 64\)"),
     "bytes": (lambda p, x, m: p((x * 255).byte()), "divide bytes by 255"),
     "too bright": (lambda p, x, m: p(x * 255), r"images: values reach from .* to \d+.*, not within \[0, 1\]"),
     "nan": (lambda p, x, m: p(x * float("nan")), "not within"),
-    "none": (lambda p, x, m: p(), "nothing to classify"),
     "empty": (lambda p, x, m: p(x[:0]), "at least one"),
     "mask bytes": (lambda p, x, m: p.encode_perturbed(x[0], m.byte(), x[1]), "masks: values are torch.uint8"),
     "baseline values": (lambda p, x, m: p.encode_perturbed(x[0], m, x[1] + 1), "the baseline: values reach"),

@@ -57,12 +57,6 @@ def test_the_final_members_learn_from_all_named_splits_and_never_from_test(data,
     assert facts["megabytes"] > 100
 
 
-def test_images_that_are_not_to_be_learned_from_choose_no_epoch(data, tiny, monkeypatch):
-    monkeypatch.setitem(RECIPES, "tiny", replace(RECIPES["tiny"], learn_from=("train",)))
-    recipes.fit("tiny", data=data)
-    assert [val for _, val in tiny] == [None, None]
-
-
 def test_held_out_images_choose_the_weights_and_teach_nothing(data, tiny):
     ensemble, _, facts = recipes.fit("tiny", hold_out=True, data=data)
     for train, val in tiny:

@@ -62,9 +62,8 @@ class ProductClassifier(nn.Module):
 
     def freeze(self, frozen: bool = True) -> ProductClassifier:
         """Stop (or resume) the learning of the encoders; a pooling with weights goes on learning."""
-        for encoder in (self.image_encoder, self.text_encoder):
-            if encoder is not None:
-                encoder.freeze(frozen)
+        for encoder in filter(None, (self.image_encoder, self.text_encoder)):
+            encoder.freeze(frozen)
         return self
 
     def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
@@ -197,25 +196,12 @@ class ProductClassifier(nn.Module):
 class ImageScorer(nn.Module):
     """The part of the interface of `ProductClassifier` that needs neither gradients nor texts.
 
-    A subclass gives `encode_image` and `score`.
-
-    Attributes:
-        classes: names; a column of the scores is an index into them.
-        build_args: JSON-able arguments from which `rebuild` makes the same model.
+    A subclass sets `classes` and `build_args`; its `encode_image(images)` gives features, and `score` turns their
+    values into scores (B,K).
     """
 
     modalities = ("image",)
     image_encoder = text_encoder = pooling = None
-    classes: list[str]
-    build_args: dict[str, Any]
-
-    def encode_image(self, images: Tensor) -> Features:
-        """Encode images (B,3,H,W) in [0,1]."""
-        raise NotImplementedError
-
-    def score(self, values: Tensor) -> Tensor:
-        """Return scores (B,K) of the values of `encode_image`."""
-        raise NotImplementedError
 
     def encode_frozen(self, images: Tensor) -> Features:
         """Return what `encode_image` does."""

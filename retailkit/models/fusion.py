@@ -24,11 +24,6 @@ class ScoreFusion(Head):
     Each classifier learns by itself, from the rows that have its modality. A row with one modality gets the answer of
     that classifier alone. The logits are log probabilities of the mean, so that their softmax is that mean.
 
-    Args:
-        scalers: one a modality.
-        n_classes: K.
-        dropout: share of features left out in training.
-
     Attributes:
         shares: weight of each modality, in their order; they sum to 1. Equal until `tune` is called.
     """
@@ -79,11 +74,6 @@ class Concatenation(Head):
 
     Modalities are scaled to the same total variance, lest the one with the longer vector outvote the other. A missing
     modality is replaced by the average of the training rows, which is zero after scaling.
-
-    Args:
-        scalers: one a modality.
-        n_classes: K.
-        dropout: share of features left out in training.
     """
 
     def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0) -> None:
@@ -109,11 +99,6 @@ class EmbraceNet(Head):
     A docking layer brings each modality to the same width. Each unit of the joint vector is then the unit of one
     modality that is there, drawn at random with equal chances; in evaluation it is the mean over all draws, so that the
     same image always gets the same answer. Half of the training batches show a single modality per row.
-
-    Args:
-        scalers: one a modality.
-        n_classes: K.
-        dropout: share of the joint vector's units left out in training.
     """
 
     def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0) -> None:

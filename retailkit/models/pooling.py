@@ -129,7 +129,8 @@ class Head(nn.Module):
     """Turns the features of the modalities into logits; subclasses say how.
 
     Args:
-        scalers: one a modality, in the order of the model's modalities.
+        scalers: one per modality, in the order of the model's modalities. A subclass also takes `n_classes`, K, and may
+            take options such as `dropout`, the share of features left out in training.
 
     Attributes:
         answers_without_features: True where a row without any feature gets logits instead of an error.
@@ -159,9 +160,7 @@ class LinearHead(Head):
     """Scale, drop out, one linear layer: logistic regression on the features of a single modality.
 
     Args:
-        scalers: of the one modality.
-        n_classes: K.
-        dropout: share of features left out in training.
+        scalers, n_classes, dropout: see `Head`.
         missing: what a row without features gets: `raise` an error, or the `prior`: the logits of the average row.
     """
 

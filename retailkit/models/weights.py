@@ -36,18 +36,11 @@ LARGEST = 16 << 30  # bytes of a weights file
 
 @dataclass(frozen=True)
 class Weights:
-    """One published set of weights of an image network.
+    """One published set of weights of an image network; the library knows its file, licence, size, normalisation."""
 
-    Attributes:
-        network: name and tag in timm, or `torchvision:NAME`; the library knows the file, its licence, the input side
-            and the normalisation.
-        package: installed package that ships the same weights, as `module:file inside it`.
-        sha256: of the packaged file.
-    """
-
-    network: str
-    package: str = ""
-    sha256: str = ""
+    network: str  # name and tag in timm, or `torchvision:NAME`
+    package: str = ""  # installed package that ships the same weights, as `module:file inside it`
+    sha256: str = ""  # of the packaged file
 
 
 # The lite nets are timm's `tf_` ones: plain `efficientnet_lite0` pads differently and gives wrong features.
@@ -88,25 +81,15 @@ BACKBONES: dict[str, dict[str, Weights]] = {
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A folder on the Hugging Face hub that `transformers` reads.
-
-    Attributes:
-        repo: its name there.
-        licence: SPDX name, or in words where it has none.
-        package: installed package that ships the folder, as `module:folder inside it`.
-        sha256: of the packaged `model.safetensors`.
-        files: what is needed of it.
-        pool: of a text network: `mean` over tokens and L2 norm, or the `first` token's hidden state.
-        config: of a text network: its architecture, for one without weights.
-    """
+    """A folder on the Hugging Face hub that `transformers` reads."""
 
     repo: str
-    licence: str = "apache-2.0"
-    package: str = ""
-    sha256: str = ""
+    licence: str = "apache-2.0"  # SPDX name, or in words where it has none
+    package: str = ""  # installed package that ships the folder, as `module:folder inside it`
+    sha256: str = ""  # of the packaged `model.safetensors`
     files: tuple[str, ...] = ("config.json", "tokenizer.json", "model.safetensors")
-    pool: str = "mean"
-    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    pool: str = "mean"  # of a text network: `mean` over tokens and L2 norm, or the `first` token's hidden state
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of a text network: its architecture
 
 
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 6}
@@ -256,10 +239,12 @@ def fetch_weights(name: str) -> Path:
         for file in published.files:
             _from_hub(published.repo, file, folder)
         return folder
-    backbone, _, variant = (name, "", "") if name.startswith("timm:") else name.partition(".")
-    if not backbone.startswith("timm:"):
+    if name.startswith("timm:"):
+        full_name, published = published_weights(name)
+    else:
+        backbone, _, variant = name.partition(".")
         pick([*BACKBONES, *HUB_FOLDERS], backbone, "weights")
-    full_name, published = published_weights(backbone, variant or "auto")
+        full_name, published = published_weights(backbone, variant or "auto")
     described = describe(published.network)
     path = _cached_file(published.network, described)
     _tell(full_name, described.license, described.url or described.hf_hub_id)

@@ -204,9 +204,7 @@ def by_hand_gradcam(model, images, labels, positive=False):
     return F.interpolate(cam, images.shape[2:], mode="bilinear")[:, 0]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("image", {}), ("lca", {"width": 8}), ("nts", {"propose": 4, "parts": 2})]
-)
+@pytest.mark.parametrize(("name", "options"), [("image", {}), ("lca", {}), ("nts", {"propose": 4, "parts": 2})])
 @pytest.mark.parametrize("freeze", [False, True])
 def test_gradcam_is_autograd_on_the_whole_picture(name, options, freeze):
     model, images, labels = network(name, freeze=freeze, **options), pictures(side=96), torch.tensor([2, 0])

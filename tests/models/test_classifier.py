@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
@@ -53,12 +52,6 @@ def test_evaluation_is_deterministic_and_batch_size_invariant(images):
     assert not torch.equal(model(images), model(images)), "dropout does nothing in training"
 
 
-def test_auto_is_the_packaged_lite0(images):
-    model = models.build("image", CLASSES)
-    assert model.image_encoder.name == model.build_args["backbone"] == "efficientnet_lite0"
-    assert model(images).shape == (4, 3)
-
-
 def test_text_model(images):
     model = text_model()
     texts = ["lean beef", "extra lean beef", "oat milk"]
@@ -76,11 +69,11 @@ def test_nothing_to_classify_raises(image_model, images):
         text_model()(None, ["lean", ""])
     with pytest.raises(UserError, match="nothing to classify"):
         text_model()(images)
-    with pytest.raises(UserError, match="nothing to classify"):
-        image_model(None, ["lean"])
     nothing = Features(torch.zeros(2, 512), torch.zeros(2, dtype=torch.bool))
     with pytest.raises(UserError, match="2 of 2 rows have no image"):
         image_model.classify(nothing)
+    with pytest.raises(UsageError, match="does not read texts"):
+        image_model.encode_text(["lean"])
 
 
 def test_missing_prior_answers_with_the_average_row():
@@ -90,13 +83,6 @@ def test_missing_prior_answers_with_the_average_row():
     logits = model(None, ["", *train])
     assert torch.allclose(logits[0], model.head.linear.bias)
     assert torch.allclose(logits[1:].mean(0), logits[0], atol=1e-5)
-
-
-def test_wrong_modality_is_a_usage_error(image_model, images):
-    with pytest.raises(UsageError, match="does not read texts"):
-        image_model.encode_text(["lean"])
-    with pytest.raises(UsageError, match="does not look at images"):
-        text_model().encode_image(images)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +116,6 @@ def test_gradients_reach_what_learns(images):
     assert all(p.requires_grad for p in frozen.freeze(False).parameters())
 
 
-def test_prepare_learns_the_vocabulary():
-    model = text_model()
-    model.prepare(SimpleNamespace(table=pd.DataFrame({"text": ["oat milk", "oat", ""]})))
-    assert model.text_encoder.idf.unique().numel() == 3  # in two texts, in one, in none
-
-
 def test_scaler_is_the_standard_scaler():
     values = np.random.default_rng(0).normal(3, [1, 5, 0], (50, 3))
     available = np.arange(50) % 5 > 0
@@ -159,16 +139,6 @@ def test_shared_scale_keeps_rare_features_small():
     shared.fit(features)
     each.fit(features)
     assert shared(features)[0, 1] < 2 < 10 < each(features)[0, 1]
-
-
-@torch.no_grad()
-def test_scaled_head_is_logistic_regression_on_standardised_features(image_model, images):
-    features = image_model.encode_image(images)
-    image_model.fit_scalers(features)
-    scaled = StandardScaler().fit_transform(features.values.double().numpy())
-    linear = image_model.head.linear
-    expected = scaled @ linear.weight.double().numpy().T + linear.bias.double().numpy()
-    assert np.allclose(image_model.classify(features), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["image", "text"])

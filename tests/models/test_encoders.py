@@ -132,21 +132,10 @@ def test_any_timm_network_that_gives_a_feature_map(images):
     encoder = build_image_encoder("timm:mobilenetv3_small_050", weights=None).eval()
     assert encoder.forward_map(images).shape == (3, encoder.dim, 3, 2) and encoder.size == 224
     assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-
-
-def test_networks_without_a_feature_map_and_unknown_ones_are_refused():
     with pytest.raises(UsageError, match=r"gives \(1, 197, 192\) and no feature map"):
         build_image_encoder("timm:vit_tiny_patch16_224", weights=None)
     with pytest.raises(UsageError, match="timm has no network 'restnet'"):
         build_image_encoder("timm:restnet", weights=None)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"), [("efficientnet_lite0", 224), ("efficientnet_lite2", 260), ("resnet50", 224)]
-)
-def test_input_size_and_normalisation_come_from_the_library(name, size):
-    with torch.device("meta"):
-        assert build_image_encoder(name, weights=None).size == size
 
 
 # -- Packaged weights
@@ -230,13 +219,6 @@ def test_transformer_state_survives_safetensors_and_averaging(tiny_distilbert, t
     assert average.module.vocabulary == encoder.vocabulary
 
 
-def test_distilbert_config_of_the_hub():
-    with torch.device("meta"):
-        encoder = build_text_encoder("distilbert", None)
-    assert encoder.dim == 768
-    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(66.4e6, rel=0.01)
-
-
 def test_broken_transformer_folder_is_named(tiny_distilbert):
     (tiny_distilbert / "model.safetensors").unlink()
     with pytest.raises(UserError, match="tiny: cannot be read as a transformer") as caught:
@@ -298,19 +280,3 @@ def test_char_ngrams_are_tf_idf():
     assert np.allclose(np.linalg.norm(ours, axis=1), np.sqrt(encoder.dim), rtol=1e-5)
     for i, j in [(0, 1), (0, 2), (1, 2)]:  # a few hashed n-grams collide
         assert cosine(ours[i], ours[j]) == pytest.approx(cosine(theirs[i], theirs[j]), abs=0.03)
-
-
-def test_char_ngrams_travel_in_the_state_dict():
-    encoder = build_text_encoder("char_ngrams")
-    before = encoder(["oat milk"])
-    encoder.prepare(["oat milk", "oat drink", "beef"])
-    assert not torch.allclose(encoder(["oat milk"]), before)
-    again = build_text_encoder("char_ngrams", None)
-    again.load_state_dict(encoder.state_dict())
-    assert torch.equal(again(["oat milk", ""]), encoder(["oat milk", ""]))
-
-
-def test_char_ngrams_forgive_a_misread_letter():
-    encoder = build_text_encoder("char_ngrams")
-    right, misread, other = encoder(["STRIPLOIN GRILLING STEAK", "STRIPLOIN GRRLING STRAK", "OAT MILK"])
-    assert right @ misread > 5 * (right @ other).clamp(min=1)

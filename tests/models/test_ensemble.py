@@ -53,12 +53,6 @@ def test_log_probabilities_are_added_with_weights(images):
     assert (ensemble.input_size, ensemble.classes) == (64, CLASSES)
 
 
-def test_a_matcher_counts_by_its_scores(images):
-    votes = matcher("nbnn")
-    ensemble = Ensemble([votes], [False]).eval()
-    assert votes(images).sum() > 0 and torch.allclose(ensemble(images), votes(images).log_softmax(1))
-
-
 def test_a_member_that_knows_nothing_gets_little_weight():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat(60)

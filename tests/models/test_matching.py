@@ -69,14 +69,6 @@ def test_padding_never_matches():
     assert (matching.mutual_matches(known[0, :3], known, torch.tensor([0]), ratio=1) == -1).all()
 
 
-def test_binary_descriptors_keep_the_hamming_order():
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 256, (6, 32), np.uint8)
-    similarity = matching.signs(bits) @ matching.signs(bits).T
-    hamming = np.unpackbits(bits[:, None] ^ bits[None], axis=2).sum(2)
-    assert np.allclose(similarity, 1 - 2 * hamming / 256, atol=1e-6)
-
-
 def test_the_ratio_test_of_binary_descriptors_compares_hamming_distances():
     query, near, far = np.zeros(32, np.uint8), np.zeros(32, np.uint8), np.zeros(32, np.uint8)
     near[0], far[0], far[1] = 0b11111111, 0b11111111, 0b10000000  # 8 and 9 bits differ: a ratio of 0.89
