@@ -27,16 +27,22 @@ CHANNELS = 512  # channels processed at a time, so that the running sums stay in
 class LocalConceptsAccumulation(Pooling):
     """The mean over all windows of ReLU(FC(window mean)).
 
-    The result has as many values as the map has channels, as the paper's figure suggests.
+    Args:
+        encoder: whose last map is pooled.
+        n_classes: not used.
+        width: length of the result; 0 takes the number of channels, as the paper's figure suggests.
+        relu: False leaves the ReLU out. The layer then equals one linear layer on a centre-weighted mean.
 
     Attributes:
+        dim: length of the result.
         fc: the shared fully connected layer.
     """
 
-    def __init__(self, encoder: ImageEncoder, n_classes: int) -> None:
+    def __init__(self, encoder: ImageEncoder, n_classes: int, width: int = 0, relu: bool = True) -> None:
         super().__init__(encoder, n_classes)
-        self.scaler = FeatureScaler(self.dim)
-        self.fc = nn.Linear(self.dim, self.dim)
+        self.dim, self.relu = width or encoder.dim, relu
+        self.scaler = FeatureScaler(encoder.dim)
+        self.fc = nn.Linear(encoder.dim, self.dim)
 
     def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return the last feature maps (B,D,h,w) of images (B,3,H,W) in [0,1]."""
@@ -71,11 +77,14 @@ class LocalConceptsAccumulation(Pooling):
         """
         along = direction.expand(len(maps), self.dim)
         parts = [
-            torch.einsum("bpqd,bd->bpq", sums.relu(), along).flatten(1) / kernel
+            torch.einsum("bpqd,bd->bpq", self._activate(sums), along).flatten(1) / kernel
             for kernel, sums in self._by_height(self._cells(maps))
         ]
         boxes = windows(*maps.shape[2:]).to(maps.device)
         return boxes, torch.cat(parts, 1) / len(boxes)
+
+    def _activate(self, vectors: Tensor) -> Tensor:
+        return vectors.relu() if self.relu else vectors
 
     def _cells(self, maps: Tensor) -> Tensor:
         """Return the layer applied to every cell, (B,h,w,dim): a mean commutes with scale, weights and bias."""
@@ -103,7 +112,7 @@ class LocalConceptsAccumulation(Pooling):
     def _sum(self, cells: Tensor) -> Tensor:
         """Return the sum of the activations of all windows, (B,channels)."""
         # ReLU(x / k) = ReLU(x) / k, so the division can wait for the sum.
-        return sum(sums.relu().sum((1, 2)) / kernel for kernel, sums in self._by_height(cells))
+        return sum(self._activate(sums).sum((1, 2)) / kernel for kernel, sums in self._by_height(cells))
 
     def _checkpointed_sum(self, cells: Tensor) -> Tensor:
         """Return `_sum`; in training, its many intermediate values are computed again instead of kept."""

@@ -11,9 +11,9 @@ from retailkit.config import UsageError
 from retailkit.models.lca import LocalConceptsAccumulation, windows
 
 
-def layer(dim=6):
+def layer(dim=6, **options):
     torch.manual_seed(0)
-    return LocalConceptsAccumulation(SimpleNamespace(dim=dim), 3)
+    return LocalConceptsAccumulation(SimpleNamespace(dim=dim), 3, **options)
 
 
 def plain(pool, maps):
@@ -25,12 +25,14 @@ def plain(pool, maps):
             if a * b > 1:
                 means = F.avg_pool2d(maps, (a, b), stride=1)
                 vectors += [pool.fc(means[:, :, y, x]) for y in range(means.shape[2]) for x in range(means.shape[3])]
-    return torch.stack(vectors, 1).relu().mean(1)
+    vectors = torch.stack(vectors, 1)
+    return (vectors.relu() if pool.relu else vectors).mean(1)
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (4, 6), (1, 5), (5, 1)])
-def test_every_window_counts_once(shape):
-    pool, maps = layer(), torch.randn(2, 6, *shape)
+@pytest.mark.parametrize("options", [{}, {"width": 3}, {"relu": False}])
+def test_every_window_counts_once(shape, options):
+    pool, maps = layer(**options), torch.randn(2, 6, *shape)
     assert torch.allclose(pool.pool(maps), plain(pool, maps), atol=1e-5)
 
 
@@ -50,6 +52,16 @@ def test_the_number_of_windows(side, count):
     assert len(boxes) == count == len({tuple(b) for b in boxes.tolist()})
 
 
+def test_without_its_relu_it_is_a_centre_weighted_mean():
+    pool, maps = layer(relu=False), torch.randn(1, 6, 5, 5)
+    weight = torch.zeros(5, 5)
+    for x0, y0, x1, y1 in windows(5, 5).tolist():
+        weight[y0:y1, x0:x1] += 1 / ((x1 - x0) * (y1 - y0))
+    mean = (maps * weight / weight.sum()).sum((2, 3))
+    assert torch.allclose(pool.pool(maps), pool.fc(mean), atol=1e-5)
+    assert weight[2, 2] > weight[0, 0]
+
+
 def test_window_contributions_sum_to_the_logit():
     pool, maps, direction = layer(), torch.randn(2, 6, 4, 3), torch.randn(6)
     boxes, parts = pool.window_contributions(maps, direction)
@@ -66,13 +78,13 @@ def test_a_single_cell_has_no_window():
 
 
 def test_the_contributions_to_a_class_sum_to_its_logit():
-    model = models.build("lca", ["a", "b", "c"], "resnet18", weights=None).eval()
+    model = models.build("lca", ["a", "b", "c"], "resnet18", weights=None, width=6).eval()
     torch.nn.init.normal_(model.head.linear.weight)
     images, labels = torch.rand(2, 3, 96, 96), torch.tensor([2, 0])
     boxes, contributions = model.window_contributions(images, labels)
     logits = model(images).gather(1, labels[:, None])[:, 0]
     bias = model.head.linear.bias[labels]
-    assert torch.allclose(contributions.sum(1) + bias, logits, atol=1e-4)
+    assert torch.allclose(contributions.sum(1) + bias, logits, atol=1e-5)
     assert boxes.max() == 96 and contributions.shape == (2, len(boxes))
     with pytest.raises(UsageError, match="pooling='lca'"):
         models.build("image", ["a"], "resnet18", weights=None).window_contributions(images, labels)
