@@ -35,7 +35,6 @@ ROOMS = [
 LONG = {
     "explain/classes.py": "one method from local explanations to a class, with its controls",
     "explain/classes.py explain_class": "the steps of that method, in the order of its equations",
-    "training/runs.py reference": "says of each name of a training what it means",
 }
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Tools of notebooks, plots and runs: nothing that computes may need them.

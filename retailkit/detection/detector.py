@@ -159,7 +159,7 @@ def _train(model: FasterRCNN, scenes: Scenes, config: DetectorConfig, maps: Maps
     model.train()
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(learned.values(), lr=config.lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(0.1, config.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(config.steps))
     rows = []
     for step in tqdm(range(config.steps), "detector", mininterval=5, leave=False, disable=config.steps < 50):
         with seeded(1_000_003 * config.seed + step):

@@ -12,7 +12,6 @@ the rest of the model on them: minutes become seconds. `finetune` trains everyth
 """
 
 from retailkit.training.checkpoints import load_checkpoint, save_checkpoint, with_classes
-from retailkit.training.config import History, TrainConfig
 from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
 from retailkit.training.encoded import (
     EncodedBatch,
@@ -23,7 +22,7 @@ from retailkit.training.encoded import (
     fingerprint,
     seeded,
 )
-from retailkit.training.loop import TrainingError, evaluate, fit
+from retailkit.training.loop import History, TrainConfig, TrainingError, evaluate, fit
 from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, reference, resample
 
 __all__ = [

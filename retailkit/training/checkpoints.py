@@ -17,7 +17,7 @@ from retailkit.cache import replacing
 from retailkit.config import UserError
 from retailkit.data.table import ProductData
 from retailkit.models.classifier import ProductClassifier
-from retailkit.training.config import History
+from retailkit.training.loop import History
 
 
 def save_checkpoint(model: ProductClassifier, path: str | Path, history: History, **facts: Any) -> Path:
@@ -43,7 +43,7 @@ def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()[:120]
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{path}: its weights are those of another model than its header describes ({reason}); train again"
         ) from None

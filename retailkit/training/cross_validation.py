@@ -18,19 +18,15 @@ from retailkit.models import Features, ProductClassifier
 from retailkit.training.encoded import EncodedDataset, encode
 from retailkit.training.runs import TrainSpec, fit_head, fit_once
 
+CLUSTERS = 5  # of similar images in each class; fewer make folds harder
 
-def folds(data: ProductData, count: int = 5, clusters: int = 5, seed: int = 0) -> np.ndarray:
-    """Deal the images of `data` into folds so that those that look alike stay together.
+
+def folds(data: ProductData, count: int = 5) -> np.ndarray:
+    """Deal all images of `data` into folds so that those that look alike stay together.
 
     Photos of one shop are near-copies of each other, and a fold that holds the copy of a training photo tests memory.
-    So each class is cut into `clusters` of similar images (Ward linkage of frozen EfficientNet-Lite0 features), and
+    So each class is cut into clusters of similar images (Ward linkage of frozen EfficientNet-Lite0 features), and
     whole clusters go to a fold.
-
-    Args:
-        data: all of its images are dealt, whatever their split.
-        count: folds, three at least.
-        clusters: in each class; fewer are harder.
-        seed: of the dealing.
 
     Returns:
         (N,) fold of each row, 0 to count - 1.
@@ -47,27 +43,24 @@ def folds(data: ProductData, count: int = 5, clusters: int = 5, seed: int = 0) -
     groups = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        size = min(clusters, len(rows))
+        size = min(CLUSTERS, len(rows))
         parts = AgglomerativeClustering(size).fit_predict(vectors[rows]) if size > 1 else 0
-        groups[rows] = label * clusters + parts
+        groups[rows] = label * CLUSTERS + parts
     fold_of = np.empty(len(data), dtype=int)
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
     for fold, (_, rows) in enumerate(splitter.split(vectors, labels, groups)):
         fold_of[images.rows[rows]] = fold
     return fold_of
 
 
-def repetition(data: ProductData, seed: int, count: int = 5) -> ProductData:
+def repetition(data: ProductData, seed: int) -> ProductData:
     """Return the data of one repetition: as they are where there is a test split, else with a fold as the test split.
 
-    Args:
-        data: the data set.
-        seed: of the repetition; it decides the fold, so that five seeds test every image once.
-        count: folds; see `folds`.
+    The seed decides the fold, so that five seeds test every image once.
     """
     if "test" in data.splits:
         return data
-    split = np.where(folds(data, count) == seed % count, "test", "train")
+    split = np.where(folds(data) == seed % 5, "test", "train")
     return replace(data, table=data.table.assign(split=split))
 
 
@@ -110,12 +103,7 @@ def cross_validate(spec: TrainSpec, data: ProductData, fold_of: np.ndarray) -> C
     """Train (or load) a head for each fold on frozen features.
 
     The fold after the one that tests chooses epoch and fusion weights, the others are for training. No encoder learns
-    anything from the data, so that no fold knows of another.
-
-    Args:
-        spec: model, size and configuration, with frozen encoders; see `training.reference`.
-        data: its images, whatever their split, are the N of `fold_of`.
-        fold_of: (N,) fold of each row; see `folds`.
+    anything from the data, so that no fold knows of another. `fold_of` (N,) comes from `folds`.
     """
     model = spec.build(data.classes).freeze().eval()
     images = data.split("+".join(data.splits), spec.size or model.input_size)
@@ -133,11 +121,6 @@ def one_shot(spec: TrainSpec, data: ProductData, views: int) -> CrossValidation:
     """Train (or load) one head on augmented views of every image, for data with one image per class.
 
     Words of each view but the first are misread a little. No image is unseen: this says nothing about accuracy.
-
-    Args:
-        spec: model, size and configuration, with frozen encoders.
-        data: all of its images are for training.
-        views: of each image.
     """
     model = spec.build(data.classes).freeze()
     size, seed = spec.size or model.input_size, spec.config.seed

@@ -35,11 +35,7 @@ class EncodedBatch:
 
 
 class EncodedDataset(torch.utils.data.Dataset):
-    """A split as features. `index` may be a list.
-
-    Attributes:
-        rows: (N,) rows of the data set's table.
-    """
+    """A split as features; `rows` (N,) are those of the data set's table, and an index may be a list."""
 
     def __init__(
         self, image: Features | None, text: Features | None, labels: Tensor, rows: np.ndarray | None = None
@@ -86,8 +82,6 @@ def encode(
     model: ProductClassifier, dataset: ProductDataset, views: int = 1, seed: int = 0, pooled: bool = False
 ) -> EncodedDataset:
     """Return what frozen encoders say about a split, in float32; computed once and kept in the cache.
-
-    The key covers the encoders' weights and code, the files, the texts, the transform and the seed.
 
     Args:
         model: its `encode_frozen` and `encode_text` are used, in evaluation mode, on the fastest device.
@@ -175,7 +169,7 @@ def identity(split: ProductDataset | EncodedDataset, model: ProductClassifier) -
 
 
 def bar(loader: DataLoader, what: str) -> tqdm:
-    """Return the batches of a loader under a progress bar, if they take longer than two seconds."""
+    """Return a loader under a progress bar that shows after two seconds."""
     return tqdm(loader, desc=what, delay=2, mininterval=2, leave=False)
 
 

@@ -1,10 +1,12 @@
-"""The training loop and the evaluation."""
+"""How to train, the loop that does it, and the evaluation."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,81 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
 from retailkit.cache import replacing
-from retailkit.config import UserError
+from retailkit.config import UsageError, UserError, pick
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductDataset
 from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
-from retailkit.training.config import History, TrainConfig
 from retailkit.training.encoded import EncodedBatch, EncodedDataset, bar, encode, load_batches, placed, seeded
 
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
+MODES = ("frozen", "finetune")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Sizes are pixels, rates are per step.
+
+    Attributes:
+        mode: `frozen` (encoders stay as they are) or `finetune`.
+        epochs: passes over the training split.
+        batch_size: images per step.
+        lr: peak learning rate of the head (AdamW, linear warm-up over a tenth of all steps, cosine decay to zero).
+        encoder_lr: peak learning rate of the encoders in `finetune` mode.
+        criterion: name in `losses.CRITERIA`.
+        criterion_options: its options.
+        augment: name in `AUGMENTATIONS`.
+        train_size: side of training images; None takes the split's. Smaller is faster, and test images may be larger
+            (Touvron et al. 2019).
+        views: augmented views per image whose features are kept, in `frozen` mode.
+        ema: decay of the exponential moving average of weights; 0 keeps the last weights.
+        seed: of weights, order and augmentation.
+    """
+
+    mode: str = "frozen"
+    epochs: int = 60
+    batch_size: int = 32
+    lr: float = 2e-3
+    encoder_lr: float = 5e-4
+    criterion: str = "label_smoothing"
+    criterion_options: dict[str, Any] = field(default_factory=dict)
+    augment: str = "none"
+    train_size: int | None = None
+    views: int = 1
+    ema: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        pick(MODES, self.mode, "training mode")
+        pick(AUGMENTATIONS, self.augment, "augmentation")
+        if min(self.epochs, self.batch_size, self.views) < 1:
+            raise UsageError("epochs, batch_size and views must be at least 1")
+
+
+@dataclass
+class History:
+    """What happened while training.
+
+    Attributes:
+        epochs: one row per epoch: `epoch`, `loss` (mean of the steps), `lr`, `seconds`, and `val_top1`, `val_loss`
+            where there is a validation split.
+        best_epoch: epoch whose weights were kept.
+        seconds: wall time of all epochs, encoding and what happened before an interrupt included.
+    """
+
+    epochs: pd.DataFrame
+    best_epoch: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {**vars(self), "epochs": json.loads(self.epochs.to_json(orient="records"))}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> History:
+        """Read what `to_dict` wrote."""
+        return cls(pd.DataFrame(plain["epochs"]), plain["best_epoch"], plain["seconds"])
 
 
 class TrainingError(UserError):
@@ -51,9 +118,6 @@ def fit(
         config: how to train.
         resume: file that holds the state after each epoch of fine-tuning, the last one included; an interrupted run
             goes on from it. Whoever keeps the model removes it (`fit_once`).
-
-    Returns:
-        The history of all epochs; its time includes what happened before an interrupt.
 
     Raises:
         TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
@@ -121,12 +185,14 @@ class _Loop:
         self.model = model.to(where, memory_format=torch.channels_last)
         self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
         self.criterion = criterion(config.criterion, **config.criterion_options)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
-        rate = warm_cosine(config.warmup, len(loader) * config.epochs)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=0.02)
+        rate = warm_cosine(len(loader) * config.epochs)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         self.average = None
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.parts["average"] = self.average
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "score": (-math.inf, 0.0), "weights": None}
         self.started, self.seconds_before = time.monotonic(), 0.0  # before: of the parts that were interrupted
@@ -184,23 +250,14 @@ class _Loop:
         return loss.item()
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "best": self.best,
-            "rows": self.rows,
-            "seconds": self.seconds_before + time.monotonic() - self.started,
-        }
+        seconds = self.seconds_before + time.monotonic() - self.started
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return states | {"best": self.best, "rows": self.rows, "seconds": seconds}
 
     def _restore(self) -> None:
         state = torch.load(self.resume, map_location=self.where, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
         self.best, self.rows, self.seconds_before = state["best"], state["rows"], state["seconds"]
 
 
@@ -217,9 +274,9 @@ def _parameter_groups(model: ProductClassifier, config: TrainConfig) -> list[dic
     ]
 
 
-def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
-    """Return the factor of the peak learning rate by step: a linear rise, then a cosine down to zero."""
-    rise = max(1, round(warmup * steps))
+def warm_cosine(steps: int) -> Callable[[int], float]:
+    """Return the factor of the peak learning rate by step: a linear rise over a tenth, then a cosine down to zero."""
+    rise = max(1, round(0.1 * steps))
 
     def factor(step: int) -> float:
         if step < rise:
@@ -238,12 +295,7 @@ def computes_bf16(where: torch.device) -> bool:
 
 
 def evaluate(model: ProductClassifier, dataset: ProductDataset | EncodedDataset) -> Evaluation:
-    """Classify a whole split in float32.
-
-    Args:
-        model: put into evaluation mode, and on a GPU if there is one, for the call and given back as it was.
-        dataset: a split of images, or one that `encode` made.
-    """
+    """Classify a whole split, of images or encoded, in float32; the model's mode and device stay as they were."""
     probs = []
     with placed(model) as where, evaluating(model):
         if isinstance(dataset, EncodedDataset):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ import numpy as np
 from retailkit import data as datasets
 from retailkit import models
 from retailkit.cache import code_fingerprint, digest
-from retailkit.config import UserError, cache_dir, pick, profile
+from retailkit.config import Profile, UserError, cache_dir, pick, profile
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training.checkpoints import read_checkpoint, save_checkpoint
-from retailkit.training.config import History, TrainConfig
 from retailkit.training.encoded import EncodedDataset, fingerprint, identity, seeded
-from retailkit.training.loop import fit
+from retailkit.training.loop import History, TrainConfig, fit
 
 
 def fit_once(
@@ -34,15 +33,8 @@ def fit_once(
     """Train `model` in place as `fit` does, or load the very same training into it if it has been done before.
 
     The same training has the same model (weights included), splits, configuration, sources and library versions.
-
-    Args:
-        model: as it is before training.
-        train: see `fit`.
-        val: see `fit`.
-        config: see `fit`.
-        path: checkpoint file; None keeps it in the cache under the training's key. An existing file is loaded if the
-            same training made it, and replaced otherwise.
-        **facts: what else to write into the checkpoint's header.
+    `path` is the checkpoint file; None keeps it in the cache under the training's key. An existing file is loaded if
+    the same training made it, and replaced otherwise. `facts` are written into its header.
     """
     config = config or TrainConfig()
     splits = [None if split is None else identity(split, model) for split in (train, val)]
@@ -72,11 +64,7 @@ def fit_head(
 ) -> tuple[ProductClassifier, History]:
     """Return a model with the same encoders and a head of its own that learned from encoded features, or was loaded.
 
-    Args:
-        model: stays as it is; the head (and a pooling with weights) starts from a copy of its own.
-        train: what `encode` made of the images to learn from.
-        val: the same for images that choose the epoch.
-        config: how to train.
+    `model` stays as it is: the head (and a pooling with weights) starts from a copy of its own.
     """
     head, pooling = copy.deepcopy((model.head, model.pooling))
     learner = ProductClassifier(model.classes, head, pooling=pooling, build_args=model.build_args)
@@ -120,9 +108,6 @@ def fit_or_load(
         spec: data, model and configuration.
         data: the data set if it is loaded already (with its OCR text, say); None loads it.
         path: checkpoint file; see `fit_once`.
-
-    Returns:
-        The model in evaluation mode and its history.
     """
     data = data or datasets.load(spec.dataset, spec.root)
     model = spec.build(data.classes)
@@ -169,43 +154,49 @@ def reference(
         **config: changes of `TrainConfig`.
     """
     chosen = profile(profile_name)
-    probe = {"mode": "frozen", "epochs": chosen.epochs, "batch_size": 128}
-    finetune = {
-        "mode": "finetune",
-        "epochs": chosen.finetune_epochs,
-        "augment": "standard",
-        "train_size": chosen.finetune_size,
-        "ema": 0.99 if chosen.finetune_epochs > 5 else 0.0,
-    }
-    packshots = {
-        "epochs": 10,
-        "batch_size": 64 if config.get("mode", "frozen") == "frozen" else 32,
-        "lr": 1e-3,
-        "criterion": "cross_entropy",
-        "augment": "packshot",
-        "train_size": size or 160,
-    }
-    nts = {
-        "mode": "finetune",
-        "epochs": chosen.nts_epochs,
-        "batch_size": 16,
-        "lr": 3e-3 if chosen.nts_frozen else 1e-3,  # two passes are few, and there is no backbone to spoil
-        "augment": "light",
-        "train_size": size or chosen.nts_size,
-        "criterion": "cross_entropy",
-    }
-    runs = {  # name -> model, options, size, configuration
-        "probe": ("image", {}, None, probe),
-        "finetune": ("image", {"dropout": 0.3}, None, finetune),
-        "packshots": ("image", {}, 160, packshots),
-        "nts": ("nts", {"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen}, chosen.nts_size, nts),
-    }
-    own_model, own_options, own_size, own_config = runs[pick(runs, name, "reference run")]
-    return TrainSpec(
+    runs = {"probe": _probe, "finetune": _finetune, "packshots": _packshots, "nts": _nts}
+    own = runs[pick(runs, name, "reference run")](chosen)
+    size = size or own.size
+    changes = {"seed": seed, "train_size": size if own.size else own.config.train_size}
+    if name == "packshots" and config.get("mode") == "finetune":
+        changes["batch_size"] = 32
+    return replace(
+        own,
         dataset=dataset,
         root=str(root) if root else None,
-        model=model or own_model,
-        model_options={"backbone": chosen.backbone} | own_options | dict(options or {}),
-        size=size or own_size,
-        config=TrainConfig(**(own_config | {"seed": seed} | config)),
+        model=model or own.model,
+        model_options={"backbone": chosen.backbone} | own.model_options | dict(options or {}),
+        size=size,
+        config=replace(own.config, **(changes | config)),
     )
+
+
+def _probe(chosen: Profile) -> TrainSpec:
+    return TrainSpec(config=TrainConfig(epochs=chosen.epochs, batch_size=128))
+
+
+def _finetune(chosen: Profile) -> TrainSpec:
+    epochs = chosen.finetune_epochs
+    ema = 0.99 if epochs > 5 else 0.0
+    size = chosen.finetune_size
+    config = TrainConfig(mode="finetune", epochs=epochs, augment="standard", train_size=size, ema=ema)
+    return TrainSpec(model_options={"dropout": 0.3}, config=config)
+
+
+def _packshots(chosen: Profile) -> TrainSpec:
+    config = TrainConfig(epochs=10, batch_size=64, lr=1e-3, criterion="cross_entropy", augment="packshot")
+    return TrainSpec(size=160, config=config)
+
+
+def _nts(chosen: Profile) -> TrainSpec:
+    lr = 3e-3 if chosen.nts_frozen else 1e-3  # two passes are few, and there is no backbone to spoil
+    config = TrainConfig(
+        mode="finetune",
+        epochs=chosen.nts_epochs,
+        batch_size=16,
+        lr=lr,
+        criterion="cross_entropy",
+        augment="light",
+    )
+    options = {"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen}
+    return TrainSpec(model="nts", model_options=options, size=chosen.nts_size, config=config)

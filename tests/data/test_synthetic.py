@@ -9,8 +9,8 @@ import pytest
 from retailkit import cache, data
 from retailkit.config import UsageError
 from retailkit.data import synthetic
-from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, goods_of
-from retailkit.data.synthetic.scene import grow
+from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
+from retailkit.data.synthetic.scene import Effects, compose, grow
 
 SIZE = 112
 SMALL = {"per_class": (4, 2, 2), "families": 2, "side": 0.25, "size": SIZE, "workers": 1}
@@ -22,6 +22,13 @@ ONE_PER_FAMILY = [products[0].label for products in FAMILIES.values()]
 def small(tmp_path_factory):
     root = tmp_path_factory.mktemp("synthetic")
     return root, data.load("synthetic", root, **SMALL)
+
+
+def render(label, *, seed=0, size=288, background=None, leave_out=False, pose="front", shot=0, **effects):
+    """One image of a product, in its own department unless told otherwise."""
+    product = next(product for product in CATALOGUE if product.label == label)
+    look = {"background": background or product.department, "pose": pose, "shot": shot, "leave_out": leave_out}
+    return compose(product, [seed], size=size, effects=Effects(**effects), **look)
 
 
 def folder_of(root):
@@ -68,7 +75,7 @@ def test_samples_carry_the_truth(small):
     _, loaded = small
     sample = loaded.split("test", size=SIZE)[0]
     made = next(shot for shot in synthetic.plan("shelf", (4, 2, 2), 0.8, 0.25, 2, 0) if shot.split == "test")
-    again = synthetic.compose(
+    again = compose(
         CATALOGUE[made.product], made.key, size=SIZE, background=made.background, pose=made.pose, shot=made.shot
     )
     assert (sample.mask[0].numpy() == again.mask).all()
@@ -82,7 +89,7 @@ def test_samples_carry_the_truth(small):
 
 def test_bursts_are_alike_but_not_the_same():
     first, second, elsewhere = (
-        synthetic.render(ONE_PER_FAMILY[0], seed=seed, shot=shot, size=SIZE) for seed, shot in ((3, 0), (3, 1), (4, 0))
+        render(ONE_PER_FAMILY[0], seed=seed, shot=shot, size=SIZE) for seed, shot in ((3, 0), (3, 1), (4, 0))
     )
     assert first.facts == second.facts
     apart = [np.abs(first.image.astype(int) - other.image).mean() for other in (second, elsewhere)]
@@ -93,7 +100,7 @@ def test_bursts_are_alike_but_not_the_same():
 @pytest.mark.parametrize("pose", ["front", "side"])
 def test_look_alikes_differ_inside_their_patch_only(family, pose):
     for seed in range(3):
-        one, *others = [synthetic.render(p.label, seed=seed, size=SIZE, pose=pose) for p in FAMILIES[family]]
+        one, *others = [render(p.label, seed=seed, size=SIZE, pose=pose) for p in FAMILIES[family]]
         for other in others:
             assert not (differs(one.image, other.image) & ~one.planes["twin_patch"]).any()
             assert (one.mask == other.mask).all()
@@ -104,7 +111,7 @@ def test_look_alikes_differ_inside_their_patch_only(family, pose):
 @pytest.mark.parametrize("label", ONE_PER_FAMILY)
 def test_mask_is_what_the_product_changes(label):
     for seed in range(3):
-        whole, empty = (synthetic.render(label, seed=seed, size=SIZE, leave_out=out, **BARE) for out in (False, True))
+        whole, empty = (render(label, seed=seed, size=SIZE, leave_out=out, **BARE) for out in (False, True))
         changed = differs(whole.image, empty.image)
         # Pixels of little coverage at the rim change a little, too.
         assert not (changed & ~grow(whole.mask, 3)).any()
@@ -114,7 +121,7 @@ def test_mask_is_what_the_product_changes(label):
 @pytest.mark.parametrize("label", ONE_PER_FAMILY)
 def test_truth_is_consistent(label):
     for seed in range(4):
-        made = synthetic.render(label, seed=seed, size=2 * SIZE)
+        made = render(label, seed=seed, size=2 * SIZE)
         assert 0.05 < made.mask.mean() < 0.6
         assert made.planes["twin_patch"].any() and not (made.planes["twin_patch"] & ~made.mask).any()
         for name in ("shadow", "reflection"):
@@ -129,18 +136,18 @@ def test_truth_is_consistent(label):
 def test_switches_leave_nothing_and_touch_nothing_else():
     options = {"seed": 5, "size": SIZE}
     label = FAMILIES["CASA LUPA TOMATO SOUP"][0].label
-    bare = synthetic.render(label, **options, **BARE)
+    bare = render(label, **options, **BARE)
     assert bare.facts["lighting"] == "neutral"
     assert not bare.planes["shadow"].any() and not bare.planes["reflection"].any()
     for name in ("shadow", "reflection"):
-        lit = synthetic.render(label, **options, **BARE | {name: True})
+        lit = render(label, **options, **BARE | {name: True})
         changed = differs(lit.image, bare.image)
         assert changed[lit.planes[name]].mean() > 0.9
         assert not changed[~grow(~bare.mask, 2)].any()
         assert (lit.mask == bare.mask).all()
-    full, unlit = (synthetic.render(label, **options, lighting=on) for on in (True, False))
+    full, unlit = (render(label, **options, lighting=on) for on in (True, False))
     assert (full.mask == unlit.mask).all() and (full.planes["shadow"] == unlit.planes["shadow"]).all()
-    lights = {synthetic.render(label, seed=seed, size=64).facts["lighting"] for seed in range(30)}
+    lights = {render(label, seed=seed, size=64).facts["lighting"] for seed in range(30)}
     assert {"warm", "dim", "spot"} <= lights
 
 
@@ -148,7 +155,7 @@ def test_something_hides_a_product_now_and_then():
     label = ONE_PER_FAMILY[0]
     hidden = 0
     for seed in range(30):
-        free, made = (synthetic.render(label, seed=seed, size=64, occlusion=on) for on in (False, True))
+        free, made = (render(label, seed=seed, size=64, occlusion=on) for on in (False, True))
         assert not (made.mask & ~free.mask).any()
         assert made.mask.sum() > 0.6 * free.mask.sum()
         hidden += made.mask.sum() < free.mask.sum()
@@ -173,12 +180,8 @@ def test_regimes(regime, train):
     clean = shots["background"] == "studio"
     assert clean.equals(shots["split"].eq("train") & (regime != "shelf"))
     assert (shots.loc[clean, "pose"] == "front").all()
-
-
-def test_side_views_are_one_in_eight():
-    shots = pd.DataFrame(synthetic.plan("shelf", (16, 4, 8), 0.8, 1 / 8, 8, 0))
-    assert shots["pose"].eq("side").mean() == pytest.approx(1 / 8, abs=0.02)
-    assert {shot.pose for shot in synthetic.plan("shelf", (4, 0, 0), 1, 0, 1, 0)} == {"front"}
+    if regime == "shelf":
+        assert shots["pose"].eq("side").mean() == pytest.approx(1 / 8, abs=0.04)
 
 
 def test_interrupted_rendering_goes_on(tmp_path):
@@ -195,14 +198,8 @@ def test_interrupted_rendering_goes_on(tmp_path):
     assert content(folder) == before
     again = {path.name.split(".")[0] for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert again == {str(path).rsplit("/", 1)[1].split(".")[0] for path in lost}
-
-
-def test_lost_file_after_the_end_is_named(tmp_path):
-    options = SMALL | {"families": 1}
-    loaded = data.load("synthetic", tmp_path, **options)
-    lost = folder_of(tmp_path) / loaded.table["mask"][4]
-    lost.unlink()
-    with pytest.raises(data.DataError, match=lost.name):
+    (folder / lost[1]).unlink()
+    with pytest.raises(data.DataError, match=lost[1].rsplit("/", 1)[1]):  # lost after the end
         data.load("synthetic", tmp_path, **options)
 
 
@@ -212,32 +209,13 @@ def test_lost_file_after_the_end_is_named(tmp_path):
         ({"regime": "pakshot"}, "did you mean 'packshot'"),
         ({"correlation": 1.2}, "correlation=1.2"),
         ({"per_class": (1, 2)}, "per_class"),
-        ({"families": 99}, "families=99"),
         ({"size": 8}, "size=8"),
-        ({"side": -1}, "side=-1"),
-        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_options(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         data.load("synthetic", tmp_path, **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_bad_names():
-    for arguments, message in (
-        ({"label": "NORDBY MLK 3 %"}, "NORDBY MILK 3 %"),
-        ({"label": ONE_PER_FAMILY[0], "background": "dary"}, "dairy"),
-        ({"label": ONE_PER_FAMILY[0], "pose": "frnt"}, "front"),
-        ({"label": ONE_PER_FAMILY[0], "shadows": True}, "shadow"),
-    ):
-        with pytest.raises(UsageError, match=f"did you mean {message!r}"):
-            synthetic.render(**arguments)
-
-
-def test_other_brands_are_no_classes():
-    brands = {product.brand for product in CATALOGUE}
-    assert not brands & {product.brand for department in DEPARTMENTS for product in goods_of(department)}
 
 
 def test_the_drawings_decide_where_images_are_kept_too():

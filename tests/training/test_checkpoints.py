@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -14,14 +13,12 @@ from retailkit.config import UserError
 from retailkit.data.table import ProductData
 from retailkit.training import TrainConfig
 
-FROZEN = TrainConfig(epochs=30, batch_size=8, lr=1e-2)
-
 NOTHING = training.History(pd.DataFrame(), 0, 0.0)
 
 
 def test_a_checkpoint_holds_all_that_is_needed(small_model, train, tmp_path):
     model = small_model()
-    history = training.fit(model, train, None, replace(FROZEN, epochs=2))
+    history = training.fit(model, train, None, TrainConfig(epochs=2, batch_size=8))
     training.save_checkpoint(model, tmp_path / "model.safetensors", history, size=48)
     loaded, again, facts = training.load_checkpoint(tmp_path / "model.safetensors")
     images = torch.rand(2, 3, 48, 48)

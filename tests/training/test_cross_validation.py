@@ -18,11 +18,11 @@ CLASSES = ["lean", "medium"]
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """Two classes in four scenes each; the photos of one scene are all but equal."""
+    """Two classes in five scenes each; the photos of one scene are all but equal."""
     root = tmp_path_factory.mktemp("shelf")
     rows = []
     for label in CLASSES:
-        for scene in range(4):
+        for scene in range(5):
             rng = np.random.default_rng(100 * scene + len(label))
             picture = rng.integers(0, 255, (6, 6, 3), np.uint8)
             for shot in range(3):
@@ -33,26 +33,20 @@ def shelf(tmp_path_factory):
     return data.load("folder", root / "photos.csv")
 
 
-def test_two_folds_leave_nothing_to_learn_from(shelf):
+def test_folds_keep_look_alikes_together(shelf):
+    dealt = training.folds(shelf, count=4)
+    assert sorted(set(dealt)) == [0, 1, 2, 3]
+    by_scene = pd.Series(dealt).groupby(shelf.table["group"]).nunique()
+    assert (by_scene == 1).all(), "photos of one scene lie in one fold"
     with pytest.raises(UsageError, match="2 folds are too few"):
         training.folds(shelf, count=2)
 
 
-def test_folds_keep_look_alikes_together(shelf):
-    dealt = training.folds(shelf, count=4, clusters=4)
-    assert sorted(set(dealt)) == [0, 1, 2, 3]
-    by_scene = pd.Series(dealt).groupby(shelf.table["group"]).nunique()
-    assert (by_scene == 1).all(), "photos of one scene lie in one fold"
-
-
-def test_five_seeds_test_every_picture_once(shelf):
-    tested = [training.repetition(shelf, seed, count=4).table["split"] == "test" for seed in range(4)]
+def test_five_seeds_test_every_image_once_and_a_given_test_split_is_kept(shelf):
+    tested = [training.repetition(shelf, seed).table["split"] == "test" for seed in range(5)]
     assert (np.sum(tested, axis=0) == 1).all()
-    again = training.repetition(shelf, 5, count=4)
+    again = training.repetition(shelf, 6)
     assert ((again.table["split"] == "test") == tested[1]).all()
-
-
-def test_a_given_test_split_is_kept(shelf):
     table = shelf.table.assign(split=np.where(np.arange(len(shelf)) % 3 == 0, "test", "train"))
     given = data.table.ProductData("folder", table, shelf.classes, {})
     assert training.repetition(given, 3) is given
@@ -65,9 +59,9 @@ def readable(shelf):
     return replace(shelf, table=shelf.table.assign(text=words))
 
 
-def test_cross_validation_judges_each_picture_by_a_head_that_has_not_seen_it(readable):
+def test_cross_validation_judges_each_image_by_a_head_that_has_not_seen_it(readable):
     network = {"text_encoder": "char_ngrams"}
-    dealt = training.folds(readable, count=4, clusters=4)
+    dealt = training.folds(readable, count=4)
     spec = TrainSpec(model="concat", model_options=network, config=TrainConfig(epochs=20, batch_size=128))
     judged = training.cross_validate(spec, readable, dealt)
     assert len(judged.models) == 4 and judged.evaluate().n == len(readable)
@@ -76,15 +70,12 @@ def test_cross_validation_judges_each_picture_by_a_head_that_has_not_seen_it(rea
     with torch.no_grad():
         alone = judged.models[2](sample.image[None], [sample.text]).softmax(1)[0].numpy()
     assert np.allclose(judged.evaluate().probs[row], alone, atol=0.02)
-    said = [
-        text.replace("lean", "LEAN").replace("medium", "lean").replace("LEAN", "medium")
-        for text in readable.table["text"]
-    ]
+    swap = {"lean beef": "medium beef", "medium beef": "lean beef", "": ""}
     read = Predictor(judged.models[0]).encode_text
     lied, silent, words_only, nothing = (
         judged.evaluate(read(texts), images)
         for texts, images in (
-            (said, True),
+            ([swap[text] for text in readable.table["text"]], True),
             ([""] * len(readable), True),
             (["lean"] * len(readable), False),
             (["lean", *[""] * (len(readable) - 1)], False),
@@ -95,7 +86,7 @@ def test_cross_validation_judges_each_picture_by_a_head_that_has_not_seen_it(rea
     assert nothing.answered.tolist() == [True] + [False] * (len(readable) - 1)
 
 
-def test_one_picture_a_class_is_learned_by_heart(shelf):
+def test_one_image_per_class_is_learned_by_heart(shelf):
     table = shelf.table.iloc[[0, -1]].assign(text=["LEAN BEEF", "MEDIUM BEEF"])
     given = data.table.ProductData("folder", table, shelf.classes, {})
     options = {"weights": None, "text_encoder": "char_ngrams"}

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -22,14 +22,15 @@ from retailkit.cache import code_fingerprint, digest, replacing
 from retailkit.config import UsageError, pick
 from retailkit.data.synthetic.boxes import RELATIONS, render_scenes
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
-from retailkit.data.synthetic.scene import BACKGROUNDS, POSES, Effects, Rendered, compose
+from retailkit.data.synthetic.scene import Effects, compose
 from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData, write_truth
 
-__all__ = ["REGIMES", "RELATIONS", "Rendered", "load", "render", "render_scenes"]
+__all__ = ["REGIMES", "RELATIONS", "load", "render_scenes"]
 
 # Training images: photos of shelves, or a few clean images per class, as a supplier's catalogue has them.
 REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
 SHOTS = 2  # of one burst
+INFO = {"licence": "MIT", "citation": "Rendered by retailkit; all brands are fictional.", "url": ""}
 JPEG_QUALITY = 92
 
 
@@ -103,58 +104,14 @@ def load(
     _check(per_class, correlation, side, size, families, seed)
     effects = Effects(shadow, reflection, lighting, occlusion, noise)
     shots = plan(regime, per_class, correlation, side, families, seed)
-    folder = Path(root) / _digest(shots, size, effects)
+    folder = Path(root) / digest(shots, size, effects, code_fingerprint(__name__))[:16]
     if not (folder / "table.csv").exists():
         _render_all(folder, shots, size, effects, workers)
         with replacing(folder / "table.csv") as draft:
             _table(shots).to_csv(draft, index=False)
     table = _read_table(folder)
-    return ProductData("synthetic", table, sorted(set(table["label"])), _info(len(table), size), fit="stretch")
-
-
-def render(
-    label: str,
-    *,
-    seed: int = 0,
-    size: int = 288,
-    background: str | None = None,
-    pose: str = "front",
-    shot: int = 0,
-    leave_out: bool = False,
-    **effects: bool,
-) -> Rendered:
-    """Render one image of a product.
-
-    Look-alikes rendered with the same seed differ inside their `twin_patch` only.
-
-    Args:
-        label: class name, see `catalogue.CATALOGUE`.
-        seed: of everything random.
-        size: side of the image in pixels.
-        background: a department, or `studio` for a clean ground; None takes the product's own department.
-        pose: `front` or `side`.
-        shot: shots of one seed differ by a small movement of the camera and by noise.
-        leave_out: render the same scene without the product.
-        **effects: `shadow`, `reflection`, `lighting`, `occlusion`, `noise`; all are on unless switched off.
-
-    Raises:
-        UsageError: unknown label, background, pose or effect.
-    """
-    by_label = {product.label: product for product in CATALOGUE}
-    product = by_label[pick(by_label, label, "product")]
-    for name in effects:
-        pick(asdict(Effects()), name, "effect")
-    background = pick(BACKGROUNDS, background or product.department, "background")
-    return compose(
-        product,
-        [seed],
-        size=size,
-        background=background,
-        pose=pick(POSES, pose, "pose"),
-        shot=shot,
-        effects=Effects(**effects),
-        leave_out=leave_out,
-    )
+    info = INFO | {"size": f"{len(table)} images of {size}x{size} pixels"}
+    return ProductData("synthetic", table, sorted(set(table["label"])), info, fit="stretch")
 
 
 def plan(
@@ -203,11 +160,6 @@ def _check(per_class: Sequence[int], correlation: float, side: float, size: int,
         raise UsageError(f"seed={seed} is negative; use 0 or more")
 
 
-def _digest(shots: list[Shot], size: int, effects: Effects) -> str:
-    """Return the name of a rendering's folder: it changes with the options and with the renderer itself."""
-    return digest(shots, size, effects, code_fingerprint(__name__))[:16]
-
-
 def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
     """Render the images that are not there yet.
 
@@ -229,16 +181,8 @@ def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, wo
 
 def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
     """Render an image and write it with its mask and truth; the image comes last, when all else is there."""
-    product = CATALOGUE[shot.product]
-    made = compose(
-        product,
-        shot.key,
-        size=size,
-        background=shot.background,
-        pose=shot.pose,
-        shot=shot.shot,
-        effects=effects,
-    )
+    look = {"background": shot.background, "pose": shot.pose, "shot": shot.shot}
+    made = compose(CATALOGUE[shot.product], shot.key, size=size, effects=effects, **look)
     files = _files(folder, shot)
     with replacing(files["mask"]) as draft:
         draft.write_bytes(cv2.imencode(".png", made.mask.astype(np.uint8) * 255)[1])
@@ -287,12 +231,3 @@ def _read_table(folder: Path) -> pd.DataFrame:
             )
         table[column] = [str(folder / path) for path in table[column]]
     return table
-
-
-def _info(count: int, size: int) -> dict[str, str]:
-    return {
-        "licence": "MIT",
-        "citation": "Rendered by retailkit; all brands are fictional.",
-        "url": "",
-        "size": f"{count} images of {size}x{size} pixels",
-    }

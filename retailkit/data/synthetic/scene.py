@@ -16,13 +16,11 @@ import cv2
 import numpy as np
 
 from retailkit.data.synthetic import packaging
-from retailkit.data.synthetic.catalogue import DEPARTMENTS, FAMILIES, Product, goods_of
+from retailkit.data.synthetic.catalogue import FAMILIES, Product, goods_of
 from retailkit.data.synthetic.packaging import ANGULAR
 from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, scaled
 from retailkit.data.synthetic.shelf import background as background_of
 
-POSES = ("front", "side")
-BACKGROUNDS = (*DEPARTMENTS, "studio")
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
 DISTANCE = 2.6  # from the camera to the product, in sides of the image
 EYE = 0.42  # height of the camera above the board
@@ -146,9 +144,6 @@ class _Streams:
 
     def jitter(self, name: str) -> np.random.Generator:
         return np.random.default_rng([*self.key, STREAMS.index(name), 1 + self.shot])
-
-
-# ---------------------------------------------------------------- background
 
 
 # ---------------------------------------------------------------- product
