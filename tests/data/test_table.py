@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,13 +12,11 @@ from torchvision.transforms import v2
 
 from retailkit.config import UsageError
 from retailkit.data import table as contract
-from retailkit.data.table import COLUMNS, DataError, ProductData, Word, write_truth
+from retailkit.data.table import DataError, ProductData, Word, make_table, write_truth
 
 
 def make_data(rows: list[dict], **columns) -> ProductData:
-    frame = pd.DataFrame([{**dict.fromkeys(COLUMNS, ""), "label": "a", "split": "train", **row} for row in rows])
-    for name, values in columns.items():
-        frame[name] = values
+    frame = make_table([{"label": "a", "split": "train"} | row for row in rows]).assign(**columns)
     return ProductData("mine", frame, sorted(set(frame["label"])), {"missing_test": "shoot some"})
 
 
