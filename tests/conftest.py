@@ -41,6 +41,47 @@ def session_cache(tmp_path_factory):
         os.environ["RETAILKIT_CACHE"] = before
 
 
+@pytest.fixture
+def made_up_explanation():
+    """Return a function that makes an explanation of two superpixels and two words.
+
+    The right half and EXTRA support the class; the names hold what a page has to escape.
+    """
+    import numpy as np
+    import torch
+
+    from retailkit.data.table import Word
+    from retailkit.explain.lime import LocalExplanation, Options, Samples
+    from retailkit.explain.masking import Token
+
+    def made_up(nothing=""):
+        words = [Word("EXTRA", (1, 1, 6, 3)), Word("<LEAN>", (1, 4, 6, 6))]
+        image_weights, text_weights = np.array([[-0.5, 1.0]]), np.array([[2.0, 0.0]])
+        masks = np.ones((1, 2), bool)
+        return LocalExplanation(
+            classes=["extra lean", "lean <3 %>"],
+            explained=(0,),
+            contrasts=(1,),
+            image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)),
+            segments=np.repeat([[0] * 8 + [1] * 8], 16, 0),
+            tokens=tuple(Token(word.text, (word,)) for word in words),
+            links=np.array([-1, -1]),
+            logits=np.array([1.0, 0.0]),
+            image_weights=image_weights,
+            text_weights=text_weights,
+            image_intervals=np.stack([image_weights - 0.25, image_weights + 0.25], 2),
+            text_intervals=np.stack([text_weights - 0.25, text_weights + 0.25], 2),
+            r2=np.array([0.2]),
+            share=np.array([0.6]),
+            share_intervals=np.array([[0.5, 0.7]]),
+            samples=Samples(masks, masks, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
+            options=Options(),
+            nothing=nothing,
+        )
+
+    return made_up
+
+
 def pytest_collection_modifyitems(items):
     """Start with the longest files, so that no worker waits for them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

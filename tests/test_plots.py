@@ -17,8 +17,6 @@ from PIL import Image
 
 from retailkit import plots
 from retailkit.data.table import Sample, Truth, Word
-from retailkit.explain.lime import LocalExplanation, Options, Samples
-from retailkit.explain.masking import Token
 from retailkit.metrics import Evaluation
 
 
@@ -34,11 +32,11 @@ def evaluation():
     return Evaluation(rng.dirichlet(np.ones(4), 60), rng.integers(0, 4, 60), ["a1", "b1", "a2", "b2"], np.arange(60))
 
 
-def test_a_contact_sheet_shows_every_picture_once():
-    figure = plots.contact_sheet([np.full((3, 8, 8), v) for v in (0.1, 0.5, 0.9)], ["x", "y", "z"], columns=2)
-    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["x", "y", "z"]
-    with pytest.raises(ValueError, match="at least one"):
-        plots.contact_sheet([])
+def test_right_and_wrong_are_marked_by_a_sign_and_not_by_colour_alone():
+    images = [np.full((3, 8, 8), v) for v in (0.1, 0.5, 0.9)]
+    figure = plots.contact_sheet([*images, None], ["x", "y", "z", ""], columns=2, correct=[True, False, None, None])
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["✓ x", "✗ y", "z"]
+    assert plots.probabilities([0.2, 0.8], ["a", "b"], 0).get_yticklabels()[1].get_text() == "✓ a"
 
 
 def titles_of(figure):
@@ -46,7 +44,7 @@ def titles_of(figure):
     return [ax.title.get_window_extent() for ax in figure.axes if ax.get_title()]
 
 
-def test_long_names_side_by_side_do_not_run_into_each_other():
+def test_long_names_side_by_side_do_not_run_into_each_other(made_up_explanation):
     with plt.rc_context():
         plots.use_style()
         names = [f"SOLVEA ORANGE JUICE {kind} PULP" for kind in ("EXTRA", "SOME", "MUCH")]
@@ -72,46 +70,37 @@ def test_bars_carry_their_intervals():
     assert np.allclose([s[:, 0] for s in segments], [[0.4, 0.6], [0.6, 0.8]])
 
 
-def test_the_reliability_of_several_runs_shares_one_plot(evaluation):
-    ax = plots.reliability({"one": evaluation, "two": evaluation})
-    assert len(ax.lines) == 3
-
-
-def test_a_map_without_effect_says_so():
-    ax = plots.attribution(np.zeros((3, 8, 8)), np.zeros((8, 8)), title="twin")
-    assert "no effect" in ax.get_title()
+def drawn_map(attr, **options):
+    return plots.attribution(torch.zeros(3, *attr.shape), attr, **options)
 
 
 def test_attributions_share_one_symmetric_scale():
     attr = np.linspace(-1, 3, 64).reshape(8, 8)
-    low, high = plots.attribution(np.zeros((3, 8, 8)), attr).images[-1].get_clim()
+    low, high = drawn_map(attr).images[-1].get_clim()
     assert -low == high == pytest.approx(3, abs=0.03)
-    assert plots.attribution(np.zeros((3, 8, 8)), attr, limit=5).images[-1].get_clim() == (-5, 5)
+    assert drawn_map(attr, limit=5).images[-1].get_clim() == (-5, 5)
+    assert "no effect" in drawn_map(0 * attr, title="twin").get_title()
 
 
 def test_a_single_extreme_pixel_does_not_pale_the_others_and_is_shown_where_it_is_alone():
-    attr = torch.ones(20, 20)
+    attr = np.ones((20, 20))
     attr[3, 3] = 100
-    assert plots.attribution(torch.zeros(3, 20, 20), attr).images[-1].get_clim() == (-1, 1)
-    assert plots.attribution(torch.zeros(3, 20, 20), attr - 1).images[-1].get_clim() == (-99, 99)
+    assert drawn_map(attr).images[-1].get_clim() == (-1, 1)
+    assert drawn_map(attr - 1).images[-1].get_clim() == (-99, 99)
 
 
 def test_a_blurred_map_keeps_its_sum_and_spreads_its_specks():
     attr = np.zeros((21, 21))
     attr[10, 10] = 4.0
-    drawn = plots.attribution(np.zeros((3, 21, 21)), attr, blur=2).images[-1].get_array()
+    drawn = drawn_map(attr, blur=2).images[-1].get_array()
     assert drawn.sum() == pytest.approx(4) and 0 < drawn[10, 14] < drawn[10, 12] < 1
 
 
 def test_words_are_tinted_by_what_they_say_on_a_shared_scale():
     image = torch.zeros(3, 16, 16)
-    found = [
-        Word("FOR", (0, 0, 4, 4)),
-        Word("AGAINST", (4, 4, 8, 8)),
-        Word("GONE", (0, 0, 0, 0)),
-        Word("NO", (8, 8, 9, 9)),
-    ]
-    ax = plots.word_attributions(image, found, np.array([2.0, -1.0, 5.0, 0.0]), limit=2)
+    boxes = {"FOR": (0, 0, 4, 4), "AGAINST": (4, 4, 8, 8), "GONE": (0, 0, 0, 0), "NO": (8, 8, 9, 9)}
+    found = [Word(name, box) for name, box in boxes.items()]
+    ax = plots.word_attributions(image, found, np.array([2.0, -1.0, 1.5, 0.0]))
     assert [p.get_xy() for p in ax.patches] == [(0, 0), (4, 4), (8, 8)]
     for_it, against, nothing = (p.get_facecolor() for p in ax.patches)
     assert for_it[0] > for_it[2] and against[2] > against[0]
@@ -139,71 +128,30 @@ def test_regions_are_numbered_and_do_not_widen_the_picture():
 
 
 def test_curves_and_grids_show_what_the_table_holds():
-    table = pd.DataFrame(
-        {
-            "name": ["dark", "dark", "blur"],
-            "severity": [0, 1, 0],
-            "accuracy": [0.9, 0.5, 0.9],
-            "low": 0.1,
-            "high": 1.0,
-            "n": 9,
-        }
-    )
-    ax = plots.curves(table, "severity", "severity")
-    assert [line.get_label() for line in ax.lines] == ["dark", "blur"] and ax.lines[0].get_ydata().tolist() == [
-        0.9,
-        0.5,
-    ]
+    table = pd.DataFrame({"name": ["dark", "dark", "blur"], "severity": [0, 1, 0], "accuracy": [0.9, 0.5, 0.9]})
+    ax = plots.curves(table.assign(low=0.1, high=1.0), "severity", "severity")
+    assert [line.get_label() for line in ax.lines] == ["dark", "blur"]
+    assert ax.lines[0].get_ydata().tolist() == [0.9, 0.5]
     grid = plots.accuracy_grid(table.iloc[:2].assign(product="milk"), "product", "severity")
     assert [t.get_text() for t in grid.texts] == ["0.90", "0.50"]
 
 
-def made_up_explanation(nothing=""):
-    """Two superpixels and two words of a picture: the right half and EXTRA speak for the class."""
-    words = [Word("EXTRA", (1, 1, 6, 3)), Word("LEAN", (1, 4, 6, 6))]
-    segments = np.repeat([[0] * 8 + [1] * 8], 16, 0)
-    weights = {"image": np.array([[-0.5, 1.0]]), "text": np.array([[2.0, 0.0]])}
-    spans = {kind: np.stack([w - 0.25, w + 0.25], 2) for kind, w in weights.items()}
-    masks = np.ones((1, 2), bool)
-    return LocalExplanation(
-        classes=["extra lean", "lean <3 %>"],
-        explained=(0,),
-        contrasts=(1,),
-        image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)),
-        segments=segments,
-        tokens=tuple(Token(word.text, (word,)) for word in words),
-        links=np.array([-1, -1]),
-        logits=np.array([1.0, 0.0]),
-        image_weights=weights["image"],
-        text_weights=weights["text"],
-        image_intervals=spans["image"],
-        text_intervals=spans["text"],
-        r2=np.array([0.2]),
-        share=np.array([0.6]),
-        share_intervals=np.array([[0.5, 0.7]]),
-        samples=Samples(masks, masks, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
-        options=Options(),
-        nothing=nothing,
-    )
-
-
-def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to_trust_it():
+def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to_trust_it(made_up_explanation):
     figure = plots.local_explanation(made_up_explanation())
     picture, bars = figure.axes
     assert picture.images[-1].get_clim() == (-2, 2), "the strongest weight is a word's"
     assert "extra lean\nrather than lean" in picture.get_title()
     assert [p.get_xy() for p in picture.patches] == [(1, 1), (1, 4)]
-    assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA", "LEAN"] and bars.patches[0].get_width() == 2.0
+    assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA", "<LEAN>"] and bars.patches[0].get_width() == 2.0
     said = bars.get_xlabel()
     assert "0.60 (0.50 to 0.70)" in said and "R² 0.20 (weak" in said and "1 masked images" in said
-    assert (
-        "nothing to explain: one part" in plots.local_explanation(made_up_explanation("one part")).axes[1].get_xlabel()
-    )
+    nothing = plots.local_explanation(made_up_explanation("one part"))
+    assert "nothing to explain: one part" in nothing.axes[1].get_xlabel()
 
 
-def made_up_class(name="milk"):
+@pytest.fixture
+def made_up_class(made_up_explanation):
     """Two image features and two phrases of a class; the second ones speak against it, and one photo holds them."""
-    own = made_up_explanation()
     image = [
         {"weight": 2.0, "share": 0.75, "support": 3, "medoids": [(7, 1)]},
         {"weight": -1.0, "share": 0.25, "support": 1, "medoids": [(7, 0)]},
@@ -213,50 +161,49 @@ def made_up_class(name="milk"):
         {"canonical": "BASIL", "weight": -0.5, "share": 0.25, "samples": 1, "variants": {"BASIL": 1}},
     ]  # fmt: skip
     return SimpleNamespace(
-        name=name,
+        name="milk",
         photos=(7, 8, 9),
-        explanations=(own, own, own),
+        explanations=(made_up_explanation(),) * 3,
         text_share=0.25,
         image_features=pd.DataFrame(image),
         text_features=pd.DataFrame(text),
     )
 
 
-def test_a_class_is_shown_by_typical_superpixels_and_by_phrases_with_their_spellings():
-    seen, bars = plots.class_explanation(made_up_class()).axes
+def test_a_class_is_shown_by_typical_superpixels_and_by_phrases_with_their_spellings(made_up_class):
+    seen, bars = plots.class_explanation(made_up_class).axes
     assert seen.get_title() == "for: 75% of weight\n3 photos"
-    shown, own = seen.images[0].get_array(), made_up_explanation()
+    shown, own = seen.images[0].get_array(), made_up_class.explanations[0]
     assert np.allclose(shown[:, 8:], own.image.numpy().transpose(1, 2, 0)[:, 8:]), "the superpixel is as it was"
     assert (shown[:, :8] >= 0.7).all(), "the rest is paled"
     assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA LEAN  (3 photos, 2 spellings)"]
-    both = plots.class_explanation(made_up_class(), least=1).axes
+    made_up_class.photos = (7,)
+    both = plots.class_explanation(made_up_class).axes
     assert [ax.get_title().split(":")[0] for ax in both[:2]] == ["for", "against"]
     assert [bar.get_width() for bar in both[2].patches] == [0.75, -0.25]
     assert both[2].patches[0].get_facecolor() != both[2].patches[1].get_facecolor()
 
 
-def test_models_side_by_side_share_phrases_and_scale_and_say_what_is_missing():
+def test_models_side_by_side_share_phrases_and_scale_and_say_what_is_missing(made_up_class):
     index = pd.MultiIndex.from_tuples([("share", "text"), ("text", "EXTRA LEAN")], names=["kind", "feature"])
     table = pd.DataFrame({"sees": [0.0, 0.0], "both": [0.25, 0.5]}, index=index)
-    blind = made_up_class()
+    blind = SimpleNamespace(**vars(made_up_class))
     blind.text_features, blind.text_share = blind.text_features.head(0), 0.0
-    figure = plots.class_comparison({"sees": blind, "both": made_up_class()}, table, images=1)
-    assert [part.get_suptitle() for part in figure.subfigs] == [
-        "sees: words have 0% of its weight",
-        "both: words have 25% of its weight",
-    ]
-    assert figure.subfigs[0].axes[1].texts[0].get_text() == "no words"
-    bars = figure.subfigs[1].axes[1]
+    figure = plots.class_comparison({"sees": blind, "both": made_up_class}, table)
+    titles = ["sees: words have 0% of its weight", "both: words have 25% of its weight"]
+    assert [part.get_suptitle() for part in figure.subfigs] == titles
+    assert figure.subfigs[0].axes[2].texts[0].get_text() == "no words"
+    bars = figure.subfigs[1].axes[2]
     assert [bar.get_width() for bar in bars.patches] == [0.5] and bars.get_xlim() == pytest.approx((-0.55, 0.55))
 
 
 def test_a_positive_window_is_not_painted_as_negative():
     """Formerly the median of the map was subtracted, so that the weaker of two positive windows came out blue."""
     pixels, windows = np.full((3, 8, 8), 0.5), np.array([[0, 0, 8, 8], [4, 4, 8, 8]])
-    ax = plots.window_map(pixels, windows, np.array([3.2, 1.6]), top=1)
+    ax = plots.window_map(pixels, windows, np.array([3.2, 1.6]))
     spread = ax.images[1].get_array()
     assert spread[0, 0] == pytest.approx(0.05) and spread[6, 6] == pytest.approx(0.15) and spread.min() > 0
-    assert [p.get_xy() for p in ax.patches] == [(0, 0)]
+    assert [p.get_xy() for p in ax.patches] == [(0, 0), (4, 4)]
 
 
 def test_the_sign_or_the_verdict_of_an_interval_shows_in_colour_and_marker():
@@ -319,15 +266,7 @@ def test_lines_beyond_the_colours_are_drawn_all_the_same(evaluation):
         assert [label for label in labels if label in names] == names
 
 
-def test_right_and_wrong_are_marked_by_a_sign_and_not_by_colour_alone():
-    figure = plots.contact_sheet(
-        [np.zeros((3, 8, 8))] * 3 + [None], ["x", "y", "z", ""], correct=[True, False, None, None]
-    )
-    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["✓ x", "✗ y", "z"]
-    assert plots.probabilities([0.2, 0.8], ["a", "b"], 0).get_yticklabels()[1].get_text() == "✓ a"
-
-
-def test_a_dollar_in_a_name_starts_no_formula(evaluation):
+def test_a_dollar_in_a_name_starts_no_formula(evaluation, made_up_explanation, made_up_class):
     """Formerly `COLA $1 or 2 for $2` was set as a formula, or ended in an error."""
     name = r"COLA $1 \or 2 for $2"
     table = pd.DataFrame({"name": [name], "accuracy": 0.5, "low": 0.4, "high": 0.6, "difference": 0.1, "x": 1})
@@ -343,7 +282,7 @@ def test_a_dollar_in_a_name_starts_no_formula(evaluation):
         plots.confusion(named),
         plots.probabilities([1.0], [name]),
         *plots.local_explanation(explanation).axes,
-        *plots.class_explanation(made_up_class(name)).axes,
+        *plots.class_explanation(SimpleNamespace(**vars(made_up_class) | {"name": name})).axes,
     ]
     for ax in drawn:
         ax.figure.canvas.draw()

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
 import torch
@@ -50,14 +51,7 @@ def export(
     root: str | Path | None = None,
     split: str = "test",
 ) -> dict[str, Any]:
-    """Export a checkpoint, compare it with PyTorch on a split, and write its model card.
-
-    Args:
-        checkpoint: what `training.save_checkpoint` wrote.
-        folder: to write; files of an earlier export in it are replaced.
-        dataset: name for `data.load`.
-        root: its folder; None takes the default.
-        split: photos that everything is measured on.
+    """Export a checkpoint to `folder`, compare it with PyTorch on a split, and write its model card.
 
     Returns:
         The content of `report.json`.
@@ -105,13 +99,16 @@ def export(
 def require_exportable(model: nn.Module) -> None:
     """Raise `UsageError` unless a model is one image network and a head that the exporter can follow."""
     arguments = getattr(model, "build_args", {})
-    name, cure = arguments.get("name", type(model).__name__), "train `image` or `lca`, which can be exported"
+    name, pooling = arguments.get("name", type(model).__name__), arguments.get("pooling")
     if not isinstance(model, ProductClassifier):
-        raise UsageError(f"model {name!r} is not one network, so it cannot become one graph; {cure}")
-    if model.modalities != ("image",):
-        raise UsageError(f"model {name!r} reads text, which needs an OCR engine and a tokenizer; {cure}")
-    if arguments.get("pooling") not in POOLINGS:
-        raise UsageError(f"pooling {arguments.get('pooling')!r} of model {name!r} cannot be exported; {cure}")
+        reason = "is not one network, so it cannot become one graph"
+    elif model.modalities != ("image",):
+        reason = "reads text, which needs an OCR engine and a tokenizer"
+    elif pooling not in POOLINGS:
+        reason = f"has the pooling {pooling!r}, which cannot be exported"
+    else:
+        return
+    raise UsageError(f"model {name!r} {reason}; train `image` or `lca`, which can be exported")
 
 
 class _Probabilities(nn.Module):
@@ -161,13 +158,7 @@ def _latency(classify: Classifier, images: Tensor) -> float:
 
 
 def preprocessing(model: ProductClassifier, size: int, fit: str) -> dict[str, Any]:
-    """Return what a program has to know to use the model; `predict.py` follows it.
-
-    Args:
-        model: the exported one.
-        size: side of its images in pixels.
-        fit: how photos become square; see `data.table.to_square`.
-    """
+    """Return what a program has to know to use the model; `predict.py` follows it. `fit` is as in `to_square`."""
     return {
         "input": f"images (batch, 3, {size}, {size}), float32 in [0, 1], RGB; normalisation is inside the model",
         "output": "probs (batch, classes), float32, in the order of `classes`",
@@ -189,12 +180,7 @@ def _try_program(graph: bytes, preparation: dict[str, Any], photos: ProductDatas
 
 
 def measurements(evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
-    """Return what a card says of one split: accuracy by class and condition, confusions, calibration.
-
-    Args:
-        evaluation: of the model on the split.
-        table: the rows of the split, in the order of `evaluation`.
-    """
+    """Return the accuracy on one split, whose rows are `table`, by class and condition; its confusions, calibration."""
     conditions = table["condition"].mask(table["condition"] == "").reset_index(drop=True)
     frames = {
         "by_class": evaluation.per_class,
@@ -209,11 +195,10 @@ def measurements(evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
 
 def model_card(report: dict[str, Any]) -> str:
     """Return a report as a model card in Markdown."""
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("retailkit.export", ""), trim_blocks=True, autoescape=False)
+    template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True)
     environment.filters["md"] = lambda text: re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(str(text), quote=False))
-    return environment.get_template("card.md.j2").render(report)
+    return environment.from_string(template).render(report)
 
 
 def _write(folder: Path, graph: bytes, preparation: dict[str, Any], report: dict[str, Any]) -> None:

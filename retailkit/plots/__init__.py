@@ -5,60 +5,21 @@ pixels, and `ax` is where to draw; None makes a figure. Class names, OCR words a
 draws them ends with `literal`.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: F401, I001
 # fmt: off
 import matplotlib.pyplot as plt
 
-from retailkit.plots.charts import (
-    VERDICTS,
-    ablation,
-    accuracy_bars,
-    accuracy_grid,
-    before_after,
-    confusion,
-    curves,
-    intervals,
-    learning_curves,
-    probabilities,
-    reliability,
-)
-from retailkit.plots.explanations import (
-    WEAK,
-    attribution,
-    class_comparison,
-    class_explanation,
-    explanation_map,
-    local_explanation,
-    local_explanations,
-    strongest,
-    strongest_words,
-    trust,
-    typical_superpixel,
-    window_map,
-    word_attributions,
+from retailkit.plots.style import (
+    AGAINST, BAD, COLOURS, FOR, GOOD, QUIET, SIGNED, canvas, literal, png, use_style,
 )
 from retailkit.plots.images import (
-    boxes,
-    confusion_pairs,
-    contact_sheet,
-    ground_truth,
-    image,
-    outline,
-    parts,
-    sample_sheet,
-    strip,
-    words,
+    boxes, confusion_pairs, contact_sheet, ground_truth, image, outline, parts, sample_sheet, strip, words,
 )
-from retailkit.plots.style import (
-    AGAINST,
-    BAD,
-    COLOURS,
-    FOR,
-    GOOD,
-    QUIET,
-    SIGNED,
-    canvas,
-    literal,
-    png,
-    use_style,
+from retailkit.plots.charts import (
+    VERDICTS, ablation, accuracy_bars, accuracy_grid, before_after, confusion, curves, intervals, learning_curves,
+    probabilities, reliability,
+)
+from retailkit.plots.explanations import (
+    WEAK, attribution, class_comparison, class_explanation, explanation_map, local_explanation, local_explanations,
+    strongest, strongest_words, trust, typical_superpixel, window_map, word_attributions,
 )

@@ -45,12 +45,10 @@ def accuracy_bars(table: pd.DataFrame, ax: Axes | None = None, chance: float | N
     return ax
 
 
-def probabilities(
-    probs: Any, classes: Sequence[str], true: int | None = None, ax: Axes | None = None, top: int = 5
-) -> Axes:
-    """Draw the `top` of K probabilities as bars; the class of index `true` is green and has a tick."""
+def probabilities(probs: Any, classes: Sequence[str], true: int | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the five largest of K probabilities as bars; the class of index `true` is green and has a tick."""
     ax, probs = axes_of(ax, (5, 3)), array(probs)
-    order = np.argsort(-probs)[:top]
+    order = np.argsort(-probs)[:5]
     names = [("✓ " if i == true else "") + classes[i] for i in order]
     bars(ax, names, probs[order], [GOOD if i == true else QUIET for i in order])
     ax.set(xlim=(0, 1), xlabel="probability")
@@ -72,8 +70,8 @@ def intervals(
         table: columns `name`, `low`, `high` (NaN for no interval), `value`, and `n` if it is to be written.
         value: column to draw.
         xlabel: below the axis.
-        by: column that colours the dots and labels them for a legend. "" colours differences by their sign: green
-            where the interval lies above zero, orange where below, grey where it holds zero.
+        by: column that colours the dots and labels them. "" colours differences by their sign: green where the interval
+            lies above zero, orange where below, grey where it holds zero.
         looks: colour and marker of each value of `by`; None takes the palette and dots.
         ax: where to draw.
     """
@@ -153,9 +151,8 @@ def curves(
     """Draw column `y` against `x`, one line per value of `by`, with a band from `low` to `high` if there."""
     ax, colours = axes_of(ax, (5.5, 3.6)), _palette(table[by].nunique())
     sns.lineplot(table, x=x, y=y, hue=by, palette=colours, marker=marker, errorbar=None, legend=False, ax=ax)
-    for line, (name, part), colour in zip(
-        ax.lines[-len(colours) :], table.groupby(by, sort=False), colours, strict=True
-    ):
+    lines, groups = ax.lines[-len(colours) :], table.groupby(by, sort=False)
+    for line, (name, part), colour in zip(lines, groups, colours, strict=True):
         line.set_label(name)
         if "low" in part:
             ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
@@ -180,7 +177,7 @@ def learning_curves(
         columns: column -> title of its Axes; a run that lacks the column is left out there.
         axes: where to draw.
         x: column on the horizontal axis.
-        smooth: share of the run over which a line is averaged, 0 for none.
+        smooth: share of the run over which a line is averaged.
     """
     for ax, (column, title) in zip(axes, columns.items(), strict=False):
         lines = {name: epochs.groupby(x)[column].mean() for name, epochs in histories.items() if column in epochs}
@@ -198,10 +195,10 @@ def learning_curves(
     return axes
 
 
-def reliability(evaluations: Mapping[str, Evaluation], bins: int = 10, ax: Axes | None = None) -> Axes:
+def reliability(evaluations: Mapping[str, Evaluation]) -> Axes:
     """Draw accuracy against confidence, bin by bin (Guo et al. 2017, figure 1)."""
-    ax = axes_of(ax, (4.6, 4.4))
-    tables = {f"{n} (error {e.calibration_error(bins):.3f})": e.reliability(bins) for n, e in evaluations.items()}
+    ax = axes_of(None, (4.6, 4.4))
+    tables = {f"{n} (error {e.calibration_error():.3f})": e.reliability() for n, e in evaluations.items()}
     table = pd.concat(tables, names=["name"]).reset_index("name")[["name", "confidence", "accuracy"]]
     curves(table.dropna(), "confidence", "confidence", ax)
     ax.plot([0, 1], [0, 1], color=QUIET, linestyle=":", label="perfectly calibrated", zorder=0)
@@ -218,14 +215,14 @@ def accuracy_grid(table: pd.DataFrame, rows: str, columns: str, ax: Axes | None 
     return _heatmap(grid, grid.index, grid.columns, ax, "accuracy", annot=True, fmt=".2f", annot_kws={"fontsize": 8})
 
 
-def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None) -> Axes:
     """Draw the confusion matrix as shares of each true class; classes of one group stand together in a frame."""
     families = np.asarray(groups if groups is not None else [""] * len(evaluation.classes))
     order = np.lexsort((evaluation.classes, families))
     counts = evaluation.confusion[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     labels = [evaluation.classes[i].title() for i in order] if len(order) <= 40 else []
-    ax = _heatmap(shares, labels, [], axes_of(ax, (7.2, 6.4)), "share of the true class", square=True)
+    ax = _heatmap(shares, labels, [], axes_of(None, (7.2, 6.4)), "share of the true class", square=True)
     for family in np.unique(families[families != ""]):
         start, length = np.flatnonzero(families[order] == family)[0], int((families == family).sum())
         rectangle((start, start, start + length, start + length), ax, fill=False, edgecolor="white", linewidth=1.6)

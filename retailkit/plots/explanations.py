@@ -39,11 +39,11 @@ def attribution(
         pixels: (3,H,W) in [0,1].
         attr: (H,W) signed.
         ax: where to draw.
-        limit: value of the full colour on both sides; None takes the strength that one pixel in 200 exceeds, so that a
-            few extreme pixels do not pale all others. Share it across a grid.
+        limit: value of the full colour on both sides, to be shared across a grid; None takes the strength that one
+            pixel in 200 exceeds, so that a few extreme pixels do not pale all others.
         title: above the image.
-        blur: standard deviation in pixels by which the map is blurred first: gradients of single pixels are too fine
-            to see. A blur keeps signs, so that neighbours of opposite signs cancel.
+        blur: standard deviation in pixels by which the map is blurred first, since gradients of single pixels are too
+            fine to see. Neighbours of opposite signs cancel.
     """
     attr = gaussian_filter(array(attr), blur)
     strength = np.abs(attr)
@@ -54,17 +54,10 @@ def attribution(
     return ax
 
 
-def word_attributions(
-    pixels: Any,
-    found: Sequence[Word],
-    values: Any,
-    ax: Axes | None = None,
-    limit: float | None = None,
-    title: str = "",
-) -> Axes:
-    """Tint N words on an image by their signed values (N,); `limit` is as in `attribution`, None the largest."""
+def word_attributions(pixels: Any, found: Sequence[Word], values: Any, ax: Axes | None = None, title: str = "") -> Axes:
+    """Tint N words on an image by their signed values (N,), with full colour for the largest."""
     values = array(values)
-    limit = limit or float(np.abs(values).max(initial=0.0))
+    limit = float(np.abs(values).max(initial=0.0))
     ax = image(_paled(pixels), title if limit else f"{title} (no effect anywhere)", axes_of(ax, (4, 4)))
     _tint_words(found, values, ax, limit)
     return ax
@@ -87,10 +80,8 @@ def _paled(pixels: Any) -> np.ndarray:
     return np.repeat(0.35 + 0.65 * array(pixels).mean(0, keepdims=True), 3, 0)
 
 
-def window_map(
-    pixels: Any, corners: Any, contributions: Any, ax: Axes | None = None, title: str = "", top: int = 3
-) -> Axes:
-    """Lay the contributions (N,) of LCA's windows (N,4) over an image and frame the `top` of them.
+def window_map(pixels: Any, corners: Any, contributions: Any, title: str = "") -> Axes:
+    """Lay the contributions (N,) of LCA's windows (N,4) over an image and frame the three largest.
 
     Each contribution to the logit of the class is spread evenly over its window.
     """
@@ -98,8 +89,8 @@ def window_map(
     spread = np.zeros(np.asarray(pixels).shape[1:])
     for (x0, y0, x1, y1), c in zip(corners, contributions, strict=True):
         spread[y0:y1, x0:x1] += c / ((x1 - x0) * (y1 - y0))
-    ax = attribution(pixels, spread, ax, title=title)
-    for box in corners[np.argsort(-contributions)[:top]]:
+    ax = attribution(pixels, spread, title=title)
+    for box in corners[np.argsort(-contributions)[:3]]:
         rectangle(box, ax, fill=False, edgecolor=FOR, linewidth=1.4)
     return ax
 
@@ -130,8 +121,7 @@ def local_explanation(
 ) -> Figure:
     """Show why a model prefers a class to its contrast class: superpixels, words, and how far to trust it.
 
-    `row` is that of the explained class, `axes` are two, for the image and the words; `pixels` is as in
-    `explanation_map`.
+    `axes` are two, for the image and the words; `pixels` is as in `explanation_map`.
     """
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=(1, 1.1))[1]
@@ -188,14 +178,13 @@ def trust(explanation: LocalExplanation, row: int = 0) -> str:
     return f"{line}\n{count['images']} masked images, {count['texts']} masked texts, {count['pairs']} pairs"
 
 
-def class_explanation(explained: ClassExplanation, images: int = 3, texts: int = 6, least: int = 2) -> Figure:
+def class_explanation(explained: ClassExplanation, images: int = 3, texts: int = 6) -> Figure:
     """Show what a class is recognised by: a typical photo of each image feature, and bars of its text features.
 
-    At most `images` and `texts` features are drawn, the heaviest that `least` photos show.
+    At most `images` and `texts` features are drawn, the heaviest that two photos show.
     """
-    least = min(least, len(explained.photos))
-    seen = explained.image_features[explained.image_features["support"] >= least].head(images)
-    read = explained.text_features[explained.text_features["samples"] >= least].head(texts)
+    seen = _shown_twice(explained, explained.image_features, "support").head(images)
+    read = _shown_twice(explained, explained.text_features, "samples").head(texts)
     widths = [1.0] * len(seen) + [1.7] * bool(len(read)) or [1.0]
     height = max(3.2 if len(seen) else 1, 0.34 * len(read) + 1.1)
     figure, axes = plt.subplots(1, len(widths), figsize=(2.6 * sum(widths), height), width_ratios=widths, squeeze=False)
@@ -211,24 +200,26 @@ def class_explanation(explained: ClassExplanation, images: int = 3, texts: int =
     return figure
 
 
-def class_comparison(
-    explained: Mapping[str, ClassExplanation], table: pd.DataFrame, images: int = 2, texts: int = 8, least: int = 2
-) -> Figure:
-    """Show side by side what models recognise one class by: typical photos above, the same phrases below.
+def _shown_twice(explained: ClassExplanation, features: pd.DataFrame, photos: str) -> pd.DataFrame:
+    """Return the features that at least two photos show, or all where only one photo was explained."""
+    return features[features[photos] >= min(2, len(explained.photos))]
+
+
+def class_comparison(explained: Mapping[str, ClassExplanation], table: pd.DataFrame) -> Figure:
+    """Show side by side what models recognise one class by: two typical photos above, the same phrases below.
 
     `explained` holds the class for each model, `table` is what `classes.compare` makes of them.
     """
-    parts = table[table.index.get_level_values("kind") == "text"].droplevel("kind").head(texts)
+    parts = table[table.index.get_level_values("kind") == "text"].droplevel("kind").head(8)
     limit = 1.1 * float(parts.abs().to_numpy().max(initial=0)) or 1.0
     figure = plt.figure(figsize=(4.4 * len(explained), 2.8 + 0.3 * len(parts)))
     columns = figure.subfigures(1, len(explained), squeeze=False)[0]
     for part, (name, found) in zip(columns, explained.items(), strict=True):
         share = "" if np.isnan(found.text_share) else f": words have {found.text_share:.0%} of its weight"
         part.suptitle(f"{name}{share}", fontsize=10, fontweight="bold")
-        enough = found.image_features["support"] >= min(least, len(found.photos))
-        seen = found.image_features[enough].head(images)
-        grid = part.add_gridspec(2, images, height_ratios=(2.1, 0.3 * len(parts) + 0.5))
-        for place in range(images):
+        seen = _shown_twice(found, found.image_features, "support").head(2)
+        grid = part.add_gridspec(2, 2, height_ratios=(2.1, 0.3 * len(parts) + 0.5))
+        for place in range(2):
             ax = part.add_subplot(grid[0, place])
             if place < len(seen):
                 typical_superpixel(found, int(seen.index[place]), ax)

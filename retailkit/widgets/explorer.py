@@ -1,7 +1,6 @@
 """Explorers for notebooks: controls wired to one pure function that draws a figure.
 
-The figure is shown in an `Image` widget that `observe` refreshes. There is no `Output` widget and no `interact`: with
-those, one headless run in about fifty never ends.
+The figure is shown in an `Image` widget: with `Output` and `interact`, one headless run in about fifty never ends.
 """
 
 from __future__ import annotations
@@ -17,19 +16,13 @@ from retailkit.plots import png
 
 
 def control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
-    """Return the control that fits `values`.
-
-    Args:
-        name: its label.
-        values: True or False gives a checkbox, a `range` a slider, any other sequence a menu.
-    """
+    """Return the control that fits `values`: a checkbox for True or False, a slider for a `range`, else a menu."""
     label = name.replace("_", " ")
     if isinstance(values, bool):
         return W.Checkbox(value=values, description=label, indent=False)
     if isinstance(values, range):
-        return W.IntSlider(
-            values.start, values.start, values.stop - 1, values.step, description=label, continuous_update=False
-        )
+        low, high = values.start, values.stop - 1
+        return W.IntSlider(low, low, high, values.step, description=label, continuous_update=False)
     return W.Dropdown(options=list(values), description=label)
 
 
@@ -66,10 +59,8 @@ class Explorer(W.VBox):
 
 
 def explorer(render: Callable[..., Figure], **values: Sequence[Any] | bool) -> Explorer:
-    """Return controls wired to `render`, a pure function of them that returns a Figure.
+    """Return controls wired to `render`, a pure function of one keyword per control that returns a Figure.
 
-    Args:
-        render: called with one keyword per control.
-        **values: what each control offers; see `control`.
+    `values` is what each control offers; see `control`.
     """
     return Explorer(render, {name: control(name, offered) for name, offered in values.items()})

@@ -120,12 +120,7 @@ def region_names(photo: Photo, found: LocalExplanation | None, change: Change) -
 
 
 class Screen(W.VBox):
-    """The controls and views of the tool; `_show` brings them to what `state` says of the photos of `desk`.
-
-    Args:
-        datasets: names to choose from.
-        budget: masks per explanation.
-    """
+    """The controls and views of the tool; `_show` brings them to what `state` says of the photos of `desk`."""
 
     desk: Desk
     state: State

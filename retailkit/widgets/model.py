@@ -127,20 +127,17 @@ class Change:
         """Return the changed image (3,H,W).
 
         Raises:
-            UserError: the background or the occlusion needs a product mask, and there is none, or none to use.
-            UsageError: an unknown background, or a number out of range.
+            UserError: the background or the occlusion needs a product mask, and there is none to use.
         """
-        image = photo.sample.image
-        variants = [(BACKGROUNDS[pick(BACKGROUNDS, self.background, "background")], {})]
-        variants += [("occlusion", {"share": self.occlusion})] if self.occlusion else []
-        for name, options in variants:
-            if name == "original":
-                continue
-            if photo.sample.mask is None:
-                raise UserError(f"{photo.name} has no product mask, so its background cannot be changed")
-            image = backgrounds.apply_variant(image[None], photo.sample.mask[None], name, **options)[0]
-        if self.brightness < 0 or self.blur < 0:
-            raise UsageError(f"brightness={self.brightness} and blur={self.blur}: use 0 or more")
+        image, mask = photo.sample.image, photo.sample.mask
+        variants = {BACKGROUNDS[pick(BACKGROUNDS, self.background, "background")]: {}}
+        if self.occlusion:
+            variants["occlusion"] = {"share": self.occlusion}
+        variants.pop("original", None)
+        if variants and mask is None:
+            raise UserError(f"{photo.name} has no product mask, so its background cannot be changed")
+        for name, options in variants.items():
+            image = backgrounds.apply_variant(image[None], mask[None], name, **options)[0]
         image = (image * self.brightness).clamp(0, 1)
         if sigma := self.blur * image.shape[-1]:
             image = gaussian_blur(image, [2 * int(3 * sigma) + 1] * 2, [sigma, sigma])
@@ -182,9 +179,7 @@ class State:
     def probabilities(self, classes: Sequence[str], others: bool = False) -> pd.DataFrame:
         """Return the probabilities before and after the change: columns `model`, `label`, `before` and `after`.
 
-        Args:
-            classes: K names.
-            others: include the classes that a model predicts before and after, besides the class and its contrast.
+        `others` includes the classes that a model predicts before and after, besides the class and its contrast.
         """
         rows = []
         for name in self.models:

@@ -232,10 +232,7 @@ def what_if_figure(state: State, classes: Sequence[str]) -> Figure:
 def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> list[Section]:
     """Return what a model recognises a class by: typical superpixels, phrases with their spellings, the deletion check.
 
-    Args:
-        model: its name.
-        found: the class.
-        check: of `classes.deletion_check`; empty where no photo was left for it.
+    `model` is its name; `check` is that of `classes.deletion_check`, empty where no photo was left for it.
     """
     share = "" if math.isnan(found.text_share) else f" Words carry {found.text_share:.0%} of the weight."
     skipped = f" In {found.skipped} more there was nothing to explain." if found.skipped else ""
@@ -310,12 +307,7 @@ def rank_agreement(left: LocalExplanation, right: LocalExplanation) -> float | N
 
 
 def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:
-    """Return an explanation as a page: the photo, and a map and the words of each explained class.
-
-    Args:
-        explanation: of one photo.
-        pixels: the photo, (3,H,W).
-    """
+    """Return an explanation of one photo (3,H,W) as a page: the photo, and a map and the words of each class."""
     photo = picture(plots.image(pixels, ax=plots.canvas(SIDE)), "The photo as the model sees it")
     shown = [Section(text=[f"The model's answer: {answer(explanation.classes, explanation.probs)}."], images=[photo])]
     for row, label in enumerate(explanation.explained):

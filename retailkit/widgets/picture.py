@@ -38,12 +38,7 @@ class Picture(anywidget.AnyWidget):
     def show(self, png: bytes, labels: np.ndarray, names: Sequence[str], alt: str, hint: str = "") -> None:
         """Show another image.
 
-        Args:
-            png: the image.
-            labels: (h,w) int, of the same proportions; -1 belongs to no region.
-            names: one per region.
-            alt: see `alt`.
-            hint: see `hint`.
+        `labels` (h,w) are of the same proportions, -1 for no region; there is one of `names` per region.
         """
         plain = np.where(labels < 0, NOWHERE, labels).astype("<u2")
         with self.hold_sync():

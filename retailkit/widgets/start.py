@@ -13,58 +13,40 @@ from retailkit.data import ocr
 from retailkit.data.table import ProductData
 from retailkit.inference import Predictor
 
-
-def explained_models(
-    data: ProductData,
-    dataset: str,
-    root: str | Path | None,
-    profile_name: str,
-    names: Sequence[str] = ("score_fusion", "image", "text"),
-    seed: int = 0,
-) -> dict[str, Predictor]:
-    """Return models for the explanation tool: frozen encoders, and a head for each name; trained once and kept.
-
-    Args:
-        data: with words, where a model reads.
-        dataset: its name.
-        root: its folder.
-        profile_name: gives backbone, epochs and the size of pictures.
-        names: of models in `models.MODELS`.
-        seed: of the heads and the order of pictures.
-    """
-    found, size = {}, profile(profile_name).explain_size
-    for name in names:
-        options = {"missing": "prior"} if name == "text" else {}  # a photo without words is answered by the prior
-        spec = training.reference("probe", dataset, root, profile_name, seed, name, size, options)
-        found[name] = Predictor(training.fit_or_load(spec, data)[0], size)
-    return found
+NAMES = ("score_fusion", "image", "text")
 
 
 def explanation_desk(
     dataset: str = "synthetic",
     root: str | Path | None = None,
     profile_name: str = "fast",
-    names: Sequence[str] = ("score_fusion", "image", "text"),
+    names: Sequence[str] = NAMES,
     seed: int = 0,
 ) -> tuple[ProductData, dict[str, Predictor]]:
-    """Return a data set and models for the explanation tool; see `explained_models`.
+    """Return a data set and models for the explanation tool: frozen encoders, and a head for each of `names`.
 
     Photos on which nothing was read are left out, unless that is all of them: then only models that see are trained.
+    The heads are trained once and kept; `seed` is theirs.
     """
+    size = profile(profile_name).explain_size
     data = ocr.add_text(datasets.load(dataset, root, profile_name), limit=profile(profile_name).ocr_limit)
     readable = data.table["text"].ne("").to_numpy()
     if readable.any():
         data = data.select(readable)
     else:
         names = [name for name in names if "text" not in models.MODELS[name].modalities] or ["image"]
-    return data, explained_models(data, dataset, root, profile_name, names, seed)
+    found = {}
+    for name in names:
+        options = {"missing": "prior"} if name == "text" else {}  # a photo without words is answered by the prior
+        spec = training.reference("probe", dataset, root, profile_name, seed, name, size, options)
+        found[name] = Predictor(training.fit_or_load(spec, data)[0], size)
+    return data, found
 
 
 def other_desks(
-    dataset: str, profile_name: str = "fast", names: Sequence[str] = ("score_fusion", "image", "text")
+    dataset: str, profile_name: str = "fast", names: Sequence[str] = NAMES
 ) -> dict[str, Callable[[], tuple[ProductData, dict[str, Predictor]]]]:
     """Return what loads each of the other data sets that are on this machine, for the tool's menu."""
-    there = [
-        n for n in datasets.DATASETS if n not in (dataset, "folder") and (n == "synthetic" or data_root(n).exists())
-    ]
+    known = [name for name in datasets.DATASETS if name not in (dataset, "folder")]
+    there = [name for name in known if name == "synthetic" or data_root(name).exists()]
     return {name: partial(explanation_desk, name, None, profile_name, names) for name in there}

@@ -5,44 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from retailkit.data.table import Word
-from retailkit.explain.lime import LocalExplanation, Options, Samples
-from retailkit.explain.masking import Token
 from retailkit.widgets import page as pages
 
 
-def made_up(nothing=""):
-    """Two superpixels and two words; the right half and EXTRA support the class."""
-    words = [Word("EXTRA", (1, 1, 6, 3)), Word("<LEAN>", (1, 4, 6, 6))]
-    weights = {"image": np.array([[-0.5, 1.0]]), "text": np.array([[2.0, 0.0]])}
-    spans = {kind: np.stack([w - 0.25, w + 0.25], 2) for kind, w in weights.items()}
-    masks = np.ones((1, 2), bool)
-    return LocalExplanation(
-        classes=["extra lean", "lean <3 %>"],
-        explained=(0,),
-        contrasts=(1,),
-        image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)),
-        segments=np.repeat([[0] * 8 + [1] * 8], 16, 0),
-        tokens=tuple(Token(word.text, (word,)) for word in words),
-        links=np.array([-1, -1]),
-        logits=np.array([1.0, 0.0]),
-        image_weights=weights["image"],
-        text_weights=weights["text"],
-        image_intervals=spans["image"],
-        text_intervals=spans["text"],
-        r2=np.array([0.2]),
-        share=np.array([0.6]),
-        share_intervals=np.array([[0.5, 0.7]]),
-        samples=Samples(masks, masks, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
-        options=Options(),
-        nothing=nothing,
-    )
-
-
-def test_a_page_of_an_explanation_needs_no_other_file_and_escapes_names():
-    found = made_up()
+def test_a_page_of_an_explanation_needs_no_other_file_and_escapes_names(made_up_explanation):
+    found = made_up_explanation()
     page = pages.explanation_page(found, found.image)
     assert page.startswith("<!doctype html>") and page.count("data:image/png;base64,") == 2
     assert not re.search(r'(?:src|href)="(?!data:)', page) and "viewport" in page
@@ -53,16 +21,16 @@ def test_a_page_of_an_explanation_needs_no_other_file_and_escapes_names():
     assert page == pages.explanation_page(found, found.image), "the same explanation is the same page"
 
 
-def test_an_explanation_of_nothing_shows_no_map_and_says_why():
-    found = made_up("one part")
+def test_an_explanation_of_nothing_shows_no_map_and_says_why(made_up_explanation):
+    found = made_up_explanation("one part")
     page = pages.explanation_page(found, found.image)
     assert "nothing to explain: one part" in page and page.count("<img") == 1
 
 
-def test_trust_is_named_in_words_and_not_by_colour():
-    lines = pages.trust(made_up())
+def test_trust_is_named_in_words_and_not_by_colour(made_up_explanation):
+    lines = pages.trust(made_up_explanation())
     assert "○ Held-out R² 0.20: weak fit, only a hint" in lines
-    assert "● Held-out R² 0.90: good fit" in pages.trust(replace(made_up(), r2=np.array([0.9])))
+    assert "● Held-out R² 0.90: good fit" in pages.trust(replace(made_up_explanation(), r2=np.array([0.9])))
 
 
 def test_bars_of_a_table_start_at_zero_and_share_the_limit():
