@@ -65,7 +65,7 @@ def canvas(width: int, height: int | None = None) -> Axes:
 
     The figure is not known to pyplot, so that threads may draw on one each.
     """
-    figure = Figure(figsize=(width / 100, (height or width) / 100))
+    figure = Figure(figsize=(width / 100, (height or width) / 100), layout="none")
     return figure.add_axes((0, 0, 1, 1))
 
 
