@@ -229,7 +229,6 @@ def _execute(job: Job) -> Result:
 def _papermill(job: Job) -> str:
     """Execute a notebook into the output folder; return "", or what went wrong in one line."""
     import papermill
-    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     try:
@@ -247,7 +246,7 @@ def _papermill(job: Job) -> str:
             )
     except PapermillExecutionError as error:
         told = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    except CellTimeoutError:
+    except TimeoutError:
         told = (
             f"a cell took more than {job.timeout} seconds; run it again, what is trained or encoded by now is kept, "
             "or give it longer: --cell-seconds"

@@ -240,7 +240,9 @@ def _poster(rng: np.random.Generator, size: int) -> Region:
     ink, bold = (*rng.uniform((120, 0, 0), (200, 30, 40)), 255), max(round(0.02 * size), 2)
     cv2.rectangle(behind, (x0 + bold, y0 + bold), (x0 + width - bold, y0 + height // 3), ink, -1)
     place = (x0 + round(0.14 * width), y0 + round(0.78 * height))
-    cv2.putText(behind, "-25%", place, cv2.FONT_HERSHEY_DUPLEX, 0.0085 * width, ink, max(bold // 2, 1), cv2.LINE_AA)
+    print_ = np.zeros((size, size), np.uint8)  # OpenCV 5 writes on 8-bit images only
+    cv2.putText(print_, "-25%", place, cv2.FONT_HERSHEY_DUPLEX, 0.0085 * width, 255, max(bold // 2, 1), cv2.LINE_8)
+    behind[print_ > 0] = ink
     stands: list[Stand] = []
     for _ in range(int(rng.integers(1, 4))):
         side = rng.uniform(0.56, 0.9) if left else rng.uniform(0.1, 0.44)
