@@ -197,7 +197,7 @@ class TransformerEncoder(TextEncoder):
             self.tokenizer.enable_padding(pad_id=self.network.config.pad_token_id or 0)
 
     def get_extra_state(self) -> Tensor:
-        """Return the vocabulary as (N,) uint8: no buffer, lest somebody average it with the weights."""
+        """Return the vocabulary as (N,) uint8: not a buffer, because weight averaging takes buffers."""
         return torch.tensor(list(self.vocabulary.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:

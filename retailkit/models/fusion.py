@@ -72,7 +72,7 @@ class ScoreFusion(Head):
 class Concatenation(Head):
     """One linear layer over the features of all modalities laid end to end.
 
-    Modalities are scaled to the same total variance, lest the one with the longer vector outvote the other. A missing
+    Modalities are scaled to the same total variance, so that a longer vector does not count more. A missing
     modality is replaced by the average of the training rows, which is zero after scaling.
     """
 

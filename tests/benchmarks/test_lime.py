@@ -210,13 +210,13 @@ def test_lime(compare, quick):
 
     mean, good = table.mean(numeric_only=True), []
     for n in BUDGETS:
-        steadier, worse = (table[f"{what}_{n}"] - table[f"{what}_lime"] for what in ("stability", "deletion"))
+        more_stable, worse = (table[f"{what}_{n}"] - table[f"{what}_lime"] for what in ("stability", "deletion"))
         told = [
             "{:+.4f} ({:+.4f} to {:+.4f})".format(gap.mean(), *metrics.bootstrap(gap.to_numpy()))
-            for gap in (steadier, worse)
+            for gap in (more_stable, worse)
         ]
         print(f"{n} masks, ours less lime's: stability {told[0]} (wanted: >= 0), deletion {told[1]} (<= 0)")
-        if steadier.mean() >= 0 and worse.mean() <= 0:
+        if more_stable.mean() >= 0 and worse.mean() <= 0:
             good.append(n)
     budget = (good or BUDGETS[-1:])[0]
 
