@@ -155,6 +155,21 @@ class LocalExplanation:
         contrast = f" and not {self.classes[self.contrasts[0]]}" if self.contrasts[0] >= 0 else ""
         return f"why {self.classes[self.explained[0]]}{contrast}"
 
+    def verdict(self, row: int = 0) -> str:
+        """Return "" where a row of weights may be shown, or else a sentence that says why not and what to do."""
+        if self.nothing:
+            return f"There is nothing to explain: {self.nothing}."
+        if self.r2[row] > 0:
+            return ""
+        if math.isnan(self.r2[row]):
+            return (
+                "It is not known how well this explanation fits the model: there are too few masks. Raise the budget."
+            )
+        return (
+            f"This photo cannot be explained so: on masks left out of the fit, it predicts the model worse "
+            f"than a constant (R² {self.r2[row]:.2f}). Raise the budget."
+        )
+
     def row(self, label: int | str) -> int:
         """Return the row of weights that explains a class; raise UsageError if it was not explained."""
         index = _class(label, self.classes)

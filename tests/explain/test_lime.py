@@ -402,6 +402,16 @@ def test_r2_is_that_of_masks_left_out(kernel):
     assert 0.2 < found.r2[0] < 0.999
 
 
+def test_an_explanation_that_fits_worse_than_a_constant_is_not_to_be_shown():
+    """Few masks of a function of many interactions gave strong colours at R² -1571, called "a hint"."""
+    assert Puzzle(tangled(15), 15, 0).explain(budget=200).verdict() == ""
+    parity = Puzzle(lambda z, t: (2 * z - 1).prod(1), 20, 0)
+    found = parity.explain(budget=46)
+    assert found.r2[0] < 0 and "Raise the budget" in found.verdict() and f"R² {found.r2[0]:.2f}" in found.verdict()
+    assert "too few masks" in parity.explain(budget=10).verdict()
+    assert "is only one part to hide" in Puzzle(additive([2.0]), 1, 0).explain().verdict()
+
+
 # -- The budget.
 
 
