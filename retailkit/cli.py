@@ -25,6 +25,7 @@ CURES = {
     errno.EADDRINUSE: "choose another one: --port",
     errno.EPIPE: "the program that read the output has ended",
 }
+FEW = 30  # test images: with fewer, one more mistake changes accuracy by more than 0.03
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
 app = typer.Typer(
@@ -347,10 +348,9 @@ def matrix(
     spec = training.reference(mode, dataset, root, profile, options=options)
     side = size or models.build("image", ["any"], **spec.model_options).input_size
     found = study.labelled_by(training.repetition(data.load(dataset, root), 0), labels)
-    products, bare = backgrounds.masked(found), int((found.table["mask"] == "").sum())
+    products, bare = backgrounds.masked(found), (found.table["mask"] == "").sum()
     if bare:
-        accepted = bare - len(found) + len(products)
-        print(f"GrabCut: {accepted} of {bare} masks accepted; the other images are left out")
+        print(f"GrabCut: {bare - (products.table['mask'] == '').sum()} of {bare} masks accepted")
     scenes = [backgrounds.VariantSplit.read(products.split(name, side)) for name in ("train", "test")]
     cells = study.run(*scenes, spec, rows, columns, range(seeds), folder)
     if csv:
@@ -361,6 +361,10 @@ def matrix(
     grid = table.pivot(index="train", columns="test", values="accuracy").reindex(index=rows, columns=columns)
     print(grid.rename_axis("trained on", columns=None).to_string(float_format="{:.3f}".format))
     print(f"{len(scenes[0])} images to train on, {len(scenes[1])} to test on, {len(products.classes)} classes")
+    if left := sum(part.left_out for part in scenes):
+        print(f"left out: {left}, whose masks are missing, empty, or leave no background")
+    if len(scenes[1]) < FEW:
+        print(f"{len(scenes[1])} test images are too few to say anything: test on at least {FEW}")
     if {"mixed_same", "mixed_rand"} <= set(columns):
         for gap in study.bg_gap(answers).itertuples():
             print(f"BG-gap of {gap.train}: {gap.gap:.3f} ({gap.low:.3f} to {gap.high:.3f})")
@@ -454,7 +458,10 @@ def main() -> None:
     """Run the command line; what a user can mend ends in one line per fault on stderr and an exit code."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        sys.exit(app(words, standalone_mode=False) or 0)
+        code = app(words, standalone_mode=False) or 0
+        if code == 130:  # Typer makes it of an interrupt, without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
     except (Exception, KeyboardInterrupt) as error:
         line, code = _explained(error)
         if not line or "--debug" in sys.argv:

@@ -288,9 +288,10 @@ def test_the_matrix_cuts_out_what_has_no_mask_yet(call, shop, tmp_path):
     outline.save(tmp_path / "mask.png")
     rows[0] = (*rows[0][:2], tmp_path / "mask.png")
     pd.DataFrame(rows, columns=["image", "label", "mask"]).to_csv(tmp_path / "shop.csv", index=False)
-    code, out, err = call("matrix --dataset folder --root shop.csv --size 48 --train original --test only_fg")
+    code, out, err = call("matrix --dataset folder --root shop.csv --size 48 --train original --test generic_paste")
     assert code == 0, err
-    assert "15 of 15 masks accepted" in out
+    assert "15 of 15 masks accepted" in out and "left out" not in out
+    assert "2 test images are too few" in out
 
 
 def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
@@ -298,7 +299,12 @@ def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
     line += " --test mixed_same --test mixed_rand"
     code, out, err = call(line)
     assert code == 0, err
-    assert "16 of 17 masks accepted" in out and "BG-gap of original" in out and "mixed_same" in out
+    assert (
+        "16 of 17 masks accepted" in out
+        and "1 images are left out" in out
+        and "BG-gap of original" in out
+        and "mixed_same" in out
+    )
     cells = pd.read_csv(tmp_path / "cells.csv")
     assert cells[["train", "test", "seed"]].to_numpy().tolist() == [
         ["original", test, seed] for seed in (0, 1) for test in ("mixed_same", "mixed_rand")

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit.cache import digest, replacing
-from retailkit.config import UsageError, cache_dir, pick
-from retailkit.data.images import read_image
+from retailkit.cache import digest, open_file, replacing
+from retailkit.config import UsageError, UserError, cache_dir, pick
+from retailkit.data.images import image_size, read_image, read_mask
 from retailkit.data.table import DataError, ProductData
 
 ROUNDS = 5  # of GrabCut
@@ -128,62 +128,60 @@ def iou(masks: Tensor, others: Tensor) -> Tensor:
 # -- Masks of a data set.
 
 
-def masked(data: ProductData, rejected: str = "drop") -> ProductData:
-    """Return the data set with a mask file for each photo that has none; see `central_grabcut`.
+def masked(data: ProductData) -> ProductData:
+    """Return the data set with a mask file for each photo that has none, unless it is rejected; see `central_grabcut`.
 
     Masks are cached by the file's bytes, so a killed run goes on where it was. OpenCV lets go of Python's lock, so
     threads use all cores.
 
     Args:
         data: the data set; it is not changed. Masks that it brings stay.
-        rejected: `drop` the rows whose mask is rejected, or `keep` them without a mask.
 
     Raises:
         DataError: a photo cannot be read; the message names file and row. What was done before is cached.
     """
-    pick(("drop", "keep"), rejected, "treatment of rejected masks")
     table, folder = data.table.copy(), cache_dir("masks")
     bare = np.flatnonzero(table["mask"] == "")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         found = pool.map(lambda row: _mask_file(data, row, folder), bare)
         bar = tqdm(found, desc="masks", total=len(bare), delay=2, mininterval=2)
         table.loc[bare, "mask"] = np.array(list(bar), dtype=object)
-    result = replace(data, table=table)
-    return result if rejected == "keep" else result.select((table["mask"] != "").to_numpy())
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for all other photos
+    return replace(data, table=table)
 
 
 def _mask_file(data: ProductData, row: int, folder: Path) -> str:
-    """Return the path of one photo's mask, made if it is not in the cache; "" where it was rejected.
+    """Return the path of one photo's mask, made if it is not in the cache or damaged; "" where it was rejected.
 
-    A rejected mask is an empty file, so that nobody tries again.
+    A rejected mask is kept without any pixel of product, so that nobody tries again.
     """
-    photo = Path(data.table["image"].iloc[row])
+    photo = data.table["image"].iloc[row]
     rule = [SIDE, ROUNDS, LEAST_SHARE, MOST_SHARE, CENTRAL, AGREEMENT, _RECIPE, cv2.__version__]
     try:
-        path = folder / f"{digest(rule, photo.read_bytes())}.png"
-        mask = None if path.is_file() else _cut_out(read_image(photo))
-    except OSError as error:
-        cure = "restore the file or drop its row"
-        raise DataError(f"row {row} of {data.name!r}: {photo}: {error.strerror}; {cure}") from None
-    except DataError as error:
-        raise DataError(f"row {row} of {data.name!r}: {error}") from None
-    if not path.is_file():
-        with replacing(path) as draft:
-            draft.write_bytes(b"")
-            if mask is not None:
+        with open_file(photo) as file:
+            path = folder / f"{digest(rule, file.read())}.png"
+        size = image_size(photo)[::-1]
+        try:
+            mask = read_mask(path, size)
+        except DataError:  # not there, or damaged
+            mask = _cut_out(read_image(photo))
+            with replacing(path) as draft:
                 Image.fromarray(mask).save(draft, format="PNG")
-    return str(path) if path.stat().st_size else ""
+    except UserError as error:
+        raise DataError(f"row {row} of {data.name!r}: {error}") from None
+    return str(path) if mask.any() else ""
 
 
-def _cut_out(image: np.ndarray) -> np.ndarray | None:
-    """Return the mask of a photo at its full size, or None where it is rejected; it is found at a reduced size."""
+def _cut_out(image: np.ndarray) -> np.ndarray:
+    """Return the mask of a photo at its full size, empty where it is rejected; it is found at a reduced size."""
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / min(height, width))
-    if scale == 1:
-        return central_grabcut(image)
-    mask = central_grabcut(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    mask = central_grabcut(small)
     if mask is None:
-        return None
+        return np.zeros((height, width), bool)
     return cv2.resize(np.float32(mask), (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
 
 
@@ -192,13 +190,12 @@ def acceptance(before: ProductData, after: ProductData) -> pd.DataFrame:
 
     Args:
         before: what `masked` was given.
-        after: what it returned, rejected rows dropped or kept.
+        after: what it returned.
 
     Returns:
         One row per class, the lowest share first: `label`, `photos`, `accepted`, `share` in [0,1].
     """
-    has_mask = set(after.table.loc[after.table["mask"] != "", "image"])
-    seen = pd.DataFrame({"label": before.table["label"], "accepted": before.table["image"].isin(has_mask)})
+    seen = pd.DataFrame({"label": before.table["label"], "accepted": after.table["mask"] != ""})
     counts = seen.groupby("label")["accepted"].agg(photos="size", accepted="sum", share="mean")
     return counts.sort_values("share", kind="stable").reset_index()
 
@@ -217,7 +214,7 @@ def degrade(masks: Tensor, how: str, amount: float, seed: int = 0) -> Tensor:
         seed: of the noise.
 
     Returns:
-        (B,1,H,W) bool. An eroded mask may come out empty; `backgrounds.usable` finds those.
+        (B,1,H,W) bool. An eroded mask may come out empty.
     """
     change = DEGRADATIONS[pick(DEGRADATIONS, how, "way to degrade masks")]
     if not amount >= 0:

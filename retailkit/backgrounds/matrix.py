@@ -61,7 +61,7 @@ def run(
     seeds: Sequence[int] = (0,),
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Train on each variant and test on each; what is in `folder` already is not done again.
+    """Train on each variant and test on each; what is in `folder` already is not done again, unless it is damaged.
 
     A frozen encoder sees each variant once: its features are cached and shared by all cells and, unless it starts from
     random weights, all seeds. The last epoch is kept, as in the paper; no validation split is used.
@@ -92,17 +92,21 @@ def run(
     for name, seed in tqdm(rows, desc="train", delay=2, mininterval=2, leave=False):
         config, file = replace(spec.config, seed=seed), folder / f"{name}__{seed}.safetensors"
         paths = {column: folder / f"{name}__{column}__{seed}.csv" for column in judged}
-        if not all(path.exists() for path in paths.values()):
+        missing = {column: path for column, path in paths.items() if not _is_whole(path, test)}
+        if missing:
             model, split = replace(spec, config=config).build(train.classes), learned[name]
             facts = {"size": split.size, "fit": split.fit, "trained_on": name}
             training.fit_once(model, split, None, config, file, **facts)
+        for column, path in missing.items():
+            seen = training.encode(model, judged[column]) if config.mode == "frozen" else judged[column]
+            with replacing(path) as draft:
+                training.evaluate(model, seen).to_frame().to_csv(draft, index=False)
         for column, path in paths.items():
-            if not path.exists():
-                seen = judged[column]
-                seen = training.encode(model, seen) if config.mode == "frozen" else seen
-                with replacing(path) as draft:
-                    training.evaluate(model, seen).to_frame().to_csv(draft, index=False)
-            cells.append({"train": name, "test": column, "seed": seed, **_accuracy_of(path), "model": str(file)})
+            right = _read_cell(path)["correct"]
+            low, high = wilson(right.sum(), len(right))
+            facts = {"top1": right.mean(), "low": low, "high": high, "n": len(right)}
+            where = {"predictions": str(path), "model": str(file)}
+            cells.append({"train": name, "test": column, "seed": seed} | facts | where)
     return pd.DataFrame(cells)
 
 
@@ -111,11 +115,18 @@ def _identity(split: VariantSplit) -> list[str]:
     return [training.data_fingerprint(split.data, split.rows, text=False), repr(split.appearance)]
 
 
-def _accuracy_of(path: Path) -> dict[str, float | str]:
-    """Return the accuracy that a finished cell holds."""
-    right = pd.read_csv(path, usecols=["correct"])["correct"]
-    low, high = wilson(right.sum(), len(right))
-    return {"top1": float(right.mean()), "low": low, "high": high, "n": len(right), "predictions": str(path)}
+def _is_whole(path: Path, test: VariantSplit) -> bool:
+    """Return whether a cell is finished; a file that was cut off or damaged is not."""
+    try:
+        cell = _read_cell(path)
+        return cell["row"].tolist() == test.rows.tolist() and cell["correct"].dtype == bool
+    except (OSError, ValueError, KeyError):  # not there, no CSV, another table
+        return False
+
+
+def _read_cell(path: str | Path) -> pd.DataFrame:
+    """Read what was answered in a cell; a class may be called NA."""
+    return pd.read_csv(path, keep_default_na=False)
 
 
 # -- What is read off the matrix.
@@ -132,10 +143,7 @@ def predictions(cells: pd.DataFrame) -> pd.DataFrame:
         `confidence`, `correct`.
     """
     keys = ["train", "test", "seed"]
-    parts = {
-        tuple(cell[key] for key in keys): pd.read_csv(cell["predictions"], keep_default_na=False)
-        for cell in cells.to_dict("records")
-    }
+    parts = {tuple(cell[key] for key in keys): _read_cell(cell["predictions"]) for cell in cells.to_dict("records")}
     return pd.concat(parts, names=keys).reset_index(level=keys).reset_index(drop=True)
 
 

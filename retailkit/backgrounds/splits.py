@@ -86,7 +86,7 @@ class VariantSplit(ProductDataset):
         cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int, own_class: bool
     ) -> VariantSplit:
         """Return the images whose mask is of use; `total` is how many there were at first."""
-        good = usable(masks, "only_bg_t")
+        good = usable(masks)
         if not good.any():
             raise UserError(f"all masks of {source.data.name!r} are empty or leave no background; check them")
         source, images, masks = source.with_options(rows=source.rows[good.numpy()]), images[good], masks[good]
@@ -124,7 +124,7 @@ class VariantSplit(ProductDataset):
         """
         donors = None
         if VARIANTS[pick(VARIANTS, name, "variant")].donors:
-            donors = choose_donors(self.labels, name, self.seed, self.own_class, options.pop("from_class", None))
+            donors = choose_donors(self.labels, name, self.seed, self.own_class, options.pop("from_class", 0))
         result = replace(self, name=name, options=each or options, donors=donors)
         result.image(0)  # a wrong option fails here
         return result
@@ -171,7 +171,7 @@ def _to_bytes(image: Tensor) -> Tensor:
 
 
 def choose_donors(
-    labels: Tensor | Sequence[int], name: str, seed: int = 0, own_class: bool = True, from_class: int | None = None
+    labels: Tensor | Sequence[int], name: str, seed: int = 0, own_class: bool = True, from_class: int = 0
 ) -> Tensor:
     """Choose for each image the one whose background it gets (Xiao et al., section 2).
 
@@ -181,7 +181,7 @@ def choose_donors(
             the next class (and the first after the last), `generic_paste` from `from_class`, whatever the own one is.
         seed: the same labels and seed give the same donors.
         own_class: `mixed_rand` may draw the own class, 1 time in K, as the paper's text has it.
-        from_class: the unrelated class of `generic_paste`.
+        from_class: the class whose backgrounds `generic_paste` gives to all.
 
     Returns:
         (N,) int64 indices into `labels`. No image is its own donor, unless it is the only one of its class.

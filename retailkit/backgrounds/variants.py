@@ -392,29 +392,18 @@ def apply_variant(
     if (empty | full).any():
         place = int((empty | full).nonzero()[0])
         why = "mask is empty" if empty[place] else "box leaves no strip of background"
-        cure = "leave it out (backgrounds.usable finds such images) or mend its mask"
+        cure = "leave it out or mend its mask"
         raise UserError(f"{name}, image {place} of the batch: its {why}; {cure}")
     return variant.make(batch, **options)
 
 
-def usable(masks: Tensor, name: str) -> Tensor:
-    """Return (B,) bool on the CPU: of which images a variant can be made; the others are dropped, as in the paper.
+def usable(masks: Tensor) -> Tensor:
+    """Return (B,) bool on the CPU: of which images every variant can be made; the others are dropped, as in the paper.
 
-    An image of which `only_bg_t` can be made is fit for all of the paper's eight, and to be a donor. Where the
-    background is to be seen, the product's box may fill at most 90 % of the image.
-
-    Args:
-        masks: (B,1,H,W) bool.
-        name: key of `VARIANTS`.
+    There must be a product, and its box may fill at most 90 % of the image. `masks` are (B,1,H,W) bool.
     """
-    variant = VARIANTS[pick(VARIANTS, name, "variant")]
     shares = _box_shares(boxes(masks), masks)
-    good = torch.ones(len(masks), dtype=torch.bool)
-    if variant.mask:
-        good &= shares > 0
-    if variant.background:
-        good &= shares <= LARGEST_BOX
-    return good
+    return (shares > 0) & (shares <= LARGEST_BOX)
 
 
 def boxes(masks: Tensor) -> Tensor:

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from retailkit.cache import open_file
 from retailkit.config import pick
 from retailkit.data.images import read_image
 from retailkit.data.table import DataError
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-NEEDED = {
-    "images": {"id", "file_name"},
-    "categories": {"id", "name"},
-    "annotations": {"image_id", "category_id", "bbox"},
+ID = (int, str)
+NEEDED = {  # part of the file -> key of each of its rows -> type
+    "images": {"id": ID, "file_name": str},
+    "categories": {"id": ID, "name": str},
+    "annotations": {"image_id": ID, "category_id": ID, "bbox": list},
 }
 
 
@@ -96,12 +98,12 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
     classes = list(dict.fromkeys(names.values()))
     if region:
         pick(classes, region, f"category of {path.name}")
-    files = {row["id"]: folder / row["file_name"] for row in content["images"]}
+    files = {row["id"]: folder / row["file_name"].replace("\\", "/") for row in content["images"]}
     sizes, faults = _sizes(content["images"], files, path)
     boxes: dict[Any, list[Box]] = {key: [] for key in files}
     labels: dict[Any, list[int]] = {key: [] for key in files}
     for row in content["annotations"]:
-        if row.get("iscrowd"):
+        if str(row.get("iscrowd", 0)) not in ("0", "False", "None"):
             continue
         key = row["image_id"]
         if fault := _fault(row, names, files, sizes):
@@ -123,11 +125,10 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
 
 
 def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the file's content, in which each needed list has rows with the needed keys."""
+    """Return the file's content, in which each needed list has rows with values of the needed types, and ids once."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give the JSON file with the boxes") from None
+        with open_file(path) as file:
+            content = json.loads(file.read().decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not JSON ({error}); export the boxes again") from None
     for part, keys in NEEDED.items():
@@ -135,8 +136,12 @@ def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not isinstance(rows, list):
             raise DataError(f"{path}: has no list {part!r}; export the boxes in COCO's detection format")
         for index, row in enumerate(rows):
-            if missing := keys - (row.keys() if isinstance(row, dict) else set()):
-                raise DataError(f"{path}: {part}[{index}] lacks {', '.join(sorted(missing))}; add it or drop the row")
+            given = row if isinstance(row, dict) else {}
+            if wrong := [key for key, kind in keys.items() if not isinstance(given.get(key), kind)]:
+                raise DataError(f"{path}: {part}[{index}] lacks {', '.join(wrong)}; add it or drop the row")
+        ids = [row["id"] for row in rows if part != "annotations"]
+        if twice := next((key for key in ids if ids.count(key) > 1), None):
+            raise DataError(f"{path}: {part} has the id {twice!r} more than once; give each its own")
     if not content["images"]:
         raise DataError(f"{path}: lists no images; export the boxes again")
     return content
@@ -152,8 +157,8 @@ def _sizes(rows: list[dict], files: dict[Any, Path], path: Path) -> tuple[dict[A
         except DataError as error:
             faults.append(f"{error} (image {row['id']} of {path})")
             continue
-        declared = (row.get("width", width), row.get("height", height))
-        if declared == (width, height):
+        declared = (row.get("width") or width, row.get("height") or height)  # some tools write null
+        if [str(side).removesuffix(".0") for side in declared] == [str(width), str(height)]:
             sizes[row["id"]] = (height, width)
         else:
             faults.append(
@@ -166,15 +171,17 @@ def _sizes(rows: list[dict], files: dict[Any, Path], path: Path) -> tuple[dict[A
 def _fault(row: dict[str, Any], names: dict, files: dict, sizes: dict[Any, tuple[int, int]]) -> str:
     """Return what is wrong with an annotation; "" for nothing."""
     if row["image_id"] not in files:
-        return f"image_id {row['image_id']} is not among the images; add the image or drop it"
+        return f"image_id {row['image_id']!r} is not among the images; add the image or drop it"
     if row["category_id"] not in names:
-        known = ", ".join(map(str, sorted(names)))
-        return f"unknown category_id {row['category_id']} (known: {known}); correct or add it"
+        known = ", ".join(map(repr, names))
+        return f"unknown category_id {row['category_id']!r} (known: {known}); correct or add it"
     box = row["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+    if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         return f"bbox {box} is not four numbers x, y, width, height; correct it"
     if not np.isfinite(box).all() or min(box[2:]) <= 0:
         return f"bbox {box} is empty; drop it"
+    if max(box) <= 1:
+        return f"bbox {box} is within one pixel; give pixels, not shares of the image"
     height, width = sizes.get(row["image_id"], (np.inf, np.inf))
     if min(box[:2]) < -1 or box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1:
         return f"bbox {box} is outside its image of {width}x{height} pixels; correct it"

@@ -66,9 +66,8 @@ def test_one_unrelated_class_gives_to_all():
 def test_what_cannot_be_chosen_is_named():
     with pytest.raises(config.UsageError, match="variant with donors 'only_fg'"):
         choose_donors(LABELS, "only_fg")
-    for wrong in (None, 6):
-        with pytest.raises(config.UsageError, match=rf"from_class={wrong} .* use one of 0, 1, 2, 3, 4, 5"):
-            choose_donors(LABELS, "generic_paste", from_class=wrong)
+    with pytest.raises(config.UsageError, match=r"from_class=6 .* use one of 0, 1, 2, 3, 4, 5"):
+        choose_donors(LABELS, "generic_paste", from_class=6)
     for options in ({"name": "mixed_next"}, {"name": "mixed_rand", "own_class": False}):
         with pytest.raises(config.UserError, match="only one class"):
             choose_donors(torch.zeros(4), **options)

@@ -127,23 +127,27 @@ def test_two_central_boxes_must_agree_and_leave_something(monkeypatch, inner, ou
 # -- Masks of a data set.
 
 
-def test_photos_get_masks_of_their_own_size_and_rejected_ones_are_dropped(shop):
+def test_photos_get_masks_of_their_own_size_and_rejected_ones_none(shop):
     with_masks = masked(shop)
-    assert set(with_masks.table["label"]) == {"disc"} and len(with_masks) == 3
-    for n, path in enumerate(with_masks.table["mask"]):
+    assert (with_masks.table["mask"] == "").tolist() == [False] * 3 + [True] * 2
+    for n, path in enumerate(with_masks.table["mask"][:3]):
         true = photo(share=0.3 + 0.1 * n)[1]
         found = read_mask(path, true.shape)
         assert (found & true).sum() / (found | true).sum() > 0.9
     assert with_masks.split("train", size=32)[0].mask.any()
     assert (shop.table["mask"] == "").all(), "the data set given stays as it is"
-
-
-def test_rejected_photos_may_stay_without_a_mask_and_are_counted_by_class(shop):
-    kept = masked(shop, rejected="keep")
-    assert len(kept) == 5 and (kept.table["mask"] == "").tolist() == [False] * 3 + [True] * 2
     expected = [("noise", 2, 0, 0.0), ("disc", 3, 3, 1.0)]
-    for after in (kept, masked(shop)):
-        assert list(acceptance(shop, after).itertuples(index=False, name=None)) == expected
+    assert list(acceptance(shop, with_masks).itertuples(index=False, name=None)) == expected
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: b"PK"])
+def test_damaged_masks_of_the_cache_are_made_again(shop, damage):
+    first = masked(shop)
+    files = sorted(Path(os.environ["RETAILKIT_CACHE"]).rglob("*.png"))
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert masked(shop).table.equals(first.table) and [file.read_bytes() for file in files] == before
 
 
 def test_masks_are_made_once_and_a_killed_run_goes_on(shop, monkeypatch):
@@ -175,7 +179,7 @@ def test_large_photos_are_cut_out_small_and_threads_change_nothing(shop, tmp_pat
     for threads in (1, 4):
         monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{threads}"))
         monkeypatch.setattr(cutting.os, "cpu_count", lambda threads=threads: threads)
-        files.append([Path(p).read_bytes() for p in masked(shop).table["mask"]])
+        files.append([Path(p).read_bytes() for p in masked(shop).table["mask"] if p])
     assert set(sides) == {(256, 512)} and files[0] == files[1] and len(files[0]) >= 3
     assert read_mask(masked(shop).table["mask"].iloc[0], (300, 600)).any()
 
@@ -184,7 +188,7 @@ def test_masks_that_a_data_set_brings_stay(shop, tmp_path):
     own = tmp_path / "own.png"
     Image.fromarray(photo(share=0.3)[1]).save(own)
     shop.table.loc[1, "mask"] = str(own)
-    assert masked(shop, "keep").table["mask"][1] == str(own)
+    assert masked(shop).table["mask"][1] == str(own)
 
 
 def test_a_broken_photo_names_its_row(shop):
@@ -194,11 +198,6 @@ def test_a_broken_photo_names_its_row(shop):
     Path(shop.table["image"][1]).unlink()
     with pytest.raises(DataError, match=r"row 1 of 'folder': .*1\.png: No such file.*restore"):
         masked(shop)
-
-
-def test_a_wrong_word_for_rejected_masks_is_named(shop):
-    with pytest.raises(config.UsageError, match="did you mean 'keep'"):
-        masked(shop, rejected="kept")
 
 
 # -- Worse masks.

@@ -1,6 +1,7 @@
 """The train-by-test matrix against plain loops, and that a killed run goes on where it was."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -97,6 +98,24 @@ def test_a_killed_run_goes_on_without_repeating_finished_cells(splits, fits, tmp
     more = matrix.run(*splits, SPEC, (*TRAIN, "only_fg"), (*TEST, "no_fg"), **told)
     assert fits == [("only_fg", 0), ("only_fg", 1)]
     pd.testing.assert_frame_equal(cells.merge(more, on=list(cells)), cells)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "\n".join(text.splitlines()[:-3]) + "\n",  # cut at the end of a line: once 1.000 in place of 0.750
+        lambda text: text[:-4],
+        lambda text: "",
+        lambda text: "train,test\na,b\n",
+    ],
+)
+def test_a_damaged_cell_is_made_again_from_the_model_that_is_there(splits, fits, tmp_path, damage):
+    cells = matrix.run(*splits, SPEC, TRAIN[:1], TEST[:1], folder=tmp_path)
+    path = Path(cells["predictions"].item())
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    pd.testing.assert_frame_equal(matrix.run(*splits, SPEC, TRAIN[:1], TEST[:1], folder=tmp_path), cells)
+    assert path.read_text() == whole and len(fits) == 1
 
 
 def test_other_masks_or_settings_get_cells_of_their_own(data, splits, fits, tmp_path):

@@ -79,8 +79,6 @@ def test_wrong_names_fail_at_once(images):
         images.variant("only_foreground")
     with pytest.raises(TypeError, match="radius"):
         images.variant("blurred", radius=3)
-    with pytest.raises(UsageError, match="from_class=None"):
-        images.variant("generic_paste")
 
 
 def test_degraded_masks_cut_another_product_and_those_that_vanish_are_left_out(images):

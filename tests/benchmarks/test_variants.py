@@ -45,7 +45,7 @@ def _pictures(folder, count):
     """Return (N,3,H,W) uint8, masks and labels of rendered products, some of them again and mirrored."""
     shop = data.load("synthetic", folder, per_class=(2, 0, 0), size=SIDE).split("train", SIDE)
     batch = data.collate([shop[i] for i in range(len(shop))])
-    good = backgrounds.usable(batch.masks, "only_bg_t")
+    good = backgrounds.usable(batch.masks)
     images, masks, labels = (batch.images[good] * 255).byte(), batch.masks[good], batch.labels[good]
     rng = np.random.default_rng(0)
     chosen = torch.from_numpy(rng.integers(len(images), size=count))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retailkit.config import UsageError
+from retailkit.config import UsageError, UserError
 from retailkit.data import DataError, synthetic
 from retailkit.data.boxes import load_coco
 from retailkit.data.synthetic.boxes import TARGET
@@ -121,6 +121,11 @@ def test_a_coco_file_becomes_scenes_with_labels_from_one_on(tmp_path):
         ({"annotations": [ANNOTATION | {"category_id": 4}]}, r"unknown category_id 4 \(known: 3, 90\)"),
         ({"annotations": [{"image_id": 7, "category_id": 3}]}, r"annotations\[0\] lacks bbox"),
         ({"categories": {}}, "no list 'categories'"),
+        ({"images": [{"id": 7, "file_name": None}]}, r"images\[0\] lacks file_name"),
+        ({"images": [{"id": 7, "file_name": "one.png"}] * 2}, "images has the id 7 more than once"),
+        ({"annotations": [ANNOTATION | {"image_id": [7]}]}, r"annotations\[0\] lacks image_id"),
+        ({"annotations": [ANNOTATION | {"image_id": "7"}]}, "image_id '7' is not among"),
+        ({"annotations": [ANNOTATION | {"bbox": [0.2, 0.1, 0.3, 0.6]}]}, "give pixels, not shares"),
     ],
 )
 def test_a_faulty_coco_file_is_refused_with_place_and_cure(tmp_path, changes, says):
@@ -128,10 +133,23 @@ def test_a_faulty_coco_file_is_refused_with_place_and_cure(tmp_path, changes, sa
         load_coco(coco(tmp_path, **changes), tmp_path)
 
 
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": "60", "height": 40.0}])
+def test_sizes_may_be_missing_or_text_folders_windows_and_flags_text(tmp_path, size):
+    (tmp_path / "a").mkdir()
+    path = coco(
+        tmp_path,
+        images=[{"id": 7, "file_name": "a\\one.png"} | size],
+        annotations=[ANNOTATION | {"iscrowd": "0"}, ANNOTATION | {"iscrowd": "1"}],
+    )
+    (tmp_path / "one.png").rename(tmp_path / "a" / "one.png")
+    scenes = load_coco(path, tmp_path)
+    assert scenes.sizes == [(40, 60)] and scenes.boxes[0].tolist() == [[10, 5, 30, 35]]
+
+
 def test_a_missing_file_no_json_and_an_unknown_region_say_so(tmp_path):
     (tmp_path / "text.json").write_text("milk")
-    for name, says in (("none.json", "no such file"), ("text.json", "not JSON")):
-        with pytest.raises(DataError, match=says):
+    for name, says in (("none.json", "No such file"), ("text.json", "not JSON"), (".", "not a regular file")):
+        with pytest.raises(UserError, match=says):
             load_coco(tmp_path / name, tmp_path)
     with pytest.raises(UsageError, match="'dor'; did you mean 'door'"):
         load_coco(coco(tmp_path), tmp_path, region="dor")
