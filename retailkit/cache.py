@@ -83,6 +83,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors of a safetensors file of at most 16 GB, read into memory at once.
+
+    A file that is mapped instead ends the program (SIGBUS) when somebody writes it anew meanwhile.
+    """
+    from safetensors.torch import load
+
+    with open_file(path, 16 << 30) as file:
+        content = file.read()
+    tensors = load(content)  # checks the header
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__", {}), tensors
+
+
 def kept_tensors(folder: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors kept in the cache under `folder` and `key`; make and keep them if they are not there.
 
@@ -141,10 +155,15 @@ def file_identity(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        status = path.stat()
-        return f"{path.name} {status.st_size} {_content(str(path), status.st_size, status.st_mtime_ns)}"
+        return f"{path.name} {path.stat().st_size} {content_hash(path)}"
     except OSError:
         return str(path)
+
+
+def content_hash(path: str | Path) -> str:
+    """Return 24 hex digits that stand for the content of a file; it is read once, unless it changes."""
+    status = Path(path).stat()
+    return _content(str(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1 << 17)

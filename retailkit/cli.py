@@ -165,6 +165,7 @@ def train(
     backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or sgd with momentum as in the papers.")] = "adamw",
     preset: Annotated[str, typer.Option(help="grocery_best or grozi_best: the best for that data set.")] = "",
     hold_out: Annotated[bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone.")] = False,
     seed: Seed = 0,
@@ -179,7 +180,7 @@ def train(
     if output.is_dir():
         raise UsageError(f"output={output} is a folder; name a file, such as {output / 'model.safetensors'}")
     if preset:
-        for name in ("dataset", "model", "backbone", "frozen", "epochs"):
+        for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer"):
             if context.get_parameter_source(name).name == "COMMANDLINE":
                 raise UsageError(f"--{name} does not go with --preset, which decides it; leave one of them out")
         return _report(_train_preset(preset, root, output, seed, hold_out), json_line)
@@ -197,6 +198,8 @@ def train(
     if model == "text":
         options["missing"] = "prior"  # the answer to an image without words; the others have the image
     changes = {} if epochs is None else {"epochs": epochs}
+    if optimizer != "adamw":
+        changes |= {"optimizer": optimizer, "lr": 0.02, "encoder_lr": 0.005}
     spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
     print(products)
     trained, history = training.fit_or_load(spec, products, output)
@@ -248,8 +251,9 @@ def evaluate(
     if predictions:
         with replacing(predictions) as draft:
             result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(draft, index=False)
-    for pair in result.confusion_pairs(5).itertuples():
-        print(f"confused: {pair.first} / {pair.second} in {pair.errors} of {pair.errors / pair.rate:.0f} photos")
+    print(*result.sentences(split), sep="\n")
+    if known := training.learned_from(facts, part):
+        print(f"{len(known)} of these photos trained this model, such as {known[0]}: they say nothing about new ones.")
     _report(result.summary() | {"split": split, "dataset": dataset}, json_line)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,9 +17,13 @@ Criterion = Callable[..., Tensor]
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Return the Shannon entropy in nats of softmax(`logits (B,K)`), a non-negative (B,)."""
+    """Return the Shannon entropy in nats of softmax(`logits (B,K)`), a non-negative (B,).
+
+    A class with a logit of minus infinity adds nothing: p log p tends to 0.
+    """
     log_probs = logits.log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # 0 times infinity would be NaN
+    return -(log_probs.exp() * finite).sum(-1)
 
 
 def label_smoothing(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:

@@ -28,10 +28,26 @@ def middle(draws: Sequence[float]) -> Interval:
 
 
 def bootstrap(values: np.ndarray, statistic=np.mean, seed: int = 0) -> Interval:
-    """Return the 95 % percentile bootstrap interval of `statistic` over the rows of `values (N,...)`."""
+    """Return the 95 % percentile bootstrap interval of `statistic` over the rows of `values (N,...)`.
+
+    The mean of equal values gets the interval of `_of_equal`.
+    """
     values = np.asarray(values)
     rng = np.random.default_rng(seed)
-    return middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)])
+    low, high = middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)])
+    return _of_equal(low, len(values), -1) if statistic is np.mean and high - low < 1e-9 else (low, high)
+
+
+def _of_equal(value: float, n: int, least: float) -> Interval:
+    """Return a 95 % interval of the mean of `n` equal values from `least` to 1, where a bootstrap has no width.
+
+    Few equal answers prove little: five correct ones of five leave a true share from 0.57 to 1. Of shares this is
+    Wilson's interval, of paired differences Tango's (1998); both are near the rule of three.
+    """
+    if not least <= value <= 1:  # no share and no difference of shares
+        return value, value
+    reach = 1 - wilson(n, n)[0]
+    return value - (value - least) * reach, value + (1 - value) * reach
 
 
 def crossed_draws(shape: tuple[int, int], draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,13 +67,18 @@ def crossed_means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
     return np.divide(totals, counts, out=np.full(draws, np.nan), where=counts > 0)
 
 
-def crossed_bootstrap(values: np.ndarray) -> Interval:
+def crossed_bootstrap(values: np.ndarray, least: float = -1) -> Interval:
     """Return the 95 % percentile bootstrap interval of the mean over images and seeds.
+
+    With a single seed it covers the choice of the images and not that of the seed. Equal values get the interval of
+    `_of_equal`.
 
     Args:
         values: (P,S), one row per image and one column per seed; NaN where a seed did not test an image (another fold).
+        least: the lowest possible value: 0 of answers, -1 of differences between answers.
     """
-    return middle(crossed_means(values, DRAWS, 0))
+    low, high = middle(crossed_means(values, DRAWS, 0))
+    return _of_equal(low, len(values), least) if high - low < 1e-9 else (low, high)
 
 
 def verdict(low: float, high: float, sign: int) -> str:
@@ -132,7 +153,7 @@ class Evaluation:
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval of `top1`."""
+        """95 % Wilson interval of `top1`: it covers the choice of the images, not that of the random seed."""
         return wilson(self.correct.sum(), self.n)
 
     @property
@@ -202,6 +223,20 @@ class Evaluation:
         table = self.reliability(bins)
         return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
 
+    def sentences(self, split: str = "test") -> list[str]:
+        """Return what was found in plain sentences: how many images are correct, how sure that is, what is confused."""
+        hits, (low, high) = int(self.correct.sum()), self.interval
+        found = f"{hits} of {self.n} {split} photos are classified correctly"
+        bound = f"may be as low as {low:.0%}" + (f" and as high as {high:.0%}" if hits < self.n else "")
+        said = [f"{found}; with {self.n} photos the true share {bound}."]
+        if unanswered := int((~self.answered).sum()):
+            said.append(f"{unanswered} photos get no answer.")
+        pairs = self.confusion_pairs(5)
+        for pair in pairs.itertuples():
+            of = pair.errors / pair.rate
+            said.append(f"{pair.first} and {pair.second} are confused in {pair.errors} of {of:.0f} photos.")
+        return said if len(pairs) else [*said, "No pair is confused."]
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row per image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
         names = np.asarray([*self.classes, ""])
@@ -241,7 +276,8 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
 
     Returns:
         Columns `name`, `accuracy`, `low`, `high`, `macro_f1`, `confidence`, `calibration_error`, `coverage`, `n`
-        (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`.
+        (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`. Where `seeds` is 1, the intervals cover
+        the choice of the images and not that of the seed.
     """
     table = []
     for name, runs in rows.items():
@@ -249,7 +285,7 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
         facts = {
             "name": name,
             "accuracy": float(np.nanmean(right)),
-            **dict(zip(("low", "high"), crossed_bootstrap(right.to_numpy()), strict=True)),
+            **dict(zip(("low", "high"), crossed_bootstrap(right.to_numpy(), 0), strict=True)),
             "macro_f1": float(np.mean([e.macro_f1 for e in runs])),
             "confidence": float(np.mean([e.probs.max(1).mean() for e in runs])),
             "calibration_error": float(np.mean([e.calibration_error() for e in runs])),

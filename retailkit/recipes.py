@@ -155,6 +155,7 @@ def fit(
         "hold_out": hold_out,
         "size": ensemble.input_size,
         "fit": data.fit,
+        "photos": training.photo_hashes(learned.split("train")),
         "seconds_of_members": seconds,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
     }

@@ -183,7 +183,9 @@ def test_evaluate_says_which_classes_it_confuses(call, photos):
     code, out, err = call(f"{line} --json")
     *before, last = out.splitlines()
     assert code == 0 and json.loads(last)["top1"] == 0, err
-    assert before == ["confused: milk / oat milk in 4 of 4 photos"]
+    assert before[0].startswith("0 of 4 test photos are classified correctly; with 4 photos")
+    assert before[1] == "milk and oat milk are confused in 4 of 4 photos."
+    assert before[2].startswith("2 of these photos trained this model, such as ") and "milk/1.jpg" in before[2]
     assert "interval: 0.000, 0.490" in call(line)[1]
 
 

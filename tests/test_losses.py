@@ -17,6 +17,10 @@ def test_entropy_is_scipys_and_survives_certainty(logits):
     expected = scipy_entropy(logits.softmax(-1).double().numpy(), axis=1)
     assert entropy(logits).double().numpy() == pytest.approx(expected, abs=1e-6)
     assert entropy(torch.tensor([[1e4, 0.0, 0.0]])).item() == 0.0
+    without = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
+    assert entropy(without).item() == pytest.approx(entropy(without[:, :2]).item()), "a class that is ruled out"
+    entropy(without).sum().backward()
+    assert without.grad.isfinite().all()
 
 
 def test_label_smoothing_mixes_in_the_uniform_distribution(logits):

@@ -118,7 +118,29 @@ def test_the_crossed_bootstrap_covers_what_varies():
     by_seed = np.tile([0.2, 0.5, 0.8], (400, 1))
     low, high = crossed_bootstrap(by_seed)
     assert low < 0.31 and high > 0.69, "seeds that differ widen it although pictures do not"
-    assert crossed_bootstrap(np.array([[1.0, np.nan], [np.nan, 1.0]])) == (1.0, 1.0)
+    assert crossed_bootstrap(np.array([[1.0, np.nan], [np.nan, 1.0]]), 0) == pytest.approx(wilson(2, 2))
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_equal_answers_of_few_images_have_a_wide_interval(right):
+    """A bootstrap of five equal answers has no width: 'label_misses 0.000 (0.000 to 0.000)' from five photos."""
+    row = summarise({"m": [answers([right] * 5, range(5))]}, "m").iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx(wilson(5 * right, 5))
+    reach = 1.96**2 / (5 + 1.96**2)  # Tango's score interval of paired shares without a discordant pair
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx((-reach, reach), abs=1e-4)
+    assert bootstrap(np.ones(5)) == pytest.approx((1 - 2 * reach, 1), abs=1e-4)
+    assert bootstrap(np.full(5, 7.0)) == (7, 7), "no share of images"
+
+
+def test_an_evaluation_says_in_sentences_what_it_found():
+    few, some = answers([1] * 5, range(5)), answers([1, 0, 1, 0], range(4))
+    assert few.sentences() == [
+        "5 of 5 test photos are classified correctly; with 5 photos the true share may be as low as 57%.",
+        "No pair is confused.",
+    ]
+    first, second = some.sentences("val")
+    assert first.startswith("2 of 4 val photos") and first.endswith("as low as 15% and as high as 85%.")
+    assert second == "a and b are confused in 2 of 4 photos."
 
 
 @pytest.mark.parametrize(

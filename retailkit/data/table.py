@@ -27,9 +27,10 @@ from retailkit.data.images import opened, read_image, read_mask
 
 COLUMNS = ("image", "label", "coarse", "family", "split", "text", "mask", "truth", "condition", "group")
 SPLITS = ("train", "val", "test")
-FITS = ("crop", "pad", "stretch")
+FITS = ("crop", "pad", "stretch", "stretch_crop")
 FORMER_FITS = {"squeeze": "stretch"}  # in older checkpoints
 CROP_FRACTION = 0.875  # 224 / 256: the share of the resized short side that `crop` keeps
+STRETCH_CROP_FRACTION = 448 / 600  # the share of each side that `stretch_crop` keeps
 
 # Bit planes of a truth file; see `write_truth`.
 TRUTH_PLANES = {"twin_patch": 1, "shadow": 2, "reflection": 4}
@@ -195,11 +196,15 @@ def to_square(parts: dict[str, Any], fit: str, size: int) -> dict[str, Any]:
     Args:
         parts: `image` and whatever else moves with it, as torchvision's `tv_tensors`.
         fit: `crop` resizes the short side to size / 0.875 and keeps the centre; `pad` keeps everything on a
-            grey square; `stretch` ignores the aspect ratio.
+            grey square; `stretch` ignores the aspect ratio; `stretch_crop` stretches to size / 448 * 600 and keeps
+            the centre, as NTS-Net's authors do.
         size: side of the result in pixels.
     """
     if fit == "crop":
         steps = [v2.Resize(round(size / CROP_FRACTION), antialias=True), v2.CenterCrop(size)]
+    elif fit == "stretch_crop":
+        larger = round(size / STRETCH_CROP_FRACTION)
+        steps = [v2.Resize((larger, larger), antialias=True), v2.CenterCrop(size)]
     else:
         steps = [v2.Resize((size, size), antialias=True)]
     if fit == "pad":
@@ -262,7 +267,7 @@ class ProductData:
         Args:
             name: `train`, `val` or `test`; joined names such as `train+val` are taken together.
             size: side of the square images in pixels.
-            fit: `crop`, `pad` or `stretch`; None takes the data set's own.
+            fit: one of `FITS`, see `to_square`; None takes the data set's own.
             augment: random transform used in place of `fit`; it must return `size` x `size`.
 
         Raises:

@@ -21,7 +21,7 @@ from retailkit.config import UsageError, UserError
 from retailkit.models.encoders import ImageEncoder
 from retailkit.models.pooling import Pooling
 
-RATIOS = (2 / 3, 1.0, 3 / 2)  # width by height
+RATIOS = (0.667, 1.0, 1.5)  # width by height, as rounded in the authors' code
 THIRDS = (2 ** (1 / 3), 2 ** (2 / 3))
 # Stride in cells of the last map, base side as a share of the input, scales: p3, p4, p5 of the authors' code.
 LEVELS = ((1, 48 / 448, THIRDS), (2, 96 / 448, THIRDS), (4, 192 / 448, (1.0, *THIRDS)))
@@ -65,9 +65,12 @@ def anchors(size: tuple[int, int], stride: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def overlapping(size: tuple[int, int], stride: int) -> Tensor:
-    """Return which anchors overlap too much to be both chosen, (N,N) bool: it never changes."""
-    boxes = anchors(size, stride)
-    return box_iou(boxes, boxes) > IOU
+    """Return which anchors overlap too much to be both chosen, (N,N) bool: it never changes.
+
+    As in the authors' code, boxes are cut down to whole pixels before, and an overlap of exactly `IOU` is too much.
+    """
+    boxes = anchors(size, stride).floor().double()
+    return box_iou(boxes, boxes) >= IOU
 
 
 def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
@@ -189,8 +192,8 @@ class NavigatedParts(Pooling):
         navigate: bool = True,
     ) -> None:
         super().__init__(encoder, n_classes)
-        if not 0 <= parts <= propose:
-            raise UsageError(f"parts={parts} (K) is out of range; use 0 to propose={propose} (M)")
+        if not 0 <= parts <= propose or propose < 1:
+            raise UsageError(f"parts={parts} (K) is out of range; use 0 to propose={propose} (M), and M from 1 on")
         self.propose, self.parts, self.navigate = propose, parts, navigate
         self.ranking_weight, self.part_weight = ranking_weight, part_weight
         self.navigator = Navigator(encoder.dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,7 @@ def load_nts_checkpoint(
     """Load a checkpoint of the authors' NTS-Net (yangze0930/NTS-Net, for CUB-200 at 448 px).
 
     The number of parts is read from the shape of its classifier. Its `Dropout` stayed on in evaluation; ours does not.
+    Give it images as the authors do: `data.split("test", 448, "stretch_crop")`.
 
     Args:
         path: their `model.ckpt`, or a plain state dict of that layout.
@@ -191,6 +193,7 @@ def _checked_classes(classes: Sequence[str]) -> list[str]:
     names = list(classes)
     if not names:
         raise UsageError("a model needs at least one class, and got none")
-    if twice := {c for c in names if names.count(c) > 1}:
-        raise UsageError(f"class {min(twice)!r} is named twice; give each class once")
+    if len(set(names)) < len(names):
+        twice = min(name for name, count in Counter(names).items() if count > 1)
+        raise UsageError(f"class {twice!r} is named twice; give each class once")
     return names

@@ -11,7 +11,13 @@
 the rest of the model on them: minutes become seconds. `finetune` trains everything.
 """
 
-from retailkit.training.checkpoints import load_checkpoint, save_checkpoint, with_classes
+from retailkit.training.checkpoints import (
+    learned_from,
+    load_checkpoint,
+    photo_hashes,
+    save_checkpoint,
+    with_classes,
+)
 from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
 from retailkit.training.encoded import (
     EncodedBatch,
@@ -44,8 +50,10 @@ __all__ = [
     "fit_once",
     "fit_or_load",
     "folds",
+    "learned_from",
     "load_checkpoint",
     "one_shot",
+    "photo_hashes",
     "reference",
     "repetition",
     "resample",

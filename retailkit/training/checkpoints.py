@@ -7,17 +7,51 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from retailkit import models
-from retailkit.cache import replacing
+from retailkit.cache import content_hash, read_tensors, replacing
 from retailkit.config import UserError
-from retailkit.data.table import ProductData
+from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
+from retailkit.models.weights import first_line
 from retailkit.training.loop import History
+
+FORMAT = 1  # of the header; a later one may mean other things by the same keys
+TRAIN_AGAIN = "train again or give another file"
+
+# What a header may hold. A checkpoint may come from anybody, and its header decides what is built before a weight is
+# read. A rule is a type, the lowest and the highest number, a list of one rule and the largest length, or a mapping;
+# `?` marks a key that may be missing.
+_TRANSFORMER = {
+    "model_type": str,
+    "vocab_size?": (1, 500_000),
+    "max_position_embeddings?": (1, 16_384),
+    "type_vocab_size?": (1, 64),
+    **dict.fromkeys(("hidden_size?", "dim?"), (1, 4096)),
+    **dict.fromkeys(("intermediate_size?", "hidden_dim?"), (1, 16_384)),
+    **dict.fromkeys(("num_attention_heads?", "n_heads?", "num_hidden_layers?", "n_layers?"), (1, 64)),
+}
+_MODEL = {
+    "name": str,
+    "classes": [str, 100_000],
+    **dict.fromkeys(("backbone?", "pooling?", "text_encoder?", "detector?", "missing?"), str),
+    **dict.fromkeys(("freeze?", "relu?", "navigate?", "flip?"), bool),
+    "text_config?": _TRANSFORMER,
+    "dropout?": (0, 1),
+    "width?": (0, 16_384),
+    "propose?": (1, 64),
+    "parts?": (0, 64),
+    "keypoints?": (1, 10_000),
+    "size?": (8, 2048),
+}
+SCHEMA = {
+    "format": (1, FORMAT),
+    "build": {**_MODEL, "members?": [_MODEL, 32]},
+    "history": {"epochs": [dict, 1_000_000], "best_epoch": int, "seconds": (0, float("inf"))},
+    "facts": {"size?": (8, 2048), "fit?": str, "key?": str, "preset?": str, "photos?": [str, 10_000_000]},
+}
 
 
 def save_checkpoint(model: ProductClassifier, path: str | Path, history: History, **facts: Any) -> Path:
@@ -25,7 +59,7 @@ def save_checkpoint(model: ProductClassifier, path: str | Path, history: History
 
     The JSON in the file's header holds `build` (arguments of `models.rebuild`), `history` and `facts`.
     """
-    header = {"build": model.build_args, "history": history.to_dict(), "facts": facts, "format": 1}
+    header = {"build": model.build_args, "history": history.to_dict(), "facts": facts, "format": FORMAT}
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(path) as draft:
         draft.write_bytes(safetensors.torch.save(weights, metadata={"retailkit": json.dumps(header)}))
@@ -35,31 +69,72 @@ def save_checkpoint(model: ProductClassifier, path: str | Path, history: History
 def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[str, Any]]:
     """Read what `save_checkpoint` wrote; the encoders' own weight files are not needed.
 
+    Returns:
+        The model in evaluation mode, its history, and the facts, among them `size` and `fit` for `ProductData.split`.
+
     Raises:
-        UserError: the file is missing, cut off, or not a retailkit checkpoint.
+        UserError: the file is missing, cut off, no retailkit checkpoint, of a later version, or its weights are not
+            finite or not those of the model that its header describes.
     """
     header, weights = read_checkpoint(path)
-    model = models.rebuild(header["build"])
+    try:
+        model = models.rebuild(header["build"])
+    except Exception as error:  # what a wrong value ends in depends on the library that meets it
+        raise UserError(f"{path}: its header describes no model ({first_line(error)}); {TRAIN_AGAIN}") from None
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{path}: its weights are those of another model than its header describes ({reason}); train again"
+            f"{path}: its weights are those of another model than its header describes ({reason}); {TRAIN_AGAIN}"
         ) from None
-    return model.eval(), History.from_dict(header["history"]), header["facts"]
+    facts = {"size": model.input_size, "fit": None} | header["facts"]
+    return model.eval(), History.from_dict(header["history"]), facts
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the header and the weights of a checkpoint."""
+    """Return the header and the weights of a checkpoint, both checked; see `load_checkpoint`."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such checkpoint; train one with `retailkit train`")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["retailkit"])
-            return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; train one with `retailkit train`") from None
-    except (SafetensorError, KeyError, TypeError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a retailkit checkpoint ({error}); train again or give another file") from None
+        metadata, weights = read_tensors(path)
+        header = json.loads(metadata["retailkit"])
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
+        raise UserError(f"{path}: not a retailkit checkpoint ({first_line(error)}); {TRAIN_AGAIN}") from None
+    if isinstance(header, dict) and isinstance(later := header.get("format"), int) and later > FORMAT:
+        cure = "update retailkit"
+        raise UserError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; {cure}")
+    if fault := _fault(header, SCHEMA, "header"):
+        raise UserError(f"{path}: not a retailkit checkpoint ({fault}); {TRAIN_AGAIN}")
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise UserError(f"{path}: {name} holds values that are not finite numbers; {TRAIN_AGAIN}")
+    return header, weights
+
+
+def _fault(value: Any, rule: Any, key: str) -> str:
+    """Return what is wrong with a value of a header by a rule of `SCHEMA`, "" for nothing."""
+    wrong = f"{key} is {str(value)[:60]!r}"
+    if isinstance(rule, tuple):
+        fine = isinstance(value, int | float) and rule[0] <= value <= rule[1]
+        return "" if fine else f"{wrong}, not a number from {rule[0]} to {rule[1]}"
+    kind = rule if isinstance(rule, type) else type(rule)
+    if not isinstance(value, kind):
+        return f"{wrong}, not a {kind.__name__}"
+    if kind is list and not isinstance(rule, type) and len(value) > rule[1]:
+        return f"{key} has {len(value):,} entries, and at most {rule[1]:,} are allowed"
+    inner = {}
+    if isinstance(rule, list):
+        inner = {f"{key}[{i}]": (part, rule[0]) for i, part in enumerate(value)}
+    elif isinstance(rule, dict):
+        needed = [name for name in rule if not name.endswith("?") and name not in value]
+        if needed:
+            return f"{key}.{needed[0]} is missing"
+        given = {name.rstrip("?"): part for name, part in rule.items()}
+        inner = {f"{key}.{name}": (value[name], part) for name, part in given.items() if value.get(name) is not None}
+    return next(filter(None, (_fault(*pair, name) for name, pair in inner.items())), "")
 
 
 def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:
@@ -76,3 +151,14 @@ def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:
             "train with this class or drop the row"
         )
     return replace(data, classes=list(model.classes))
+
+
+def photo_hashes(split: ProductDataset) -> list[str]:
+    """Return a hash of the content of each image of a split, for the facts of a checkpoint (`photos`)."""
+    return [content_hash(path)[:16] for path in split.table["image"]]
+
+
+def learned_from(facts: dict[str, Any], split: ProductDataset) -> list[str]:
+    """Return the images of a split that a checkpoint was trained on, by their content."""
+    known = set(facts.get("photos", ()))
+    return [path for path, photo in zip(split.table["image"], photo_hashes(split), strict=True) if photo in known]

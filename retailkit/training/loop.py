@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,15 @@ from retailkit.data.table import Batch, ProductDataset
 from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
+from retailkit.models.weights import first_line
 from retailkit.training.encoded import EncodedBatch, EncodedDataset, bar, encode, load_batches, placed, seeded
 
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
 MODES = ("frozen", "finetune")
+OPTIMIZERS = {
+    "adamw": partial(torch.optim.AdamW, weight_decay=0.02),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4),  # as the papers on LCA and NTS-Net
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class TrainConfig:
         mode: `frozen` (encoders stay as they are) or `finetune`.
         epochs: passes over the training split.
         batch_size: images per step.
-        lr: peak learning rate of the head (AdamW, linear warm-up over a tenth of all steps, cosine decay to zero).
+        optimizer: `adamw`, or `sgd` with momentum, which wants rates about ten times as high.
+        lr: peak learning rate of the head (linear warm-up over a tenth of all steps, cosine decay to zero).
         encoder_lr: peak learning rate of the encoders in `finetune` mode.
         criterion: name in `losses.CRITERIA`.
         criterion_options: its options.
@@ -55,6 +63,7 @@ class TrainConfig:
     mode: str = "frozen"
     epochs: int = 60
     batch_size: int = 32
+    optimizer: str = "adamw"
     lr: float = 2e-3
     encoder_lr: float = 5e-4
     criterion: str = "label_smoothing"
@@ -68,6 +77,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         pick(MODES, self.mode, "training mode")
         pick(AUGMENTATIONS, self.augment, "augmentation")
+        pick(OPTIMIZERS, self.optimizer, "optimizer")
         if min(self.epochs, self.batch_size, self.views) < 1:
             raise UsageError("epochs, batch_size and views must be at least 1")
 
@@ -185,7 +195,7 @@ class _Loop:
         self.model = model.to(where, memory_format=torch.channels_last)
         self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
         self.criterion = criterion(config.criterion, **config.criterion_options)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=0.02)
+        self.optimizer = OPTIMIZERS[config.optimizer](_parameter_groups(model, config))
         rate = warm_cosine(len(loader) * config.epochs)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
@@ -255,10 +265,20 @@ class _Loop:
         return states | {"best": self.best, "rows": self.rows, "seconds": seconds}
 
     def _restore(self) -> None:
-        state = torch.load(self.resume, map_location=self.where, weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.best, self.rows, self.seconds_before = state["best"], state["rows"], state["seconds"]
+        """Go on from what is kept; where that is damaged, begin anew."""
+        fresh = copy.deepcopy({name: part.state_dict() for name, part in self.parts.items()})
+        try:
+            state = torch.load(self.resume, map_location=self.where, weights_only=True)
+            self.model.load_state_dict(state["best"]["weights"])
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.rows, self.seconds_before = [dict(row) for row in state["rows"]], float(state["seconds"])
+            self.best = state["best"] | {"score": tuple(state["best"]["score"])}
+        except Exception as error:  # a damaged file fails in a dozen ways, and each means the same here
+            for name, part in self.parts.items():
+                part.load_state_dict(fresh[name])
+            self.rows, self.seconds_before = [], 0.0
+            print(f"{self.resume}: the interrupted training cannot be read ({first_line(error)}); it begins anew")
 
 
 def _parameter_groups(model: ProductClassifier, config: TrainConfig) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from retailkit.cache import code_fingerprint, digest
 from retailkit.config import Profile, UserError, cache_dir, pick, profile
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
-from retailkit.training.checkpoints import read_checkpoint, save_checkpoint
+from retailkit.training.checkpoints import photo_hashes, read_checkpoint, save_checkpoint
 from retailkit.training.encoded import EncodedDataset, fingerprint, identity, seeded
 from retailkit.training.loop import History, TrainConfig, fit
 
@@ -113,8 +113,9 @@ def fit_or_load(
     model = spec.build(data.classes)
     size = spec.size or model.input_size
     val = data.split("val", size) if "val" in data.splits else None
+    train = data.split("train", size)
     facts = {"spec": json.loads(json.dumps(asdict(spec), default=str)), "size": size, "fit": data.fit}
-    return model, fit_once(model, data.split("train", size), val, spec.config, path, **facts)
+    return model, fit_once(model, train, val, spec.config, path, **facts, photos=photo_hashes(train))
 
 
 def resample(data: ProductData, times: int, seed: int) -> ProductData:

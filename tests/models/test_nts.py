@@ -1,14 +1,17 @@
 """NTS-Net against straightforward versions of its parts."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.ops import box_iou
+from PIL import Image
 
 from retailkit import models
 from retailkit.config import UsageError, UserError
+from retailkit.data.table import ProductData, make_table
 from retailkit.models import nts
 
 CLASSES = ["lean", "extra lean", "medium"]
@@ -40,12 +43,27 @@ def test_anchors_lie_in_the_order_of_the_navigators_maps():
     assert (wide[3] - wide[1]) / (wide[2] - wide[0]) == pytest.approx(1.5)
 
 
+def too_much(one, other):
+    """The rule of the authors' `hard_nms`, written out: integer boxes, and an IoU of 0.25 is too much."""
+    (top, left, bottom, right), (y0, x0, y1, x1) = ([math.floor(edge) for edge in box] for box in (one, other))
+    height, width = min(bottom, y1) - max(top, y0), min(right, x1) - max(left, x0)
+    shared = height * width if height >= 0 and width >= 0 else 0
+    return shared / ((bottom - top) * (right - left) + (y1 - y0) * (x1 - x0) - shared) >= 0.25
+
+
+@pytest.mark.parametrize("side", [96, 224])
+def test_overlaps_are_those_of_the_authors_rule(side):
+    """Float boxes and a strict > gave other regions in 14 of 400 random score fields."""
+    boxes = nts.anchors((side, side), 32).tolist()
+    expected = [[too_much(one, other) for other in boxes] for one in boxes]
+    assert nts.overlapping((side, side), 32).tolist() == expected
+
+
 def greedy(scores, boxes, count):
     """Hard suppression of one image, box by box; then the best that were suppressed."""
     order, kept = scores.argsort(descending=True).tolist(), []
-    iou = box_iou(boxes, boxes)
     for i in order:
-        if all(iou[i, j] <= nts.IOU for j in kept):
+        if not any(too_much(boxes[i], boxes[j]) for j in kept):
             kept.append(i)
     rest = [i for i in order if i not in kept]
     return (kept + rest)[:count]
@@ -56,7 +74,7 @@ def test_selection_is_greedy_suppression(side, count):
     boxes = nts.anchors((side, side), 32)
     scores = torch.randn(5, len(boxes), generator=torch.Generator().manual_seed(count))
     chosen = nts.select(scores, nts.overlapping((side, side), 32), count)
-    assert chosen.tolist() == [greedy(row, boxes, count) for row in scores]
+    assert chosen.tolist() == [greedy(row, boxes.tolist(), count) for row in scores]
 
 
 def test_parts_are_cut_as_from_a_padded_image():
@@ -121,7 +139,7 @@ def test_k_of_zero_classifies_by_the_whole_image(model):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"parts": 7}, "parts=7"), ({"navgate": 1}, "navigate")],
+    [({"parts": 7}, "parts=7"), ({"propose": 0, "parts": 0}, "M from 1 on"), ({"navgate": 1}, "navigate")],
 )
 def test_wrong_options_are_named(options, says):
     with pytest.raises(UsageError, match=says):
@@ -186,3 +204,13 @@ def test_another_checkpoint_is_refused(tmp_path, change, says):
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(UserError, match=says):
         models.load_nts_checkpoint(tmp_path / "model.pth", backbone="resnet18")
+
+
+def test_the_authors_transform_goes_through_the_data_path(tmp_path):
+    """Resize to 600x600 whatever the shape, then the centre of 448x448."""
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 500, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "bird.png")
+    table = make_table([{"image": str(tmp_path / "bird.png"), "label": "lean", "split": "test"}])
+    sample = ProductData("birds", table, CLASSES, {}).split("test", 448, "stretch_crop")[0]
+    theirs = Image.fromarray(pixels).resize((600, 600), Image.Resampling.BILINEAR).crop((76, 76, 524, 524))
+    assert np.abs(sample.image.permute(1, 2, 0).numpy() * 255 - np.asarray(theirs)).max() <= 1

@@ -1,18 +1,27 @@
 """Checkpoint files: what is in them, and what is said about bad ones."""
 
+import functools
+import json
+import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from retailkit import training
+from retailkit.cache import read_tensors
 from retailkit.config import UserError
 from retailkit.data.table import ProductData
-from retailkit.training import TrainConfig
+from retailkit.training import TrainConfig, TrainSpec
+from retailkit.training.checkpoints import read_checkpoint
 
+SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
 NOTHING = training.History(pd.DataFrame(), 0, 0.0)
 
 
@@ -25,6 +34,75 @@ def test_a_checkpoint_holds_all_that_is_needed(small_model, train, tmp_path):
     assert torch.allclose(model(images), loaded(images), atol=1e-4)
     assert loaded.classes == model.classes and facts["size"] == 48
     pd.testing.assert_frame_equal(again.epochs, history.epochs)
+
+
+def changed(path, **changes):
+    """Write other values into the header of a checkpoint, each given as `a__b=value`; None drops the key."""
+    metadata, weights = read_tensors(path)
+    header = json.loads(metadata["retailkit"])
+    for keys, value in changes.items():
+        *above, last = keys.split("__")
+        place = functools.reduce(dict.__getitem__, above, header)
+        place.pop(last) if value is None else place.update({last: value})
+    save_file(weights, path, {"retailkit": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"build": []}, "header.build is '.*', not a dict"),
+        ({"build__classes": None}, "header.build.classes is missing"),
+        ({"build__classes": "milk"}, "header.build.classes is 'milk', not a list"),
+        ({"build__classes": [1, 2, 3]}, r"header.build.classes\[0\] is '1', not a str"),
+        ({"build__propose": 10**6, "build__parts": 10**6}, "header.build.propose is '1000000', not a number from 1"),
+        ({"build__text_config": {"model_type": "bert", "hidden_size": 60_000}}, "hidden_size is '60000'"),
+        ({"build__members": [{"name": "image", "classes": ["a"], "size": 10**5}]}, r"members\[0\].size is '100000'"),
+        ({"build__backbone": "resnet"}, "its header describes no model .*'resnet50'"),
+        ({"build__cheese": 1}, "its header describes no model .*option"),
+        ({"facts__size": 100_000}, "header.facts.size is '100000'"),
+        ({"facts__size": "big"}, "header.facts.size is 'big'"),
+        ({"history": {"epochs": [], "best_epoch": 1}}, "header.history.seconds is missing"),
+        ({"format": 2}, "of format 2, and this retailkit reads up to 1; update retailkit"),
+        ({"format": None}, "header.format is missing"),
+    ],
+)
+def test_a_header_that_is_not_ours_is_named_by_key_and_value(small_model, tmp_path, changes, says):
+    """A hidden size of 60,000 or a million parts took all memory; a list for a mapping was a traceback."""
+    path = training.save_checkpoint(small_model(), tmp_path / "model.safetensors", NOTHING, size=48)
+    changed(path, **changes)
+    with pytest.raises(UserError, match=rf"model\.safetensors: .*{says}"):
+        training.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(small_model, tmp_path, value):
+    """They were evaluated, as top-1 0.000."""
+    model = small_model()
+    model.head.linear.weight.data[0, 0] = value
+    path = training.save_checkpoint(model, tmp_path / "model.safetensors", NOTHING)
+    with pytest.raises(UserError, match=r"head\.linear\.weight holds values that are not finite"):
+        training.load_checkpoint(path)
+
+
+def test_a_checkpoint_that_is_cut_off_while_it_is_in_use_ends_nothing(small_model, tmp_path):
+    """A mapped file ended the program with SIGBUS."""
+    model = small_model()
+    path = training.save_checkpoint(model, tmp_path / "model.safetensors", NOTHING)
+    _, weights = read_checkpoint(path)
+    os.truncate(path, 10)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_photos_that_were_trained_on_are_known_by_their_content(small_model, data, tmp_path):
+    spec = TrainSpec(model_options=SMALL, size=48, config=TrainConfig(epochs=1))
+    training.fit_or_load(spec, data, tmp_path / "model.safetensors")
+    facts = training.load_checkpoint(tmp_path / "model.safetensors")[2]
+    assert not training.learned_from(facts, data.split("val", 48))
+    copied = tmp_path / "copy.png"
+    copied.write_bytes(Path(data.split("train", 48).table["image"].iloc[5]).read_bytes())
+    table = data.table[data.table["split"] == "val"].reset_index(drop=True)
+    table.loc[2, "image"] = str(copied)
+    assert training.learned_from(facts, replace(data, table=table).split("val", 48)) == [str(copied)]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

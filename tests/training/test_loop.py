@@ -30,6 +30,14 @@ def test_frozen_training_learns_and_leaves_the_encoder_alone(small_model, train,
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_sgd_with_momentum_learns_too(small_model, train, val):
+    model = small_model()
+    training.fit(model, train, val, replace(FROZEN, optimizer="sgd"))
+    assert training.evaluate(model, val).top1 > 0.9
+    with pytest.raises(UsageError, match="did you mean 'adamw'"):
+        TrainConfig(optimizer="adam")
+
+
 def test_lca_learns_on_kept_feature_maps(small_model, data):
     """What is kept of frozen encoders are maps, so that the layer inside the pooling learns as well."""
     model = small_model(name="lca")
@@ -152,3 +160,21 @@ def test_bfloat16_is_for_gpus_that_have_it(kind, units, expected, monkeypatch):
     """GPUs without bfloat16 units were taken to have them, and CPUs with them rounded what was published."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units or including_emulation)
     assert computes_bf16(torch.device(kind)) is expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "list", "missing", "other"])
+def test_a_damaged_state_of_an_interrupted_run_is_made_again(small_model, train, tmp_path, damage, capsys):
+    """The file ended the same command with a traceback, again and again."""
+    whole, state, config = small_model(), tmp_path / "state.pt", replace(TUNED, epochs=1)
+    training.fit(whole, train, None, config, resume=state)
+    kept = torch.load(state, weights_only=True)
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:1000])
+    else:
+        changes = {"missing": {"rows": None}, "other": {"schedule": {}, "optimizer": {}}}
+        torch.save([1, 2] if damage == "list" else kept | changes[damage], state)
+    again = small_model()
+    training.fit(again, train, None, config, resume=state)
+    assert "state.pt: the interrupted training cannot be read" in capsys.readouterr().out
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
