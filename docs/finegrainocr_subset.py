@@ -18,6 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from retailkit.data.finegrainocr import place
+from retailkit.data.images import opened
+
+LIMIT = 1 << 27  # bytes of one file
 
 
 def drawn(names, per_class):
@@ -34,13 +37,20 @@ def drawn(names, per_class):
             yield photo, files[photo], files.get(photo._replace(kind="text"))
 
 
+def read(archive, name):
+    """Return a file of the archive; one that unpacks to far more than a photo has is refused."""
+    if archive.getinfo(name).file_size > LIMIT:
+        raise SystemExit(f"{name}: unpacks to more than {LIMIT:,} bytes, so it is no photo; get the archive again")
+    return archive.read(name)
+
+
 def smaller(content, words, long_edge):
     """Return a JPEG of at most `long_edge` pixels a side, and its words with their corners in its pixels."""
-    image = Image.open(io.BytesIO(content), formats=["JPEG"])
-    width, height = image.size
-    if max(width, height) <= long_edge:
-        return content, words
-    image.thumbnail((long_edge, long_edge), Image.Resampling.LANCZOS)
+    with opened(io.BytesIO(content)) as image:
+        width, height = image.size
+        if max(width, height) <= long_edge:
+            return content, words
+        image.thumbnail((long_edge, long_edge), Image.Resampling.LANCZOS)
     for entry in words:
         for corner in entry.get("bounding_poly", {}).get("vertices", []):
             corner["x"] = round(corner.get("x", 0) * image.width / width, 2)
@@ -65,7 +75,7 @@ def main():
             image, text = given.root / "Images" / f"{name}.jpg", given.root / "Text" / f"{name}.json"
             if image.is_file():
                 continue
-            content, words = archive.read(image_file), json.loads(archive.read(text_file)) if text_file else []
+            content, words = read(archive, image_file), json.loads(read(archive, text_file)) if text_file else []
             if given.long_edge:
                 content, words = smaller(content, words, given.long_edge)
             draft = image.with_suffix(".part")

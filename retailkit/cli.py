@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -67,16 +68,12 @@ def check(
 
 
 def _check_data(dataset: str, root: Path | None) -> None:
-    from retailkit import data
-    from retailkit.data.table import check_images
+    from retailkit.data.check import report
 
-    found = data.load(dataset, root)
+    found = report(dataset, root)
     print(found)
-    broken = check_images(found)
-    for row in broken.itertuples():
-        print(f"row {row.row}: {row.problem}")
-    if len(broken):
-        raise UserError(f"{len(broken)} of {len(found)} rows are broken; replace the files above or drop their rows")
+    if found.faults:
+        raise UserError(f"{len(found.faults)} things have to be mended, see above")
     print("every row can be read")
 
 
@@ -461,6 +458,7 @@ def bench(
 def main() -> None:
     """Run the command line; what a user can mend ends in one line per fault on stderr and an exit code."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
+    warnings.showwarning = lambda message, *where, **more: typer.secho(f"warning: {message}", fg="yellow", err=True)
     try:
         code = app(words, standalone_mode=False) or 0
         if code == 130:  # Typer makes it of an interrupt, without a word

@@ -22,6 +22,10 @@ class UserError(ValueError):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """Return the message; what is not UTF-8 in the name of a file is escaped, so that it can be printed."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class UsageError(UserError):
     """A wrong name or option: the call has to change before anything can run."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from retailkit.cache import open_file
-from retailkit.config import pick
-from retailkit.data.images import read_image
-from retailkit.data.table import DataError
+from retailkit.config import DataError, UserError, pick
+from retailkit.data.images import file_beside, read_image
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-ID = (int, str)
-NEEDED = {  # part of the file -> key of each of its rows -> type
-    "images": {"id": ID, "file_name": str},
-    "categories": {"id": ID, "name": str},
-    "annotations": {"image_id": ID, "category_id": ID, "bbox": list},
+NEEDED = {  # parts of a COCO file: key -> type
+    "images": {"id": int | str, "file_name": str},
+    "categories": {"id": int | str, "name": str},
+    "annotations": {"image_id": int | str, "category_id": int | str, "bbox": list},
 }
 
 
@@ -92,24 +92,37 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
             image. All faults of images and boxes are listed.
         UsageError: `region` is no category of the file.
     """
-    path, folder = Path(annotations), Path(images)
+    path, faults = Path(annotations), []
     content = _coco_content(path)
-    names = {row["id"]: row["name"] for row in content["categories"]}
+    names = {row["id"]: unicodedata.normalize("NFC", row["name"]) for row in content["categories"]}
     classes = list(dict.fromkeys(names.values()))
     if region:
         pick(classes, region, f"category of {path.name}")
-    files = {row["id"]: folder / row["file_name"].replace("\\", "/") for row in content["images"]}
-    sizes, faults = _sizes(content["images"], files, path)
+    files, sizes = {}, {}
+    for row in tqdm(
+        content["images"], "check images", mininterval=2, leave=False, disable=len(content["images"]) < 100
+    ):
+        file = files[row["id"]] = file_beside(Path(images), row["file_name"])
+        try:
+            height, width = sizes[row["id"]] = read_image(file).shape[:2]
+        except DataError as error:
+            faults.append(f"{error} (image {row['id']} of {path})")
+            continue
+        declared = (row.get("width") or width, row.get("height") or height)  # some tools write null
+        if [str(side).removesuffix(".0") for side in declared] != [str(width), str(height)]:
+            faults.append(
+                f"{file}: has {width}x{height} pixels but {path} says {declared[0]}x{declared[1]}: "
+                "its boxes are of another size; scale them or restore the image"
+            )
     boxes: dict[Any, list[Box]] = {key: [] for key in files}
     labels: dict[Any, list[int]] = {key: [] for key in files}
-    for row in content["annotations"]:
-        if str(row.get("iscrowd", 0)) not in ("0", "False", "None"):
-            continue
+    for row in (row for row in content["annotations"] if str(row.get("iscrowd", 0)) in ("0", "False", "None")):
         key = row["image_id"]
         if fault := _fault(row, names, files, sizes):
             faults.append(f"{path}: annotation {row.get('id')}: {fault}")
         elif key in sizes:
-            boxes[key].append(_corners(row["bbox"], sizes[key]))
+            x, y, width, height = row["bbox"]  # what is less than a pixel over the edge is cut off
+            boxes[key].append((max(x, 0), max(y, 0), min(x + width, sizes[key][1]), min(y + height, sizes[key][0])))
             labels[key].append(classes.index(names[row["category_id"]]) + 1)
     if faults:
         raise DataError.listing(faults)
@@ -125,47 +138,30 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
 
 
 def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the file's content, in which each needed list has rows with values of the needed types, and ids once."""
+    """Return the file's content, in which each needed list has rows with the needed keys, and no id occurs twice."""
     try:
         with open_file(path) as file:
             content = json.loads(file.read().decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError as error:
+        raise DataError(str(error)) from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); export the boxes again") from None
     for part, keys in NEEDED.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise DataError(f"{path}: has no list {part!r}; export the boxes in COCO's detection format")
         for index, row in enumerate(rows):
-            given = row if isinstance(row, dict) else {}
-            if wrong := [key for key, kind in keys.items() if not isinstance(given.get(key), kind)]:
+            wrong = [
+                key for key, kind in keys.items() if not isinstance(row, dict) or not isinstance(row.get(key), kind)
+            ]
+            if wrong:
                 raise DataError(f"{path}: {part}[{index}] lacks {', '.join(wrong)}; add it or drop the row")
-        ids = [row["id"] for row in rows if part != "annotations"]
-        if twice := next((key for key in ids if ids.count(key) > 1), None):
-            raise DataError(f"{path}: {part} has the id {twice!r} more than once; give each its own")
+        ids = Counter(row["id"] for row in rows if "id" in keys)
+        if twice := [key for key, count in ids.items() if count > 1]:
+            raise DataError(f"{path}: {part} has the id {twice[0]} more than once; give each its own")
     if not content["images"]:
         raise DataError(f"{path}: lists no images; export the boxes again")
     return content
-
-
-def _sizes(rows: list[dict], files: dict[Any, Path], path: Path) -> tuple[dict[Any, tuple[int, int]], list[str]]:
-    """Return height and width of every image that can be read, and what is wrong with the others."""
-    sizes, faults = {}, []
-    for row in tqdm(rows, "check images", mininterval=2, leave=False, disable=len(rows) < 100):
-        file = files[row["id"]]
-        try:
-            height, width = read_image(file).shape[:2]
-        except DataError as error:
-            faults.append(f"{error} (image {row['id']} of {path})")
-            continue
-        declared = (row.get("width") or width, row.get("height") or height)  # some tools write null
-        if [str(side).removesuffix(".0") for side in declared] == [str(width), str(height)]:
-            sizes[row["id"]] = (height, width)
-        else:
-            faults.append(
-                f"{file}: has {width}x{height} pixels but {path} says {declared[0]}x{declared[1]}: "
-                "its boxes are of another size; scale them or restore the image"
-            )
-    return sizes, faults
 
 
 def _fault(row: dict[str, Any], names: dict, files: dict, sizes: dict[Any, tuple[int, int]]) -> str:
@@ -186,9 +182,3 @@ def _fault(row: dict[str, Any], names: dict, files: dict, sizes: dict[Any, tuple
     if min(box[:2]) < -1 or box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1:
         return f"bbox {box} is outside its image of {width}x{height} pixels; correct it"
     return ""
-
-
-def _corners(bbox: Sequence[float], size: tuple[int, int]) -> Box:
-    """Return a COCO box as corners; what is less than a pixel over the edge is cut off."""
-    x, y, width, height = bbox
-    return max(x, 0.0), max(y, 0.0), min(x + width, size[1]), min(y + height, size[0])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from retailkit.config import DataError, UsageError
 from retailkit.data import spreadsheet
-from retailkit.data.images import SUFFIXES
-from retailkit.data.table import SPLITS, ProductData, make_table
+from retailkit.data.advice import advise, short, some
+from retailkit.data.images import SUFFIXES, file_beside
+from retailkit.data.table import COLUMNS, RENDERING, SPLITS, ProductData, make_table
 
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers; what starts with a dot as well
 SPLIT_NAMES = dict.fromkeys(("train", "training"), "train")
@@ -24,12 +27,21 @@ CURE = "use a folder per class, train/val/test folders with a folder per class, 
 CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 
 
+class Found(NamedTuple):
+    """What lies in a folder or a CSV: a row per image, what has to be mended, and what is left out."""
+
+    rows: list[dict[str, str]]
+    faults: list[str]
+    notes: list[str]
+
+
 def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> ProductData:
     """Read your own photos.
 
     Where no split is given, each class is split at random, the same way for the same seed; rows of one `group` stay
     together. From two images per class on, at least one goes to `test`, from three on one to `val` as well; a
-    class with one image (or one group) is for training only, with a warning.
+    class with one image (or one group) is for training only. What is left out and what looks doubtful (see
+    `advice.advise`) is a warning.
 
     Args:
         root: a folder with a folder per class (deeper folders belong to their class); or one with `train`, `val` and
@@ -47,12 +59,36 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
     root = Path(root)
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UsageError(f"val={val} and test={test} leave nothing to train on; use shares that sum to less than 1")
+    found = read(root)
+    if found.faults:
+        raise DataError.listing(found.faults)
+    data = made(root, found, val, test, seed)
+    for note in (*found.notes, *advise(data.table)):
+        warnings.warn(f"{root}: {note}", stacklevel=2)
+    return data
+
+
+def read(root: Path) -> Found:
+    """Read a folder or a CSV without refusing what has to be mended; see `load`.
+
+    Raises:
+        DataError: there is nothing to be read at all.
+    """
     if not root.exists():
         raise DataError(f"{root}: no such folder or CSV; check --root")
-    table = _read_folder(root) if root.is_dir() else _read_csv(root)
+    if not _is_utf8(root):
+        raise DataError(f"{root}: not UTF-8; rename it")
+    return _read_folder(root) if root.is_dir() else _read_csv(root)
+
+
+def made(root: Path, found: Found, val: float = 0.15, test: float = 0.15, seed: int = 0) -> ProductData:
+    """Return the data set of the rows that were found; see `load`."""
+    table = make_table(found.rows)
+    table["group"] = table["group"].where(table["group"] != "", table["image"])
     if (table["split"] == "").all():
         table["split"] = _split_by_class(table, val, test, seed)
-    _warn_of_doubtful(table)
+    else:
+        table["split"] = table["split"].replace("", "train")
     hint = f"give {root} images of it, or no splits at all to have them made"
     info = OWN | {"size": f"{len(table)} images"} | {f"missing_{split}": hint for split in SPLITS}
     return ProductData("folder", table, sorted(set(table["label"])), info)
@@ -70,9 +106,6 @@ def _split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> 
         rng = np.random.default_rng([seed, zlib.crc32(str(label).encode())])
         sizes = groups.value_counts()
         split_of |= _fill([free[i] for i in rng.permutation(len(free))], sizes, {"test": test, "val": val})
-        if len(sizes) == 1 and val + test > 0 and split_of[groups.iloc[0]] == "train":
-            kind = "image" if len(groups) == 1 else "group"
-            warnings.warn(f"class {label!r} has one {kind}: it is used for training only", stacklevel=3)
     return table["group"].map(split_of)
 
 
@@ -106,68 +139,102 @@ def files_in_csv(path: Path) -> list[Path]:
     """Return the image and mask files that a CSV names and that are there, sorted."""
     table = spreadsheet.read_table(path)
     named = {name for column in ("image", "mask") if column in table for name in table[column] if name}
-    return sorted(file for name in named if (file := _file(path, name)).is_file())
-
-
-def _warn_of_doubtful(table: pd.DataFrame) -> None:
-    learned = set(table.loc[table["split"] == "train", "label"])
-    if learned and (never := sorted(set(table["label"]) - learned)):
-        warnings.warn(f"{_some(never)} never in train, so that no model learns it; add photos", stacklevel=4)
-    for column, trouble in (("split", "in more than one split"), ("label", "listed under more than one label")):
-        values = table.groupby("image")[column].nunique()
-        if several := list(values.index[values > 1]):
-            warnings.warn(f"{_some(several, 3)} {trouble}; keep one row for each image", stacklevel=4)
-
-
-def _some(names: Sequence[str], shown: int = 5) -> str:
-    """Return names for a message, the first few of many, and their verb."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{', '.join(repr(name) for name in names[:shown])}{more} {'is' if len(names) == 1 else 'are'}"
+    return sorted(file for name in named if (file := file_beside(path.parent, name)).is_file())
 
 
 # -- A folder per class.
 
 
-def _read_folder(root: Path) -> pd.DataFrame:
-    splits = [p for p in _folders(root) if p.name.lower() in SPLIT_NAMES and _folders(p)]  # a class holds images
-    others = [p.name for p in _folders(root) if p not in splits and any(_is_image(f) for f in _files_below(p))]
-    if splits and others:
-        kept = ", ".join(p.name for p in splits)
-        raise DataError(f"{root}: {_some(others)} no split, beside {kept}; move it out, or name each photo in a CSV")
-    parts = [(SPLIT_NAMES[p.name.lower()], p) for p in splits] or [("", root)]
-    rows = [row for split, part in parts for row in _read_classes(part, split)]
-    if not rows:
+def _read_folder(root: Path) -> Found:
+    found = Found([], [], [])
+    folders = _folders(root)
+    splits = [p for p in folders if p.name.lower() in SPLIT_NAMES and _folders(p)]  # a class holds images
+    for part in dict.fromkeys([root, *splits]):
+        _read_loose(part, found)
+    for part in splits or [root]:
+        _read_classes(part, SPLIT_NAMES[part.name.lower()] if splits else "", found)
+    for other in (p for p in folders if splits and p not in splits):
+        if any(_is_image(file) for file in files_below(other, found)):
+            kept = ", ".join(p.name for p in splits)
+            found.faults.append(f"{other}: no split, beside {kept}; move it out, or name each photo in a CSV")
+    if not found.rows and not found.faults:
         tables = sorted(root.glob("*.csv"))
         hint = f"point --root at {tables[0]}" if tables else CURE
         raise DataError(f"{root}: no images in class folders; {hint}")
-    if unknown := [row["image"] for row in rows if not _is_image(Path(row["image"]))]:
-        cure = f"{CONVERT}, or move it out of the classes"
-        raise DataError.listing([f"{path}: not a known kind of image; {cure}" for path in unknown])
-    return _with_groups(make_table(rows))
+    return found
 
 
-def _read_classes(root: Path, split: str) -> list[dict[str, str]]:
-    """List the files of a folder per class."""
-    if loose := [p.name for p in sorted(root.iterdir()) if p.is_file() and _is_image(p) and not _is_clutter(p.name)]:
-        warnings.warn(f"{root}: {_some(loose)} in no class folder and left out; move it into one", stacklevel=5)
-    return [
-        {"image": str(path), "label": folder.name, "split": split}
-        for folder in _folders(root)
-        for path in _files_below(folder)
-    ]
+def _read_loose(root: Path, found: Found) -> None:
+    """Tell what lies beside the class folders."""
+    files = [path for path in _listed(root) if not path.is_dir() and not _is_clutter(path.name)]
+    for path in (path for path in files if not path.exists()):
+        found.faults.append(f"{path}: a link that leads nowhere; correct or delete it")
+    if loose := [path.name for path in files if path.exists() and _is_image(path)]:
+        found.notes.append(f"left out, as in no class folder: {len(loose)} images ({some(loose)}); move them")
+
+
+def _read_classes(root: Path, split: str, found: Found) -> None:
+    """Add the files of a folder per class to what was found."""
+    hidden, inner = [], {}
+    for folder in _folders(root):
+        if RENDERING.fullmatch(folder.name) and (folder / "images").is_dir():
+            cure = "it was rendered here by mistake: delete this folder"
+            found.faults.append(f"{folder}: images of the built-in data set, none of yours; {cure}")
+            continue
+        files = files_below(folder, found, hidden)
+        inner[folder.name] = {p.relative_to(folder).parts[0] for p in files if p.parent != folder}
+        if not files:
+            found.notes.append(f"{folder.name!r} holds no image and is no class; add photos or delete it")
+        for path in files:
+            if not _is_utf8(path):
+                found.faults.append(f"{path}: not UTF-8; rename it")
+            elif not _is_image(path):
+                found.faults.append(f"{path}: not a known kind of image; {CONVERT}, or move it out of the classes")
+            else:
+                label = unicodedata.normalize("NFC", folder.name)
+                found.rows.append({"image": str(path), "label": label, "split": split})
+    if hidden:
+        found.notes.append(f"left out, as in hidden folders of programs: {len(hidden)} images ({some(hidden)})")
+    deeper = sorted(set.intersection(*inner.values())) if inner else []
+    if len(deeper) > 1 and (len(inner) < 3 or SPLIT_NAMES.keys() & {name.lower() for name in deeper}):
+        cure = "if these are classes or splits, point --root at what holds them, or write a CSV"
+        found.notes.append(f"{some(sorted(inner))} as a class, with the folders {some(deeper)} in it; {cure}")
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); correct its permissions") from None
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in sorted(root.iterdir()) if path.is_dir() and not _is_clutter(path.name)]
+    return [path for path in _listed(root) if path.is_dir() and not _is_clutter(path.name)]
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Return the files of a folder and of the folders in it, without what file managers hide there."""
-    found = []
-    for at, inner, names in os.walk(folder):
+def files_below(folder: Path, found: Found, hidden: list[str] | None = None) -> list[Path]:
+    """Return the files of a folder and of the folders in it, without what file managers hide there.
+
+    Links are followed, and a folder is read once, so that a loop of links ends. Folders that cannot be listed become
+    faults of `found`, and the names of images in hidden folders are added to `hidden`.
+    """
+    files, seen = [], set()
+
+    def unlisted(error: OSError) -> None:
+        found.faults.append(f"{error.filename}: cannot be listed ({error.strerror}); correct its permissions")
+
+    for at, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
+        status = os.stat(at)
+        if (status.st_dev, status.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if hidden is not None:
+            outside = [path for name in inner if _is_clutter(name) for path in sorted(Path(at, name).rglob("*"))]
+            hidden += [short(str(path)) for path in outside if _is_image(path) and path.is_file()]
         inner[:] = sorted(name for name in inner if not _is_clutter(name))
-        found += [Path(at) / name for name in sorted(names) if not _is_clutter(name)]
-    return found
+        files += [Path(at) / name for name in sorted(names) if not _is_clutter(name)]
+    return files
 
 
 def _is_clutter(name: str) -> bool:
@@ -178,29 +245,34 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def _is_utf8(path: Path) -> bool:
+    """Say whether a path can be printed and written into tables."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+
+
 # -- A CSV.
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path) -> Found:
     if path.suffix.lower() not in spreadsheet.SUFFIXES:
         raise DataError(f"{path}: neither a folder nor a CSV; {CURE}")
     table = spreadsheet.read_table(path, required=("image", "label"))
     if table.empty:
         raise DataError(f"{path}: no rows; add one for each image")
-    rows = zip(table.index, table.to_dict("records"), strict=True)
-    if problems := [f"{path} row {number}: {problem}" for number, row in rows for problem in _problems(path, row)]:
-        raise DataError.listing(problems)
-    for column in {"image", "mask"} & set(table.columns):
-        table[column] = [str(_file(path, name)) if name else "" for name in table[column]]
-    if "split" in table:
-        table["split"] = table["split"].str.lower().map({"": ""} | SPLIT_NAMES)
-    return _with_groups(make_table(table.to_dict("records")))
-
-
-def _file(table: Path, name: str) -> Path:
-    """Return the file that a CSV names, also where it writes the path as Windows does."""
-    path, other = table.parent / name, table.parent / name.replace("\\", "/")
-    return other if other.exists() and not path.exists() else path
+    found = Found([], [], [])
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
+        if problems := _problems(path, row):
+            found.faults.extend(f"{path} row {number}: {problem}" for problem in problems)
+            continue
+        files = {name: str(file_beside(path.parent, row[name])) for name in ("image", "mask") if row.get(name)}
+        found.rows.append(row | files | {"split": SPLIT_NAMES.get(row.get("split", "").lower(), ""), "truth": ""})
+    known = [name for name in COLUMNS if name != "truth"]  # which only the renderer writes
+    if unused := [name for name in table.columns if name and name not in known]:
+        found.notes.append(f"columns that are not used: {some(unused)} (known: {', '.join(known)})")
+    return found
 
 
 def _problems(path: Path, row: dict[str, str]) -> list[str]:
@@ -209,16 +281,8 @@ def _problems(path: Path, row: dict[str, str]) -> list[str]:
     if not known:
         found.append(f"{row['image']!r} is not a known kind of image; {CONVERT}")
     for name in filter(None, (row["image"] if known else "", row.get("mask"))):
-        if not _file(path, name).is_file():
-            found.append(f"{_file(path, name)} is missing; restore it, correct its path below the CSV or drop the row")
+        if not (file := file_beside(path.parent, name)).is_file():
+            found.append(f"{file} is missing; restore it, correct its path below the CSV or drop the row")
     if (split := row.get("split", "")) and split.lower() not in SPLIT_NAMES:
         found.append(f"unknown split {split!r}; use train, val or test")
     return found
-
-
-def _with_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """Make a row without a group one of its own, and one without a split among others one for training."""
-    table["group"] = table["group"].where(table["group"] != "", table["image"])
-    if (table["split"] != "").any():
-        table["split"] = table["split"].replace("", "train")
-    return table

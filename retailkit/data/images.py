@@ -6,6 +6,8 @@ Ghostscript) and none is decoded before its size is known.
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
@@ -17,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from retailkit.cache import open_file
 from retailkit.config import DataError, UserError
 
+# Of a broken EXIF block, whose pixels are sound; the message names no file.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 120_000_000
@@ -35,6 +39,13 @@ TURNS = {  # EXIF orientation -> how the stored image becomes upright
 }
 
 Source = str | Path | BytesIO
+
+
+def file_beside(folder: Path, name: str) -> Path:
+    """Return the file that a table in `folder` names, also with Windows' backslashes or macOS' split accents."""
+    written = [folder / name, folder / name.replace("\\", "/")]
+    ways = [Path(unicodedata.normalize(form, str(path))) for path in written for form in ("NFC", "NFD")]
+    return next((path for path in (*written, *ways) if path.exists()), written[0])
 
 
 @contextmanager
@@ -152,11 +163,11 @@ def _to_mask(image: Image.Image) -> np.ndarray:
 
 def _read_array(path: str | Path) -> np.ndarray:
     try:
-        with open_file(path) as file:
-            array = np.load(file, allow_pickle=False)
+        with open_file(path, limit=4 * MAX_PIXELS) as file:
+            array = np.lib.format.read_array(BytesIO(file.read()), allow_pickle=False)
     except UserError as error:
         raise DataError(f"{error}, or drop its row") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError) as error:
         raise DataError(f"{path}: not an array ({error}); replace the file or drop its row") from None
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise DataError(f"{path}: {array.dtype} of shape {array.shape}; replace it by numbers of shape (H, W)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,8 +16,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from retailkit.cache import replacing
-from retailkit.config import DataError, cache_dir
+from retailkit.cache import digest, open_file, replacing
+from retailkit.config import DataError, UserError, cache_dir
 from retailkit.data.images import read_image
 from retailkit.data.table import ProductData, Word, bounding_box
 from retailkit.data.text import redact_barcodes, redact_words
@@ -155,31 +154,36 @@ def _read_files(name: str, files: pd.Series, progress: bool) -> dict[int, list[W
 
 
 def _read_file(name: str, row: int, path: str, key: str) -> list[Word]:
-    """Read one file and keep its words."""
+    """Read one file and keep its words below their checksum."""
     try:
         words = read_words(read_image(path))
     except DataError as error:
         raise DataError(f"row {row} of {name!r}: {error}") from None
+    content = json.dumps([[word.text, word.box, word.confidence] for word in words])
     with replacing(_place(key)) as draft:
-        draft.write_text(json.dumps([[word.text, word.box, word.confidence] for word in words]), encoding="utf-8")
+        draft.write_text(f"{digest(content)}\n{content}", encoding="utf-8")
     return words
 
 
 def _key(name: str, row: int, path: str) -> str:
     """Return a digest of what the words of a file depend on."""
-    recipe = json.dumps([SETTINGS, version("rapidocr"), RECIPE], sort_keys=True)
     try:
-        return hashlib.sha256(recipe.encode() + Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"row {row} of {name!r}: {path}: {error.strerror}; restore the file or drop its row") from None
+        with open_file(path) as file:
+            content = file.read()
+    except UserError as error:
+        raise DataError(f"row {row} of {name!r}: {error}, or drop its row") from None
+    return digest(SETTINGS, version("rapidocr"), RECIPE, content)
 
 
 def _cached(key: str) -> list[Word] | None:
     """Return the words kept under a key; None where there are none, or where the file is damaged."""
     try:
-        return [Word(text, tuple(box), score) for text, box, score in json.loads(_place(key).read_bytes())]
-    except (OSError, TypeError, ValueError):
+        checksum, _, content = _place(key).read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
         return None
+    if checksum != digest(content):
+        return None
+    return [Word(text, tuple(box), score) for text, box, score in json.loads(content)]
 
 
 def _place(key: str) -> Path:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import re
+import unicodedata
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -69,12 +71,12 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _text(path: Path) -> str:
-    """Return the file's text, with line ends of one kind."""
+    """Return the file's text, with line ends and accents (NFC) of one kind."""
     with open_file(path, limit=1 << 28) as file:
         content = file.read()
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        text = unicodedata.normalize("NFC", content.decode(encoding)).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save the table as CSV UTF-8") from None
     if "\0" in text:
@@ -87,10 +89,11 @@ def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
     """Return the rows that are not blank, without empty fields at their ends, by their number in a spreadsheet."""
     reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     rows, number = {}, 0
+    is_row = re.compile(rf"[^{re.escape(separator)}]*\.\w{{3,4}}\s*{re.escape(separator)}")  # begins with a file
     try:
         for number, row in enumerate(reader, start=1):
             lines = [line for value in row for line in value.split("\n")[1:]]
-            if any(line.count(separator) >= max(len(row) - 1, 1) for line in lines):  # these were rows of their own
+            if any(line.count(separator) >= max(len(row) - 1, 1) or is_row.match(line) for line in lines):
                 raise DataError(f"{path} row {number}: {QUOTES}")
             values = [value.strip() for value in row]
             while values and not values[-1]:

@@ -7,6 +7,7 @@ mask, ground truth and words go through one and the same geometric transform (to
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
 
 from retailkit.config import DataError, UsageError, pick
 from retailkit.data.conditions import MOVES_PIXELS, apply_condition
@@ -32,6 +32,7 @@ FORMER_FITS = {"squeeze": "stretch"}  # in older checkpoints
 CROP_FRACTION = 0.875  # 224 / 256: the share of the resized short side that `crop` keeps
 STRETCH_CROP_FRACTION = 448 / 600  # the share of each side that `stretch_crop` keeps
 
+RENDERING = re.compile("[0-9a-f]{16}")  # name of a folder with rendered images: what they depend on
 # Bit planes of a truth file; see `write_truth`.
 TRUTH_PLANES = {"twin_patch": 1, "shadow": 2, "reflection": 4}
 
@@ -170,24 +171,6 @@ def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         raise DataError(f"{path}: no ground truth inside; delete the cache folder and load again") from None
     facts["words"] = [Word(t, tuple(box), 1.0, telling) for t, box, telling in facts.get("words", [])]
     return {name: (packed & bit) > 0 for name, bit in TRUTH_PLANES.items()}, facts
-
-
-def check_images(data: ProductData) -> pd.DataFrame:
-    """Decode every image and mask of a data set and list the broken ones.
-
-    Returns:
-        One row per broken image: `row` of the data set's table, `image` (path), `problem` (with its cure).
-    """
-    problems = []
-    pairs = list(zip(data.table["image"], data.table["mask"], strict=True))
-    for row, (image, mask) in enumerate(tqdm(pairs, "check", delay=2, leave=False)):
-        try:
-            pixels = read_image(image)
-            if mask and not read_mask(mask, pixels.shape[:2]).any():
-                raise DataError(f"{mask}: no pixel of this mask is product; replace it or leave it out")
-        except DataError as error:
-            problems.append({"row": row, "image": image, "problem": str(error)})
-    return pd.DataFrame(problems, columns=["row", "image", "problem"])
 
 
 def to_square(parts: dict[str, Any], fit: str, size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from retailkit import data as datasets
 from retailkit import models
 from retailkit.cache import code_fingerprint, digest
-from retailkit.config import Profile, UserError, cache_dir, pick, profile
+from retailkit.config import DataError, Profile, UserError, cache_dir, pick, profile
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training.checkpoints import photo_hashes, read_checkpoint, save_checkpoint
@@ -35,7 +35,12 @@ def fit_once(
     The same training has the same model (weights included), splits, configuration, sources and library versions.
     `path` is the checkpoint file; None keeps it in the cache under the training's key. An existing file is loaded if
     the same training made it, and replaced otherwise. `facts` are written into its header.
+
+    Raises:
+        DataError: the model has one class only, so that there is nothing to tell apart.
     """
+    if len(model.classes) < 2:
+        raise DataError(f"there is one class only, {model.classes[0]!r}; give photos of two or more (see --root)")
     config = config or TrainConfig()
     splits = [None if split is None else identity(split, model) for split in (train, val)]
     key = digest(fingerprint(model), *splits, config, code_fingerprint("retailkit.training.loop"))

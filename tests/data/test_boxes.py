@@ -121,6 +121,7 @@ def test_a_coco_file_becomes_scenes_with_labels_from_one_on(tmp_path):
         ({"annotations": [ANNOTATION | {"category_id": 4}]}, r"unknown category_id 4 \(known: 3, 90\)"),
         ({"annotations": [{"image_id": 7, "category_id": 3}]}, r"annotations\[0\] lacks bbox"),
         ({"categories": {}}, "no list 'categories'"),
+        ({"categories": [{"id": 3, "name": None}]}, r"categories\[0\] lacks name"),
         ({"images": [{"id": 7, "file_name": None}]}, r"images\[0\] lacks file_name"),
         ({"images": [{"id": 7, "file_name": "one.png"}] * 2}, "images has the id 7 more than once"),
         ({"annotations": [ANNOTATION | {"image_id": [7]}]}, r"annotations\[0\] lacks image_id"),
@@ -144,6 +145,13 @@ def test_sizes_may_be_missing_or_text_folders_windows_and_flags_text(tmp_path, s
     (tmp_path / "one.png").rename(tmp_path / "a" / "one.png")
     scenes = load_coco(path, tmp_path)
     assert scenes.sizes == [(40, 60)] and scenes.boxes[0].tolist() == [[10, 5, 30, 35]]
+
+
+def test_files_are_read_upright_and_in_eight_bits_as_everywhere_else(tmp_path):
+    path, exif = coco(tmp_path), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("I;16", (40, 60), 65535).save(tmp_path / "one.png", exif=exif)
+    assert load_coco(path, tmp_path).image(0).min() == 1 and load_coco(path, tmp_path).sizes == [(40, 60)]
 
 
 def test_a_missing_file_no_json_and_an_unknown_region_say_so(tmp_path):

@@ -181,6 +181,13 @@ def test_every_suffix_is_of_a_known_format():
     [
         (b"", "not an array"),
         (b"no array", "not an array"),
+        (b"PK\3\4 a zip", "not an array"),
+        (
+            np.lib.format.magic(1, 0)
+            + b"v\0"
+            + b"{'descr': '<f8', 'fortran_order': False, 'shape': (10**9, 10**9)}".ljust(118),
+            "not an array",
+        ),
         (np.zeros((20, 24, 3)), r"float64 of shape \(20, 24, 3\); replace it"),
         (np.array(["a"]), r"<U1 of shape \(1,\); replace it by numbers"),
         (np.zeros((24, 20)), "mask of 20x24 for an image of 24x20"),

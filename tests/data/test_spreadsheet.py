@@ -69,6 +69,7 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(tmp_path):
         ('image,label\na.jpg,"milk\nb.jpg,tea\n', "row 2: a double quote does not end"),
         ('image,label\n\na.jpg,"milk\nb.jpg,tea"\n', "row 3: a double quote does not end"),
         ('image,label\na.jpg,"milk\nb.jpg,te"a\n', "row 2: a double quote does not end"),
+        ('image,label,text\na.jpg,milk,"big\nb.jpg,tea\nc.jpg,soup"\n', "row 2: a double quote does not end"),
         ('image,label\na.jpg,"Best" milk\n', "row 2: a double quote does not end"),
         ("image,Label,label\n", "more than one column 'label'"),
         ("image,label\na.jpg,m\0lk\n", "row 2: holds a NUL"),

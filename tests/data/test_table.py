@@ -41,21 +41,6 @@ def test_a_broken_picture_names_file_row_and_cure(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-def test_check_images_lists_every_broken_row(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    Image.new("L", (4, 4)).save(tmp_path / "mask.png")
-    for kind in ("half", "text"):
-        broken(tmp_path / f"{kind}.jpg", kind)
-    Image.new("L", (8, 8)).save(tmp_path / "black.png")
-    names = ["good.png", "half.jpg", "good.png", "text.jpg", "good.png"]
-    masks = ["", "", str(tmp_path / "mask.png"), "", str(tmp_path / "black.png")]
-    problems = contract.check_images(data := make_data([{"image": str(tmp_path / n)} for n in names], mask=masks))
-    assert problems["row"].tolist() == [1, 2, 3, 4]
-    says = ["half", "mask of 4x4 for an image of 8x8", "not an image", "no pixel of this mask is product"]
-    assert all(part in problem for part, problem in zip(says, problems["problem"], strict=True))
-    assert contract.check_images(data.select(np.array([0]))).empty
-
-
 def marked(tmp_path, height: int, width: int, box: tuple[int, int, int, int]) -> ProductData:
     """A picture whose mask, truth plane and words all mark the same box, white on black."""
     x0, y0, x1, y1 = box

@@ -7,6 +7,7 @@ Families of look-alikes (`catalogue`) get packages (`packaging`, drawn from `art
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from retailkit.cache import code_fingerprint, digest, replacing
-from retailkit.config import UsageError, pick
+from retailkit.config import DataError, UsageError, pick
 from retailkit.data.synthetic.boxes import RELATIONS, render_scenes
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
 from retailkit.data.synthetic.scene import Effects, compose
-from retailkit.data.table import COLUMNS, SPLITS, DataError, ProductData, write_truth
+from retailkit.data.table import RENDERING, SPLITS, ProductData, make_table, write_truth
 
 __all__ = ["REGIMES", "RELATIONS", "load", "render_scenes"]
 
@@ -32,6 +33,7 @@ REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
 SHOTS = 2  # of one burst
 INFO = {"licence": "MIT", "citation": "Rendered by retailkit; all brands are fictional.", "url": ""}
 JPEG_QUALITY = 92
+SUMS = "sums.json"  # name of the list of checksums beside the images
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def load(
     """Load the built-in data set; render it below `root` if these options were not rendered before.
 
     Images come in bursts of two similar shots, which share a `group`. The same options give the same bytes, with
-    any number of workers. An interrupted rendering continues where it stopped.
+    any number of workers. An interrupted rendering continues where it stopped; damaged files are rendered again.
 
     Args:
         root: folder for rendered sets; each set of options has its own folder in it.
@@ -99,19 +101,26 @@ def load(
 
     Raises:
         UsageError: unknown regime, or a number out of its range.
+        DataError: the folder holds anything but rendered sets.
     """
     pick(REGIMES, regime, "regime")
     _check(per_class, correlation, side, size, families, seed)
     effects = Effects(shadow, reflection, lighting, occlusion, noise)
     shots = plan(regime, per_class, correlation, side, families, seed)
+    _check_place(Path(root))
     folder = Path(root) / digest(shots, size, effects, code_fingerprint(__name__))[:16]
-    if not (folder / "table.csv").exists():
-        _render_all(folder, shots, size, effects, workers)
-        with replacing(folder / "table.csv") as draft:
-            _table(shots).to_csv(draft, index=False)
-    table = _read_table(folder)
+    _render(folder, shots, size, effects, workers)
+    table = _table(folder, shots)
     info = INFO | {"size": f"{len(table)} images of {size}x{size} pixels"}
     return ProductData("synthetic", table, sorted(set(table["label"])), info, fit="stretch")
+
+
+def _check_place(root: Path) -> None:
+    """Refuse to render into a folder that holds anything else, such as somebody's photos."""
+    others = [path.name for path in (root.iterdir() if root.is_dir() else ()) if not RENDERING.fullmatch(path.name)]
+    if others := sorted(name for name in others if not name.startswith(".")):
+        cure = "for photos of your own say --dataset folder (in Python: load('folder', root)), or give an empty folder"
+        raise DataError(f"{root}: holds {others[0]!r}, and the built-in data set is not rendered beside it; {cure}")
 
 
 def plan(
@@ -160,13 +169,17 @@ def _check(per_class: Sequence[int], correlation: float, side: float, size: int,
         raise UsageError(f"seed={seed} is negative; use 0 or more")
 
 
-def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
-    """Render the images that are not there yet.
+def _render(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
+    """Render the images that are not there yet, or whose files are not what was written.
 
     In threads: they share the packages and shelves drawn so far, and OpenCV works outside the interpreter's lock.
     """
+    sums = _read_sums(folder / SUMS)
+    files = {shot: list(_files(folder, shot).values()) for shot in shots}
+    missing = [shot for shot, paths in files.items() if not all(_is_whole(path, sums) for path in paths)]
+    if not missing and len(sums) == 3 * len(shots):
+        return
     folder.joinpath("images").mkdir(parents=True, exist_ok=True)
-    missing = [shot for shot in shots if not all(path.exists() for path in _files(folder, shot).values())]
     cv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(workers or os.cpu_count())
@@ -177,6 +190,26 @@ def _render_all(folder: Path, shots: list[Shot], size: int, effects: Effects, wo
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(cv_threads)
+    with replacing(folder / SUMS) as draft:
+        draft.write_text(json.dumps({path.name: _sum(path) for paths in files.values() for path in paths}))
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    """Return the checksum of each rendered file; empty where the list is not there or damaged."""
+    try:
+        sums = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return sums if isinstance(sums, dict) else {}
+
+
+def _is_whole(path: Path, sums: dict[str, str]) -> bool:
+    """Say whether a file is there and as it was written; one without a checksum is of an interrupted rendering."""
+    return path.is_file() and sums.get(path.name) in (None, _sum(path))
+
+
+def _sum(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
@@ -202,32 +235,13 @@ def _files(folder: Path, shot: Shot) -> dict[str, Path]:
     }
 
 
-def _table(shots: list[Shot]) -> pd.DataFrame:
-    """Return the table with paths relative to the rendering's folder."""
+def _table(folder: Path, shots: list[Shot]) -> pd.DataFrame:
     rows = []
     for shot in shots:
         product = CATALOGUE[shot.product]
         rows.append(
-            {name: path.as_posix() for name, path in _files(Path(), shot).items()}
+            {name: str(path) for name, path in _files(folder, shot).items()}
             | {"label": product.label, "coarse": product.department, "family": product.family, "split": shot.split}
-            | {"text": "", "condition": shot.pose, "group": shot.group}
+            | {"condition": shot.pose, "group": shot.group}
         )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _read_table(folder: Path) -> pd.DataFrame:
-    """Return the table with paths that can be opened.
-
-    Raises:
-        DataError: files were taken away after the rendering had finished.
-    """
-    table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
-    present = {f"images/{name}" for name in os.listdir(folder / "images")}
-    for column in ("image", "mask", "truth"):
-        lost = [path for path in table[column] if path not in present]
-        if lost:
-            raise DataError(
-                f"{folder / lost[0]}: no such file; delete {folder / 'table.csv'} to have it rendered again"
-            )
-        table[column] = [str(folder / path) for path in table[column]]
-    return table
+    return make_table(rows)

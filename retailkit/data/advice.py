@@ -1,0 +1,101 @@
+"""What deserves a second look in a data set's table: leaks between splits, copies, names that look the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+SEPARATORS = " _-"
+
+
+def advise(table: pd.DataFrame) -> list[str]:
+    """Return one line for each doubt about a table, with a count and examples; empty where all is well.
+
+    Photos are compared by their files' content, so that a copy under another name is found.
+
+    Args:
+        table: with the columns of `retailkit.data.table.COLUMNS`, `split` filled in.
+    """
+    lines, labels = [], sorted(set(table["label"]))
+    if len(labels) == 1:
+        lines.append(f"there is one class only, {labels[0]!r}; a recogniser needs two: is --root one folder too high?")
+    for names in _same_names(labels):
+        lines.append(f"classes that look the same: {some(names)}; rename one of them if they are one class")
+    rows = table.assign(content=contents(table["image"]))
+    for column, what in (("split", "more than one split"), ("label", "more than one class")):
+        if twice := _spread(rows, "content", column):
+            lines.append(f"the same photo in {what}: {_count(twice, 'photo')}, as {some(twice)}; keep one of each")
+    alike = rows[rows.duplicated(["content", "label", "split"])]["image"].map(short)
+    if copies := sorted(set(alike)):
+        lines.append(f"copies in one class and split: {_count(copies, 'photo')}, as {some(copies)}; delete them")
+    if torn := _spread(rows[rows["group"] != rows["image"]], "group", "split"):
+        lines.append(f"groups in more than one split: {_count(torn, 'group')}, as {some(torn)}; give each one split")
+    learned = set(table.loc[table["split"] == "train", "label"])
+    if learned and (never := [label for label in labels if label not in learned]):
+        lines.append(f"never in train, so that no model learns it: {some(never)}; add photos of it")
+    sizes = table.groupby("label")["group"].agg(["size", "nunique"])
+    for kind, one in (("image", sizes["size"] == 1), ("group", (sizes["nunique"] == 1) & (sizes["size"] > 1))):
+        if single := [label for label in sizes.index[one] if label in learned]:
+            lines.append(f"one {kind} only, which is used for training: {some(single)}; take more photos")
+    return lines
+
+
+def _spread(rows: pd.DataFrame, key: str, column: str) -> list[str]:
+    """Return an example for each `key` that has several values of `column`: an image of each value."""
+    rows = rows.drop_duplicates([key, column])
+    several = rows[rows.duplicated(key, keep=False)].groupby(key, sort=False)["image"]
+    return [" = ".join(map(short, images)) for _, images in several]
+
+
+def short(path: str) -> str:
+    """Return the end of a path that tells an image from others."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def contents(files: Iterable[str]) -> list[str]:
+    """Return a key for each file that files with the same bytes share; only files of one size are read."""
+    files = list(files)
+    sizes = {path: _size(path) for path in set(files)}
+    shared = {size for size, count in pd.Series(sizes).value_counts().items() if count > 1}
+    keys = {path: _hash(path) if size in shared and size >= 0 else path for path, size in sizes.items()}
+    return [keys[path] for path in files]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size if os.path.isfile(path) else -1
+    except OSError:
+        return -1
+
+
+def _hash(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # reported when its pixels are read
+        return path
+
+
+def _same_names(names: Iterable[str]) -> list[list[str]]:
+    """Return groups of names that differ in case, spaces, hyphens, underscores or invisible characters only."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        kept = (c for c in plain if c not in SEPARATORS and unicodedata.category(c) not in ("Cf", "Zs", "Cc"))
+        alike.setdefault("".join(kept), []).append(name)
+    return [group for group in alike.values() if len(group) > 1]
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """Return names for a message, the first few of many."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
