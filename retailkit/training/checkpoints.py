@@ -83,7 +83,7 @@ def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[
         raise UserError(f"{path}: its header describes no model ({first_line(error)}); {TRAIN_AGAIN}") from None
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{path}: its weights are those of another model than its header describes ({reason}); {TRAIN_AGAIN}"
@@ -104,8 +104,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
         raise UserError(f"{path}: not a retailkit checkpoint ({first_line(error)}); {TRAIN_AGAIN}") from None
     if isinstance(header, dict) and isinstance(later := header.get("format"), int) and later > FORMAT:
-        cure = "update retailkit"
-        raise UserError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; {cure}")
+        raise UserError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; update retailkit")
     if fault := _fault(header, SCHEMA, "header"):
         raise UserError(f"{path}: not a retailkit checkpoint ({fault}); {TRAIN_AGAIN}")
     for name, value in weights.items():
@@ -116,25 +115,27 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
 
 def _fault(value: Any, rule: Any, key: str) -> str:
     """Return what is wrong with a value of a header by a rule of `SCHEMA`, "" for nothing."""
-    wrong = f"{key} is {str(value)[:60]!r}"
+    wrong = f"{key} is {str(value)[:60]!r}, not"
+    if isinstance(rule, type):
+        return "" if isinstance(value, rule) else f"{wrong} a {rule.__name__}"
     if isinstance(rule, tuple):
         fine = isinstance(value, int | float) and rule[0] <= value <= rule[1]
-        return "" if fine else f"{wrong}, not a number from {rule[0]} to {rule[1]}"
-    kind = rule if isinstance(rule, type) else type(rule)
-    if not isinstance(value, kind):
-        return f"{wrong}, not a {kind.__name__}"
-    if kind is list and not isinstance(rule, type) and len(value) > rule[1]:
-        return f"{key} has {len(value):,} entries, and at most {rule[1]:,} are allowed"
-    inner = {}
+        return "" if fine else f"{wrong} a number from {rule[0]} to {rule[1]}"
+    parts = []
     if isinstance(rule, list):
-        inner = {f"{key}[{i}]": (part, rule[0]) for i, part in enumerate(value)}
-    elif isinstance(rule, dict):
-        needed = [name for name in rule if not name.endswith("?") and name not in value]
-        if needed:
-            return f"{key}.{needed[0]} is missing"
-        given = {name.rstrip("?"): part for name, part in rule.items()}
-        inner = {f"{key}.{name}": (value[name], part) for name, part in given.items() if value.get(name) is not None}
-    return next(filter(None, (_fault(*pair, name) for name, pair in inner.items())), "")
+        if not isinstance(value, list) or len(value) > rule[1]:
+            return f"{wrong} a list of at most {rule[1]:,}"
+        parts = [(part, rule[0], f"{key}[{i}]") for i, part in enumerate(value)]
+    else:
+        if not isinstance(value, dict):
+            return f"{wrong} a mapping"
+        for name, inner in rule.items():
+            plain = name.removesuffix("?")
+            if value.get(plain) is not None:
+                parts.append((value[plain], inner, f"{key}.{plain}"))
+            elif plain == name:
+                return f"{key}.{name} is missing"
+    return next(filter(None, (_fault(*part) for part in parts)), "")
 
 
 def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:

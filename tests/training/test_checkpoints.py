@@ -50,7 +50,7 @@ def changed(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"build": []}, "header.build is '.*', not a dict"),
+        ({"build": []}, "header.build is '.*', not a mapping"),
         ({"build__classes": None}, "header.build.classes is missing"),
         ({"build__classes": "milk"}, "header.build.classes is 'milk', not a list"),
         ({"build__classes": [1, 2, 3]}, r"header.build.classes\[0\] is '1', not a str"),
