@@ -42,6 +42,37 @@ def session_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache for one test."""
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """Return a function that draws a data set, given a folder and the images of each class in each split.
+
+    Images of one colour per class, with noise: learnable, but not by a model that never looks.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from retailkit.data.table import ProductData, make_table
+
+    def drawn(folder, per_split):
+        rng, rows = np.random.default_rng(0), []
+        for label, colour in {"blue": (30, 60, 200), "green": (30, 180, 60), "red": (200, 40, 40)}.items():
+            for split, count in per_split.items():
+                for i in range(count):
+                    path = folder / f"{label}_{split}_{i}.png"
+                    noise = rng.normal(0, 40, (48, 48, 3))
+                    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+                    rows.append({"image": str(path), "label": label, "split": split})
+        return ProductData("drawn", make_table(rows), ["blue", "green", "red"], {})
+
+    return drawn
+
+
+@pytest.fixture
 def made_up_explanation():
     """Return a function that makes an explanation of two superpixels and two words.
 

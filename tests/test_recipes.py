@@ -3,39 +3,24 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from retailkit import recipes, training
 from retailkit.config import UsageError, UserError
-from retailkit.data.table import COLUMNS, ProductData
 from retailkit.models import BACKBONES
 from retailkit.recipes import RECIPES, Member, Recipe
 from retailkit.training import TrainConfig, runs
 from retailkit.training import encoded as encoded_splits
 
 TUNED = {"mode": "finetune", "epochs": 1, "batch_size": 8}
+pytestmark = pytest.mark.usefixtures("own_cache")
 SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
-def data(tmp_path):
-    rng, rows = np.random.default_rng(0), []
-    for label, shade in (("dark", 40), ("light", 200)):
-        for split, count in (("train", 6), ("val", 4), ("test", 3)):
-            for i in range(count):
-                path = tmp_path / f"{label}_{split}_{i}.png"
-                Image.fromarray(np.clip(shade + rng.normal(0, 30, (48, 48, 3)), 0, 255).astype(np.uint8)).save(path)
-                rows.append({"image": str(path), "label": label, "split": split})
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS).fillna("")
-    return ProductData("drawn", table, ["dark", "light"], {})
+def data(tmp_path, draw):
+    return draw(tmp_path, {"train": 4, "val": 3, "test": 2})
 
 
 @pytest.fixture

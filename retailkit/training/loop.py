@@ -80,6 +80,8 @@ class TrainConfig:
         pick(OPTIMIZERS, self.optimizer, "optimizer")
         if min(self.epochs, self.batch_size, self.views) < 1:
             raise UsageError("epochs, batch_size and views must be at least 1")
+        if not 0 <= self.seed < 1 << 31:
+            raise UsageError(f"seed={self.seed} is out of range; use 0 to {(1 << 31) - 1}")
 
 
 @dataclass

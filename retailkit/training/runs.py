@@ -160,8 +160,8 @@ def reference(
         **config: changes of `TrainConfig`.
     """
     chosen = profile(profile_name)
-    runs = {"probe": _probe, "finetune": _finetune, "packshots": _packshots, "nts": _nts}
-    own = runs[pick(runs, name, "reference run")](chosen)
+    runs = _reference_runs(chosen)
+    own = runs[pick(runs, name, "reference run")]
     size = size or own.size
     changes = {"seed": seed, "train_size": size if own.size else own.config.train_size}
     if name == "packshots" and config.get("mode") == "finetune":
@@ -177,32 +177,28 @@ def reference(
     )
 
 
-def _probe(chosen: Profile) -> TrainSpec:
-    return TrainSpec(config=TrainConfig(epochs=chosen.epochs, batch_size=128))
-
-
-def _finetune(chosen: Profile) -> TrainSpec:
-    epochs = chosen.finetune_epochs
-    ema = 0.99 if epochs > 5 else 0.0
-    size = chosen.finetune_size
-    config = TrainConfig(mode="finetune", epochs=epochs, augment="standard", train_size=size, ema=ema)
-    return TrainSpec(model_options={"dropout": 0.3}, config=config)
-
-
-def _packshots(chosen: Profile) -> TrainSpec:
-    config = TrainConfig(epochs=10, batch_size=64, lr=1e-3, criterion="cross_entropy", augment="packshot")
-    return TrainSpec(size=160, config=config)
-
-
-def _nts(chosen: Profile) -> TrainSpec:
-    lr = 3e-3 if chosen.nts_frozen else 1e-3  # two passes are few, and there is no backbone to spoil
-    config = TrainConfig(
+def _reference_runs(chosen: Profile) -> dict[str, TrainSpec]:
+    tuned = {"mode": "finetune", "epochs": chosen.finetune_epochs, "augment": "standard"}
+    ema = 0.99 if chosen.finetune_epochs > 5 else 0.0
+    packshots = TrainConfig(epochs=10, batch_size=64, lr=1e-3, criterion="cross_entropy", augment="packshot")
+    nts = TrainConfig(
         mode="finetune",
         epochs=chosen.nts_epochs,
         batch_size=16,
-        lr=lr,
+        lr=3e-3 if chosen.nts_frozen else 1e-3,  # two passes are few, and there is no backbone to spoil
         criterion="cross_entropy",
         augment="light",
     )
-    options = {"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen}
-    return TrainSpec(model="nts", model_options=options, size=chosen.nts_size, config=config)
+    return {
+        "probe": TrainSpec(config=TrainConfig(epochs=chosen.epochs, batch_size=128)),
+        "finetune": TrainSpec(
+            model_options={"dropout": 0.3}, config=TrainConfig(**tuned, train_size=chosen.finetune_size, ema=ema)
+        ),
+        "packshots": TrainSpec(size=160, config=packshots),
+        "nts": TrainSpec(
+            model="nts",
+            model_options={"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen},
+            size=chosen.nts_size,
+            config=nts,
+        ),
+    }

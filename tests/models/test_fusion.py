@@ -199,9 +199,3 @@ def test_shares_are_tuned_after_nts_has_learned_as_well(products):
     config = TrainConfig(mode="finetune", epochs=1, batch_size=40)
     training.fit(model, products.split("train", 96), products.split("val", 96), config)
     assert model.head.shares.sum() == 1 and not torch.equal(model.head.shares, torch.tensor([0.5, 0.5]))
-
-
-def test_a_checkpoint_of_other_classes_is_refused(products):
-    model = small("concat", [*CLASSES[:-1], "tofu"])
-    with pytest.raises(UserError, match="'regular' is unknown to this checkpoint"):
-        training.with_classes(products, model)

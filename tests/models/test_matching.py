@@ -103,19 +103,24 @@ def shop(tmp_path_factory):
     return data.load("synthetic", root, regime="packshot", per_class=(0, 1, 2), families=2, side=0, correlation=0)
 
 
-def test_it_is_a_classifier_like_the_others(shop, tmp_path):
-    model = models.build("matching", shop.classes)
+def reloaded(model, history, tmp_path):
+    return training.load_checkpoint(training.save_checkpoint(model, tmp_path / "m.safetensors", history))[0]
+
+
+@pytest.mark.parametrize("name", ["matching", "nbnn"])
+def test_it_is_a_classifier_like_the_others(shop, tmp_path, name):
+    model = models.build(name, shop.classes, keypoints=150)
     with pytest.raises(UsageError, match="gallery is empty"):
         model(torch.rand(1, 3, 64, 64))
-    history = training.fit(model, shop.split("train", 240))
-    result = training.evaluate(model, shop.split("test", 240))
+    train, test = shop.split("train", 240), shop.split("test", 240)
+    history = training.fit(model, train)
+    assert training.evaluate(model, train).top1 == 1.0, "an image's points are nearest to themselves"
+    result = training.evaluate(model, test)
     families = np.array([c.rsplit(" ", 1)[0][:6] for c in shop.classes])
-    same = families[result.labels] == families[result.predicted]
-    assert same.mean() > 0.8, "packages of other families are told apart"
-    path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
-    again, _, _ = training.load_checkpoint(path)
-    image = shop.split("test", 240)[0].image[None]
-    assert torch.equal(again(image), model(image))
+    assert (families[result.labels] == families[result.predicted]).mean() > 0.8
+    assert model(torch.full((1, 3, 120, 120), 0.5)).abs().sum() == 0, "a product without keypoints is unknown"
+    image = test[0].image[None]
+    assert torch.equal(reloaded(model, history, tmp_path)(image), model(image))
 
 
 def test_the_matched_points_lie_on_the_best_gallery_image(shop):
@@ -125,12 +130,6 @@ def test_the_matched_points_lie_on_the_best_gallery_image(shop):
     best, source, target = model.matched(train[3].image)
     assert best == 3 and len(source) > 20
     assert np.allclose(source, target, atol=1), "an image matches itself point by point"
-
-
-def test_a_product_without_keypoints_is_unknown(shop):
-    model = models.build("matching", shop.classes)
-    model.prepare(shop.split("train", 240))
-    assert model(torch.full((1, 3, 120, 120), 0.5)).abs().sum() == 0
 
 
 def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
@@ -160,29 +159,15 @@ def superpoint_folder(tmp_path_factory):
     return folder
 
 
-def test_superpoint_loads_from_a_folder(superpoint_folder):
+def test_superpoint_loads_from_a_folder_and_stays_in_the_checkpoint(shop, superpoint_folder, tmp_path):
     found = detect(pattern(1), build_detector("superpoint", superpoint_folder), limit=50)
     assert 10 < len(found.points) <= 50
     assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
     assert found.points.min() >= 0 and found.points.max() < 200, "points stay in pixels of the original"
-
-
-def test_a_matcher_with_superpoint_keeps_its_network_in_the_checkpoint(shop, superpoint_folder, tmp_path):
     model = models.build("matching", shop.classes, detector="superpoint", weights=superpoint_folder, keypoints=40)
-    history = training.fit(model, shop.split("val", 96))
-    path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
-    again, _, _ = training.load_checkpoint(path)
+    again = reloaded(model, training.fit(model, shop.split("val", 96)), tmp_path)
     image = shop.split("test", 96)[0].image[None]
     assert torch.equal(again.encode_image(image).values, model.encode_image(image).values)
-
-
-def test_without_superpoints_weights_the_command_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"superpoint.*non-commercial.*retailkit fetch weights superpoint"):
-        build_detector("superpoint")
-    (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match=r"no config\.json"):
-        build_detector("superpoint", tmp_path / "other")
 
 
 def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
@@ -216,23 +201,6 @@ def test_votes_are_those_of_the_definition():
                 wanted[k] += distance[order[-1]] - nearest
         found = matching.local_naive_bayes(query, gallery, labels, 5, neighbours)
         assert np.allclose(found, wanted, atol=1e-5)
-
-
-def test_points_that_vote_are_a_classifier_like_the_others(shop, tmp_path):
-    model = models.build("nbnn", shop.classes, keypoints=150)
-    with pytest.raises(UsageError, match="gallery is empty"):
-        model(torch.rand(1, 3, 64, 64))
-    history = training.fit(model, shop.split("train", 240))
-    train = shop.split("train", 240)
-    assert training.evaluate(model, train).top1 == 1.0, "an image's points are nearest to themselves"
-    result = training.evaluate(model, shop.split("test", 240))
-    families = np.array([c.rsplit(" ", 1)[0][:6] for c in shop.classes])
-    assert (families[result.labels] == families[result.predicted]).mean() > 0.8
-    assert model(torch.full((1, 3, 120, 120), 0.5)).abs().sum() == 0, "without points there is no vote"
-    path = training.save_checkpoint(model, tmp_path / "m.safetensors", history)
-    again, _, _ = training.load_checkpoint(path)
-    image = shop.split("test", 240)[0].image[None]
-    assert torch.equal(again(image), model(image))
 
 
 def test_its_gallery_stays_in_main_memory_whatever_to_says(shop):

@@ -33,14 +33,6 @@ def cache(tmp_path, monkeypatch) -> Path:
 # -- Reading
 
 
-@torch.no_grad()
-def test_file_of_a_data_parallel_model_loads(tmp_path):
-    official = torchvision.models.resnet18(weights=None)
-    torch.save({"module." + k: v for k, v in official.state_dict().items()}, tmp_path / "w.pth")
-    encoder = build_image_encoder("resnet18", tmp_path / "w.pth")
-    assert torch.equal(encoder.network.layer4[1].conv2.weight, official.layer4[1].conv2.weight)
-
-
 def write(path: Path, content: object) -> Path:
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     return path

@@ -1,41 +1,20 @@
 """A small real data set of drawn images, and a small model."""
 
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from retailkit import models
-from retailkit.data.table import COLUMNS, ProductData
 
-COLOURS = {"blue": (30, 60, 200), "green": (30, 180, 60), "red": (200, 40, 40)}
 SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
-
-
-def draw(folder: Path, per_split: dict[str, int]) -> ProductData:
-    """Images of one colour per class, with noise: learnable, but not by a model that never looks."""
-    rng, rows = np.random.default_rng(0), []
-    for label, colour in COLOURS.items():
-        for split, count in per_split.items():
-            for i in range(count):
-                path = folder / f"{label}_{split}_{i}.png"
-                noise = rng.normal(0, 40, (48, 48, 3))
-                Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
-                rows.append({"image": str(path), "label": label, "split": split})
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS).fillna("")
-    return ProductData("drawn", table, sorted(COLOURS), {})
+def a_cache_of_its_own(own_cache):
+    pass
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path, draw):
     (tmp_path / "images").mkdir()
     return draw(tmp_path / "images", {"train": 8, "val": 4})
 

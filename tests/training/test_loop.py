@@ -34,8 +34,20 @@ def test_sgd_with_momentum_learns_too(small_model, train, val):
     model = small_model()
     training.fit(model, train, val, replace(FROZEN, optimizer="sgd"))
     assert training.evaluate(model, val).top1 > 0.9
-    with pytest.raises(UsageError, match="did you mean 'adamw'"):
-        TrainConfig(optimizer="adam")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("optimizer", "adam", "did you mean 'adamw'"),
+        ("epochs", 0, "at least 1"),
+        ("seed", -1, "seed=-1"),
+        ("seed", 10**20, "seed=1000"),
+    ],
+)
+def test_options_out_of_range_are_named(option, value, says):
+    with pytest.raises(UsageError, match=says):
+        TrainConfig(**{option: value})
 
 
 def test_lca_learns_on_kept_feature_maps(small_model, data):
