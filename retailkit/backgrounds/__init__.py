@@ -4,7 +4,7 @@
 Recognition With Help From Background* adds to it.
 """
 
-from retailkit.backgrounds.masks import acceptance, degrade, grabcut_of, iou, masked
+from retailkit.backgrounds.masks import degrade, grabcut_of, iou, masked
 from retailkit.backgrounds.splits import VariantSplit, choose_donors
 from retailkit.backgrounds.variants import PAPER, VARIANTS, apply_variant, boxes, usable
 
@@ -12,7 +12,6 @@ __all__ = [
     "PAPER",
     "VARIANTS",
     "VariantSplit",
-    "acceptance",
     "apply_variant",
     "boxes",
     "choose_donors",

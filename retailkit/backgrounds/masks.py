@@ -16,7 +16,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -101,12 +100,7 @@ def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
 
 
 def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
-    """Cut out of a batch what is inside known boxes, to compare it with true masks.
-
-    Args:
-        images: (B,3,H,W) in [0,1].
-        boxes: (B,4) x0, y0, x1, y1 in pixels, such as `backgrounds.boxes` of the true masks.
-        seed: see `grabcut`.
+    """Cut out of images (B,3,H,W) in [0,1] what is inside known boxes (B,4); see `grabcut`.
 
     Returns:
         Masks (B,1,H,W) bool, empty where no try was accepted.
@@ -133,9 +127,6 @@ def masked(data: ProductData) -> ProductData:
 
     Masks are cached by the file's bytes, so a killed run goes on where it was. OpenCV lets go of Python's lock, so
     threads use all cores.
-
-    Args:
-        data: the data set; it is not changed. Masks that it brings stay.
 
     Raises:
         DataError: a photo cannot be read; the message names file and row. What was done before is cached.
@@ -183,21 +174,6 @@ def _cut_out(image: np.ndarray) -> np.ndarray:
     if mask is None:
         return np.zeros((height, width), bool)
     return cv2.resize(np.float32(mask), (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
-
-
-def acceptance(before: ProductData, after: ProductData) -> pd.DataFrame:
-    """Return how many photos of each class have a mask after `masked`.
-
-    Args:
-        before: what `masked` was given.
-        after: what it returned.
-
-    Returns:
-        One row per class, the lowest share first: `label`, `photos`, `accepted`, `share` in [0,1].
-    """
-    seen = pd.DataFrame({"label": before.table["label"], "accepted": after.table["mask"] != ""})
-    counts = seen.groupby("label")["accepted"].agg(photos="size", accepted="sum", share="mean")
-    return counts.sort_values("share", kind="stable").reset_index()
 
 
 # -- Degraded masks.

@@ -31,13 +31,9 @@ BATCH = 256  # images that are pasted together
 
 
 def labelled_by(data: ProductData, column: str) -> ProductData:
-    """Return the data set with another column of its table as the classes.
+    """Return the data set with another column of its table (`COLUMNS`) as the classes.
 
     The classes of the paper are coarse: backgrounds tell departments apart, and no look-alikes.
-
-    Args:
-        data: the data set; it is not changed.
-        column: `label`, `family` or `coarse`.
 
     Raises:
         UsageError: unknown column, or one that a row leaves empty.
@@ -83,8 +79,9 @@ def run(
     """
     if train.classes != test.classes or train.size != test.size:
         raise UsageError("the training and the test images differ in classes or size; make both splits alike")
-    settings = (replace(spec, root=None), code_fingerprint("retailkit.training.loop"), *map(_identity, (train, test)))
-    folder = Path(folder or cache_dir("matrix")) / digest(*settings)
+    seen = [(training.data_fingerprint(s.data, s.rows, text=False), repr(s.appearance)) for s in (train, test)]
+    settings = digest(replace(spec, root=None), code_fingerprint("retailkit.training.loop"), seen)
+    folder = Path(folder or cache_dir("matrix")) / settings
     learned = {name: train.variant(name) for name in train_variants}
     judged = {name: test.variant(name) for name in test_variants}
     cells = []
@@ -98,9 +95,9 @@ def run(
             facts = {"size": split.size, "fit": split.fit, "trained_on": name}
             training.fit_once(model, split, None, config, file, **facts)
         for column, path in missing.items():
-            seen = training.encode(model, judged[column]) if config.mode == "frozen" else judged[column]
+            shown = training.encode(model, judged[column]) if config.mode == "frozen" else judged[column]
             with replacing(path) as draft:
-                training.evaluate(model, seen).to_frame().to_csv(draft, index=False)
+                training.evaluate(model, shown).to_frame().to_csv(draft, index=False)
         for column, path in paths.items():
             right = _read_cell(path)["correct"]
             low, high = wilson(right.sum(), len(right))
@@ -108,11 +105,6 @@ def run(
             where = {"predictions": str(path), "model": str(file)}
             cells.append({"train": name, "test": column, "seed": seed} | facts | where)
     return pd.DataFrame(cells)
-
-
-def _identity(split: VariantSplit) -> list[str]:
-    """Return what a model sees of a split: its files, how variants show them, and their masks."""
-    return [training.data_fingerprint(split.data, split.rows, text=False), repr(split.appearance)]
 
 
 def _is_whole(path: Path, test: VariantSplit) -> bool:
@@ -133,14 +125,11 @@ def _read_cell(path: str | Path) -> pd.DataFrame:
 
 
 def predictions(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return what was answered for each image of each cell.
-
-    Args:
-        cells: what `run` returned, or some of its rows.
+    """Return what was answered for each image of each cell that `run` returned.
 
     Returns:
         One row per image and cell: `train`, `test`, `seed`, `row` (of the data set's table), `label`, `predicted`,
-        `confidence`, `correct`.
+        `confidence`, `correct`. The functions below take it as `answers`.
     """
     keys = ["train", "test", "seed"]
     parts = {tuple(cell[key] for key in keys): _read_cell(cell["predictions"]) for cell in cells.to_dict("records")}
@@ -149,9 +138,6 @@ def predictions(cells: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy(answers: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of each cell over its seeds.
-
-    Args:
-        answers: see `predictions`.
 
     Returns:
         Columns `train`, `test`, `accuracy`, `low`, `high` (95 %, both images and seeds drawn), `n` (images), `seeds`.
@@ -168,9 +154,6 @@ def bg_gap(answers: pd.DataFrame) -> pd.DataFrame:
 
     Both are pasted, so that the seams do not count: only what the background says about the class does.
 
-    Args:
-        answers: see `predictions`; with both variants as test variants.
-
     Returns:
         Columns `train`, `gap`, `low`, `high` (95 %, paired by image and seed), `n` (images), `seeds`.
     """
@@ -182,12 +165,7 @@ def bg_gap(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(answers: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> dict[str, float]:
-    """Return by how much the accuracy of one cell exceeds that of another, both given as (train, test).
-
-    Args:
-        answers: see `predictions`.
-        first: the cell.
-        second: the one that is subtracted, with the same test images.
+    """Return by how much the accuracy of the first cell, given as (train, test), exceeds that of the second.
 
     Returns:
         `difference`, `low`, `high` (95 %, paired by image and seed), `n` (images), `seeds`.
@@ -205,11 +183,7 @@ def _mean(name: str, values: pd.DataFrame) -> dict[str, float]:
 
 
 def correct(answers: pd.DataFrame, train: str) -> pd.DataFrame:
-    """Return which images a model classifies correctly, as 0.0 or 1.0.
-
-    Args:
-        answers: see `predictions`.
-        train: what the model was trained on.
+    """Return which images the model that was trained on a variant classifies correctly, as 0.0 or 1.0.
 
     Returns:
         One row per `seed` and `row` of the data set's table, one column per test variant.

@@ -109,7 +109,7 @@ def coloured(batch: MaskedImages, *, colour: str | Sequence[float] = "high") -> 
     """Paint the product onto one colour.
 
     Args:
-        batch: what the variant is made of.
+        batch: images.
         colour: (r, g, b) in [0,1]; or `high` or `low`: the colour of a palette of 125 that differs most, or least,
             from each product's mean colour by CIEDE2000 (the mean is taken in CIELAB as well).
     """
@@ -131,7 +131,7 @@ def blurred(batch: MaskedImages, *, sigma: float = 0.04) -> Tensor:
     The product takes no part in the blur: blur(image (1 - mask)) / blur(1 - mask), so it leaves no halo.
 
     Args:
-        batch: what the variant is made of.
+        batch: images.
         sigma: standard deviation, in shares of the longer side; 0 or more.
     """
     _check_range("sigma", sigma, 0, np.inf)
@@ -148,7 +148,7 @@ def region_reduced(batch: MaskedImages, *, reach: float = 0.05) -> Tensor:
     """Keep the product and what lies within a distance of it; the rest is black.
 
     Args:
-        batch: what the variant is made of.
+        batch: images.
         reach: distance, in shares of the longer side: 0 keeps the product only, infinity everything.
     """
     _check_range("reach", reach, 0, np.inf)
@@ -169,7 +169,7 @@ def object_size(batch: MaskedImages, *, scale: float = 0.5) -> Tensor:
     """Shrink or enlarge the product about the centre of its box, on its own tiled background.
 
     Args:
-        batch: what the variant is made of.
+        batch: images.
         scale: of its sides, above 0; 1 is `paste_own`. What leaves the image is cut off.
     """
     _check_range("scale", scale, 1e-3, 1e3)
@@ -196,7 +196,7 @@ def shadow(
     """Darken the background where the product, moved aside, covers it.
 
     Args:
-        batch: what the variant is made of.
+        batch: images.
         angle: direction in degrees: 0 is right, 90 is down.
         distance: how far, in shares of the longer side.
         softness: standard deviation of the blurred edge, in shares of the longer side.
@@ -219,7 +219,7 @@ def reflection(batch: MaskedImages, *, strength: float = 0.35, softness: float =
     """Put a mirrored copy below the product that fades to nothing over the product's height.
 
     Args:
-        batch: what the variant is made of; where a box touches the lower edge, the image stays as it is.
+        batch: images; where a box touches the lower edge, the image stays as it is.
         strength: opacity just below the product, in [0,1].
         softness: standard deviation of its blur, in shares of the longer side.
     """
@@ -248,7 +248,7 @@ def occlusion(batch: MaskedImages, *, share: float = 0.3, colour: Sequence[float
     so an image is covered in the same way in every batch.
 
     Args:
-        batch: what the variant is made of.
+        batch: images.
         share: of the product's pixels, in [0,1].
         colour: (r, g, b) of the rectangle, in [0,1].
     """

@@ -1,4 +1,4 @@
-"""Whose background a picture gets."""
+"""Whose background a image gets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_donors_follow_the_seed(name):
     assert torch.equal(one, same) and not torch.equal(one, other) and one.dtype == torch.int64
 
 
-def test_the_own_class_gives_but_never_the_picture_itself():
+def test_the_own_class_gives_but_never_the_image_itself():
     for seed in range(20):
         labels = torch.tensor([0, 1, 0, 1, 1, 2])
         donors = choose_donors(labels, "mixed_same", seed)
@@ -27,13 +27,13 @@ def test_the_own_class_gives_but_never_the_picture_itself():
         assert (donors != torch.arange(6))[:5].all() and donors[5] == 5  # alone in its class
 
 
-def test_every_other_picture_of_the_class_is_equally_likely():
+def test_every_other_image_of_the_class_is_equally_likely():
     labels = torch.zeros(5, dtype=torch.int64)
     draws = np.stack([choose_donors(labels, "mixed_same", seed) for seed in range(2000)])
-    for picture in range(5):
-        counts = np.bincount(draws[:, picture], minlength=5)
-        assert counts[picture] == 0
-        assert (np.abs(np.delete(counts, picture) - 500) < 100).all()  # 5 standard deviations
+    for image in range(5):
+        counts = np.bincount(draws[:, image], minlength=5)
+        assert counts[image] == 0
+        assert (np.abs(np.delete(counts, image) - 500) < 100).all()  # 5 standard deviations
 
 
 def test_any_class_is_equally_likely_whatever_its_size():

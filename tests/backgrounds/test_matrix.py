@@ -172,7 +172,7 @@ def test_another_column_gives_the_classes(data):
 
 @pytest.fixture
 def found():
-    """Made-up answers: two models, two seeds; seed 1 has not seen the pictures 0 to 4."""
+    """Made-up answers: two models, two seeds; seed 1 has not seen the images 0 to 4."""
     rng, rows = np.random.default_rng(3), []
     for train in ("original", "mixed_rand"):
         for test in ("original", "only_bg_t", "mixed_same", "mixed_rand"):
@@ -183,7 +183,7 @@ def found():
     return pd.DataFrame(rows)
 
 
-def test_the_gap_is_paired_by_picture_and_seed(found):
+def test_the_gap_is_paired_by_image_and_seed(found):
     gaps = matrix.bg_gap(found).set_index("train")
     rng = np.random.default_rng(0)
     for train, gap in gaps.iterrows():
@@ -194,8 +194,8 @@ def test_the_gap_is_paired_by_picture_and_seed(found):
         assert gap["gap"] == pytest.approx(np.mean(list(pairs.values()))) and (gap["n"], gap["seeds"]) == (40, 2)
         draws = []
         for _ in range(3000):
-            pictures, drawn = rng.integers(40, size=40), rng.integers(2, size=2)
-            draws.append(np.mean([pairs[s, r] for s in drawn for r in pictures if (s, r) in pairs]))
+            images, drawn = rng.integers(40, size=40), rng.integers(2, size=2)
+            draws.append(np.mean([pairs[s, r] for s in drawn for r in images if (s, r) in pairs]))
         assert (gap["low"], gap["high"]) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.03)
     with pytest.raises(UsageError, match="unknown test variant 'mixed_same'"):
         matrix.bg_gap(found[found["test"] != "mixed_same"])

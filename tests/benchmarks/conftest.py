@@ -33,19 +33,10 @@ def compare():
 
 
 def _compare(name, case, baseline, reference, ours, agreement=None, repeat=3):
-    """Time `reference` and `ours` alternately.
+    """Time `reference` and `ours` in turn, write a row and return how many times faster `ours` is, by the medians.
 
-    Args:
-        name: of the benchmark.
-        case: what was measured.
-        baseline: what `reference` is.
-        reference: callable, the other way.
-        ours: callable, the way that the package takes.
-        agreement: function of both results, 0 where they are the same; None where results cannot differ.
-        repeat: how often; the medians count.
-
-    Returns:
-        How many times faster `ours` is.
+    `case` says what was measured, `baseline` what `reference` is. `agreement` is a function of both results, 0 where
+    they are the same; None where results cannot differ.
     """
     seconds, results = {"reference": [], "ours": []}, {}
     for _ in range(repeat):

@@ -1,4 +1,4 @@
-"""How fast the eight variants of a set of pictures are made, beside decoding the same pictures."""
+"""How fast the eight variants of a set of images are made, beside decoding the same images."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from retailkit import backgrounds, data
 
 SLOWEST = 20  # times what decoding takes
 SIDE = 224
-AT_ONCE = 50  # pictures a batch, as a model would take them
+AT_ONCE = 50  # images a batch, as a model would take them
 
 
 @pytest.mark.benchmark
 def test_variants(tmp_path, compare, quick):
     torch.set_num_threads(1)
     count = 200 if quick else 1000
-    images, masks, labels = _pictures(tmp_path, count)
+    images, masks, labels = _images(tmp_path, count)
     files = [encode_jpeg(image, 90) for image in images]
     images = images.float() / 255
     batches = [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
@@ -36,12 +36,12 @@ def test_variants(tmp_path, compare, quick):
             donors = grounds[backgrounds.choose_donors(labels, name)[rows]]
         return backgrounds.apply_variant(images[rows], masks[rows], name, donors)
 
-    case = f"8 variants of {count} pictures at {SIDE} px"
+    case = f"8 variants of {count} images at {SIDE} px"
     ratio = compare("variants", case, "JPEG decoding", decode, make, lambda a, b: abs(a - b))
     assert ratio >= 1 / SLOWEST
 
 
-def _pictures(folder, count):
+def _images(folder, count):
     """Return (N,3,H,W) uint8, masks and labels of rendered products, some of them again and mirrored."""
     shop = data.load("synthetic", folder, per_class=(2, 0, 0), size=SIDE).split("train", SIDE)
     batch = data.collate([shop[i] for i in range(len(shop))])
