@@ -409,6 +409,7 @@ def show(
     dataset: Dataset = "synthetic",
     root: Root = None,
     profile: Profile = "fast",
+    checkpoint: Annotated[Path | None, typer.Option(help="Explain this model, which `retailkit train` wrote.")] = None,
     models: Annotated[str, typer.Option(help="Models, with commas between them.")] = "score_fusion,image,text",
     ip: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8866,
@@ -417,8 +418,10 @@ def show(
 ):
     """Show the explanation tool as a web page, reachable from this machine only, unless --ip says otherwise.
 
-    Examples: `retailkit app`, `retailkit app --dataset folder --root photos`, `retailkit app --ip 0.0.0.0`
+    Examples: `retailkit app`, `retailkit app --dataset folder --root photos --checkpoint model.safetensors`,
+    `retailkit app --ip 0.0.0.0`
     """
+    from retailkit import data, training
     from retailkit.data import DATASETS
     from retailkit.models import MODELS
     from retailkit.runs import app as page
@@ -427,7 +430,14 @@ def show(
     pick(DATASETS, dataset, "data set")
     for name in models.split(","):
         pick(MODELS, name, "model")
-    given = {"PROFILE": profile, "DATASET": dataset, "ROOT": str(root.resolve()) if root else "", "MODELS": models}
+    if dataset != "synthetic" or root or checkpoint:  # what is wrong with them shows before the server starts
+        products = data.load(dataset, root, profile)
+        if checkpoint:
+            training.with_classes(products, training.load_checkpoint(checkpoint)[0])
+    given = {"PROFILE": profile, "DATASET": dataset, "MODELS": models}
+    given |= {
+        name: str(path.resolve()) if path else "" for name, path in {"ROOT": root, "CHECKPOINT": checkpoint}.items()
+    }
     page.serve(given, ip, port, token, browser)
 
 

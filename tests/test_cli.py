@@ -264,7 +264,7 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
     code, out, err = call(f"{line} --output why.html")
     assert code == 0, err
     facts = json.loads(out.splitlines()[-1])
-    assert facts["label"] == "lean" and facts["question"] == "why lean and not medium"
+    assert facts["label"] == "lean" and facts["question"] == "why lean rather than medium"
     page = (tmp_path / "why.html").read_text()
     assert "data:image/png;base64," in page and "lean" in page and "medium" in page
     code, out, err = call(f"{line} --output why.safetensors")

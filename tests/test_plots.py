@@ -144,7 +144,7 @@ def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to
     assert [p.get_xy() for p in picture.patches] == [(1, 1), (1, 4)]
     assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA", "<LEAN>"] and bars.patches[0].get_width() == 2.0
     said = bars.get_xlabel()
-    assert "0.60 (0.50 to 0.70)" in said and "R² 0.20 (weak" in said and "1 masked images" in said
+    assert "60% of the weight (50% to 70%)" in said and "R² 0.20: weak" in said and "1 images with hidden parts" in said
     nothing = plots.local_explanation(made_up_explanation("one part"))
     assert "nothing to explain: one part" in nothing.axes[1].get_xlabel()
 

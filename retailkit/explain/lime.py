@@ -152,7 +152,7 @@ class LocalExplanation:
     @property
     def question(self) -> str:
         """Return the question that the first row of weights answers."""
-        contrast = f" and not {self.classes[self.contrasts[0]]}" if self.contrasts[0] >= 0 else ""
+        contrast = f" rather than {self.classes[self.contrasts[0]]}" if self.contrasts[0] >= 0 else ""
         return f"why {self.classes[self.explained[0]]}{contrast}"
 
     def verdict(self, row: int = 0) -> str:

@@ -20,6 +20,6 @@ from retailkit.plots.charts import (
     probabilities, reliability,
 )
 from retailkit.plots.explanations import (
-    WEAK, attribution, class_comparison, class_explanation, explanation_map, local_explanation, local_explanations,
+    attribution, class_comparison, class_explanation, explanation_map, local_explanation, local_explanations,
     strongest, strongest_words, trust, typical_superpixel, window_map, word_attributions,
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # drawing an explanation does not need what makes it
     from retailkit.explain.classes import ClassExplanation
     from retailkit.explain.lime import LocalExplanation
 
-WEAK = 0.3  # a surrogate with a lower held-out R² is only a hint
+GOOD_FIT, WEAK_FIT = 0.6, 0.3  # held-out R² of a surrogate
 
 
 def attribution(
@@ -100,9 +100,12 @@ def explanation_map(
 ) -> Axes:
     """Lay the weights of superpixels and words over the image, on one scale that ends at the strongest of them.
 
-    `pixels` is the image to show under the words of a model that only reads, which has none of its own.
+    Where `explanation.verdict` says that they must not be shown, the image is shown alone. `pixels` is the image to
+    show under the words of a model that only reads, which has none of its own.
     """
     limit, shown = strongest(explanation, row), explanation.image if explanation.image is not None else pixels
+    if explanation.verdict(row):
+        return image(shown, title, ax)
     heat = explanation.heat(row) if explanation.image is not None else np.zeros(shown.shape[-2:])
     ax = attribution(shown, heat, ax, limit or 1.0, title)
     for token, weight in zip(explanation.tokens, explanation.text_weights[row], strict=True):
@@ -162,20 +165,25 @@ def word_bars(explanation: LocalExplanation, row: int, ax: Axes) -> Axes:
         ax.text(0.5, 0.5, "no words", fontsize=9, color=QUIET, ha="center", transform=ax.transAxes)
         ax.set_xticks([])
     ax.axvline(0, color=QUIET, linewidth=0.8)
-    ax.set_xlabel(f"weight in the {explanation.options.target}\n{trust(explanation, row)}", fontsize=8)
+    lines = [f"weight in the {explanation.options.target}", *trust(explanation, row)]
+    ax.set_xlabel("\n".join(textwrap.fill(line, 60) for line in lines), fontsize=8)
     return ax
 
 
-def trust(explanation: LocalExplanation, row: int = 0) -> str:
-    """Return a few lines on how far to trust an explanation."""
-    if explanation.nothing:
-        return f"nothing to explain: {explanation.nothing}"
-    count, (low, high) = explanation.evaluations, explanation.share_intervals[row]
-    weak = " (weak: only a hint)" if not explanation.r2[row] >= WEAK else ""
-    line = f"held-out R² {explanation.r2[row]:.2f}{weak}"
+def trust(explanation: LocalExplanation, row: int = 0) -> list[str]:
+    """Return lines on how far to trust an explanation: its fit, the share of the words, and what it rests on."""
+    if verdict := explanation.verdict(row):
+        return [verdict]
+    fit, count, (low, high) = explanation.r2[row], explanation.evaluations, explanation.share_intervals[row]
+    grade = "good fit" if fit >= GOOD_FIT else "moderate fit" if fit >= WEAK_FIT else "weak fit, only a hint"
+    lines, made = [f"held-out R² {fit:.2f}: {grade}"], []
     if count["images"] and count["texts"]:
-        line = f"words' share {explanation.share[row]:.2f} ({low:.2f} to {high:.2f})\n{line}"
-    return f"{line}\n{count['images']} masked images, {count['texts']} masked texts, {count['pairs']} pairs"
+        lines.append(f"words carry {explanation.share[row]:.0%} of the weight ({low:.0%} to {high:.0%})")
+    if count["images"]:
+        made.append(f"{count['images']} images with hidden parts")
+    if count["texts"]:
+        made.append(f"{count['texts']} texts with hidden words")
+    return [*lines, f"from {' and '.join(made)}"]
 
 
 def class_explanation(explained: ClassExplanation, images: int = 3, texts: int = 6) -> Figure:

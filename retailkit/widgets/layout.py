@@ -15,10 +15,12 @@ from retailkit import plots
 from retailkit.config import UserError
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import page as pages
-from retailkit.widgets.model import BACKGROUNDS, SHOWS, SIDE_BY_SIDE, Change, Desk, Photo, State
+from retailkit.widgets.model import BACKGROUNDS, MEGABYTES, SHOWS, SIDE_BY_SIDE, Change, Desk, Photo, State
 from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
 from retailkit.widgets.picture import Picture
+from retailkit.widgets.upload import Upload
 
+NO_MASK = "Background and occlusion need a product mask; this photo has none."
 AT_ONCE = 8  # thumbnails
 THUMBNAIL = 118  # pixels
 SETTINGS = ("brightness", "blur", "background", "occlusion")
@@ -49,8 +51,6 @@ def controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
         "show": W.Dropdown(options=SHOWS, description="Show", **short),
         "back": button("Previous", "show the photos before these", "chevron-left"),
         "on": button("Next", "show the photos after these", "chevron-right"),
-        "upload": W.FileUpload(accept="image/*", description="Upload a photo", tooltip="choose a photo of your own",
-                               layout=W.Layout(width="auto")),
         "class": W.Dropdown(description="Why", **wide),
         "contrast": W.Dropdown(description="rather than", **wide),
         "masks": W.IntSlider(budget, 64, 2048, 32, description="Masks", continuous_update=False, **wide),
@@ -70,6 +70,11 @@ def controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
         "right": W.Dropdown(description="Right", layout=W.Layout(width="95%"), style=style),
         "html": button("Save as HTML", "save the open view as a page", "download"),
     }  # fmt: skip
+
+
+def problem(text: str, role: str = "alert") -> str:
+    """Return a message as HTML."""
+    return f'<div class="rk"><p class="problem" role="{role}">{html.escape(text)}</p></div>'
 
 
 def _row(*children: W.Widget) -> W.HBox:
@@ -97,8 +102,9 @@ class Panel(W.VBox):
             self.foot.value = fragment(Section(text=[state.problems.get(name, "Not explained yet.")]))
         else:
             drawn = pages.explanation_map(found, photo.sample.image)
-            tables = [pages.word_table(found)] if found.tokens else []
-            self.foot.value = fragment(Section(text=pages.trust(found), tables=tables))
+            tables = [pages.word_table(found)] if found.tokens and not found.verdict() else []
+            text = [] if found.verdict() else [pages.finding(found)]
+            self.foot.value = fragment(Section(text=[*text, *pages.trust(found)], tables=tables))
         self.picture.show(drawn.png, photo.regions(), region_names(photo, found, state.change), f"{name}: {drawn.alt}")
 
 
@@ -130,11 +136,24 @@ class Screen(W.VBox):
         self._quiet = threading.local()  # each thread sets controls for itself
         self._compared: tuple[str, ...] = ()  # the pair that the user chose
         self.controls = controls(datasets, budget)
-        for name in ("message", "told", "captions", "legend", "bars", "status", "summary", "compared", "link"):
+        for name in (
+            "message",
+            "told",
+            "captions",
+            "legend",
+            "bars",
+            "status",
+            "summary",
+            "compared",
+            "link",
+            "reason",
+            "about",
+        ):
             setattr(self, name, W.HTML())
         self.strip, self.scene = Picture(), Picture()
         self.panels = [Panel() for _ in range(SIDE_BY_SIDE)]
-        self.progress = W.IntProgress(layout=W.Layout(width="160px"))
+        self.upload_button = Upload(megabytes=MEGABYTES)
+        self.progress = W.IntProgress(layout=W.Layout(width="160px", display="none"))
         self.models = W.HBox(layout=W.Layout(flex_flow="row wrap"))
         super().__init__(self._rows())
         self.add_class("rk-tool")
@@ -147,7 +166,9 @@ class Screen(W.VBox):
     def _rows(self) -> list[W.Widget]:
         c, wrap = self.controls, W.Layout(flex_flow="row wrap", grid_gap="16px")
         thumbnails = W.VBox([self.strip, self.captions], layout=W.Layout(max_width=f"{AT_ONCE * THUMBNAIL}px"))
-        changes = W.VBox([c[name] for name in ("text", *SETTINGS, "undo")], layout=W.Layout(width="360px"))
+        changes = W.VBox(
+            [c[name] for name in ("text", *SETTINGS)] + [self.reason, c["undo"]], layout=W.Layout(width="360px")
+        )
         asked = _row(c["class"], c["contrast"], c["masks"])
         acts = _row(c["explain"], c["stop"], c["refine"], self.progress, self.status)
         views = [
@@ -157,8 +178,8 @@ class Screen(W.VBox):
             W.VBox([c["left"], c["right"], self.compared]),
         ]
         self.tabs = W.Tab(views, titles=list(VIEWS.values()))
-        rows = [_row(c["dataset"], self.models), _row(c["label"], c["show"])]
-        rows += [_row(c["back"], c["on"], c["upload"]), thumbnails, self.told, self.message, self.tabs]
+        rows = [_row(c["dataset"], self.models), self.about, _row(c["label"], c["show"])]
+        rows += [_row(c["back"], c["on"], self.upload_button), thumbnails, self.told, self.message, self.tabs]
         return [W.HTML(STYLE), *rows, _row(c["html"], self.link)]
 
     def _show(self) -> None:
@@ -166,8 +187,11 @@ class Screen(W.VBox):
         classes = self.desk.classes
         self._set(**{"class": classes[state.label], "contrast": classes[state.contrast]})
         self._set(text=change.words(state.photo), **{name: getattr(change, name) for name in SETTINGS})
+        bare = state.photo.sample.mask is None
         for name in ("background", "occlusion"):
-            self.controls[name].disabled = state.photo.sample.mask is None
+            self.controls[name].disabled = bare
+        self.reason.value = fragment(Section(text=[NO_MASK])) if bare else ""
+        self.link.value = ""  # what was saved showed something else
         self._show_strip()
         self._show_why()
         self._show_scene()
@@ -187,12 +211,13 @@ class Screen(W.VBox):
             said = f"{'✓' if judged.correct[p] else '✗'} {said if judged.answered[p] else 'no answer'}"
             captions.append(f"<div>{html.escape(said)}</div>")
         self.captions.value = f'<div class="rk-captions">{"".join(captions)}</div>'
-        names = [f"photo {p + 1}: {desk.classes[judged.labels[p]]}" for p in shown]
+        names = [f"{desk.names[p]}: {desk.classes[judged.labels[p]]}" for p in shown]
         alt = f"Photos {first + 1} to {first + len(shown)} of {len(state.found)}"
         hint = f"{alt}, each with the answer of {state.models[0]}. Click a photo to choose it."
         self.strip.show(plots.png(ax.figure, 100), labels, names, alt, hint)
         truth = desk.classes[state.photo.truth] if state.photo.known else "true class not known"
-        self.told.value = fragment(Section(f"{state.photo.name}: {truth}"))
+        number = f" (photo {state.photo.position + 1} of {len(desk.images)})" if state.photo.known else ""
+        self.told.value = fragment(Section(f"{state.photo.name}{number}: {truth}"))
 
     def _show_why(self) -> None:
         state, classes = self.state, self.desk.classes
@@ -254,7 +279,7 @@ class Screen(W.VBox):
                 act()
             except Exception as error:  # a callback's traceback would vanish in the browser's console
                 text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                self.message.value = f'<div class="rk"><p class="problem" role="alert">{html.escape(text)}</p></div>'
+                self.message.value = problem(text)
 
         return call
 
@@ -268,3 +293,4 @@ class Screen(W.VBox):
             for name in ("class", "contrast"):
                 self.controls[name].options = classes
             self.controls["of"].options = list(self.desk.predictors)
+        self.about.value = fragment(Section(text=[self.desk.about]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,15 +239,15 @@ def spent(explanation: LocalExplanation) -> int:
     return explanation.evaluations["images"] or explanation.evaluations["texts"]
 
 
-def stability(explanation: LocalExplanation, draws: int = 20) -> float:
+def stability(explanation: LocalExplanation, row: int = 0, draws: int = 20) -> float:
     """Return the rank correlation to expect with an explanation from other masks, NaN where unknown.
 
     Weights are drawn within their 95 % intervals and compared, see `metrics.stability`. A draw holds the noise twice,
     as it was estimated and as it is drawn: with weights of variance V and noise of variance E, draws correlate by
     (V + E) / (V + 2E), which is 1/2 where all is noise, and explanations by V / (V + E), which is 2 less the inverse.
     """
-    weights = np.concatenate([explanation.image_weights[0], explanation.text_weights[0]])
-    spans = np.concatenate([explanation.image_intervals[0], explanation.text_intervals[0]])
+    weights = np.concatenate([explanation.image_weights[row], explanation.text_weights[row]])
+    spans = np.concatenate([explanation.image_intervals[row], explanation.text_intervals[row]])
     errors = np.ptp(spans, axis=1) / (2 * 1.96)
     if explanation.nothing or not np.isfinite(errors).all():
         return float("nan")
@@ -286,6 +287,7 @@ class Desk:
     Attributes:
         classes: K names.
         images: the photos.
+        names: of their files, below the folder that holds them all.
         predictors: by name.
 
     Raises:
@@ -307,9 +309,20 @@ class Desk:
         unseen = [split for split in data.splits if split != "train"] or data.splits
         self.images = self.data.split("+".join(unseen), *(sizes or {model.input_size}))
         table = data.table
+        paths = self.images.table["image"]
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        self.names = [os.path.relpath(path, folder) for path in paths]
         families = table["family"].where(table["family"] != "", table["coarse"])
         self.families = dict(zip(table["label"], families, strict=True))
         self._uploads: Counter[str] = Counter()  # uploaded photos by file name
+
+    @property
+    def about(self) -> str:
+        """Return how many photos of the data set these are, and which."""
+        splits = list(dict.fromkeys(self.images.table["split"]))
+        learned = "models learn from these" if "train" in splits else "no model learns from these"
+        shown = f"{len(self.images)} of {len(self.data)} photos (split {', '.join(splits)}: {learned})"
+        return f"{shown}. {self.data.info.get('left_out', '')}"
 
     @cached_property
     def judged(self) -> dict[str, Evaluation]:
@@ -335,7 +348,7 @@ class Desk:
 
     def photo(self, position: int) -> Photo:
         """Return one of the photos."""
-        return self._laid(f"photo {position + 1}", self.images[position], True, position)
+        return self._laid(self.names[position], self.images[position], True, position)
 
     def own_photo(self, content: bytes, name: str) -> Photo:
         """Return an uploaded photo, with the words that the OCR engine reads on it.

@@ -31,8 +31,8 @@ STYLE = (HERE / "page.css").read_text(encoding="utf-8")
 SIDE = 300  # pixels of an image; three of them fit beside each other on a screen of 1366
 VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class", "compare": "Compare"}
 NOTHING = "Nothing is explained yet. Choose Explain first."
-CLEAR = 0.6  # held-out R² from which the surrogate fits well
 STABLE, UNSTABLE = 0.8, 0.5  # rank correlation of explanations from other masks
+PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,34 @@ def picture(ax: Any, alt: str, caption: str = "") -> Image:
     return Image(plots.png(ax.figure, 100), alt, caption)
 
 
-def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0, caption: str = "") -> Image:
-    """Return the map of an explanation, with its numbers for those who do not see it."""
+def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0) -> Image:
+    """Return the map of an explanation, with what it shows for those who do not see it."""
     ax = plots.explanation_map(explanation, row, plots.canvas(SIDE), pixels)
-    trust = plots.trust(explanation, row).replace("\n", ", ")
-    name = explanation.classes[explanation.explained[row]]
-    return picture(ax, f"Superpixels and words that support {name}, in orange, or not, in blue; {trust}", caption)
+    alt = "The photo without a map" if explanation.verdict(row) else f"Map of the photo. {finding(explanation, row)}"
+    return picture(ax, alt)
+
+
+def finding(explanation: LocalExplanation, row: int = 0) -> str:
+    """Return in a sentence or two which words and places support a class most and which speak against it."""
+    words = [f"the word {token.text[:24]}" for token in explanation.tokens]
+    areas = [] if explanation.segments is None else np.setdiff1d(explanation.segments, explanation.links)
+    names = [*(_place(explanation.segments == area) for area in areas), *words]
+    weights = np.concatenate([explanation.image_weights[row], explanation.text_weights[row]])
+    spans = np.concatenate([explanation.image_intervals[row], explanation.text_intervals[row]])
+    sure = ~((spans[:, 0] <= 0) & (spans[:, 1] >= 0)) & (np.abs(weights) > 0.1 * np.abs(weights).max(initial=0))
+    order = [k for k in np.argsort(-np.abs(weights), kind="stable") if sure[k]]
+    sides = [list(dict.fromkeys(names[k] for k in order if weights[k] * sign > 0))[:3] for sign in (1, -1)]
+    label = explanation.classes[explanation.explained[row]]
+    if not any(sides):
+        return f"No word and no part of the photo clearly supports {label}."
+    told = (f"{label} is supported most by", "What speaks against it most:")
+    return " ".join(f"{start} {', '.join(side)}." for start, side in zip(told, sides, strict=True) if side)
+
+
+def _place(mask: np.ndarray) -> str:
+    """Return where in the photo a part (H,W) lies, by its centre."""
+    row, column = (min(2, int(3 * at.mean() / side)) for at, side in zip(np.nonzero(mask), mask.shape, strict=True))
+    return f"the {PLACES[row][column]} of the photo"
 
 
 def parts(photo: Photo, change: Change, side: int = SIDE, caption: str = "") -> Image:
@@ -143,32 +165,24 @@ def answer(classes: Sequence[str], probs: np.ndarray | None, truth: int = -1) ->
     return f"{sign}{classes[top]}, probability {probs[top]:.2f}{true}"
 
 
-def trust(explanation: LocalExplanation) -> list[str]:
-    """Return how far to trust an explanation, line by line: its fit, its stability, and what it was computed from."""
-    if explanation.nothing:
-        return [f"Nothing to explain: {explanation.nothing}."]
-    fit, stable, counts = float(explanation.r2[0]), stability(explanation), explanation.evaluations
-    share, (low, high) = explanation.share[0], explanation.share_intervals[0]
-    lines = [
-        _judged("Held-out R²", fit, (CLEAR, plots.WEAK), ("good fit", "moderate fit", "weak fit, only a hint")),
-        _judged("Stability", stable, (STABLE, UNSTABLE), ("stable", "fairly stable", "unstable, choose Refine")),
-    ]
-    if counts["images"] and counts["texts"] and not math.isnan(share):
-        lines.append(f"Words carry {share:.0%} of the weight (95 % interval {low:.0%} to {high:.0%}).")
-    return [*lines, f"{counts['images']} masked images, {counts['texts']} masked texts, {counts['pairs']} pairs"]
+def trust(explanation: LocalExplanation, row: int = 0) -> list[str]:
+    """Return how far to trust an explanation, line by line: as `plots.trust`, and its stability."""
+    lines, stable = plots.trust(explanation, row), stability(explanation, row)
+    if not explanation.verdict(row) and not math.isnan(stable):
+        grade = "stable" if stable >= STABLE else "fairly stable" if stable >= UNSTABLE else "unstable, use more masks"
+        lines.insert(1, f"rank correlation with an explanation from other masks {stable:.2f}: {grade}")
+    return [line[0].upper() + line[1:] for line in lines]
 
 
-def _judged(name: str, value: float, limits: tuple[float, float], words: tuple[str, str, str]) -> str:
-    if math.isnan(value):
-        return f"○ {name}: not known yet"
-    grade = 0 if value >= limits[0] else 1 if value >= limits[1] else 2
-    return f"{'●◐○'[grade]} {name} {value:.2f}: {words[grade]}"
-
-
-def explained(explanation: LocalExplanation, pixels: Any, heading: str, text: Sequence[str] = ()) -> Section:
-    """Return the section of one explanation."""
-    tables = [word_table(explanation)] if explanation.tokens else []
-    return Section(heading, [*text, *trust(explanation)], [explanation_map(explanation, pixels)], tables)
+def explained(
+    explanation: LocalExplanation, pixels: Any, heading: str, text: Sequence[str] = (), row: int = 0
+) -> Section:
+    """Return the section of one explanation; where it must not be shown, only the sentence that says why."""
+    if explanation.verdict(row):
+        return Section(heading, [*text, explanation.verdict(row)])
+    text = [*text, finding(explanation, row), *trust(explanation, row)]
+    tables = [word_table(explanation, row)] if explanation.tokens else []
+    return Section(heading, text, [explanation_map(explanation, pixels, row)], tables)
 
 
 def probabilities(state: State, classes: Sequence[str]) -> Section:
@@ -309,13 +323,11 @@ def rank_agreement(left: LocalExplanation, right: LocalExplanation) -> float | N
 def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:
     """Return an explanation of one photo (3,H,W) as a page: the photo, and a map and the words of each class."""
     photo = picture(plots.image(pixels, ax=plots.canvas(SIDE)), "The photo as the model sees it")
-    shown = [Section(text=[f"The model's answer: {answer(explanation.classes, explanation.probs)}."], images=[photo])]
+    shown = [Section("The photo", [f"The model answers: {answer(explanation.classes, explanation.probs)}."], [photo])]
     for row, label in enumerate(explanation.explained):
         name, contrast = explanation.classes[label], explanation.contrasts[row]
-        text = [legend(name, explanation.classes[contrast] if contrast >= 0 else "")]
-        text += plots.trust(explanation, row).split("\n")
-        images = [] if explanation.nothing else [explanation_map(explanation, pixels, row)]
-        tables = [word_table(explanation, row)] if explanation.tokens else []
-        shown.append(Section(f"{name}: probability {explanation.probs[label]:.3f}", text, images, tables))
+        colours = legend(name, explanation.classes[contrast] if contrast >= 0 else "")
+        heading = f"{name}: probability {explanation.probs[label]:.3f}"
+        shown.append(explained(explanation, pixels, heading, [] if explanation.verdict(row) else [colours], row))
     question = explanation.question
     return page(question[0].upper() + question[1:], shown)

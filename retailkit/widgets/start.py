@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +23,25 @@ def explanation_desk(
     profile_name: str = "fast",
     names: Sequence[str] = NAMES,
     seed: int = 0,
+    checkpoint: str | Path = "",
 ) -> tuple[ProductData, dict[str, Predictor]]:
-    """Return a data set and models for the explanation tool: frozen encoders, and a head for each of `names`.
+    """Return a data set and models for the explanation tool: that of a checkpoint, or heads on frozen encoders.
 
-    Photos on which nothing was read are left out, unless that is all of them: then only models that see are trained.
-    The heads are trained once and kept; `seed` is theirs.
+    Heads are trained once for each of `names` and kept; `seed` is theirs. For them, photos on which nothing was read
+    are left out, unless that is all of them: then only models that see are trained.
+
+    Raises:
+        UserError: the data set cannot be read, or the checkpoint knows other classes.
     """
+    data = datasets.load(dataset, root, profile_name)
+    if checkpoint:
+        return _with_checkpoint(data, Path(checkpoint))
     size = profile(profile_name).explain_size
-    data = ocr.add_text(datasets.load(dataset, root, profile_name), limit=profile(profile_name).ocr_limit)
+    data = ocr.add_text(data, limit=profile(profile_name).ocr_limit)
     readable = data.table["text"].ne("").to_numpy()
     if readable.any():
-        data = data.select(readable)
+        left_out = f"{(~readable).sum()} photos on which no word was read are left out."
+        data = replace(data.select(readable), info=data.info | {"left_out": "" if readable.all() else left_out})
     else:
         names = [name for name in names if "text" not in models.MODELS[name].modalities] or ["image"]
     found = {}
@@ -41,6 +50,14 @@ def explanation_desk(
         spec = training.reference("probe", dataset, root, profile_name, seed, name, size, options)
         found[name] = Predictor(training.fit_or_load(spec, data)[0], size)
     return data, found
+
+
+def _with_checkpoint(data: ProductData, path: Path) -> tuple[ProductData, dict[str, Predictor]]:
+    model, _, facts = training.load_checkpoint(path)
+    data = replace(training.with_classes(data, model), fit=facts["fit"])
+    if "text" in model.modalities:
+        data = ocr.add_text(data)
+    return data, {path.stem: Predictor(model, facts["size"])}
 
 
 def other_desks(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import model as desks
 from retailkit.widgets import page as pages
-from retailkit.widgets.layout import AT_ONCE, SETTINGS, Screen
+from retailkit.widgets.layout import AT_ONCE, SETTINGS, Screen, problem
 from retailkit.widgets.model import SIDE_BY_SIDE, Change, Desk, Photo, State
 from retailkit.widgets.page import VIEWS, Section, fragment
 
@@ -71,7 +72,9 @@ class ExplanationTool(Screen):
     def load(self, name: str) -> None:
         """Change the data set, and the models with it."""
         self.stop()
-        self.desk = Desk(*self._loaders[pick(self._loaders, name, "data set")]())
+        loader = self._loaders[pick(self._loaders, name, "data set")]
+        self.message.value = problem(f"{name} is loaded. The first time takes minutes.", "status")
+        self.desk = Desk(*loader())
         self._set(dataset=name)
         self._update(summed=None)
         self._show_class()
@@ -87,9 +90,9 @@ class ExplanationTool(Screen):
             pick(self.desk.predictors, name, "model")
         if not 1 <= len(models) <= SIDE_BY_SIDE:
             raise UsageError(f"{len(models)} models are chosen; choose 1 to {SIDE_BY_SIDE}")
-        self.stop()
-        self._update(models=models)
-        self.filter()
+        state, found = self.state, tuple(self.desk.find(models[0]))
+        self._set(label="", show="all")
+        self._look(state.photo, models, found)
 
     def filter(self, label: str = "", show: str = "all") -> None:
         """Choose the photos to show, see `Desk.find`, and select the first of them.
@@ -227,24 +230,26 @@ class ExplanationTool(Screen):
         self._stopped = stopped = threading.Event()
 
         def work() -> None:
-            self.message.value = self.progress.bar_style = ""
+            self.message.value, self.progress.layout.display = "", None
             self.progress.max = total
             for done in chain([0], steps):
                 self.progress.value = min(done, total)
                 counted = f"{self.progress.value} of {total} {unit}"
                 self._say(counted)
                 if stopped.is_set():
-                    self.progress.bar_style = "warning"
-                    self._say(f"Stopped: {counted}; {STOPPED[unit]}.")
+                    self._end(f"Stopped: {counted}; {STOPPED[unit]}.")
                     return
-            self.progress.value, self.progress.bar_style = total, "success"
-            self._say("Done.")
+            self._end("Done.")
 
         if wait:
             work()
         else:
             self._worker = threading.Thread(target=self._safely(work), daemon=True)
             self._worker.start()
+
+    def _end(self, text: str) -> None:
+        self.progress.layout.display = "none"
+        self._say(text)
 
     def _say(self, text: str) -> None:
         self.status.value = fragment(Section(text=[text]))
@@ -286,7 +291,8 @@ class ExplanationTool(Screen):
         self._look(self.desk.photo(found[0]), models, found)
 
     def _look(self, photo: Photo, models: tuple[str, ...] = (), found: tuple[int, ...] = ()) -> None:
-        self.message.value = self.status.value = self.link.value = ""
+        self.message.value = self.status.value = ""
+        self.progress.layout.display = "none"
         self.stop()  # and say so, where something was running
         before = getattr(self, "state", None)
         models, found = models or before.models, found or before.found
@@ -315,7 +321,6 @@ class ExplanationTool(Screen):
             "show": lambda: self.filter(c["label"].value, c["show"].value),
             "class": lambda: self.ask(c["class"].value, c["contrast"].value),
             "contrast": lambda: self.ask(c["class"].value, c["contrast"].value),
-            "upload": self._upload_chosen,
             "left": lambda: self.compare(c["left"].value, c["right"].value),
             "right": lambda: self.compare(c["left"].value, c["right"].value),
         }
@@ -335,6 +340,8 @@ class ExplanationTool(Screen):
         }
         for name, act in clicks.items():
             c[name].on_click(self._safely(act))
+        self.upload_button.on_upload(lambda *photo: self._safely(lambda: self.upload(*photo))())
+        self.tabs.observe(self._safely(self._tidy), names="selected_index")
         self.strip.on_click(lambda place: self._safely(lambda: self.select(self._shown[place]))())
         for picture in (self.scene, *(panel.picture for panel in self.panels)):
             picture.on_click(lambda part: self._safely(lambda: self._switch_part(part))())
@@ -346,9 +353,9 @@ class ExplanationTool(Screen):
     def _use_ticked(self) -> None:
         self.use(*[box.description for box in self.models.children[1:] if box.value])
 
-    def _upload_chosen(self) -> None:
-        for file in self.controls["upload"].value:
-            self.upload(bytes(file["content"]), file["name"])
+    def _tidy(self) -> None:
+        """Take away what belongs to another view; `_safely` has taken the message away."""
+        self.link.value = ""
 
     def _turn(self, step: int) -> None:
         self.select(self.state.found[(self._first + step * AT_ONCE) % len(self.state.found)])
@@ -356,5 +363,5 @@ class ExplanationTool(Screen):
     def _offer(self) -> None:
         view = list(VIEWS)[self.tabs.selected_index]
         code = base64.b64encode(self.page(view).encode()).decode()
-        name = html.escape(f"{view}_{self.state.photo.name}.html".replace(" ", "_"))
+        name = html.escape(re.sub(r"[\s/\\]+", "_", f"{view}_{self.state.photo.name}.html"))
         self.link.value = f'<a class="rk-link" download="{name}" href="data:text/html;base64,{code}">Save {name}</a>'

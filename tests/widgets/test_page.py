@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from retailkit import plots
 from retailkit.widgets import page as pages
 
 
@@ -17,7 +18,7 @@ def test_a_page_of_an_explanation_needs_no_other_file_and_escapes_names(made_up_
     assert "lean &lt;3 %&gt;" in page and "<3 %>" not in page and "&lt;LEAN&gt;" in page
     assert "R² 0.20" in page and "Orange supports extra lean" in page
     alts = re.findall(r'alt="([^"]*)"', page)
-    assert len(alts) == 2 and "extra lean" in alts[1]
+    assert len(alts) == 2 and "the word EXTRA" in alts[1]
     assert page == pages.explanation_page(found, found.image), "the same explanation is the same page"
 
 
@@ -28,9 +29,27 @@ def test_an_explanation_of_nothing_shows_no_map_and_says_why(made_up_explanation
 
 
 def test_trust_is_named_in_words_and_not_by_colour(made_up_explanation):
-    lines = pages.trust(made_up_explanation())
-    assert "○ Held-out R² 0.20: weak fit, only a hint" in lines
-    assert "● Held-out R² 0.90: good fit" in pages.trust(replace(made_up_explanation(), r2=np.array([0.9])))
+    assert "Held-out R² 0.20: weak fit, only a hint" in pages.trust(made_up_explanation())
+    assert "Held-out R² 0.90: good fit" in pages.trust(replace(made_up_explanation(), r2=np.array([0.9])))
+
+
+def test_an_explanation_that_fits_worse_than_a_constant_shows_no_map_and_no_words(made_up_explanation):
+    """Formerly R² -1571 was called a hint, under strong colours."""
+    found = replace(made_up_explanation(), r2=np.array([-1571.0]))
+    page = pages.explanation_page(found, found.image)
+    assert page.count("<img") == 1 and "EXTRA" not in page and "Orange" not in page and "Raise the budget" in page
+    drawn = pages.explanation_map(found, found.image)
+    assert drawn.png == pages.picture(plots.image(found.image, ax=plots.canvas(pages.SIDE)), "").png
+
+
+def test_a_sentence_says_what_was_found_and_the_alternative_text_of_the_map_too(made_up_explanation):
+    found = made_up_explanation()
+    said = "extra lean is supported most by the word EXTRA, the right of the photo. "
+    said += "What speaks against it most: the left of the photo."
+    assert pages.finding(found) == said and said in pages.explanation_map(found, found.image).alt
+    spans = np.tile([-9.0, 9.0], (1, 2, 1))
+    unsure = replace(found, image_intervals=spans, text_intervals=spans)
+    assert pages.finding(unsure) == "No word and no part of the photo clearly supports extra lean."
 
 
 def test_bars_of_a_table_start_at_zero_and_share_the_limit():

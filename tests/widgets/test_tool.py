@@ -23,6 +23,11 @@ def click(picture, part):
     picture.clicked = [part, picture.clicked[1] + 1]
 
 
+def send(tool, content, name):
+    """What the browser does with a chosen file."""
+    tool.upload_button._handle_custom_msg({"name": name}, [memoryview(content)])
+
+
 def until(holds, seconds=60):
     end = time.monotonic() + seconds
     while not holds():
@@ -148,10 +153,7 @@ def test_the_question_the_filters_and_the_models_follow_their_controls(tool):
 
 def test_an_upload_that_is_no_picture_is_named_and_the_photo_stays(tool):
     before = tool.state
-    tool.controls["upload"].value = (
-        {"name": "list.pdf", "type": "application/pdf", "size": 4, "content": memoryview(b"%PDF"),
-         "last_modified": pd.Timestamp("2026-01-01", tz="UTC").to_pydatetime()},
-    )  # fmt: skip
+    send(tool, b"%PDF", "list.pdf")
     assert "list.pdf: not an image" in tool.message.value and 'role="alert"' in tool.message.value
     assert tool.state is before
 
@@ -290,10 +292,47 @@ def test_a_view_is_offered_as_a_link(tool):
     assert "Choose Explain first" in tool.message.value
     tool.tabs.selected_index = 1
     tool.controls["html"].click()
-    assert re.search(r'download="what_if_photo_1.html" href="data:text/html;base64,', tool.link.value)
+    assert re.search(r'download="what_if_photo-0-2.png.html" href="data:text/html;base64,', tool.link.value)
     tool._update(photo=replace(tool.state.photo, name="<img>"))
     tool.controls["html"].click()
     assert "Save what_if_&lt;img&gt;.html" in tool.link.value and "<img" not in tool.link.value
+    tool.tabs.selected_index = 0
+    assert not tool.link.value and not tool.message.value, "they belong to another view"
+    tool.controls["html"].click()
+    tool.switch(segment=0)
+    assert not tool.link.value, "it shows what was on the screen before"
+
+
+def test_an_own_photo_stays_when_a_model_is_unticked(tool, png, reads_milk):
+    send(tool, png((200, 100)), "mine.png")
+    tool.models.children[1].value = False
+    assert tool.state.photo.name == "mine.png" and tool.state.models == ("image", "text")
+
+
+def test_it_says_which_photos_are_shown_and_what_their_files_are(tool):
+    assert "12 of 18 photos (split test: no model learns from these)" in tool.about.value
+    assert "photo-0-2.png (photo 1 of 12)" in tool.told.value and tool.strip.names[1].startswith("photo-0-3.png: ")
+
+
+def test_a_bar_that_is_done_does_not_stand_beside_another_photo(tool):
+    assert tool.progress.layout.display == "none"
+    tool.explain()
+    assert "Done" in tool.status.value and tool.progress.layout.display == "none"
+    tool.select(3)
+    assert not tool.status.value
+
+
+def test_what_a_photo_without_a_mask_does_not_offer_has_its_reason(tool, png, reads_milk):
+    assert not tool.controls["background"].disabled and not tool.reason.value
+    send(tool, png((200, 100)), "mine.png")
+    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
+
+
+def test_the_former_class_stays_among_the_bars(tool):
+    tool.use("text")
+    former = tool.desk.classes[tool.state.before["text"].argmax()]
+    tool.change(Change(text="milk milk milk milk"))
+    assert tool.desk.classes[tool.state.after["text"].argmax()] == "milk" != former and former in tool.bars.value
 
 
 def test_another_data_set_brings_its_own_models(shop, predictors):

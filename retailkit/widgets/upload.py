@@ -1,0 +1,32 @@
+"""A button that uploads a photo, says so, and refuses one that is too large; its part in the browser is upload.js."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+
+class Upload(anywidget.AnyWidget):
+    """Sends one photo at a time to Python.
+
+    Attributes:
+        megabytes: of a photo at most; a larger one would end the connection, so that the browser keeps it.
+    """
+
+    _esm = Path(__file__).with_name("upload.js")
+    megabytes = traitlets.Int().tag(sync=True)
+
+    def on_upload(self, act: Callable[[bytes, str], None]) -> None:
+        """Call `act` with the content and the name of each photo."""
+
+        def receive(_: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
+            try:
+                act(bytes(buffers[0]), message["name"])
+            finally:
+                self.send({"done": message["name"]})
+
+        self.on_msg(receive)
