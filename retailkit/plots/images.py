@@ -31,6 +31,7 @@ def image(pixels: Any, title: str = "", ax: Axes | None = None, correct: bool | 
     ax = axes_of(ax, (3, 3))
     pixels = np.asarray(pixels)
     ax.imshow(pixels.transpose(1, 2, 0) if pixels.shape[0] == 3 else pixels, interpolation="antialiased")
+    ax.autoscale(False)  # boxes of words may overhang
     ax.set_xticks([])
     ax.set_yticks([])
     sign, colour = ("", None) if correct is None else ("✓ ", GOOD) if correct else ("✗ ", BAD)
@@ -114,12 +115,10 @@ def boxes(
     else:
         names = [classes[int(k) - 1].split()[0].lower() for k in labels]
         colours = [shades[(int(k) - 1) % len(shades)] for k in labels]
-    height, width = np.asarray(pixels).shape[1:]
     for box, name, colour in zip(corners, names, colours, strict=True):
         rectangle(box, ax, fill=False, edgecolor=colour, linewidth=2)
         ax.text(max(box[0], 0), max(box[1], 0), str(name), fontsize=7, color="white", va="top",
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8})  # fmt: skip
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     return literal(ax)
 
 

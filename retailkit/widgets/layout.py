@@ -27,7 +27,10 @@ SETTINGS = ("brightness", "blur", "background", "occlusion")
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 STYLE = f"""<style>{pages.STYLE}
 .rk-captions {{ display: grid; grid-template-columns: repeat({AT_ONCE}, 1fr); font: 12px/1.3 system-ui, sans-serif;
-  color: var(--jp-content-font-color1, #1f2328); }}
+  color: var(--jp-content-font-color1, inherit); }}
+.rk-thumbnails {{ overflow-x: auto; max-width: 100%; }}
+.rk-thumbnails > * {{ width: {AT_ONCE * THUMBNAIL}px; flex: none; }}
+.rk-tool .lm-TabBar-tab {{ flex: 0 1 auto; }}
 .rk-captions div {{ overflow-wrap: anywhere; padding: 2px 4px; }}
 </style>"""
 
@@ -165,7 +168,7 @@ class Screen(W.VBox):
 
     def _rows(self) -> list[W.Widget]:
         c, wrap = self.controls, W.Layout(flex_flow="row wrap", grid_gap="16px")
-        thumbnails = W.VBox([self.strip, self.captions], layout=W.Layout(max_width=f"{AT_ONCE * THUMBNAIL}px"))
+        thumbnails = W.VBox([self.strip, self.captions]).add_class("rk-thumbnails")
         changes = W.VBox(
             [c[name] for name in ("text", *SETTINGS)] + [self.reason, c["undo"]], layout=W.Layout(width="360px")
         )
