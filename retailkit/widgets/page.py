@@ -116,14 +116,14 @@ def finding(explanation: LocalExplanation, row: int = 0) -> str:
     label = explanation.classes[explanation.explained[row]]
     if not any(sides):
         return f"No word and no part of the photo clearly supports {label}."
-    told = (f"{label} is supported most by", "What speaks against it most:")
+    told = (f"What supports {label} most:", "What speaks against it most:")
     return " ".join(f"{start} {', '.join(side)}." for start, side in zip(told, sides, strict=True) if side)
 
 
 def _place(mask: np.ndarray) -> str:
     """Return where in the photo a part (H,W) lies, by its centre."""
     row, column = (min(2, int(3 * at.mean() / side)) for at, side in zip(np.nonzero(mask), mask.shape, strict=True))
-    return f"the {PLACES[row][column]} of the photo"
+    return f"the {PLACES[row][column]}"
 
 
 def parts(photo: Photo, change: Change, side: int = SIDE, caption: str = "") -> Image:

@@ -1,8 +1,12 @@
 """The page of the explanation tool: what is on it, and who may see it."""
 
-import pytest
+import asyncio
+import socket
 
-from retailkit.config import UserError
+import pytest
+from tornado.web import HTTPError
+
+from retailkit.config import UsageError, UserError
 from retailkit.runs import app
 
 
@@ -54,3 +58,28 @@ def test_a_page_that_others_reach_always_has_a_token(launched, capsys):
 @pytest.mark.parametrize("ip", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.4", "my-host"])
 def test_an_address_is_this_machines_own_or_not(ip):
     assert app.is_loopback(ip) == (ip in ("127.0.0.1", "localhost", "::1"))
+
+
+def test_a_wrong_address_and_a_busy_port_get_one_line(launched):
+    """Formerly a traceback, and the link of another server with its token."""
+    with pytest.raises(UsageError, match="no address of this machine"):
+        app.serve({}, ip="300.1.1.1", browser=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--port {port} is in use"):
+            app.serve({}, port=port, browser=False)
+    assert not launched
+
+
+def test_names_of_other_hosts_are_refused_unless_a_token_is_asked_for(launched):
+    app.serve({}, browser=False)
+    assert "'allow_remote_access': False" in option(launched, "Voila.tornado_settings")
+    launched.clear()
+    app.serve({}, ip="0.0.0.0", browser=False)
+    assert "'allow_remote_access': True" in option(launched, "Voila.tornado_settings")
+
+
+def test_kernels_are_few():
+    kernels = app.Kernels(starting=app.KERNELS)
+    with pytest.raises(HTTPError, match="pages of the tool are open"):
+        asyncio.run(kernels.start_kernel())

@@ -44,8 +44,7 @@ def test_an_explanation_that_fits_worse_than_a_constant_shows_no_map_and_no_word
 
 def test_a_sentence_says_what_was_found_and_the_alternative_text_of_the_map_too(made_up_explanation):
     found = made_up_explanation()
-    said = "extra lean is supported most by the word EXTRA, the right of the photo. "
-    said += "What speaks against it most: the left of the photo."
+    said = "What supports extra lean most: the word EXTRA, the right. What speaks against it most: the left."
     assert pages.finding(found) == said and said in pages.explanation_map(found, found.image).alt
     spans = np.tile([-9.0, 9.0], (1, 2, 1))
     unsure = replace(found, image_intervals=spans, text_intervals=spans)
