@@ -421,7 +421,6 @@ def show(
     Examples: `retailkit app`, `retailkit app --dataset folder --root photos --checkpoint model.safetensors`,
     `retailkit app --ip 0.0.0.0`
     """
-    from retailkit import data, training
     from retailkit.data import DATASETS
     from retailkit.models import MODELS
     from retailkit.runs import app as page
@@ -430,10 +429,6 @@ def show(
     pick(DATASETS, dataset, "data set")
     for name in models.split(","):
         pick(MODELS, name, "model")
-    if dataset != "synthetic" or root or checkpoint:  # what is wrong with them shows before the server starts
-        products = data.load(dataset, root, profile)
-        if checkpoint:
-            training.with_classes(products, training.load_checkpoint(checkpoint)[0])
     given = {"PROFILE": profile, "DATASET": dataset, "MODELS": models}
     given |= {
         name: str(path.resolve()) if path else "" for name, path in {"ROOT": root, "CHECKPOINT": checkpoint}.items()

@@ -20,6 +20,7 @@ from traitlets import Bool, Integer
 from voila.app import Voila
 from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
 
+from retailkit import data, training
 from retailkit.config import UsageError, UserError
 from retailkit.runs.record import home
 
@@ -127,6 +128,14 @@ def free_port(ip: str, port: int) -> int:
         raise UsageError(f"--ip {ip} is no address of this machine; try 127.0.0.1") from None
 
 
+def check(dataset: str = "synthetic", root: str = "", checkpoint: str = "") -> None:
+    """Raise a UserError where a data set that was asked for cannot be read, or a checkpoint knows other classes."""
+    if dataset != "synthetic" or root or checkpoint:
+        products = data.load(dataset, root)
+        if checkpoint:
+            training.with_classes(products, training.load_checkpoint(checkpoint)[0])
+
+
 def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, token: str = "", browser: bool = True):
     """Serve the tool until it is interrupted.
 
@@ -135,6 +144,7 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
     another name are refused, since a page of somebody else may make its name point here.
     """
     own, port = is_loopback(ip), free_port(ip, port)
+    check(**{name.lower(): value for name, value in parameters.items() if name in ("DATASET", "ROOT", "CHECKPOINT")})
     token = token or ("" if own else secrets.token_urlsafe(24))
     settings = {
         "websocket_max_message_size": LARGEST,

@@ -83,3 +83,11 @@ def test_kernels_are_few():
     kernels = app.Kernels(starting=app.KERNELS)
     with pytest.raises(HTTPError, match="pages of the tool are open"):
         asyncio.run(kernels.start_kernel())
+
+
+def test_a_missing_folder_or_checkpoint_is_said_before_the_server_starts(launched, tmp_path):
+    with pytest.raises(UserError, match="no such folder or CSV"):
+        app.serve({"DATASET": "folder", "ROOT": str(tmp_path / "none")}, browser=False)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        app.serve({"CHECKPOINT": str(tmp_path / "none")}, browser=False)
+    assert not launched
