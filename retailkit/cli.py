@@ -421,12 +421,10 @@ def show(
     Examples: `retailkit app`, `retailkit app --dataset folder --root photos --checkpoint model.safetensors`,
     `retailkit app --ip 0.0.0.0`
     """
-    from retailkit.data import DATASETS
     from retailkit.models import MODELS
     from retailkit.runs import app as page
 
     pick(PROFILES, profile, "profile")
-    pick(DATASETS, dataset, "data set")
     for name in models.split(","):
         pick(MODELS, name, "model")
     given = {"PROFILE": profile, "DATASET": dataset, "MODELS": models}
