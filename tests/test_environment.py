@@ -18,11 +18,12 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
     "yaml": "pyyaml",
-    # transformers and ipykernel themselves need these, and are of no use without them.
+    # transformers, ipykernel and voila themselves need these, and are of no use without them.
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
     "IPython": "ipykernel",
     "jupyter_client": "ipykernel",
+    "jupyter_server": "voila",
     "matplotlib_inline": "ipykernel",
     "traitlets": "ipykernel",
 }
