@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
@@ -215,7 +214,7 @@ class Predictor:
     def _encoded(self, images: Callable[[slice], Tensor], count: int) -> Features:
         if count == 0:
             raise UserError("no images to encode; give at least one")
-        starts = tqdm(range(0, count, self.batch_size), desc="predict", delay=2, mininterval=2, leave=False)
+        starts = range(0, count, self.batch_size)
         with evaluating(self.model):
             batches = (images(slice(start, start + self.batch_size)) for start in starts)
             parts = [self.fast.encode_image(batch.to(self.device)) for batch in batches]

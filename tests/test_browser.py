@@ -301,6 +301,7 @@ def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(place, tmp_path
     field.set_input_files(tmp_path / "mine.png")
     expect(page.locator(".rk-tool .rk-told")).to_contain_text("mine.png", timeout=SLOW)
     expect(page.locator(".rk-tool [role=alert]")).to_have_count(0)
+    expect(page.locator(".rk-tool button.rk-upload ~ [role=status]")).to_be_empty(timeout=SLOW)
     shot(page, where, "own_photo")
 
 

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from scipy.special import softmax
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from retailkit.cache import code_fingerprint, digest, replacing
 from retailkit.config import UsageError, UserError, cache_dir, pick

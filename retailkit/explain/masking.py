@@ -18,7 +18,7 @@ from scipy.linalg import hadamard
 from skimage import segmentation
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import Word

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from retailkit import data, training
 from retailkit.cache import replacing

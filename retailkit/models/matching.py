@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.models.classifier import ImageScorer

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors
 from retailkit.config import device

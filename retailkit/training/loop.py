@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from retailkit.cache import replacing
 from retailkit.config import UsageError, UserError, pick

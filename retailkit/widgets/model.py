@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from retailkit import backgrounds, training
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data import folder, ocr
-from retailkit.data.images import read_image
+from retailkit.data.images import image_size, read_image
 from retailkit.data.table import ProductData, Sample
 from retailkit.data.text import kept_apart, redact_barcodes
 from retailkit.explain import classes, lime
@@ -48,7 +48,8 @@ BACKGROUNDS = {
     "product removed": "only_bg_t",
 }
 MEGABYTES = 9  # of an uploaded file: a Jupyter server passes messages of 10 MB
-SMALLEST = 32  # pixels per side of an uploaded photo
+SMALLEST, LARGEST = 32, 2048  # pixels per side of an uploaded photo; a larger one is made smaller
+MEGAPIXELS = 60  # of an uploaded photo
 
 
 @dataclass(frozen=True)
@@ -256,24 +257,27 @@ def stability(explanation: LocalExplanation, row: int = 0, draws: int = 20) -> f
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
-    """Return the pixels of an uploaded photo, (H,W,3) uint8, upright.
+    """Return the pixels of an uploaded photo, (H,W,3) uint8, upright and at most `LARGEST` wide and high.
 
     Raises:
-        UserError: the file is empty or too large, is no image that can be read, or has too few pixels.
+        UserError: the file is empty or too large, is no image that can be read, or has too few or too many pixels.
     """
     if not content:
         raise UserError(f"{name}: the file is empty; choose another one")
     if len(content) > MEGABYTES * 1_000_000:
         raise UserError(f"{name}: {len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
     try:
-        pixels = read_image(io.BytesIO(content))
+        width, height = image_size(io.BytesIO(content))
+        if width * height > MEGAPIXELS * 1_000_000:
+            raise UserError(f"{width} x {height} pixels are more than {MEGAPIXELS} megapixels")
+        image = Image.fromarray(read_image(io.BytesIO(content)))
     except UserError as error:
         reason = str(error).removeprefix("the image: ").split(";")[0]
         raise UserError(f"{name}: {reason}; save the photo again as JPEG or PNG") from None
-    height, width, _ = pixels.shape
     if min(height, width) < SMALLEST:
         raise UserError(f"{name}: {width} x {height} pixels are too few; use at least {SMALLEST} per side")
-    return pixels
+    image.thumbnail((LARGEST, LARGEST))
+    return np.array(image)
 
 
 class Desk:

@@ -116,6 +116,7 @@ BAD_FILES = {
     "a page that says it is a picture": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     "too large": (b"\x89PNG\r\n\x1a\n" + bytes(10_000_000), "9 MB"),
     "a bomb": (((20000, 20000), "1"), "pixels"),
+    "more pixels than a photo": (((8000, 8000), "1"), "60 megapixels"),
     "too small": (((8, 8), "RGB"), "too few"),
     "cut off": (((400, 400), "cut off"), "cannot be decoded"),
 }
@@ -130,6 +131,10 @@ def test_a_file_that_is_no_sound_photo_gets_a_clear_message(case, png):
     with pytest.raises(UserError, match=message) as error:
         desks.decode(content, "photo.jpg")
     assert str(error.value).startswith("photo.jpg: ") and len(str(error.value)) < 200
+
+
+def test_an_uploaded_photo_is_brought_to_a_size_that_is_enough(png):
+    assert desks.decode(png((6000, 3000), "1"), "photo.png").shape == (1024, 2048, 3)
 
 
 def test_a_word_lies_over_the_superpixels_at_its_place(photo):
