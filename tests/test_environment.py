@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
     "IPython": "ipykernel",
     "jupyter_client": "ipykernel",
     "jupyter_server": "voila",
+    "tornado": "voila",
     "matplotlib_inline": "ipykernel",
     "traitlets": "ipykernel",
 }
