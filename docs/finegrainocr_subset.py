@@ -20,7 +20,7 @@ from tqdm import tqdm
 from retailkit.data.finegrainocr import place
 from retailkit.data.images import opened
 
-LIMIT = 1 << 27  # bytes of one file
+LIMIT = 1 << 27  # bytes of a file
 
 
 def drawn(names, per_class):
@@ -35,13 +35,6 @@ def drawn(names, per_class):
         random.Random(0).shuffle(photos)
         for photo in photos[: per_class[split]]:
             yield photo, files[photo], files.get(photo._replace(kind="text"))
-
-
-def read(archive, name):
-    """Return a file of the archive; one that unpacks to far more than a photo has is refused."""
-    if archive.getinfo(name).file_size > LIMIT:
-        raise SystemExit(f"{name}: unpacks to more than {LIMIT:,} bytes, so it is no photo; get the archive again")
-    return archive.read(name)
 
 
 def smaller(content, words, long_edge):
@@ -75,7 +68,9 @@ def main():
             image, text = given.root / "Images" / f"{name}.jpg", given.root / "Text" / f"{name}.json"
             if image.is_file():
                 continue
-            content, words = read(archive, image_file), json.loads(read(archive, text_file)) if text_file else []
+            if any(archive.getinfo(name).file_size > LIMIT for name in (image_file, text_file) if name):
+                raise SystemExit(f"{image_file}: larger than any photo or its words; get the archive again")
+            content, words = archive.read(image_file), json.loads(archive.read(text_file)) if text_file else []
             if given.long_edge:
                 content, words = smaller(content, words, given.long_edge)
             draft = image.with_suffix(".part")

@@ -175,7 +175,7 @@ def _read_loose(root: Path, found: Found) -> None:
 
 def _read_classes(root: Path, split: str, found: Found) -> None:
     """Add the files of a folder per class to what was found."""
-    hidden, inner = [], {}
+    hidden, inner = _hidden(root), {}
     for folder in _folders(root):
         if RENDERING.fullmatch(folder.name) and (folder / "images").is_dir():
             cure = "it was rendered here by mistake: delete this folder"
@@ -194,7 +194,7 @@ def _read_classes(root: Path, split: str, found: Found) -> None:
                 label = unicodedata.normalize("NFC", folder.name)
                 found.rows.append({"image": str(path), "label": label, "split": split})
     if hidden:
-        found.notes.append(f"left out, as in hidden folders of programs: {len(hidden)} images ({some(hidden)})")
+        found.notes.append(f"left out, as hidden by a program: {len(hidden)} images ({some(hidden)})")
     deeper = sorted(set.intersection(*inner.values())) if inner else []
     if len(deeper) > 1 and (len(inner) < 3 or SPLIT_NAMES.keys() & {name.lower() for name in deeper}):
         cure = "if these are classes or splits, point --root at what holds them, or write a CSV"
@@ -230,11 +230,17 @@ def files_below(folder: Path, found: Found, hidden: list[str] | None = None) -> 
             continue
         seen.add((status.st_dev, status.st_ino))
         if hidden is not None:
-            outside = [path for name in inner if _is_clutter(name) for path in sorted(Path(at, name).rglob("*"))]
-            hidden += [short(str(path)) for path in outside if _is_image(path) and path.is_file()]
+            hidden += _hidden(Path(at))
         inner[:] = sorted(name for name in inner if not _is_clutter(name))
         files += [Path(at) / name for name in sorted(names) if not _is_clutter(name)]
     return files
+
+
+def _hidden(folder: Path) -> list[str]:
+    """Return the names of images that are hidden in a folder, by their own name or in a hidden folder of it."""
+    outside = [path for path in sorted(folder.iterdir()) if _is_clutter(path.name)]
+    files = [file for path in outside for file in (path, *sorted(path.rglob("*"))) if _is_image(file)]
+    return [short(str(file)) for file in files if file.is_file()]
 
 
 def _is_clutter(name: str) -> bool:

@@ -54,7 +54,7 @@ FAULTS = (
 )
 NOTES = (
     "in no class folder: 1 images ('loose.jpg')",
-    "in hidden folders of programs: 1 images",
+    "hidden by a program: 1 images",
     "classes that look the same: 'milk 1.5 %', 'milk 1.5%'",
     "one image only, which is used for training: 'rare'",
     "'empty' holds no image",

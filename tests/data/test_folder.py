@@ -115,9 +115,9 @@ def test_deeper_folders_belong_to_their_class_and_clutter_to_none(tmp_path):
     draw(tmp_path / "cola" / "b.png")
     for name in (".DS_Store", "Thumbs.db"):
         (tmp_path / "cola" / name).write_bytes(b"x")
-    for hidden in (".ipynb_checkpoints", "@eaDir/0.jpg", "__MACOSX"):
-        draw(tmp_path / "cola" / hidden / "0.jpg")
-    with pytest.warns(UserWarning, match="in hidden folders of programs: 3 images"):
+    for hidden in ("cola/.ipynb_checkpoints", "cola/@eaDir/0.jpg", "cola/__MACOSX", "@eaDir"):
+        draw(tmp_path / hidden / "0.jpg")
+    with pytest.warns(UserWarning, match="hidden by a program: 4 images"):
         data = load("folder", tmp_path, val=0, test=0)
     assert sorted(Path(p).name for p in data.table["image"]) == ["a.JPG", "b.png"]
     assert data.classes == ["cola"]
