@@ -20,7 +20,6 @@ from retailkit.training.checkpoints import (
 )
 from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
 from retailkit.training.encoded import (
-    EncodedBatch,
     EncodedDataset,
     data_fingerprint,
     encode,
@@ -33,7 +32,6 @@ from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, 
 
 __all__ = [
     "CrossValidation",
-    "EncodedBatch",
     "EncodedDataset",
     "History",
     "TrainConfig",

@@ -112,7 +112,7 @@ def cross_validate(spec: TrainSpec, data: ProductData, fold_of: np.ndarray) -> C
     for fold in range(fold_of.max() + 1):
         validates = (fold + 1) % (fold_of.max() + 1)
         train, val = ~np.isin(fold_of, (fold, validates)), fold_of == validates
-        parts = (encoded.select(np.flatnonzero(rows)) for rows in (train, val))
+        parts = (encoded[np.flatnonzero(rows)] for rows in (train, val))
         trained.append(fit_head(model, *parts, spec.config)[0])
     return CrossValidation(trained, fold_of, encoded)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,44 +21,35 @@ from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
 
 @dataclass
-class EncodedBatch:
-    """Features in place of images and texts; stands in for `Batch` when the encoders are frozen."""
+class EncodedDataset(torch.utils.data.Dataset):
+    """A split as features. A part of it, given by positions, is of the same kind and stands in for a `Batch`.
+
+    Attributes:
+        image, text: features of N images and texts; None for what the model does not use.
+        labels: (N,) class indices.
+        rows: (N,) of the data set's table; None counts them.
+    """
 
     image: Features | None
     text: Features | None
     labels: Tensor
+    rows: np.ndarray | None = None
 
-    def to(self, device: str | torch.device) -> EncodedBatch:
-        """Return this batch on `device`."""
-        moved = [f and Features(f.values.to(device), f.available.to(device)) for f in (self.image, self.text)]
-        return EncodedBatch(*moved, self.labels.to(device))
-
-
-class EncodedDataset(torch.utils.data.Dataset):
-    """A split as features; `rows` (N,) are those of the data set's table, and an index may be a list."""
-
-    def __init__(
-        self, image: Features | None, text: Features | None, labels: Tensor, rows: np.ndarray | None = None
-    ) -> None:
-        self.image, self.text, self.labels = image, text, labels
-        self.rows = np.arange(len(labels)) if rows is None else rows
+    def __post_init__(self) -> None:
+        self.rows = np.arange(len(self.labels)) if self.rows is None else self.rows
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, positions: np.ndarray) -> EncodedDataset:
-        """Return the features of some images only, given as positions."""
-        part = self[list(positions)]
-        return EncodedDataset(part.image, part.text, part.labels, self.rows[positions])
+    def __getitem__(self, positions: Sequence[int] | Tensor | np.ndarray) -> EncodedDataset:
+        chosen = torch.as_tensor(positions)
+        image, text = (features and features.rows(chosen) for features in (self.image, self.text))
+        return EncodedDataset(image, text, self.labels[chosen], self.rows[chosen.numpy()])
 
-    def __getitem__(self, index: list[int] | int) -> EncodedBatch:
-        rows = torch.as_tensor(index).reshape(-1)
-        some = [features and features.rows(rows) for features in (self.image, self.text)]
-        return EncodedBatch(*some, self.labels[rows])
-
-    def __getitems__(self, index: list[int]) -> list[EncodedBatch]:
-        """Let the loader take a whole batch at once."""
-        return [self[index]]
+    def to(self, device: str | torch.device) -> EncodedDataset:
+        """Return the same features on `device`."""
+        moved = [f and Features(f.values.to(device), f.available.to(device)) for f in (self.image, self.text)]
+        return EncodedDataset(*moved, self.labels.to(device), self.rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything but the rows, by name."""

@@ -6,10 +6,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.weights import first_line
-from retailkit.training.encoded import EncodedBatch, EncodedDataset, bar, encode, load_batches, placed, seeded
+from retailkit.training.encoded import EncodedDataset, bar, encode, load_batches, placed, seeded
 
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
 MODES = ("frozen", "finetune")
@@ -151,7 +150,7 @@ def fit(
             model.fit_scalers(train.image, train.text)
             learner, resume = _without_encoders(model), None
             sampler = BatchSampler(RandomSampler(train), config.batch_size, drop_last=False)
-            loader = DataLoader(train, batch_sampler=sampler, collate_fn=itemgetter(0))
+            loader = DataLoader(train, batch_size=None, sampler=sampler)  # each index is a whole batch
         else:
             learner, loader = model, load_batches(train, config.batch_size, shuffle=True)
         loop = _Loop(learner, loader, val, config, where, Path(resume) if resume else None)
@@ -170,14 +169,8 @@ def _without_encoders(model: ProductClassifier) -> ProductClassifier:
 
 def _tune(model: ProductClassifier, val: ProductDataset | EncodedDataset) -> None:
     """Let the head choose on the validation split what it does not learn by gradient."""
-    where = next(model.parameters()).device
     with evaluating(model):
-        if isinstance(val, EncodedDataset):
-            batch = val[list(range(len(val)))].to(where)
-            parts = [(model.pool(batch.image), batch.text, batch.labels)]
-        else:
-            parts = [(*_features(model, batch), batch.labels) for batch in (b.to(where) for b in load_batches(val, 32))]
-        images, texts, labels = zip(*parts, strict=True)
+        images, texts, labels = zip(*_batches(model, val, next(model.parameters()).device), strict=True)
         joined = (None if given[0] is None else Features.joined(given) for given in (images, texts))
         model.tune(*joined, torch.cat(labels))
 
@@ -239,8 +232,8 @@ class _Loop:
             weights = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best = {"epoch": epoch + 1, "score": score, "weights": weights}
 
-    def _step(self, batch: Batch | EncodedBatch) -> float:
-        if isinstance(batch, EncodedBatch):
+    def _step(self, batch: Batch | EncodedDataset) -> float:
+        if isinstance(batch, EncodedDataset):
             loss = self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.criterion)
         else:
             with torch.autocast(self.where.type, torch.bfloat16, enabled=computes_bf16(self.where)):
@@ -318,21 +311,25 @@ def computes_bf16(where: torch.device) -> bool:
 
 def evaluate(model: ProductClassifier, dataset: ProductDataset | EncodedDataset) -> Evaluation:
     """Classify a whole split, of images or encoded, in float32; the model's mode and device stay as they were."""
-    probs = []
     with placed(model) as where, evaluating(model):
-        if isinstance(dataset, EncodedDataset):
-            for rows in torch.arange(len(dataset)).split(POOLED_AT_ONCE):
-                part = dataset[rows.tolist()].to(where)
-                probs.append(model.classify(model.pool(part.image), part.text).softmax(-1))
-            labels = dataset.labels.numpy()
-        else:
-            for batch in bar(load_batches(dataset, 32), "evaluate"):
-                probs.append(model.classify(*_features(model, batch.to(where))).softmax(-1))
-            labels = dataset.labels
+        batches = _batches(model, dataset, where)
+        probs = torch.cat([model.classify(image, text).softmax(-1) for image, text, _ in batches])
+    labels = dataset.labels if isinstance(dataset, ProductDataset) else dataset.labels.numpy()
     probabilistic = getattr(model, "probabilistic", True)
-    return Evaluation(torch.cat(probs).cpu().numpy(), labels, list(model.classes), dataset.rows, probabilistic)
+    return Evaluation(probs.cpu().numpy(), labels, list(model.classes), dataset.rows, probabilistic)
 
 
-def _features(model: ProductClassifier, batch: Batch) -> tuple[Features | None, Features | None]:
-    image = model.encode_image(batch.images) if "image" in model.modalities else None
-    return image, model.encode_text(batch.texts) if "text" in model.modalities else None
+def _batches(
+    model: ProductClassifier, split: ProductDataset | EncodedDataset, where: torch.device
+) -> Iterator[tuple[Features | None, Features | None, Tensor]]:
+    """Yield the features of images and texts that `classify` takes, and the labels."""
+    if isinstance(split, EncodedDataset):
+        for positions in torch.arange(len(split)).split(POOLED_AT_ONCE):
+            part = split[positions].to(where)
+            yield model.pool(part.image), part.text, part.labels
+        return
+    for batch in bar(load_batches(split, 32), "evaluate"):
+        batch = batch.to(where)
+        image = model.encode_image(batch.images) if "image" in model.modalities else None
+        text = model.encode_text(batch.texts) if "text" in model.modalities else None
+        yield image, text, batch.labels

@@ -26,7 +26,7 @@ def test_features_are_the_encoders_own_and_computed_once(small_model, val, monke
     monkeypatch.setattr(encoded, "load_batches", None)
     again = training.encode(small_model(), val)
     assert torch.equal(first.image.values, again.image.values) and again.rows.tolist() == val.rows.tolist()
-    assert again.select(np.array([5, 2])).rows.tolist() == val.rows[[5, 2]].tolist()
+    assert again[[5, 2]].rows.tolist() == val.rows[[5, 2]].tolist()
 
 
 def test_a_head_learns_from_features_as_from_images(small_model, train, val):
