@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from retailkit.cache import open_file
+from retailkit.cache import open_file, read_tensors
 from retailkit.config import UsageError, UserError, cache_dir, pick
 
 if TYPE_CHECKING:
@@ -316,12 +315,14 @@ def require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read tensors by name in the file's order, without wrappers and batch counters."""
-    open_file(path, LARGEST).close()  # refuses what is no regular file
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            _, state = read_tensors(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with open_file(path, LARGEST) as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
         raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     for wrapper in ("state_dict", "model", "net_state_dict"):
