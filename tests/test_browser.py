@@ -86,7 +86,7 @@ def place(request, browser, photos, tmp_path_factory):
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     if request.param == "lab":
         nbformat.write(app.page(parameters), folder / "tool.ipynb")
-        quiet_news(folder / "config" / "lab")
+        prepare_lab(folder / "config" / "lab" / "@jupyterlab" / "apputils-extension")
         options = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--allow-root", "--ServerApp.port_retries=0",
                    f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
                    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
@@ -121,11 +121,11 @@ def place(request, browser, photos, tmp_path_factory):
         server.wait(30)
 
 
-def quiet_news(folder):
-    """No pop-up of news over the notebook."""
-    path = folder / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    path.parent.mkdir(parents=True)
-    path.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+def prepare_lab(folder):
+    """No pop-up of news over the notebook, and the dark theme; the app is light."""
+    folder.mkdir(parents=True)
+    (folder / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    (folder / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
 
 
 def wait_for(port, server):

@@ -167,6 +167,6 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
                 "--template=lab",
                 f"--Voila.open_browser={browser}",
                 f"--VoilaConfiguration.multi_kernel_manager_class={__name__}.Kernels",
-                f"--Voila.tornado_settings={settings}",
-            ]
+            ],
+            tornado_settings=settings,
         )

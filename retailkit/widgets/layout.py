@@ -218,8 +218,8 @@ class Screen(W.VBox):
         alt = f"Photos {first + 1} to {first + len(shown)} of {len(state.found)}"
         hint = f"{alt}, each with the answer of {state.models[0]}. Click a photo to choose it."
         self.strip.show(plots.png(ax.figure, 100), labels, names, alt, hint)
-        truth = desk.classes[state.photo.truth] if state.photo.known else "true class not known"
-        number = f" (photo {state.photo.position + 1} of {len(desk.images)})" if state.photo.known else ""
+        truth = desk.classes[state.photo.truth] if state.photo.truth >= 0 else "true class not known"
+        number = f" (photo {state.photo.position + 1} of {len(desk.images)})" if state.photo.truth >= 0 else ""
         self.told.value = fragment(Section(f"{state.photo.name}{number}: {truth}"))
 
     def _show_why(self) -> None:

@@ -59,7 +59,6 @@ class Photo:
     Attributes:
         name: what to call it.
         sample: image and words at the models' input size.
-        known: whether the label is the truth.
         segments: (H,W) superpixels 0..S-1.
         tokens: T words, as explanations number them.
         position: among the tool's photos, -1 for an uploaded one.
@@ -67,7 +66,6 @@ class Photo:
 
     name: str
     sample: Sample
-    known: bool
     segments: np.ndarray
     tokens: tuple[Token, ...]
     position: int = -1
@@ -80,7 +78,7 @@ class Photo:
     @property
     def truth(self) -> int:
         """Return the index of the class, -1 where it is not known."""
-        return self.sample.label if self.known else -1
+        return self.sample.label if self.position >= 0 else -1
 
     @property
     def n_segments(self) -> int:
@@ -352,7 +350,7 @@ class Desk:
 
     def photo(self, position: int) -> Photo:
         """Return one of the photos."""
-        return self._laid(self.names[position], self.images[position], True, position)
+        return self._laid(self.names[position], self.images[position], position)
 
     def own_photo(self, content: bytes, name: str) -> Photo:
         """Return an uploaded photo, with the words that the OCR engine reads on it.
@@ -369,11 +367,11 @@ class Desk:
             sample = outside.split("test", self.images.size, self.images.fit)[0]
         self._uploads[name] += 1
         called = name if self._uploads[name] == 1 else f"{name} ({self._uploads[name]})"
-        return self._laid(called, sample, False)
+        return self._laid(called, sample)
 
-    def _laid(self, name: str, sample: Sample, known: bool, position: int = -1) -> Photo:
+    def _laid(self, name: str, sample: Sample, position: int = -1) -> Photo:
         tokens = tokens_of(sample.words or sample.text)
-        return Photo(name, sample, known, segment(sample.image, "slic", SEGMENTS), tokens, position)
+        return Photo(name, sample, segment(sample.image, "slic", SEGMENTS), tokens, position)
 
     def question(self, photo: Photo, probs: np.ndarray | None) -> tuple[int, int]:
         """Return the indices of the class to explain and of the contrast class, for an answer (K,) or None.

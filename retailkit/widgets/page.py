@@ -28,7 +28,7 @@ from retailkit.widgets.model import Change, Photo, State, stability
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
-SIDE = 300  # pixels of an image; three of them fit beside each other on a screen of 1366
+SIDE = 280  # pixels of an image; three of them fit beside each other in JupyterLab on a screen of 1366
 VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class", "compare": "Compare"}
 NOTHING = "Nothing is explained yet. Choose Explain first."
 STABLE, UNSTABLE = 0.8, 0.5  # rank correlation of explanations from other masks
@@ -250,13 +250,13 @@ def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> 
     """
     share = "" if math.isnan(found.text_share) else f" Words carry {found.text_share:.0%} of the weight."
     skipped = f" In {found.skipped} more there was nothing to explain." if found.skipped else ""
-    intro = f"{model}: summary of {len(found.photos)} photos.{skipped}{share}"
+    intro = f"{model}: summary of {_photos(len(found.photos))}.{skipped}{share}"
     seen = found.image_features.head(found.top)
     images = [
         picture(
             plots.typical_superpixel(found, row.Index, plots.canvas(SIDE // 2), title=False),
             f"Typical superpixel of part {row.cluster}",
-            f"part {row.cluster}: {_side(row)}, {row.share:.0%} of the image's weight, in {row.support} photos",
+            f"part {row.cluster}: {_side(row)}, {row.share:.0%} of the image's weight, in {_photos(row.support)}",
         )
         for row in seen.itertuples()
     ]
@@ -272,6 +272,10 @@ def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> 
         Section("Text features", [] if len(read) else ["None."], [], [table(phrases)] if len(read) else []),
         _deletion(check),
     ]
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo" if count == 1 else f"{count} photos"
 
 
 def _side(row: Any) -> str:

@@ -32,7 +32,7 @@ def launched(monkeypatch):
     from voila.app import Voila
 
     given = []
-    monkeypatch.setattr(Voila, "launch_instance", given.extend)
+    monkeypatch.setattr(Voila, "launch_instance", lambda argv, **more: given.extend([*argv, f"--settings={more}"]))
     return given
 
 
@@ -73,10 +73,10 @@ def test_a_wrong_address_and_a_busy_port_get_one_line(launched):
 
 def test_names_of_other_hosts_are_refused_unless_a_token_is_asked_for(launched):
     app.serve({}, browser=False)
-    assert "'allow_remote_access': False" in option(launched, "Voila.tornado_settings")
+    assert "'allow_remote_access': False" in option(launched, "settings")
     launched.clear()
     app.serve({}, ip="0.0.0.0", browser=False)
-    assert "'allow_remote_access': True" in option(launched, "Voila.tornado_settings")
+    assert "'allow_remote_access': True" in option(launched, "settings")
 
 
 def test_kernels_are_few():

@@ -93,7 +93,7 @@ def test_a_model_that_has_no_words_left_says_so(tool):
 def test_photos_of_one_name_are_told_apart(tool, png, reads_milk):
     for size in ((200, 100), (100, 100)):
         tool.upload(png(size), "image.jpg")
-        assert not tool.state.photo.known and tool.state.photo.text == "milk" and "not known" in tool.told.value
+        assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
         tool.explain(64)
     assert tool.state.photo.name == "image.jpg (2)" and len(tool.state.remembered) == 6
 
