@@ -409,7 +409,7 @@ def _fit(
     weights, intervals = np.zeros((count, split + tokens)), np.zeros((count, split + tokens, 2))
     r2, share, share_intervals = np.full(count, math.nan), np.full(count, math.nan), np.full((count, 2), math.nan)
     if not nothing:
-        kernel = KERNELS[options.kernel](samples.kept, split)
+        kernel = KERNELS[options.kernel](samples.kept)
         penalty = np.zeros((split + tokens, split + tokens))
         if options.smooth and split:
             strength = options.smooth * kernel[inner(samples.kept)].sum()

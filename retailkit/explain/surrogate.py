@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from scipy.stats import hypergeom
 from scipy.stats import t as student_t
 from skimage import color
 from torch import Tensor
 
 KERNEL_WIDTH = 0.25  # of LIME, on cosine distances
+SHARP = 10  # times the mean that the weight of one mask may be in KernelSHAP
 ENDS = 1e6  # weight of the untouched and the empty input in KernelSHAP: their values are met exactly
 NEAR, ALIKE = 0.1, 15.0  # neighbouring superpixels: distance in image sides, and in CIELAB
 FOLDS = 5  # of the held-out R²
@@ -71,33 +71,31 @@ class Samples:
 # -- Kernels: how evaluations are weighted.
 
 
-def _lime(kept: np.ndarray, split: int) -> np.ndarray:
+def _lime(kept: np.ndarray) -> np.ndarray:
     """Weight by an exponential kernel of width 0.25 on the cosine distance from the untouched input, as lime does."""
     distance = 1 - np.sqrt(kept.mean(1))
     return np.sqrt(np.exp(-((distance / KERNEL_WIDTH) ** 2)))
 
 
-def _shapley(kept: np.ndarray, split: int) -> np.ndarray:
+def _shapley(kept: np.ndarray) -> np.ndarray:
     """Weight so that least squares gives Shapley values: masks of size k have the mass (P-1)/(k(P-k)) together.
 
-    Superpixels and words are drawn independently, so that masks of one size are equally likely only where they keep as
-    many superpixels: each such group has its part of the mass.
+    Unless all masks are there, none counts more than `SHARP` times the mean: a single mask of a rare size would carry
+    the mass of all masks of that size.
     """
-    features, sizes, seen = kept.shape[1], kept.sum(1), kept[:, :split].sum(1)
-    _, group, counts = np.unique(sizes * (features + 1) + seen, return_inverse=True, return_counts=True)
-    part = hypergeom.pmf(seen, features, split, sizes)
-    weights, between = np.full(len(kept), ENDS), inner(kept)
-    mass = (features - 1) / (sizes * (features - sizes)).clip(1)
-    weights[between] = (mass * part / counts[group])[between]
-    return weights
+    features, sizes, between = kept.shape[1], kept.sum(1), inner(kept)
+    weights = (features - 1) / (sizes * (features - sizes)).clip(1) / np.bincount(sizes)[sizes]
+    if len(kept) < 2**features and between.any():
+        weights = np.minimum(weights, SHARP * weights[between].mean())
+    return np.where(between, weights, ENDS)
 
 
-def _uniform(kept: np.ndarray, split: int) -> np.ndarray:
+def _uniform(kept: np.ndarray) -> np.ndarray:
     """Weight all alike: with random masks, Banzhaf values."""
     return np.ones(len(kept))
 
 
-# Called as kernel(kept (N,P) bool, number of superpixels S, which come first) -> (N,) weights.
+# Called as kernel(kept (N,P) bool) -> (N,) weights.
 KERNELS = {"lime": _lime, "shap": _shapley, "uniform": _uniform}
 
 
@@ -157,8 +155,7 @@ class Surrogate:
         A mask and its complement are one pair. Pairs get random weights of mean 1 and variance 1 (Bayesian bootstrap,
         Rubin 1981), and the surrogate is fitted again. Image masks and text masks were drawn independently: each kind
         has its own random weights, and the changes add up. Changes are enlarged because residuals of a fit with many
-        unknowns are too small, and reduced where a good part of all possible masks has been evaluated. The first pair,
-        all and nothing, belongs to every set of masks and does not vary.
+        unknowns are too small, and reduced where a good part of all possible masks has been evaluated.
         """
         rng, draws = np.random.default_rng(seed), np.repeat(self.coefficients[None], DRAWS, 0)
         weighted = self.design * self.kernel[:, None]
@@ -172,7 +169,6 @@ class Surrogate:
             freedom = max(1, drawn.freedom)
             unseen = max(0.0, 1 - freedom / 2 ** (len(drawn.features) - 1))
             random = 1 + math.sqrt(unseen) * (rng.exponential(size=(DRAWS, len(groups))) - 1)
-            random[:, 0] = 1
             gram = np.tensordot(random, np.stack(grams), 1) + self.penalty
             gram += 1e-12 * np.abs(gram).max() * np.eye(gram.shape[1])  # also where the masks leave weights open
             found = np.linalg.solve(gram, np.tensordot(random, np.stack(moments), 1)).transpose(0, 2, 1)

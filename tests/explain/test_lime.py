@@ -157,7 +157,7 @@ def test_weights_are_those_of_least_squares(counts, kernel):
 
 def least_squares(found, kernel, values=None):
     kept, values = found.samples.kept, found.samples.logits[:, 0] if values is None else values
-    weights = KERNELS[kernel](kept, found.image_weights.shape[1])
+    weights = KERNELS[kernel](kept)
     return LinearRegression().fit(kept, values.astype(float), sample_weight=weights).coef_
 
 
@@ -165,7 +165,7 @@ def test_the_kernel_is_that_of_lime():
     """lime_image: sqrt(exp(-d²/0.25²)) of the cosine distance from the row of ones."""
     kept = masks(20, 200)
     distance = pairwise_distances(kept, np.ones((1, 20)), metric="cosine").ravel()
-    assert KERNELS["lime"](kept, 7) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
+    assert KERNELS["lime"](kept) == pytest.approx(np.sqrt(np.exp(-(distance**2) / 0.25**2)), abs=1e-12)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -397,7 +397,7 @@ def test_r2_is_that_of_masks_left_out(kernel):
     kept, values = found.samples.kept, found.samples.logits[:, 0].astype(float)
     inner = kept.any(1) & ~kept.all(1)
     assert found.r2[0] == pytest.approx(
-        plain_r2(kept, values, KERNELS[kernel](kept, 15), np.arange(200) // 2, inner), abs=1e-4
+        plain_r2(kept, values, KERNELS[kernel](kept), np.arange(200) // 2, inner), abs=1e-4
     )
     assert 0.2 < found.r2[0] < 0.999
 
