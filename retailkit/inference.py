@@ -178,9 +178,9 @@ class Predictor:
             baseline: (3,size,size), or (3,1,1) for a colour, in [0,1]: what takes its place.
         """
         image = self._checked(image[None])[0].to(self.device)
-        baseline = _in_range(baseline, "the baseline").to(self.device)
+        baseline = in_range(baseline, "the baseline").to(self.device)
         masks = masks.reshape(len(masks), 1, self.size, self.size)
-        masks = masks if masks.dtype == torch.bool else _in_range(masks, "masks")
+        masks = masks if masks.dtype == torch.bool else in_range(masks, "masks")
         return self._encoded(lambda rows: composite(image, masks[rows].to(self.device), baseline), len(masks))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
@@ -224,7 +224,7 @@ class Predictor:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.size, self.size):
             wanted = f"(N, 3, {self.size}, {self.size})"
             raise UserError(f"images: the shape is {tuple(images.shape)}, not {wanted}; resize, or give size=")
-        return _in_range(images, "images")
+        return in_range(images, "images")
 
 
 class SharedPredictor(Predictor):
@@ -272,7 +272,8 @@ def composite(image: Tensor, masks: Tensor, baseline: Tensor) -> Tensor:
     return baseline + masks * (image - baseline)
 
 
-def _in_range(values: Tensor, what: str) -> Tensor:
+def in_range(values: Tensor, what: str) -> Tensor:
+    """Return values as float32; raise UserError unless they are floats in [0, 1]."""
     if not values.is_floating_point():
         raise UserError(f"{what}: values are {values.dtype}; give floats in [0, 1] (divide bytes by 255)")
     low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 1.0)

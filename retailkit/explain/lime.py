@@ -25,13 +25,14 @@ from scipy.special import softmax
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit.cache import code_fingerprint, digest, replacing
+from retailkit.cache import code_fingerprint, digest, open_file, replacing
 from retailkit.config import UsageError, UserError, cache_dir, pick
 from retailkit.data.table import ProductDataset, Word
 from retailkit.explain.masking import (
     ENUMERATED,
     MaskedModel,
     Token,
+    as_image,
     as_predictor,
     cut_out,
     masks,
@@ -45,6 +46,7 @@ from retailkit.models.classifier import ProductClassifier
 from retailkit.training import fingerprint
 
 PARTNERS = 4  # texts that each image mask is paired with; with the complements of such pairs they are 8
+MOST = 100_000  # masks
 ROUNDING = 100 * np.finfo(np.float32).eps  # logits of a network that differ by less, relative to their size, are equal
 
 
@@ -87,8 +89,10 @@ class Options:
 
     def __post_init__(self) -> None:
         pick(KERNELS, self.kernel, "kernel")
-        if self.budget < 2:
-            raise UsageError(f"budget={self.budget} is too small; use at least 2, better ten per feature")
+        if not 2 <= self.budget <= MOST:
+            raise UsageError(
+                f"budget={self.budget}: use 2 to {MOST:,} masks; ten for each superpixel and word are good"
+            )
 
 
 @dataclass(eq=False)
@@ -236,15 +240,14 @@ class LocalExplanation:
 
     @staticmethod
     def load(path: str | Path) -> LocalExplanation:
-        """Read what `save` wrote; raise UserError for no such file, or a damaged or older one."""
+        """Read what `save` wrote; raise UserError for no such file, or one that is damaged, older or something else."""
+        open_file(path).close()
         try:
             with safetensors.safe_open(path, "np") as file:
                 facts = json.loads((file.metadata() or {})["explanation"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
             return _unpacked(facts, arrays)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; save an explanation there first") from None
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except _NOT_OURS as error:
             raise UserError(f"{path}: no explanation, or a damaged or older file ({error}); make it again") from None
 
     def _fitted(self, samples: Samples, options: Options) -> LocalExplanation:
@@ -254,13 +257,14 @@ class LocalExplanation:
 
 _ARRAYS = ("image_weights", "text_weights", "image_intervals", "text_intervals", "r2", "share", "share_intervals",
            "logits", "links")  # fmt: skip
+_NOT_OURS = (safetensors.SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 _SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
 
 
 def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExplanation:
     words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in token) for token in facts["tokens"]]
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["options"].items()}
-    return LocalExplanation(
+    found = LocalExplanation(
         classes=facts["classes"],
         explained=tuple(facts["explained"]),
         contrasts=tuple(facts["contrasts"]),
@@ -272,6 +276,31 @@ def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExpl
         nothing=facts["nothing"],
         **{name: arrays[name] for name in _ARRAYS},
     )
+    if wrong := _misfits(found):
+        raise ValueError(f"{wrong} does not fit the rest")
+    return found
+
+
+def _misfits(found: LocalExplanation) -> str:
+    """Return the name of a part whose shape or numbers do not fit the others, or ""."""
+    known, count, samples = len(found.classes), len(found.explained), found.samples
+    parts, tokens, rows = samples.image_masks.shape[1], len(found.tokens), len(samples.pairs)
+    shapes = {"r2": (count,), "share": (count,), "share_intervals": (count, 2), "logits": (known,), "links": (tokens,)}
+    for kind, features in (("image", parts), ("text", tokens)):
+        shapes |= {f"{kind}_weights": (count, features), f"{kind}_intervals": (count, features, 2)}
+    fits = {name: getattr(found, name).shape == shape for name, shape in shapes.items()}
+    fits["samples"] = (samples.text_masks.shape[1], samples.pairs.shape[1], samples.logits.shape) == (
+        tokens, 2, (rows, known))  # fmt: skip
+    fits["pairs"] = not rows or (
+        samples.pairs.min() >= 0 and (samples.pairs.max(0) < (len(samples.image_masks), len(samples.text_masks))).all()
+    )
+    fits["explained"] = count == len(found.contrasts) > 0 and set(found.explained) <= set(range(known))
+    fits["contrasts"] = set(found.contrasts) <= set(range(-1, known))
+    if found.segments is not None:
+        fits["image"] = found.image.shape == (3, *found.segments.shape)
+        labels = parts + np.count_nonzero(found.links >= 0)
+        fits["segments"] = found.segments.min() == 0 and found.segments.max() == labels - 1
+    return next((name for name, fit in fits.items() if not fit), "")
 
 
 def _plain(value: Any) -> Any:
@@ -308,6 +337,7 @@ def explain(
         UserError: an image of another shape, or nothing that the model uses.
     """
     options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
+    image = as_image(image)
     predictor, tokens = as_predictor(model, image), tokens_of(words, options.token)
     segments = links = None
     if image is not None and "image" in predictor.model.modalities:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,12 +24,13 @@ from tqdm.auto import tqdm
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import Word
 from retailkit.data.text import kept_apart, redact_words
-from retailkit.inference import Predictor, composite
+from retailkit.inference import Predictor, composite, in_range
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
 ENUMERATED = 12  # features: up to so many, all masks are listed and shuffled
 IMAGES_AT_ONCE = 128  # masks of full size in memory
 PAIRS_AT_ONCE = 4096
+ROUNDING = 10 * torch.finfo(torch.float32).eps  # of values in [0,1] after a few operations
 TARGETS = ("margin", "prob", "log_prob", "sqrt_prob")
 
 
@@ -156,8 +158,12 @@ BASELINES = {"mean": _mean, "blur": _blur, "inpaint": _inpaint, "grey": _grey}
 
 
 def baseline_image(image: Tensor, segments: np.ndarray, baseline: str) -> Tensor:
-    """Return the image (3,H,W) in [0,1] that is shown where segments (H,W) are hidden, by a key of `BASELINES`."""
-    return BASELINES[pick(BASELINES, baseline, "baseline")](image, segments).clamp(0, 1)
+    """Return the image (3,H,W) in [0,1] that is shown where segments (H,W) are hidden, by a key of `BASELINES`.
+
+    What differs from the image by no more than rounding is the image: else a network's answer to noise is explained.
+    """
+    shown = BASELINES[pick(BASELINES, baseline, "baseline")](image, segments).clamp(0, 1)
+    return torch.where((shown - image).abs() <= ROUNDING, image, shown)
 
 
 def hide(image: Tensor, segments: np.ndarray, labels: Sequence[int], feather: float = 2.0) -> Tensor:
@@ -353,6 +359,11 @@ class MaskedModel:
         return Features.joined([self._texts[text] for text in texts])
 
 
+def as_image(image: Any) -> Tensor | None:
+    """Return an image as explanations take it: a float32 tensor on the CPU without gradient, of values in [0,1]."""
+    return None if image is None else in_range(torch.as_tensor(image).detach().cpu(), "the image")
+
+
 def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> Predictor:
     """Return a predictor for images like this one; one that is given stays as it is.
 
@@ -362,11 +373,10 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
     given = isinstance(model, Predictor)
     if image is None or "image" not in (model.model if given else model).modalities:
         return model if given else Predictor(model)
-    shape = tuple(image.shape)
-    side = model.size if given else shape[-1]
-    if shape != (3, side, side):
+    side = model.size if given else image.shape[-1]
+    if image.shape != (3, side, side):
         wanted = f"(3, {side}, {side})" if given else "a square one, (3, size, size), as a data set does"
-        raise UserError(f"the image is {shape}; give {wanted}")
+        raise UserError(f"the image is {tuple(image.shape)}; give {wanted}")
     return model if given else Predictor(model, side)
 
 

@@ -3,11 +3,13 @@
 import itertools
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.special import comb
 from sklearn.linear_model import LinearRegression
@@ -472,7 +474,7 @@ def test_a_file_that_is_none_is_named(tmp_path):
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
     Puzzle(tangled(14, 5), 14, 5).explain(budget=40).save(good)
     content = good.read_bytes()
-    with pytest.raises(UserError, match=r"bad.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"bad.safetensors: .*No such file"):
         LocalExplanation.load(bad)
     noise = np.random.default_rng(0).bytes(5000)
     for broken in (
@@ -491,8 +493,17 @@ def test_a_file_that_is_none_is_named(tmp_path):
         save_file({"weight": torch.zeros(3)}, bad, metadata=facts)
         with pytest.raises(UserError, match=r"bad.safetensors: no explanation"):
             LocalExplanation.load(bad)
+    for name in ("r2", "text_weights", "samples.pairs", "samples.logits", "segments", "image"):
+        with safe_open(good, "pt") as file:
+            facts, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        save_file(tensors | {name: tensors[name][:-1] if name != "samples.pairs" else tensors[name] + 99}, bad, facts)
+        with pytest.raises(UserError, match=r"bad.safetensors: no explanation.* does not fit the rest"):
+            LocalExplanation.load(bad)
     with pytest.raises(UserError, match=tmp_path.name):
         LocalExplanation.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: not a regular file"):
+        LocalExplanation.load(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("more", [{}, {"link_ocr": True}])
@@ -556,7 +567,8 @@ def test_rounding_is_not_explained(size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 1}, "budget=1 is too small"),
+        ({"budget": 1}, "budget=1: use 2 to 100,000"),
+        ({"budget": 10**9}, "budget=1000000000: use 2 to"),
         ({"kernel": "gauss"}, "unknown kernel"),
         ({"target": "logits"}, "unknown target"),
         ({"segments": "slick"}, "did you mean 'slic'"),
@@ -597,6 +609,17 @@ def test_linked_words_are_hidden_with_their_superpixel_of_the_image():
     assert linked.image_weights[0] == pytest.approx([0.5, 2, 3, 4, 5, 6], abs=1e-4)
     heat = linked.heat()
     assert heat[:2] == pytest.approx(10.5, abs=1e-4) and heat[2:4] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.Tensor.double, torch.Tensor.half, torch.Tensor.requires_grad_])
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_image_may_be_a_tensor_or_array_of_any_float(kind, inference):
+    puzzle = Puzzle(additive(np.arange(5.0)), 5, 0)
+    with torch.inference_mode(inference):
+        found = explain(puzzle.seer, kind(torch.ones(3, SIDE, SIDE)), **puzzle.own)
+    assert found.image_weights[0] == pytest.approx(np.arange(5), abs=1e-5)
+    with pytest.raises(UserError, match=r"the image: values are torch.uint8; give floats in \[0, 1\]"):
+        explain(puzzle.seer, np.zeros((3, SIDE, SIDE), np.uint8), **puzzle.own)
 
 
 # -- Data sets.
