@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
@@ -39,6 +39,12 @@ class Spelling:
     canonical: str
     variants: dict[str, int]
     count: int
+
+
+def words_read_often(texts: Iterable[str], times: int = 3) -> list[str]:
+    """Return the words that were read on so many of these texts or more: they are no misreadings."""
+    counts = Counter(word for text in texts for word in set(text.split()))
+    return [word for word, count in counts.items() if count >= times]
 
 
 def normalise(text: str) -> str:

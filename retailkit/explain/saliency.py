@@ -23,12 +23,14 @@ from captum.attr import (
     Saliency,
 )
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from retailkit.config import UsageError, pick
 from retailkit.data.table import Word
 from retailkit.data.text import without_barcodes
+from retailkit.inference import in_range
 from retailkit.models.classifier import Features
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.nts import NavigatedParts
@@ -231,6 +233,29 @@ def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
     return attr.mean(1)
 
 
+def rise(margin: Margin, images: Tensor, masks: int = 512, cells: int = 7, seed: int = 0) -> Tensor:
+    """Return by how much the margin is higher where a pixel is shown, over random masks (Petsiuk et al. 2018).
+
+    The margin's mean over masks is subtracted first, so that it does not shift all values and the map is signed.
+
+    Args:
+        margin: what is explained.
+        images: (B,3,H,W) in [0,1]; what is hidden is black.
+        masks: how many.
+        cells: of a mask per side, half of them shown; they are enlarged bilinearly and shifted at random.
+        seed: of the masks, which are the same for every image.
+    """
+    generator, (height, width) = torch.Generator().manual_seed(seed), images.shape[2:]
+    grid = (torch.rand(masks, 1, cells, cells, generator=generator) < 0.5).float()
+    step = -(-height // cells), -(-width // cells)
+    large = interpolate(grid, (height + step[0], width + step[1]), mode="bilinear")[:, 0].to(images)
+    at = (torch.rand(masks, 2, generator=generator) * torch.tensor(step)).int().tolist()
+    with torch.no_grad():
+        shown = torch.stack([mask[y : y + height, x : x + width] for mask, (y, x) in zip(large, at, strict=True)])
+        margins = torch.stack([margin(images * mask, _rows(images)) for mask in shown])
+    return torch.einsum("mb,mhw->bhw", margins - margins.mean(0), shown) / shown.sum(0)
+
+
 def windows(margin: Margin, images: Tensor) -> Tensor:
     """Return the contributions of the windows of an `lca` pooling, each spread evenly over its area.
 
@@ -292,11 +317,13 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "gradcam": gradcam,
     "guided_gradcam": guided_gradcam,
     "occlusion": occlusion,
+    "rise": rise,
     "windows": windows,
     "regions": regions,
 }
 
 
+@torch.inference_mode(False)
 def attribute(
     model: nn.Module,
     images: Tensor,
@@ -327,7 +354,8 @@ def attribute(
     attributor = METHODS[pick(METHODS, method, "saliency method")]
     if getattr(model, "modalities", ("image",)) == ("text",):
         raise UsageError("this model does not use images; explain its words by attribute_tokens")
-    labels = labels.to(images.device)
+    images = in_range(torch.as_tensor(images), "images")
+    labels = torch.as_tensor(labels).to(images.device).clone()
     maps = [images.new_zeros(0, *images.shape[2:])]
     with _evaluating(model):
         for start in range(0, len(images), BATCH):
@@ -359,6 +387,7 @@ class Token(NamedTuple):
     value: float
 
 
+@torch.inference_mode(False)
 def attribute_tokens(
     model: nn.Module,
     words: Sequence[Sequence[Word]],
@@ -383,13 +412,13 @@ def attribute_tokens(
     """
     if not hasattr(getattr(model, "text_encoder", None), "embedding"):
         raise UsageError("this model has no word embeddings; explain its words by explain.lime")
-    tokens = []
+    tokens, labels = [], torch.as_tensor(labels).clone()
     with _evaluating(model):
         for i, read in enumerate(words):
             texts, image = without_barcodes(read), None
             if images is not None and "image" in model.modalities:
                 with torch.no_grad():
-                    image = model.encode_image(images[i : i + 1])
+                    image = model.encode_image(in_range(torch.as_tensor(images[i : i + 1]), "images").clone())
             tokens.append(_tokens(model, texts, labels[i : i + 1], image, steps) if "".join(texts).strip() else [])
     return tokens
 

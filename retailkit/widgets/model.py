@@ -29,6 +29,7 @@ from retailkit.explain import metrics as explain_metrics
 from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.explain.masking import MaskedModel, Token, hide, segment, tokens_of
+from retailkit.explain.phrases import words_read_often
 from retailkit.inference import Predictor
 from retailkit.metrics import Evaluation
 from retailkit.models import ProductClassifier
@@ -417,7 +418,8 @@ class Desk:
             *_, (_, explanation) = explaining({name: predictor}, self.photo(row), label, contrast, budget)
             found += [explanation] if isinstance(explanation, LocalExplanation) else []
             yield len(found), None, pd.DataFrame()
-        summed = classes.explain_class(found, label, predictor.model.image_encoder)
+        others = words_read_often(self.data.table["text"][self.data.table["label"] != self.classes[label]])
+        summed = classes.explain_class(found, label, predictor.model.image_encoder, vocabulary=others)
         held = []
         for photo in map(self.photo, rows[count:]):
             with suppress(UserError):  # a model that only reads, and no words

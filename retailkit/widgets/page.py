@@ -250,7 +250,9 @@ def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> 
     """
     share = "" if math.isnan(found.text_share) else f" Words carry {found.text_share:.0%} of the weight."
     skipped = f" In {found.skipped} more there was nothing to explain." if found.skipped else ""
-    intro = f"{model}: summary of {_photos(len(found.photos))}.{skipped}{share}"
+    contrasts = ", ".join(f"{name} ({_photos(count)})" for name, count in found.contrasts.items())
+    against = f" Compared with {contrasts}." if contrasts else ""
+    intro = f"{model}: summary of {_photos(len(found.photos))}.{skipped}{against}{share}"
     seen = found.image_features.head(found.top)
     images = [
         picture(

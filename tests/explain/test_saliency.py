@@ -13,7 +13,7 @@ from tokenizers.models import WordPiece
 from torch import nn
 
 from retailkit import models
-from retailkit.config import UsageError
+from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
 from retailkit.explain import saliency
 from retailkit.models import ProductClassifier
@@ -124,6 +124,11 @@ def words(*texts):
 
 
 # -- Where the answer is known
+
+
+def test_rise_finds_where_the_model_looks():
+    maps = saliency.attribute(Corner(), torch.ones(2, 3, 16, 16), torch.tensor([1, 0]), "rise", masks=2000)
+    assert maps[0, :8, :8].mean() > 10 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
 
 
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients", "saliency", "smoothgrad"])
@@ -301,7 +306,12 @@ def test_regions_add_up_to_the_margin_less_the_whole_picture():
 # -- Behaviour
 
 
-QUICK = {"smoothgrad": {"samples": 3}, "integrated_gradients": {"steps": 3}, "occlusion": {"window": 32}}
+QUICK = {
+    "rise": {"masks": 40},
+    "smoothgrad": {"samples": 3},
+    "integrated_gradients": {"steps": 3},
+    "occlusion": {"window": 32},
+}
 
 
 def example(method, count=2):
@@ -383,6 +393,24 @@ def test_gradients_survive_no_grad_around_the_call():
     with torch.no_grad():
         assert torch.equal(saliency.attribute(model, images, labels, "saliency"), expected)
     assert expected.abs().max() > 0 and not images.requires_grad
+
+
+@pytest.mark.parametrize("method", ["gradcam", "saliency", "occlusion"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.Tensor.double, torch.Tensor.requires_grad_])
+def test_images_may_be_tensors_or_arrays_of_any_float(method, kind):
+    model, labels, options = network(), torch.tensor([1]), QUICK.get(method, {})
+    expected = saliency.attribute(model, pictures(1), labels, method, **options)
+    with torch.inference_mode():
+        found = saliency.attribute(model, kind(pictures(1)), np.array([1]), method, **options)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    with pytest.raises(UserError, match=r"images: values are torch.uint8"):
+        saliency.attribute(model, np.zeros((1, 3, 64, 64), np.uint8), labels, method)
+
+
+def test_words_are_explained_inside_inference_mode(reader):
+    expected = saliency.attribute_tokens(reader, SENTENCES, LABELS3)
+    with torch.inference_mode():
+        assert saliency.attribute_tokens(reader, SENTENCES, LABELS3.clone()) == expected
 
 
 def test_models_without_what_a_method_needs_say_so(reader):
