@@ -36,6 +36,7 @@ from retailkit.explain.masking import (
     as_predictor,
     cut_out,
     masks,
+    paired,
     segment,
     targets,
     tokens_of,
@@ -283,23 +284,20 @@ def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExpl
 
 def _misfits(found: LocalExplanation) -> str:
     """Return the name of a part whose shape or numbers do not fit the others, or ""."""
-    known, count, samples = len(found.classes), len(found.explained), found.samples
-    parts, tokens, rows = samples.image_masks.shape[1], len(found.tokens), len(samples.pairs)
+    known, count, tokens, samples = len(found.classes), len(found.explained), len(found.tokens), found.samples
+    parts, rows = samples.image_masks.shape[1], len(samples.pairs)
+    counts, labels = (len(samples.image_masks), len(samples.text_masks)), parts + np.count_nonzero(found.links >= 0)
     shapes = {"r2": (count,), "share": (count,), "share_intervals": (count, 2), "logits": (known,), "links": (tokens,)}
-    for kind, features in (("image", parts), ("text", tokens)):
-        shapes |= {f"{kind}_weights": (count, features), f"{kind}_intervals": (count, features, 2)}
+    shapes |= {"image_weights": (count, parts), "image_intervals": (count, parts, 2)}
+    shapes |= {"text_weights": (count, tokens), "text_intervals": (count, tokens, 2)}
     fits = {name: getattr(found, name).shape == shape for name, shape in shapes.items()}
-    fits["samples"] = (samples.text_masks.shape[1], samples.pairs.shape[1], samples.logits.shape) == (
-        tokens, 2, (rows, known))  # fmt: skip
-    fits["pairs"] = not rows or (
-        samples.pairs.min() >= 0 and (samples.pairs.max(0) < (len(samples.image_masks), len(samples.text_masks))).all()
-    )
+    fits["samples"] = samples.logits.shape == (rows, known) and samples.text_masks.shape[1] == tokens
+    fits["pairs"] = samples.pairs.shape == (rows, 2) and bool(((samples.pairs >= 0) & (samples.pairs < counts)).all())
     fits["explained"] = count == len(found.contrasts) > 0 and set(found.explained) <= set(range(known))
     fits["contrasts"] = set(found.contrasts) <= set(range(-1, known))
     if found.segments is not None:
         fits["image"] = found.image.shape == (3, *found.segments.shape)
-        labels = parts + np.count_nonzero(found.links >= 0)
-        fits["segments"] = found.segments.min() == 0 and found.segments.max() == labels - 1
+        fits["segments"] = (found.segments.min(), found.segments.max()) == (0, labels - 1)
     return next((name for name, fit in fits.items() if not fit), "")
 
 
@@ -395,7 +393,7 @@ def _evaluated(masked: MaskedModel, old: Samples | None, options: Options, progr
         image_masks = masks(segments, budget, seed)
         text_masks = masks(tokens, min(budget, budget * tokens // segments), seed + 1)  # as many masks per feature
         every = segments + tokens <= ENUMERATED
-        pairs = _paired(before, (len(image_masks), len(text_masks)), 2**ENUMERATED if every else PARTNERS, seed)
+        pairs = paired(before, (len(image_masks), len(text_masks)), 2**ENUMERATED if every else PARTNERS, seed)
     else:  # one kind of feature, or words that are hidden together with superpixels
         both = masks(segments + tokens, budget, seed)
         image_masks, text_masks = both[:, :segments], both[:, segments:]
@@ -404,22 +402,6 @@ def _evaluated(masked: MaskedModel, old: Samples | None, options: Options, progr
         return replace(old, image_masks=image_masks, text_masks=text_masks)
     logits = masked.logits(image_masks[pairs[:, 0]], text_masks[pairs[:, 1]], progress)
     return Samples(image_masks, text_masks, np.concatenate([old.pairs, pairs]), np.concatenate([old.logits, logits]))
-
-
-def _paired(before: tuple[int, int], count: tuple[int, int], partners: int, seed: int) -> np.ndarray:
-    """Return new pairs (N,2) of image masks and text masks, none twice.
-
-    Each mask that was added since `before` gets `partners` masks of the other kind. With each pair comes the pair of
-    both complements, so that effects of even order cancel also where they join superpixels and words.
-    """
-    rng, pairs = np.random.default_rng([seed, *before]), {(0, 0)} if before[0] == 0 else set()
-    for side, (first, end) in enumerate(zip(before, count, strict=True)):
-        others = count[1 - side]
-        for mask in range(first, end):
-            for other in rng.choice(others, min(partners, others), replace=False).tolist():
-                pairs.add((mask, other) if side == 0 else (other, mask))
-    pairs |= {(image ^ 1, text ^ 1) for image, text in pairs}
-    return np.array(sorted(pairs), dtype=int).reshape(-1, 2)
 
 
 # -- Fitting the surrogate.

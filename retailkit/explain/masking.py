@@ -220,6 +220,22 @@ def _hadamard_masks(features: int, count: int, rng: np.random.Generator) -> np.n
     return np.array(found[:count])
 
 
+def paired(before: tuple[int, int], count: tuple[int, int], partners: int, seed: int) -> np.ndarray:
+    """Return new pairs (N,2) of image masks and text masks, none twice.
+
+    Each mask that was added since `before` gets `partners` masks of the other kind. With each pair comes the pair of
+    both complements, so that effects of even order cancel also where they join superpixels and words.
+    """
+    rng, pairs = np.random.default_rng([seed, *before]), {(0, 0)} if before[0] == 0 else set()
+    for side, (first, end) in enumerate(zip(before, count, strict=True)):
+        others = count[1 - side]
+        for mask in range(first, end):
+            for other in rng.choice(others, min(partners, others), replace=False).tolist():
+                pairs.add((mask, other) if side == 0 else (other, mask))
+    pairs |= {(image ^ 1, text ^ 1) for image, text in pairs}
+    return np.array(sorted(pairs), dtype=int).reshape(-1, 2)
+
+
 # -- The masked model.
 
 

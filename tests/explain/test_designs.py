@@ -6,8 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from retailkit.explain.lime import _paired
-from retailkit.explain.masking import masks
+from retailkit.explain.masking import masks, paired
 from retailkit.explain.surrogate import KERNELS
 
 SEGMENTS, WORDS, BUDGET, SEEDS = 13, 5, 256, 6
@@ -78,7 +77,7 @@ def errors():
         answers = values(everything)
         images, texts = masks(SEGMENTS, BUDGET, seed), masks(WORDS, BUDGET * WORDS // SEGMENTS, seed + 1)
         counts = len(images), len(texts)
-        designs = {"unpaired": unpaired(*counts, seed), "paired": _paired((0, 0), counts, 4, seed)}
+        designs = {"unpaired": unpaired(*counts, seed), "paired": paired((0, 0), counts, 4, seed)}
         designs["all pairs"] = np.argwhere(np.ones(counts, bool))
         assert len(designs["paired"]) <= 1.02 * len(designs["unpaired"])
         for kernel, weigh in KERNELS.items():
