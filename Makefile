@@ -1,6 +1,6 @@
 # make run | test | check | browser | lab | app | bench | fmt: each sets up .venv by itself.
 PROFILE ?= fast
-DATASET ?= synthetic
+DATASET ?=
 ROOT ?=
 JOBS ?=
 BIN := .venv/bin
@@ -10,7 +10,7 @@ READY := .venv/.ready
 .DELETE_ON_ERROR:
 
 run: $(READY)
-	$(BIN)/retailkit run --profile $(PROFILE) --dataset $(DATASET) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS))
+	$(BIN)/retailkit run --profile $(PROFILE) $(if $(DATASET),--dataset $(DATASET)) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY) browser
 	$(BIN)/python -m pytest -n 2
@@ -33,7 +33,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 app: $(READY)
-	$(BIN)/retailkit app --profile $(PROFILE) --dataset $(DATASET) $(if $(ROOT),--root "$(ROOT)")
+	$(BIN)/retailkit app --profile $(PROFILE) $(if $(DATASET),--dataset $(DATASET)) $(if $(ROOT),--root "$(ROOT)")
 
 bench: $(READY)
 	$(BIN)/retailkit bench

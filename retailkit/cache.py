@@ -11,9 +11,11 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from retailkit.config import UserError, cache_dir
+from retailkit.config import UsageError, UserError, cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +33,16 @@ PACKAGE = Path(__file__).parent
 # Libraries whose version may change a result.
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn", "scipy",
              "timm", "torch", "torchvision", "transformers")  # fmt: skip
-NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS,
-                errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # fmt: skip
+NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+                errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
+# How the files begin that commands write: tables, checkpoints and explanations, pages, reports of an export.
+OURS = re.compile(
+    rb"row,label,predicted|train,test,seed,|name,case,baseline,|"
+    rb".{8}\{\"__metadata__\":\{\"(retailkit|explanation)\"|"
+    rb"<!doctype html>.{,200}content=\"retailkit\"|"
+    rb"\{.{,500}\"difference_from_pytorch\":",
+    re.S,
+)
 
 
 # -- Files.
@@ -65,21 +75,28 @@ def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
 
-    An error, an interrupt or a full disk inside the block leaves the old file as it was.
+    An error, an interrupt or a full disk inside the block leaves the old file as it was. A link stays a link: the file
+    that it points at is replaced.
+
+    Raises:
+        UserError: the place cannot be written, or holds something that is not a file.
     """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name[:60]}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target) and not target.is_file():
+            raise UserError(f"{path}: not a regular file, so it is not replaced; choose another name")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_old_drafts(target.parent)
         yield draft
-        os.replace(draft, path)
+        os.replace(draft, target)
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+        if error.errno not in NOT_WRITABLE and error.filename != str(target.parent):
             raise
         reason = error.strerror
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
     finally:
-        with suppress(NotADirectoryError, PermissionError):
+        with suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
@@ -97,20 +114,100 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header.get("__metadata__", {}), tensors
 
 
+@cache
+def _remove_old_drafts(folder: Path) -> None:
+    """Remove, once in each process, the temporary files that killed processes left in a folder."""
+    for draft in folder.glob(".*.tmp"):
+        process = draft.suffixes[-2][1:] if len(draft.suffixes) > 1 else ""
+        if process.isdigit() and not _is_running(int(process)):
+            draft.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def check_output(path: str | Path, inputs: Sequence[str | Path | None] = (), force: bool = False) -> None:
+    """Refuse, before any work, a file to be written that would destroy something or that cannot be written.
+
+    Args:
+        path: what a command is to write.
+        inputs: what the same command reads: files, and folders of data; None and "" are left out.
+        force: also over a file that this package did not write.
+
+    Raises:
+        UserError: it is an input or lies in the data, it holds something of the user, or the place cannot be written.
+    """
+    path, target = Path(path), Path(os.path.realpath(path))
+    for given in filter(None, inputs):
+        source = Path(os.path.realpath(given))
+        if target == source or (target.is_file() and source.exists() and target.samefile(source)):
+            raise UsageError(f"output {path} is also an input; choose another name")
+        if source.is_dir() and target.is_relative_to(source):
+            raise UsageError(f"output {path} lies in the data folder {given}; choose a place outside")
+    if target.is_dir():
+        raise UsageError(f"output={path} is a folder; name a file, such as {path / 'model.safetensors'}")
+    if target.is_file() and not force and not _is_ours(target):
+        raise UsageError(f"{path} was not written by retailkit; choose another name, or replace it with --force")
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        with suppress(_TryOutError), replacing(path) as draft:
+            draft.touch()
+            raise _TryOutError
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+class _TryOutError(Exception):
+    """Ends a writing that was only tried out."""
+
+
+def _is_ours(path: Path) -> bool:
+    """Say whether a command of this package wrote a file (or nobody wrote anything into it)."""
+    with open_file(path, limit=1 << 50) as file:
+        start = file.read(2000)
+    return not start or bool(OURS.match(start))
+
+
+def to_json(content: Any, **layout: Any) -> str:
+    """Return content as standard JSON: numbers that are not finite, which JSON does not know, become null."""
+    return json.dumps(_finite(content), allow_nan=False, **layout)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def kept_tensors(folder: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors kept in the cache under `folder` and `key`; make and keep them if they are not there.
 
-    A damaged file, such as one that was cut off, is made again.
+    A damaged file, such as one that was cut off or that holds something else, is made again.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     path = cache_dir(folder) / f"{key}.safetensors"
-    with suppress(FileNotFoundError, SafetensorError):
-        return load_file(path)
+    with suppress(UserError, SafetensorError):
+        facts, tensors = read_tensors(path)
+        if facts.get("key") == key:
+            return tensors
     tensors = make()
     with replacing(path) as draft:
-        save_file(tensors, draft)
+        save_file(tensors, draft, {"key": key})
     return tensors
 
 

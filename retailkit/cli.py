@@ -5,8 +5,6 @@ Exit codes: 0 done, 1 work failed or an expectation is not met, 2 the call has t
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import sys
 import time
@@ -16,16 +14,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from retailkit.cache import replacing
-from retailkit.config import PROFILES, UsageError, UserError, pick
+from retailkit.cache import check_output, file_identity, replacing, to_json
+from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, explained, pick, threads
 
-CURES = {
-    errno.ENOSPC: "free some space, or choose another place (the cache: RETAILKIT_CACHE)",
-    errno.EADDRINUSE: "choose another one: --port",
-    errno.EPIPE: "the program that read the output has ended",
-}
 FEW = 30  # test images: with fewer, one more mistake changes accuracy by more than 0.03
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
@@ -38,17 +32,23 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Dataset = Annotated[str, typer.Option(help="Name of a data set: synthetic, grocery_store, grozi120, folder.")]
+Dataset = Annotated[str, typer.Option(help="Its name, such as grozi120; default folder with --root, else synthetic.")]
 Root = Annotated[Path | None, typer.Option(help="Its folder (or CSV); default $RETAILKIT_DATA/NAME, then the cache.")]
 Profile = Annotated[str, typer.Option(help="fast (two CPU cores) or full.")]
 Checkpoint = Annotated[Path, typer.Option(help="What `retailkit train` wrote.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that retailkit did not write.")]
 JsonLine = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def _name(dataset: str, root: Path | None) -> str:
+    """Return the name of the data set: a root alone is always a folder (or CSV) of one's own."""
+    return dataset or ("folder" if root else "synthetic")
 
 
 @app.command()
 def check(
-    dataset: Annotated[str, typer.Option(help="Read every image of this data set; with --root alone, folder.")] = "",
+    dataset: Dataset = "",
     root: Root = None,
 ):
     """Check the installation, or a data set: lists every broken row at once.
@@ -56,7 +56,7 @@ def check(
     Example: `retailkit check --dataset folder --root photos`
     """
     if dataset or root:
-        return _check_data(dataset or "folder", root)
+        return _check_data(_name(dataset, root), root)
     from retailkit import runs
 
     table, grid = runs.environment(), Table("", "what", "found", "cure")
@@ -82,11 +82,13 @@ def list_notebooks():
     """List the notebooks, their parameters and how they last ended."""
     from retailkit import runs
 
-    grid = Table("notebook", "parameters", "last run (fast, synthetic)")
+    grid = Table("notebook", "parameters", "last runs")
     for path in runs.notebooks():
-        record = runs.read_record(runs.run_dir("fast", "synthetic") / f"{path.stem}.json")
-        knobs = "\n".join(f"{name} = {p['default']}  [dim]{p['help']}[/]" for name, p in runs.parameters(path).items())
-        grid.add_row(path.stem, knobs, f"{record['status']}, {record['seconds']:.0f} s" if record else "never")
+        files = sorted(runs.run_dir("fast", "synthetic").parent.glob(f"*/{path.stem}.json"))
+        records = [(file.parent.name, runs.read_record(file)) for file in files]
+        last = [f"{run}: {r['status']}, {r['seconds']:.0f} s" if r else f"{run}: damaged" for run, r in records]
+        knobs = [f"{name} = {p['default']}  [dim]{escape(p['help'])}[/]" for name, p in runs.parameters(path).items()]
+        grid.add_row(path.stem, "\n".join(knobs), escape("\n".join(last)) or "never")
     Console().print(grid)
 
 
@@ -94,15 +96,17 @@ def list_notebooks():
 def run(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Names (20_training, or 20); none means all.")] = None,
     profile: Profile = "fast",
-    dataset: Dataset = "synthetic",
+    dataset: Dataset = "",
     root: Root = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks at a time; default the number of cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=256, help="Notebooks at a time; default the cores.")] = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE; repeat it.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
-    cell_seconds: Annotated[int | None, typer.Option(min=1, help="That a cell may take; default 1800 in fast.")] = None,
+    cell_seconds: Annotated[int | None, typer.Option(min=1, max=10**7, help="For a cell; 1800 in fast.")] = None,
     update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
 ):
     """Execute notebooks and write records, figures and an index.html.
+
+    A run with -p has a folder of its own, which names the changed parameters.
 
     Examples: `retailkit run`, `retailkit run 20 -p PRETRAINED=false`,
     `retailkit run --dataset grocery_store --root path/to/dataset`
@@ -110,18 +114,21 @@ def run(
     from retailkit import runs
     from retailkit.data import DATASETS
     from retailkit.runs.prepare import prepare
-    from retailkit.runs.runner import parse_parameters
 
+    dataset = pick(DATASETS, _name(dataset, root), "data set")
     pick(PROFILES, profile, "profile")
-    pick(DATASETS, dataset, "data set")
     if update and parameter:
         raise UsageError("--update keeps results of the notebooks as they are; run it without --parameter")
     files = runs.notebooks(notebooks or [])
-    extra = parse_parameters(parameter or [])
-    started, folder = time.monotonic(), runs.run_dir(profile, dataset)
-    results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, timeout=cell_seconds)
-    seconds = time.monotonic() - started
-    failures = runs.publish(folder, profile, dataset, update, seconds)
+    extra = runs.parse_parameters(parameter or [])
+    changed = runs.changed(files, extra)
+    started, folder = time.monotonic(), runs.run_dir(profile, dataset, changed)
+    cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
+    if root and not root.exists():
+        raise UserError(f"{root}: no such folder or CSV; check --root")
+    results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, folder, cell_seconds)
+    asked, seconds = [result.notebook for result in results], time.monotonic() - started
+    failures = runs.publish(folder, profile, dataset, update, seconds, changed, asked)
     done = sum(result.status != "failed" for result in results)
     print(*failures, sep="\n", end="\n" if failures else "")
     print(f"{done} of {len(results)} notebooks are done in {seconds:.0f} s; see {os.path.relpath(folder)}/index.html")
@@ -155,39 +162,46 @@ def fetch(
 @app.command()
 def train(
     context: typer.Context,
-    dataset: Dataset = "synthetic",
+    dataset: Dataset = "",
     root: Root = None,
-    output: Annotated[Path, typer.Option(help="Checkpoint to write, or to go on with.")] = Path("model.safetensors"),
+    output: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("model.safetensors"),
     model: Annotated[str, typer.Option(help="image, lca, text, score_fusion, concat or embracenet.")] = "image",
     backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=10**6, help="Passes over the training split.")] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, or sgd with momentum as in the papers.")] = "adamw",
     preset: Annotated[str, typer.Option(help="grocery_best or grozi_best: the best for that data set.")] = "",
     hold_out: Annotated[bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone.")] = False,
     seed: Seed = 0,
+    force: Force = False,
     json_line: JsonLine = False,
 ):
     """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
+
+    The same command goes on after an interrupt. An output that the same training made is used again.
 
     Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
     `retailkit train --dataset folder --root photos --frozen --model concat`,
     `retailkit train --preset grocery_best --root path/to/dataset`
     """
-    if output.is_dir():
-        raise UsageError(f"output={output} is a folder; name a file, such as {output / 'model.safetensors'}")
+    check_output(output, [root], force)
+    before = file_identity(output)
+    if output.exists():
+        print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
     if preset:
         for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer"):
             if context.get_parameter_source(name).name == "COMMANDLINE":
                 raise UsageError(f"--{name} does not go with --preset, which decides it; leave one of them out")
-        return _report(_train_preset(preset, root, output, seed, hold_out), json_line)
+        from retailkit import recipes
+
+        return _trained(recipes.train(preset, output, root, seed, hold_out), before, json_line)
     if hold_out:
         raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
 
     from retailkit import data, models, training
     from retailkit.data import ocr
 
-    products = data.load(dataset, root)
+    products = data.load(dataset := _name(dataset, root), root)
     if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
         products = ocr.add_text(products)
     name, profile = ("probe", "fast") if frozen else ("finetune", "full")
@@ -203,31 +217,23 @@ def train(
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits:
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
-    _report(facts, json_line)
+    _trained(facts, before, json_line)
 
 
-def _train_preset(name: str, root: Path | None, output: Path, seed: int, hold_out: bool) -> dict:
-    """Train a preset and say what it cost; on validation images only where they were held out."""
-    from retailkit import recipes, training
-
-    products = recipes.load(name, root)
-    print(products)
-    ensemble, history, made = recipes.fit(name, root, seed, hold_out, products)
-    training.save_checkpoint(ensemble, output, history, **made)
-    facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "megabytes": round(made["megabytes"])}
-    facts["weights"] = ensemble.weights.tolist()
-    if hold_out or "val" not in recipes.RECIPES[name].learn_from:
-        facts["val"] = training.evaluate(ensemble, products.split("val", ensemble.input_size)).summary()
-    return facts
+def _trained(facts: dict, before: str, json_line: bool) -> None:
+    """Report a training, and whether its checkpoint, whose identity was `before`, has been replaced."""
+    done = "written" if before == facts["checkpoint"] else "replaced"
+    _report(facts | {"output": "used again" if file_identity(facts["checkpoint"]) == before else done}, json_line)
 
 
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    dataset: Dataset = "synthetic",
+    dataset: Dataset = "",
     root: Root = None,
     split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
     predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
+    force: Force = False,
     json_line: JsonLine = False,
 ):
     """Evaluate a checkpoint on a split: top-1, macro F1, n, the 95 % interval, and the classes most often confused.
@@ -237,6 +243,9 @@ def evaluate(
     from retailkit import data, recipes, training
     from retailkit.data import ocr
 
+    dataset = _name(dataset, root)
+    if predictions:
+        check_output(predictions, [root, checkpoint], force)
     model, _, facts = training.load_checkpoint(checkpoint)
     recipe = recipes.RECIPES.get(facts.get("preset"))
     options = recipe.data_options if recipe and recipe.dataset == dataset else {}
@@ -246,8 +255,9 @@ def evaluate(
     part = products.split(split, facts["size"], facts["fit"])
     result = training.evaluate(model, part)
     if predictions:
+        rows = result.to_frame().assign(image=part.table["image"].to_numpy())
         with replacing(predictions) as draft:
-            result.to_frame().assign(image=part.table["image"].to_numpy()).to_csv(draft, index=False)
+            rows.to_csv(draft, index=False, errors="surrogateescape")  # file names are bytes
     print(*result.sentences(split), sep="\n")
     if known := training.learned_from(facts, part):
         print(f"{len(known)} of these photos trained this model, such as {known[0]}: they say nothing about new ones.")
@@ -263,8 +273,9 @@ def explain(
     contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
     unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
     link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the image together with it.")] = False,
-    budget: Annotated[int, typer.Option(help="Masked images to look at; more are more stable.")] = 512,
+    budget: Annotated[int, typer.Option(min=1, max=10**5, help="Masked images; more are more stable.")] = 512,
     seed: Seed = 0,
+    force: Force = False,
     json_line: JsonLine = False,
 ):
     """Explain what a model says of one photo: which parts of the image and which words, and how far to trust it.
@@ -278,6 +289,7 @@ def explain(
 
     if output.suffix not in (".html", ".safetensors"):
         raise UsageError(f"output={output} has an unknown suffix; use .html or .safetensors")
+    check_output(output, [photo, checkpoint], force)
     model, _, facts = training.load_checkpoint(checkpoint)
     photos = folder.photos([photo], model.classes)
     if "text" in model.modalities:
@@ -296,10 +308,11 @@ def explain(
 @app.command()
 def export(
     checkpoint: Checkpoint,
-    dataset: Dataset = "synthetic",
+    dataset: Dataset = "",
     root: Root = None,
     split: Annotated[str, typer.Option(help="Photos to measure on: train, val or test.")] = "test",
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("export"),
+    force: Force = False,
     json_line: JsonLine = False,
 ):
     """Export an `image` or `lca` model: ONNX, preprocessing, class names, a program that uses them, and a model card.
@@ -311,7 +324,7 @@ def export(
     """
     from retailkit.export import export as write
 
-    report = write(checkpoint, output, dataset, root, split)
+    report = write(checkpoint, output, _name(dataset, root), root, split, force)
     gist = {name: report["evaluation"][name] for name in ("top1", "interval", "n", "calibration_error")}
     gist |= {name: report[name] for name in ("difference_from_pytorch", "megabytes", "milliseconds")}
     _report({"output": str(output)} | gist, json_line)
@@ -319,17 +332,18 @@ def export(
 
 @app.command()
 def matrix(
-    dataset: Dataset = "synthetic",
+    dataset: Dataset = "",
     root: Root = None,
     train: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
     labels: Annotated[str, typer.Option(help="What is recognised: label, family or coarse.")] = "label",
     backbone: Annotated[str, typer.Option(help="auto: lite0 to probe, lite2 to finetune.")] = "auto",
-    size: Annotated[int | None, typer.Option(min=8, help="Side of the images; default the backbone's.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each row.")] = 1,
+    size: Annotated[int | None, typer.Option(min=8, max=2048, help="Of the images; default the backbone's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each row.")] = 1,
     mode: Annotated[str, typer.Option(help="probe (linear heads on frozen features) or finetune.")] = "probe",
     folder: Annotated[Path | None, typer.Option(help="For finished cells and models; default the cache.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the cells: one row a cell and seed.")] = None,
+    force: Force = False,
 ):
     """Train on each background variant and test on each; the same command goes on after an interrupt.
 
@@ -340,12 +354,13 @@ def matrix(
     from retailkit import backgrounds, data, models, training
     from retailkit.backgrounds import matrix as study
 
-    profiles = {"probe": "fast", "finetune": "full"}
-    profile = profiles[pick(profiles, mode, "mode")]
+    profile = {"probe": "fast", "finetune": "full"}[pick(("probe", "finetune"), mode, "mode")]
     rows, columns = train or list(backgrounds.PAPER), test or list(backgrounds.PAPER)
     for name in (*rows, *columns):
         pick(backgrounds.VARIANTS, name, "variant")
-    options = {} if backbone == "auto" else {"backbone": backbone}
+    for output in filter(None, (csv, folder and folder / "cells")):
+        check_output(output, [root], force)
+    dataset, options = _name(dataset, root), {} if backbone == "auto" else {"backbone": backbone}
     spec = training.reference(mode, dataset, root, profile, options=options)
     side = size or models.build("image", ["any"], **spec.model_options).input_size
     found = study.labelled_by(training.repetition(data.load(dataset, root), 0), labels)
@@ -356,7 +371,7 @@ def matrix(
     cells = study.run(*scenes, spec, rows, columns, range(seeds), folder)
     if csv:
         with replacing(csv) as draft:
-            cells.to_csv(draft, index=False)
+            cells.to_csv(draft, index=False, errors="surrogateescape")
     answers = study.predictions(cells)
     table = study.accuracy(answers)
     grid = table.pivot(index="train", columns="test", values="accuracy").reindex(index=rows, columns=columns)
@@ -388,7 +403,7 @@ def _gist(found) -> dict:
 
 def _report(facts: dict, json_line: bool) -> None:
     if json_line:
-        print(json.dumps(facts))
+        print(to_json(facts))
         return
     for name, value in facts.items():
         if value not in ("", []):
@@ -406,7 +421,7 @@ def _plain(value) -> str:
 
 @app.command(name="app")
 def show(
-    dataset: Dataset = "synthetic",
+    dataset: Dataset = "",
     root: Root = None,
     profile: Profile = "fast",
     checkpoint: Annotated[Path | None, typer.Option(help="Explain this model, which `retailkit train` wrote.")] = None,
@@ -421,16 +436,17 @@ def show(
     Examples: `retailkit app`, `retailkit app --dataset folder --root photos --checkpoint model.safetensors`,
     `retailkit app --ip 0.0.0.0`
     """
+    from retailkit.data import DATASETS
     from retailkit.models import MODELS
     from retailkit.runs import app as page
 
+    dataset = pick(DATASETS, _name(dataset, root), "data set")
     pick(PROFILES, profile, "profile")
     for name in models.split(","):
         pick(MODELS, name, "model")
+    where = {"ROOT": root, "CHECKPOINT": checkpoint}
     given = {"PROFILE": profile, "DATASET": dataset, "MODELS": models}
-    given |= {
-        name: str(path.resolve()) if path else "" for name, path in {"ROOT": root, "CHECKPOINT": checkpoint}.items()
-    }
+    given |= {name: str(path.resolve()) if path else "" for name, path in where.items()}
     page.serve(given, ip, port, token, browser)
 
 
@@ -439,6 +455,7 @@ def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; none means all.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the rows.")] = None,
     quick: Annotated[bool, typer.Option(help="Under five minutes in all.")] = False,
+    force: Force = False,
 ):
     """Measure side by side in one run: rows of name, case, baseline, seconds, ratio, agreement.
 
@@ -453,46 +470,29 @@ def bench(
     chosen = [known[pick(known, name, "benchmark")] for name in names or known]
     environment = os.environ | {"RETAILKIT_BENCH_QUICK": str(int(quick))}
     if csv:
+        check_output(csv, force=force)
         environment["RETAILKIT_BENCH_CSV"] = str(csv.resolve())
     command = [sys.executable, "-m", "pytest", "-m", "benchmark", "-n", "0", "-s", *map(str, chosen)]
     raise typer.Exit(subprocess.run(command, cwd=runs.record.home(), env=environment).returncode)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend ends in one line per fault on stderr and an exit code."""
+    """Run the command line; whatever fails ends in one line per fault on stderr and an exit code."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show
     warnings.showwarning = lambda message, *where, **more: typer.secho(f"warning: {message}", fg="yellow", err=True)
     try:
-        code = app(words, standalone_mode=False) or 0
-        if code == 130:  # Typer makes it of an interrupt, without a word
+        if (code := app(words, standalone_mode=False) or 0) == 130:  # Typer makes it of an interrupt, without a word
             raise KeyboardInterrupt
         sys.exit(code)
     except (Exception, KeyboardInterrupt) as error:
-        line, code = _explained(error)
-        if not line or "--debug" in sys.argv:
+        if "--debug" in sys.argv:
             raise
+        line, code = explained(error)
         typer.secho(f"retailkit: {line}", fg="red", err=True)
         sys.exit(code)
-
-
-def _explained(error: BaseException) -> tuple[str, int]:
-    """Return what went wrong and how to mend it, and the exit code; "" for what only a developer can mend."""
-    if isinstance(error, UserError):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on from here", 130
-    if hasattr(error, "format_message"):  # of click: an unknown option or command, a missing value
-        return error.format_message(), 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of PyTorch
-        return "not enough memory; close other programs, or take a smaller model, smaller images or fewer jobs", 1
-    if isinstance(error, UnicodeEncodeError):
-        return f"this terminal cannot show {error.object[error.start : error.end]!r}; set PYTHONUTF8=1", 1
-    if isinstance(error, UnicodeError):
-        return f"a text file is not UTF-8 ({error}); save it as UTF-8", 1
-    if isinstance(error, OSError) and (error.filename or error.strerror):
-        where, why = error.filename or "a file", error.strerror or type(error).__name__
-        return f"{where}: {why}; {CURES.get(error.errno, 'check the path and its permissions')}", 1
-    return "", 1
 
 
 if __name__ == "__main__":

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+# What to do about errors of the operating system.
+CURES = {
+    errno.ENOSPC: "free some space, or choose another place (the cache: RETAILKIT_CACHE)",
+    errno.EADDRINUSE: "choose another one: --port",
+}
 
 
 class UserError(ValueError):
@@ -113,19 +121,40 @@ def profile(name: str) -> Profile:
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return (and create) a folder below the cache: `$RETAILKIT_CACHE`, else the platform's own place."""
-    base = os.environ.get("RETAILKIT_CACHE")
-    path = (Path(base).expanduser() if base else user_cache_path("retailkit", appauthor=False)).joinpath(*parts)
-    path.mkdir(parents=True, exist_ok=True)
+    """Return (and create) a folder below the cache: `$RETAILKIT_CACHE`, else the platform's own place.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    base = os.environ.get("RETAILKIT_CACHE", "").strip()
+    path = (Path(os.path.expanduser(base)) if base else user_cache_path("retailkit", appauthor=False)).joinpath(*parts)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cure = "set RETAILKIT_CACHE to a folder that can be written"
+        raise UserError(f"{path}: the cache cannot be made there ({error.strerror}); {cure}") from None
     return path
 
 
 def data_root(name: str) -> Path:
     """Return where the data set `name` is looked for: `$RETAILKIT_DATA/<name>`, then the cache folder."""
     base = os.environ.get("RETAILKIT_DATA")
-    if base and (path := Path(base).expanduser() / name).exists():
+    if base and (path := Path(os.path.expanduser(base)) / name).exists():
         return path
     return cache_dir("data") / name
+
+
+def threads() -> int:
+    """Return the threads that `$OMP_NUM_THREADS` asks for (of `4,2`, the first level), 0 where it says nothing.
+
+    Raises:
+        UsageError: it is no such number.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").strip()
+    first = given.split(",")[0].strip()
+    if given and not (first.isdecimal() and 1 <= int(first) <= 4096):
+        raise UsageError(f"OMP_NUM_THREADS={given} is no number of threads; set it to 1 or more, or unset it")
+    return int(first or 0)
 
 
 def device() -> str:
@@ -148,3 +177,26 @@ def device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def explained(error: BaseException) -> tuple[str, int]:
+    """Return what went wrong and how to mend it, and the exit code."""
+    if type(error).__name__ == "Abort":  # of click, in place of the end of a file or an interrupt
+        error = error.__cause__ or KeyboardInterrupt()
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from here", 130
+    if hasattr(error, "format_message"):  # of click: an unknown option or command, a missing value
+        return error.format_message(), 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of PyTorch
+        return "not enough memory; close other programs, or take a smaller model, smaller images or fewer jobs", 1
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, UnicodeDecodeError):
+        return f"a text file is not UTF-8 ({reason}); save it as UTF-8", 1
+    if isinstance(error, OSError) and (error.filename or error.strerror):
+        where, why = error.filename or "a file", error.strerror or type(error).__name__
+        return f"{where}: {why}; {CURES.get(error.errno, 'check the path and its permissions')}", 1
+    places = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(places[-1].filename).name}, line {places[-1].lineno}" if places else "unknown place"
+    return f"{type(error).__name__}: {reason} ({where}); if the call is right, this is a fault: see it with --debug", 1

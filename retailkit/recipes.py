@@ -162,6 +162,19 @@ def fit(
     return ensemble, whole, facts
 
 
+def train(name: str, output: Path, root: str | Path | None, seed: int, hold_out: bool) -> dict[str, Any]:
+    """Write the ensemble of a recipe to `output`; return what it cost, and its accuracy on photos that it held out."""
+    products = load(name, root)
+    print(products)
+    ensemble, history, made = fit(name, root, seed, hold_out, products)
+    training.save_checkpoint(ensemble, output, history, **made)
+    facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "megabytes": round(made["megabytes"])}
+    facts["weights"] = ensemble.weights.tolist()
+    if hold_out or "val" not in RECIPES[name].learn_from:
+        facts["val"] = training.evaluate(ensemble, products.split("val", ensemble.input_size)).summary()
+    return facts
+
+
 def log_probs(ensemble: Ensemble, photos: ProductDataset) -> EncodedDataset:
     """Return what `ensemble.encode_image` gives of a split; the cache holds the log-probabilities of each member."""
     singles = [Ensemble([m], [f]).eval() for m, f in zip(ensemble.members, ensemble.flips, strict=True)]

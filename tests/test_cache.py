@@ -1,6 +1,8 @@
 """What decides a key, how files are opened and replaced, and the feature cache."""
 
+import json
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +11,18 @@ import pytest
 import torch
 
 from retailkit import cache
-from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors, open_file, replacing, sources
-from retailkit.config import UserError, cache_dir
+from retailkit.cache import (
+    check_output,
+    code_fingerprint,
+    digest,
+    file_identity,
+    kept_tensors,
+    open_file,
+    replacing,
+    sources,
+    to_json,
+)
+from retailkit.config import UsageError, UserError, cache_dir
 
 
 @dataclass
@@ -123,6 +135,48 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
         draft.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_link_stays_and_a_device_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "device").symlink_to("/dev/null")
+    with replacing(tmp_path / "link") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    with pytest.raises(UserError, match="not a regular file"), replacing(tmp_path / "device"):
+        pass
+    assert (tmp_path / "device").is_symlink()
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for process in (ended.pid, 1):
+        (tmp_path / f".old.csv.{process}.tmp").touch()
+    with replacing(tmp_path / "new.csv") as draft:
+        draft.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".old.csv.1.tmp", "new.csv"]
+
+
+def test_an_output_is_checked_before_any_work(tmp_path):
+    """`evaluate --root p.csv --predictions p.csv` lost the user's own file."""
+    own, ours, data = tmp_path / "own.csv", tmp_path / "ours.csv", tmp_path / "photos"
+    data.mkdir()
+    own.write_text("image,label\n")
+    ours.write_text("row,label,predicted,confidence,correct\n")
+    (tmp_path / "hard link.csv").hardlink_to(ours)
+    for path, inputs in ((ours, [ours]), (tmp_path / "hard link.csv", [None, ours]), (data / "new", [data]), (own, [])):
+        with pytest.raises(UsageError, match=r"also an input|lies in the data|not written by retailkit"):
+            check_output(path, inputs)
+    for path, force in ((ours, False), (own, True), (tmp_path / "new" / "deep" / "p.csv", False)):
+        check_output(path, [data, None, ""], force)
+    assert own.read_text() and not (tmp_path / "new").exists()
+
+
+def test_json_holds_no_nan():
+    given = {"a": [float("nan"), np.float32(0.5), (np.int64(1), float("-inf"))], "b": "NaN"}
+    assert json.loads(to_json(given)) == {"a": [None, 0.5, [1, None]], "b": "NaN"}
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -1,6 +1,8 @@
 """The command as people call it: what it prints, and that bad calls end in one line."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +207,64 @@ def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_
     assert call("bench ocr")[0] == 1
 
 
+def test_a_root_alone_is_a_folder_of_ones_own_and_nothing_is_written_into_it(call, photos, tmp_path):
+    """Without `--dataset folder`, commands rendered the built-in set into the user's photos."""
+    before = {path: path.stat().st_mtime_ns for path in [photos, *photos.rglob("*")]}
+    model = "--root photos --checkpoint model.safetensors"
+    lines = [
+        "check --root photos",
+        "train --root photos --frozen --epochs 1",
+        f"evaluate {model} --predictions p.csv",
+        f"export {model}",
+        "explain photos/milk/0.jpg --checkpoint model.safetensors --budget 8",
+        "matrix --root photos --size 48 --train original --test only_fg --csv cells.csv",
+        "run 90_tiny --root photos",
+    ]
+    for line in lines:
+        code, _, err = call(line)
+        assert code == (line.startswith("matrix")), f"{line}: {err}"  # GrabCut finds nothing on one colour
+    assert Path("papermill_runs/latest/fast-folder/90_tiny.json").is_file()
+    code, _, err = call("evaluate --dataset synthetic --root photos --checkpoint model.safetensors")
+    assert code in (1, 2) and "photos" in err and err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in [photos, *photos.rglob("*")]} == before
+
+
+def test_train_says_what_becomes_of_an_output_that_is_there(call, photos):
+    line = "train --root photos --frozen --epochs"
+    assert [call(f"{line} {epochs}")[1].splitlines()[-1] for epochs in (1, 1, 2)] == [
+        "output: written",
+        "output: used again",
+        "output: replaced",
+    ]
+
+
+def test_a_changed_run_leaves_the_other_one_and_only_what_was_asked_for_counts(call, tmp_path):
+    """One failed record made every later run end with code 1, and `-p` overwrote the unchanged run."""
+    (tmp_path / "tests").mkdir()
+    expected = "fast-synthetic:\n  90_tiny:\n    seed: {kind: exact, value: 0, reason: r}\n"
+    (tmp_path / "tests" / "expected.yml").write_text(expected)
+    latest = tmp_path / "papermill_runs" / "latest"
+    assert call("run 90")[0] == 0
+    (latest / "fast-synthetic" / "10_other.json").write_text("{}")
+    record = (latest / "fast-synthetic" / "90_tiny.json").read_text()
+    code, out, _ = call("run 90 -p SEED=3")
+    assert code == 1 and "seed is 3, not 0" in out, "a seed switches no cause off"
+    assert (latest / "fast-synthetic" / "90_tiny.json").read_text() == record
+    page = (latest / "fast-synthetic,SEED=3" / "index.html").read_text()
+    assert "SEED=3" in page and "-p SEED=3" in page
+    assert "fast-synthetic,SEED=3: ok" in call("list")[1]
+    assert call("run 90")[0] == 0, "the other notebook was not asked for"
+
+
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(photos, tmp_path):
+    (photos / "milk").rename(photos / "crème")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "RETAILKIT_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "retailkit.cli", "check", "--root", "photos", "--debug"]
+    (photos / "crème" / "0.jpg").write_text("x")
+    done = subprocess.run(command[:-1], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "cr\\xe8me" in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
 ERRORS = {
     "an interrupt": (KeyboardInterrupt(), 130, "goes on from here"),
     "a full disk": (OSError(28, "No space left", "m.safetensors"), 1, "m.safetensors: No space left; free"),
@@ -235,10 +295,14 @@ def test_an_interrupt_inside_a_command_is_not_silent(call, monkeypatch):
     assert code == 130 and "the same command goes on from here" in err
 
 
-def test_a_fault_of_the_program_shows_where_it_is(monkeypatch):
+def test_a_fault_of_the_program_says_where_it_is(monkeypatch, capsys):
     monkeypatch.setattr(cli, "app", lambda words, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(sys, "argv", ["retailkit", "run"])
+    with pytest.raises(SystemExit, match="1"):
         cli.main()
+    assert re.fullmatch(
+        r"retailkit: ZeroDivisionError: .*\(test_cli.py, line \d+\).*--debug\n", capsys.readouterr().err
+    )
 
 
 def test_the_command_is_installed():

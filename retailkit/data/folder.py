@@ -74,7 +74,7 @@ def read(root: Path) -> Found:
     Raises:
         DataError: there is nothing to be read at all.
     """
-    if not root.exists():
+    if not os.path.exists(root):
         raise DataError(f"{root}: no such folder or CSV; check --root")
     if not _is_utf8(root):
         raise DataError(f"{root}: not UTF-8; rename it")
@@ -129,7 +129,7 @@ def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
         DataError: a file is missing.
     """
     for path in paths:
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise DataError(f"{path}: no such photo; check the path")
     rows = [{"image": str(p), "label": classes[0], "split": "test", "condition": "front"} for p in paths]
     return ProductData("photos", make_table(rows), list(classes), OWN)
@@ -139,7 +139,7 @@ def files_in_csv(path: Path) -> list[Path]:
     """Return the image and mask files that a CSV names and that are there, sorted."""
     table = spreadsheet.read_table(path)
     named = {name for column in ("image", "mask") if column in table for name in table[column] if name}
-    return sorted(file for name in named if (file := file_beside(path.parent, name)).is_file())
+    return sorted(file for name in named if os.path.isfile(file := file_beside(path.parent, name)))
 
 
 # -- A folder per class.
@@ -287,7 +287,7 @@ def _problems(path: Path, row: dict[str, str]) -> list[str]:
     if not known:
         found.append(f"{row['image']!r} is not a known kind of image; {CONVERT}")
     for name in filter(None, (row["image"] if known else "", row.get("mask"))):
-        if not (file := file_beside(path.parent, name)).is_file():
+        if not os.path.isfile(file := file_beside(path.parent, name)):
             found.append(f"{file} is missing; restore it, correct its path below the CSV or drop the row")
     if (split := row.get("split", "")) and split.lower() not in SPLIT_NAMES:
         found.append(f"unknown split {split!r}; use train, val or test")

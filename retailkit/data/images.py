@@ -6,6 +6,7 @@ Ghostscript) and none is decoded before its size is known.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -45,7 +46,9 @@ def file_beside(folder: Path, name: str) -> Path:
     """Return the file that a table in `folder` names, also with Windows' backslashes or macOS' split accents."""
     written = [folder / name, folder / name.replace("\\", "/")]
     ways = [Path(unicodedata.normalize(form, str(path))) for path in written for form in ("NFC", "NFD")]
-    return next((path for path in (*written, *ways) if path.exists()), written[0])
+    return next(
+        (path for path in (*written, *ways) if os.path.exists(path)), written[0]
+    )  # False also where a name is too long
 
 
 @contextmanager

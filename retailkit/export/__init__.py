@@ -12,7 +12,6 @@ Everything is measured before anything is written: an ONNX model that disagrees 
 from __future__ import annotations
 
 import html
-import json
 import re
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from retailkit import data, training
-from retailkit.cache import replacing
+from retailkit.cache import check_output, replacing, to_json
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import CROP_FRACTION, ProductDataset, collate
 from retailkit.export import predict
@@ -36,6 +35,7 @@ from retailkit.inference import onnx_session, to_onnx
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
+FILES = ("model.onnx", "preprocessing.json", "predict.py", "report.json", "card.md")
 TOLERANCE = 1e-4  # largest accepted difference in any probability between PyTorch and ONNX Runtime
 POOLINGS = ("gap", "lca")  # NTS-Net changes tensors in place, which the exporter cannot follow
 TIMED, ROUNDS = 8, 40  # images and passes behind a latency
@@ -50,16 +50,23 @@ def export(
     dataset: str = "synthetic",
     root: str | Path | None = None,
     split: str = "test",
+    force: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint to `folder`, compare it with PyTorch on a split, and write its model card.
+
+    An earlier export is replaced; files that an export did not write only with `force`.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        UsageError: a model that cannot be exported.
+        UsageError: a model that cannot be exported, or a folder with files of somebody else.
         UserError: no such checkpoint or split, or an ONNX model that disagrees with PyTorch.
     """
+    folder = Path(folder)
+    check_output(folder / "report.json", (checkpoint, root), force)
+    for name in FILES:
+        check_output(folder / name, (checkpoint, root), force or (folder / "report.json").is_file())
     model, _, facts = training.load_checkpoint(checkpoint)
     require_exportable(model)
     products = training.with_classes(data.load(dataset, root), model)
@@ -92,7 +99,7 @@ def export(
         "milliseconds": {"pytorch": _latency(_pytorch(model), images), "onnx": _latency(_onnx(graph, 1), images)},
         **measurements(evaluation, photos.table),
     }
-    _write(Path(folder), graph, preparation, report)
+    _write(folder, graph, preparation, report)
     return report
 
 
@@ -202,17 +209,12 @@ def model_card(report: dict[str, Any]) -> str:
 
 
 def _write(folder: Path, graph: bytes, preparation: dict[str, Any], report: dict[str, Any]) -> None:
-    files = {
-        "model.onnx": graph,
-        "preprocessing.json": _json(preparation),
-        "predict.py": Path(predict.__file__).read_bytes(),
-        "report.json": _json(report),
-        "card.md": model_card(report).encode(),
-    }
-    for name, content in files.items():
+    program = Path(predict.__file__).read_bytes()
+    contents = (graph, _json(preparation), program, _json(report), model_card(report).encode())
+    for name, content in zip(FILES, contents, strict=True):
         with replacing(folder / name) as draft:
             draft.write_bytes(content)
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n").encode()
+    return (to_json(content, indent=1, ensure_ascii=False) + "\n").encode()

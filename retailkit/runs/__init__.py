@@ -6,14 +6,16 @@ Inside a notebook: `run = runs.start("20_training")`, `run.metric(...)`, `run.fi
 
 from retailkit.runs.environment import environment
 from retailkit.runs.expect import check_record, expectations
+from retailkit.runs.parameters import changed, parameters, parse_parameters
 from retailkit.runs.record import Run, read_record, run_dir, start
 from retailkit.runs.report import publish
 from retailkit.runs.results import claims, collect, published, tables
-from retailkit.runs.runner import Result, execute, notebooks, parameters
+from retailkit.runs.runner import Result, execute, notebooks
 
 __all__ = [
     "Result",
     "Run",
+    "changed",
     "check_record",
     "claims",
     "collect",
@@ -22,6 +24,7 @@ __all__ = [
     "expectations",
     "notebooks",
     "parameters",
+    "parse_parameters",
     "publish",
     "published",
     "read_record",

@@ -12,9 +12,10 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from retailkit.cache import replacing
+from retailkit.cache import digest, replacing, to_json
 from retailkit.config import UserError, device, pick
 
 SCHEMA = 1
 FIGURE_BYTES = 120_000
 BETTER = ("higher", "lower", "none")
+FIELDS = {"notebook": str, "profile": str, "dataset": str, "status": str, "seconds": (int, float), "metrics": dict,
+          "figures": list, "tables": dict, "skipped": dict}  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "numpy", "rapidocr")
 
 
@@ -40,10 +43,18 @@ def home() -> Path:
     raise UserError(f"{here}: no folder `notebooks` here or above; run this inside the checkout of the workbook")
 
 
-def run_dir(profile: str, dataset: str) -> Path:
-    """Return the folder of the latest run of a profile on a data set, or the one that the runner names."""
-    given = os.environ.get("RETAILKIT_RUN_DIR")
-    return Path(given) if given else home() / "papermill_runs" / "latest" / f"{profile}-{dataset}"
+def run_dir(profile: str, dataset: str, changed: Mapping[str, Any] | None = None) -> Path:
+    """Return the folder of the latest run of a profile on a data set, or the one that the runner names.
+
+    A run with `changed` parameters has a folder of its own, which names them, so that it never replaces the other.
+    """
+    if given := os.environ.get("RETAILKIT_RUN_DIR"):
+        return Path(given)
+    parts = [f"{profile}-{dataset}", *(f"{name}={value}" for name, value in sorted((changed or {}).items()))]
+    name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts))
+    if len(name.encode()) > 150 or name != ",".join(parts):
+        name = f"{name[:60]},{digest(changed)[:8]}"
+    return home() / "papermill_runs" / "latest" / name
 
 
 def start(notebook: str) -> Run:
@@ -199,15 +210,31 @@ def compress(figure: Any) -> tuple[bytes, str]:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record in one step."""
     with replacing(path) as draft:
-        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(to_json(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a record, or None where there is none or it was cut off."""
+    """Return a record, or None where there is none, or a damaged one: cut off, or without what each record has."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for name, kind in FIELDS.items():
+            if not isinstance(record[name], kind):
+                return None
+        whole = all(math.isfinite(m["value"]) and m["better"] in BETTER for m in record["metrics"].values())
+        return record if whole and all({"file", "alt", "photos"} <= set(f) for f in record["figures"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_notebook(path: Path) -> bool:
+    """Say whether a file is a whole notebook, and not cut off."""
+    import nbformat
+
+    try:
+        nbformat.read(path, as_version=4)
+    except Exception:  # nbformat raises what it likes
+        return False
+    return True
 
 
 def _commit() -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retailkit.cache import replacing
 from retailkit.config import UserError
 from retailkit.runs.expect import check_record, expectations
-from retailkit.runs.record import home, read_record, write_record
+from retailkit.runs.record import home, is_notebook, read_record, write_record
 
 NOTEBOOK_BYTES = 1_000_000
 # nbconvert's loader of mermaid diagrams, which asks a CDN.
@@ -22,7 +23,15 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
 
 
-def publish(folder: Path, profile: str, dataset: str, update: bool = False, seconds: float | None = None) -> list[str]:
+def publish(
+    folder: Path,
+    profile: str,
+    dataset: str,
+    update: bool = False,
+    seconds: float | None = None,
+    changed: Mapping[str, Any] | None = None,
+    asked: Sequence[str] | None = None,
+) -> list[str]:
     """Write HTML pages and the index of a run.
 
     Args:
@@ -31,27 +40,33 @@ def publish(folder: Path, profile: str, dataset: str, update: bool = False, seco
         dataset: see `profile`.
         update: also refresh the copies that the repository keeps; only a run without failures may.
         seconds: wall time of the whole run, for the page.
+        changed: parameters with other values than their defaults. Expectations are judged where it is the seed alone:
+            they say what holds with all causes switched on.
+        asked: names of the notebooks that were to run; None takes all.
 
     Returns:
-        One line for each failed notebook and each expectation that is not met.
+        One line for each notebook of `asked` that failed, and each expectation that it does not meet.
     """
-    expected = expectations().get(f"{profile}-{dataset}", {})
-    entries, failures = [], []
+    judged = set(changed or {}) <= {"SEED"}
+    expected = expectations().get(f"{profile}-{dataset}", {}) if judged else {}
+    entries, failures = [], {}
     for path in sorted(folder.glob("[0-9][0-9]_*.json")):
-        record = read_record(path) or {"notebook": path.stem, "status": "damaged", "seconds": 0.0}
+        record = read_record(path) or {"status": "damaged", "error": "The record is damaged: run it again."}
         broken = check_record(record, expected.get(path.stem, {}))
-        failures += [f"{path.stem}: {line}" for line in broken]
-        _write_html(folder / f"{path.stem}.ipynb")
-        entries.append(_entry(record, broken, expected.get(path.stem, {}), path.with_suffix(".html").is_file()))
-    facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count()}
-    page = _template().render(entries=entries, failures=failures, expected=bool(expected), **facts)
+        failures[path.stem] = [f"{path.stem}: {line}" for line in broken]
+        page = _write_html(folder / f"{path.stem}.ipynb")
+        record = {"seconds": 0.0} | record | {"notebook": path.stem}
+        entries.append(_entry(record, broken, expected.get(path.stem, {}), page))
+    lines = [line for name in failures for line in failures[name]]
+    facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count(), "failures": lines}
+    facts |= {"changed": changed or {}, "expected": bool(expected)}
     with replacing(folder / "index.html") as draft:
-        draft.write_text(page, encoding="utf-8")
-    if update and failures:
-        raise UserError(f"{folder.name}: not updated, {len(failures)} expectations fail; see {folder / 'index.html'}")
+        draft.write_text(_template().render(entries=entries, **facts), encoding="utf-8")
+    if update and lines:
+        raise UserError(f"{folder.name}: not updated, {len(lines)} expectations fail; see {folder / 'index.html'}")
     if update:
         _keep(folder, f"{profile}-{dataset}")
-    return failures
+    return [line for name in failures if asked is None or name in asked for line in failures[name]]
 
 
 def _template() -> Any:
@@ -73,18 +88,24 @@ def _entry(record: dict[str, Any], broken: list[str], expected: dict[str, Any], 
     return record | {"rows": rows, "broken": broken, "title": title, "page": page}
 
 
-def _write_html(notebook: Path) -> None:
-    """Write an executed notebook as one HTML file that needs no network: no widgets, no MathJax."""
-    if not notebook.is_file():
-        return
+def _write_html(notebook: Path) -> bool:
+    """Write an executed notebook as one HTML file that needs no network: no widgets, no MathJax.
+
+    Returns False, and removes an earlier page, where there is no whole notebook.
+    """
+    path = notebook.with_suffix(".html")
+    if not is_notebook(notebook):
+        path.unlink(missing_ok=True)
+        return False
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
     page, _ = exporter.from_notebook_node(_readable(notebook))
     page = DIAGRAM_LOADER.sub("", page)
     page = page.replace("<title>Notebook</title>", f"<title>{html.escape(notebook.stem)}</title>")
-    with replacing(notebook.with_suffix(".html")) as draft:
+    with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
+    return True
 
 
 def _readable(notebook: Path) -> Any:
@@ -152,7 +173,8 @@ def _keep_figures(source: Path, run: str, records: Mapping[str, dict[str, Any]])
     """Replace the kept figures of some notebooks by those of `records`, but for photos of others."""
     target = home() / "figures"
     target.mkdir(exist_ok=True)
-    index = read_record(target / "index.json") or {}
+    known = target / "index.json"
+    index = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
     others = {path.stem for path in (home() / "notebooks").glob("*.ipynb")} - set(records)
     for name in [name for name, entry in index.items() if entry["run"] == run and entry["notebook"] not in others]:
         (target / name).unlink(missing_ok=True)
@@ -165,4 +187,4 @@ def _keep_figures(source: Path, run: str, records: Mapping[str, dict[str, Any]])
                 name = prefix + figure["file"]
                 shutil.copyfile(source / figure["file"], target / name)
                 index[name] = {"notebook": notebook, "run": run, "alt": figure["alt"]}
-    write_record(target / "index.json", dict(sorted(index.items())))
+    write_record(known, dict(sorted(index.items())))

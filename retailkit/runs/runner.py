@@ -6,9 +6,11 @@ parameters and data set have not changed since, is not run again.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -22,9 +24,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from retailkit.cache import digest, file_identity
-from retailkit.config import UsageError, data_root, pick
-from retailkit.runs.record import SCHEMA, home, read_record, run_dir, write_record
+from retailkit.cache import check_output, digest, file_identity
+from retailkit.config import data_root, pick, threads
+from retailkit.runs.parameters import changed, typed
+from retailkit.runs.record import SCHEMA, home, is_notebook, read_record, run_dir, write_record
 
 LAST = "90"  # reads the records of all others
 CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}
@@ -70,11 +73,11 @@ class Job:
         """Return True where an earlier run of the very same sources and parameters has finished."""
         record = read_record(self.record) or {}
         same = record.get("status") == "ok" and record.get("key") == self.key
-        return same and self.name[:2] != LAST and (self.output / f"{self.name}.ipynb").is_file()
+        return same and self.name[:2] != LAST and is_notebook(self.output / f"{self.name}.ipynb")
 
     def usual_seconds(self) -> float:
         """Return how long it took the last time, here or in the committed run."""
-        committed = home() / "papermill_runs" / self.output.name / self.record.name
+        committed = home() / "papermill_runs" / self.output.name.split(",")[0] / self.record.name
         return max((read_record(path) or {}).get("seconds", 0.0) for path in (self.record, committed))
 
 
@@ -84,14 +87,6 @@ def notebooks(names: Sequence[str] = ()) -> list[Path]:
     short = {stem[:2]: stem for stem in found}
     chosen = [short.get(n, n.removesuffix(".ipynb")) for n in names] or list(found)
     return [found[pick(found, name, "notebook")] for name in chosen]
-
-
-def parameters(notebook: Path) -> dict[str, dict[str, Any]]:
-    """Return what the parameters cell of a notebook offers: name -> `default`, `help`."""
-    import papermill
-
-    inferred = papermill.inspect_notebook(str(notebook))
-    return {name: {"default": p["default"], "help": p["help"]} for name, p in inferred.items()}
 
 
 def execute(
@@ -113,31 +108,28 @@ def execute(
         profile: value of `PROFILE`.
         dataset: value of `DATASET`.
         root: value of `ROOT`; made absolute, since notebooks run in their own folder.
-        extra: further parameters.
+        extra: further parameters; texts are read as the types of the defaults.
         jobs: notebooks at a time; None takes the number of cores, at most 4.
         fresh: run again what is done already.
         prepare: called with profile, dataset and root, once, before several notebooks that have to run; one alone makes
             what it needs itself.
-        output: folder of the results; None takes that of `run_dir`.
+        output: folder of the results; None takes that of `run_dir`, which names the changed parameters.
         timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
 
     Returns:
         One result per notebook, in their order.
 
     Raises:
-        UsageError: a parameter that a notebook does not have; nothing has run then.
+        UsageError: a parameter that a notebook does not have, or a value of another type; nothing has run then.
     """
-    given = _given(profile, dataset, root, extra or {})
-    for path in notebooks:
-        known = parameters(path)
-        for name in given:
-            pick(known, name, f"parameter of {path.stem}")
-    output = (output or run_dir(profile, dataset)).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    shared = {"PROFILE": profile, "DATASET": dataset} | ({"ROOT": str(Path(root).resolve())} if root else {})
+    given = [typed(path, (extra or {}) | shared) for path in notebooks]
+    output = (output or run_dir(profile, dataset, changed(notebooks, extra or {}))).resolve()
+    check_output(output / "index.html", force=True)
     timeout = timeout or CELL_SECONDS.get(profile, max(CELL_SECONDS.values()))
-    data, sources = data_identity(given), _sources_identity()
-    keys = [digest(path.read_bytes(), given, data, sources) for path in notebooks]
-    batch = [Job(path, output, given, timeout, data, key) for path, key in zip(notebooks, keys, strict=True)]
+    data, sources = data_identity(shared), _sources_identity()
+    keys = [digest(path.read_bytes(), own, data, sources) for path, own in zip(notebooks, given, strict=True)]
+    batch = [Job(path, output, own, timeout, data, key) for path, own, key in zip(notebooks, given, keys, strict=True)]
     results = {job.name: Result(job.name, "kept", 0.0) for job in batch if job.is_done() and not fresh}
     for result in results.values():
         tqdm.write(str(result))
@@ -152,27 +144,17 @@ def execute(
     return [results[job.name] for job in batch]
 
 
-def _given(profile: str, dataset: str, root: str | Path | None, extra: dict[str, Any]) -> dict[str, Any]:
-    """Join the parameters of every notebook with the further ones."""
-    for name in {"PROFILE", "DATASET", "ROOT"} & extra.keys():
-        raise UsageError(
-            f"parameter {name}={extra[name]!r}: use --{name.lower()}, so that the results go to their place"
-        )
-    given = extra | {"PROFILE": profile, "DATASET": dataset}
-    return given | {"ROOT": str(Path(root).resolve())} if root else given
-
-
 def _run_all(waiting: list[Job], jobs: int | None) -> Iterator[Result]:
     """Yield results as they come: the longest notebook starts first, and `LAST` when all others are done."""
     if not waiting:
         return
     cores = os.cpu_count() or 1
     jobs = max(1, min(jobs or min(cores, 4), len(waiting)))
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
+    each = threads() or max(1, cores // jobs)
     groups = [[job for job in waiting if (job.name[:2] == LAST) == last] for last in (False, True)]
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _set_environment, (threads,))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (each,))
     bar = tqdm(total=len(waiting), desc="notebooks", unit="", disable=None)  # only on a terminal
-    with bar, _interruptible():
+    with bar:
         try:
             for group in groups:
                 group.sort(key=Job.usual_seconds, reverse=True)
@@ -182,7 +164,7 @@ def _run_all(waiting: list[Job], jobs: int | None) -> Iterator[Result]:
                     bar.update()
         except BaseException:
             for child in multiprocessing.active_children():
-                child.terminate()  # a kernel ends by itself when its parent is gone
+                child.kill()  # a kernel ends by itself when its parent is gone
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -196,8 +178,10 @@ def _result(future: Future, job: Job) -> Result:
         return Result(job.name, "failed", 0.0, error)
 
 
-def _set_environment(threads: int) -> None:
-    """Set what all notebooks of a process share; their kernels inherit it."""
+def _start_worker(threads: int) -> None:
+    """Set what all notebooks of a process share; their kernels inherit it. The process ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {
         "MPLBACKEND": "agg",
         "OMP_NUM_THREADS": str(threads),
@@ -209,16 +193,23 @@ def _set_environment(threads: int) -> None:
     }
 
 
+def _end_with_parent() -> None:
+    """Wait until the parent has ended, even by SIGKILL, and end this process; then its kernel ends by itself."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _execute(job: Job) -> Result:
     """Execute one notebook in this process."""
     os.environ |= {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
     started = time.monotonic()
     # An earlier record goes, so that a notebook that fails before `runs.start` leaves a trace as well.
     facts = {"schema": SCHEMA, "notebook": job.name, "status": "running", "key": job.key, "seconds": 0.0}
-    shared = {"profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
-    write_record(job.record, facts | shared | {"metrics": {}, "figures": [], "tables": {}, "skipped": {}})
+    facts |= {"profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
+    facts |= {"metrics": {}, "figures": [], "tables": {}, "skipped": {}}
+    write_record(job.record, facts)
     error = _papermill(job)
-    seconds, record = time.monotonic() - started, read_record(job.record) or {}
+    seconds, record = time.monotonic() - started, read_record(job.record) or facts
     if not error and not (record.get("status") == "ok" and record.get("key") == job.key):
         error = "the notebook never called run.finish()"
     if error:
@@ -260,35 +251,30 @@ def _papermill(job: Job) -> str:
 
 @contextmanager
 def _kernel_config() -> Iterator[Any]:
-    """Yield a configuration by which the kernel is reached through files where that is possible.
+    """Yield a configuration by which the kernel is this very Python, reached through files where that is possible.
 
-    Kernels that start at the same time now and then draw the same TCP port, and one of them then never answers.
+    Kernels that start at the same time now and then draw the same TCP port, and one of them then never answers. Other
+    programs may have installed a kernel called `python3` that is another Python.
     """
     from traitlets.config import Config
 
-    if os.name != "posix":
-        yield Config()
-        return
-    with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
-        yield Config({"KernelManager": {"transport": "ipc", "ip": str(Path(folder, "kernel"))}})
+    with tempfile.TemporaryDirectory(prefix="retailkit", dir=_short_folder()) as folder:
+        spec = Path(folder, "kernels", "python3", "kernel.json")
+        spec.parent.mkdir(parents=True)
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
+        before = os.environ.get("JUPYTER_PATH", "")
+        os.environ["JUPYTER_PATH"] = f"{folder}{os.pathsep}{before}" if before else folder
+        reached = {"transport": "ipc", "ip": str(Path(folder, "kernel"))} if os.name == "posix" else {}
+        try:
+            yield Config({"KernelManager": reached})
+        finally:
+            os.environ["JUPYTER_PATH"] = before
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Treat an end by SIGTERM or a closed terminal like Ctrl-C, so that no process is left behind."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _short_folder() -> str | None:
+    """Return the folder for temporary files if a socket may lie in it, whose path has about 100 bytes; else /tmp."""
+    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 60 and os.access("/tmp", os.W_OK) else None
 
 
 def data_identity(given: dict[str, Any]) -> str:
@@ -309,18 +295,5 @@ def data_identity(given: dict[str, Any]) -> str:
 
 
 def _sources_identity() -> str:
-    package = Path(__file__).parents[1]
-    return digest([path.read_bytes() for path in sorted(package.rglob("*.py"))])
-
-
-def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `NAME=VALUE` pairs; values are YAML (`3`, `true`, `text`), and nothing after `=` is an empty string."""
-    import yaml
-
-    read = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"parameter {pair!r} has no value; write NAME=VALUE")
-        read[name.strip()] = yaml.safe_load(value) if value.strip() else ""
-    return read
+    files = sorted(path for path in Path(__file__).parents[1].rglob("*") if path.is_file())
+    return digest([path.read_bytes() for path in files if path.suffix != ".pyc"])

@@ -32,6 +32,22 @@ def test_the_index_shows_expectations_and_survives_markup(workbook, tmp_path):
         runs.publish(folder, "fast", "synthetic", update=True)
 
 
+def test_expectations_are_not_judged_where_a_cause_was_switched_off(workbook, tmp_path):
+    folder = runs.run_dir("fast", "synthetic", {"PRETRAINED": False})
+    folder.mkdir(parents=True)
+    write_record(folder / "10_good.json", runs.Run("10_good", {}).record | {"status": "ok"})
+    write_record(folder / "20_bad.json", runs.Run("20_bad", {}).record | {"status": "failed"})
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/expected.yml").write_text(
+        "fast-synthetic:\n  10_good:\n    gain: {kind: bound, min: 0.9, reason: 'of pretraining'}\n"
+    )
+    assert len(runs.publish(folder, "fast", "synthetic")) == 2
+    (left,) = runs.publish(folder, "fast", "synthetic", changed={"PRETRAINED": False})
+    assert "status is 'failed'" in left
+    assert not runs.publish(folder, "fast", "synthetic", changed={"PRETRAINED": False}, asked=["10_good"])
+    assert "PRETRAINED=False" in (folder / "index.html").read_text()
+
+
 def test_photos_of_others_are_never_kept(workbook, tmp_path):
     code = """
 import matplotlib.pyplot as plt

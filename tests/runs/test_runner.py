@@ -12,7 +12,7 @@ import pytest
 
 from retailkit import runs
 from retailkit.config import UsageError
-from retailkit.runs.runner import data_identity, parse_parameters
+from retailkit.runs.runner import data_identity
 
 
 def record(name, run="fast-synthetic"):
@@ -36,7 +36,9 @@ def test_a_failed_notebook_is_kept_and_a_rerun_does_only_what_is_not_done(workbo
     workbook("20_bad")
     assert execute(good, bad) == ["kept", "ok"]
     assert execute(good, bad) == ["kept", "kept"] and len(prepared) == 1, "one alone makes what it needs itself"
-    assert execute(good, extra={"VALUE": 0.75}) == ["ok"] and record("10_good")["metrics"]["value"]["value"] == 0.75
+    assert execute(good, extra={"VALUE": "0.75"}) == ["ok"] and record("10_good")["metrics"]["value"]["value"] == 0.5
+    changed = record("10_good", "fast-synthetic,VALUE=0.75")
+    assert changed["metrics"]["value"]["value"] == changed["parameters"]["VALUE"] == 0.75
 
 
 @pytest.mark.parametrize("root", ["photos", "photos/list.csv"])
@@ -65,29 +67,86 @@ def test_a_cell_that_never_ends_is_stopped(workbook):
     assert "more than 2 seconds" in result.error and "--cell-seconds" in result.error
 
 
-SLOW = "open('started', 'w').close(); import time; time.sleep(60)"
+SLOW = """
+import os, time
+with open("started.part", "w") as file:
+    file.write(f"{os.getpid()} {os.getppid()}")
+os.rename("started.part", "started")
+time.sleep(60)"""
 
 
-def test_an_interrupted_run_ends_its_kernels_and_resumes(workbook, tmp_path):
-    first, second = workbook("10_first"), workbook("20_second", SLOW)
-    script = (
-        "from pathlib import Path; from retailkit import runs\n"
-        f"runs.execute([Path({str(first)!r}), Path({str(second)!r})], jobs=1)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    flag = tmp_path / "notebooks" / "started"
-    deadline = time.time() + 90
-    while not flag.exists() and time.time() < deadline:
+def is_running(process):
+    """Say whether a process is there and no zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.strip().startswith("Z")
+
+
+def within(seconds, condition):
+    """Wait until a condition holds; say whether it did in time."""
+    deadline = time.time() + seconds
+    while not (held := condition()) and time.time() < deadline:
         time.sleep(0.1)
-    assert flag.exists()
-    child.send_signal(signal.SIGTERM)
+    return held
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "Ctrl-C"])
+def test_an_interrupted_run_leaves_no_process_and_resumes(workbook, tmp_path, how):
+    """Kernels and workers lived on after `kill -9`; Ctrl-C, which reaches every process of the terminal, hung."""
+    first, second = workbook("10_first"), workbook("90_second", SLOW)
+    command = [sys.executable, "-m", "retailkit.cli", "run", "--jobs", "1"]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    flag = tmp_path / "notebooks" / "started"
+    assert within(120, flag.exists)
+    if how == "Ctrl-C":
+        os.killpg(child.pid, signal.SIGINT)
+    else:
+        child.send_signal(getattr(signal, how))
     assert child.wait(30) != 0
-    assert record("10_first")["status"] == "ok" and record("20_second")["status"] == "running"
-    left = subprocess.run(["pgrep", "-f", str(tmp_path / "notebooks")], capture_output=True, text=True).stdout.split()
-    assert not [pid for pid in left if int(pid) != os.getpid()]
-    workbook("20_second")
-    again = runs.execute([first, second])
-    assert [r.status for r in again] == ["kept", "ok"]
+    if how == "Ctrl-C":
+        assert "the same command goes on from here" in child.stderr.read()
+    assert within(15, lambda: not any(map(is_running, map(int, flag.read_text().split()))))
+    assert record("10_first")["status"] == "ok" and record("90_second")["status"] == "running"
+    workbook("90_second")
+    assert [r.status for r in runs.execute([first, second])] == ["kept", "ok"]
+
+
+def test_the_kernel_is_this_python_whatever_is_installed_as_python3(workbook, tmp_path, monkeypatch):
+    """JupyterHub and Nix put a `python3` first that is another Python; a long TMPDIR leaves no room for a socket."""
+    spec = tmp_path / "others" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "others"))
+    long = tmp_path / ("temporary" * 12)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    (result,) = runs.execute([workbook("10_python", f"import sys\nassert sys.executable == {sys.executable!r}")])
+    assert result.status == "ok", result.error
+
+
+DAMAGED = {
+    "cut record": ("json", lambda text: text[:50]),
+    "record of another kind": ("json", lambda text: "[1]"),
+    "record without fields": ("json", lambda text: '{"notebook": "10_good", "status": "ok", "metrics": {"a": {}}}'),
+    "cut notebook": ("ipynb", lambda text: text[:200]),
+    "empty notebook": ("ipynb", lambda text: ""),
+}
+
+
+def test_a_damaged_result_breaks_nothing_and_is_made_again(workbook):
+    """A cut executed notebook or a record with missing fields broke every later `run` and `list`."""
+    path = workbook("10_good")
+    runs.execute([path])
+    folder = Path("papermill_runs/latest/fast-synthetic")
+    for suffix, damage in DAMAGED.values():
+        result = folder / f"10_good.{suffix}"
+        whole = result.read_text()
+        result.write_text(damage(whole))
+        failures = runs.publish(folder, "fast", "synthetic")
+        assert len(failures) == (suffix == "json") and len(runs.collect()) == (suffix != "json")
+        assert (folder / "10_good.html").is_file() == (suffix == "json")
+        result.write_text(whole)
+    (folder / "10_good.ipynb").write_text("")
+    assert [r.status for r in runs.execute([path])] == ["ok"]
 
 
 def test_notebooks_are_found_by_number_and_misspelt_names_get_a_hint(workbook):
@@ -95,9 +154,3 @@ def test_notebooks_are_found_by_number_and_misspelt_names_get_a_hint(workbook):
     assert runs.notebooks(["20"]) == [path] == runs.notebooks(["20_training"]) == runs.notebooks()
     with pytest.raises(UsageError, match="did you mean '20_training'"):
         runs.notebooks(["20_trainig"])
-
-
-def test_parameters_are_read_as_yaml():
-    assert parse_parameters(["A=3", "B=false", "C=x=y", "D="]) == {"A": 3, "B": False, "C": "x=y", "D": ""}
-    with pytest.raises(UsageError, match="NAME=VALUE"):
-        parse_parameters(["A"])

@@ -1,0 +1,88 @@
+"""The parameters of notebooks: what their cells offer, and values from outside brought to the types of the defaults."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from retailkit.config import UsageError, UserError, pick
+
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+KINDS = {bool: "true or false", int: "a whole number below 2**32", float: "a finite number", str: "text"}
+OPTIONS = ("PROFILE", "DATASET", "ROOT")
+
+
+def parameters(notebook: Path) -> dict[str, dict[str, Any]]:
+    """Return what the parameters cell of a notebook offers: name -> `default` as it is written there, `help`."""
+    import papermill
+
+    try:
+        inferred = papermill.inspect_notebook(str(notebook))
+    except Exception as error:  # of papermill, nbformat or JSON: the file is damaged
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{notebook}: cannot be read as a notebook ({reason}); restore the file") from None
+    return {name: {"default": p["default"], "help": p["help"]} for name, p in inferred.items()}
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, str]:
+    """Split `NAME=VALUE` pairs; nothing after `=` is an empty text."""
+    read = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"parameter {pair!r} has no value; write NAME=VALUE")
+        if name.strip() in OPTIONS:
+            option = f"--{name.strip().lower()}"
+            raise UsageError(f"parameter {pair!r}: use {option}, so that the results go to their place")
+        read[name.strip()] = value
+    return read
+
+
+def typed(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for a notebook's parameters, each of the type of its default.
+
+    Texts, as they come from a command line, are read as that type: an article number stays text where the default is
+    text, and `no` is false where the default is true or false.
+
+    Raises:
+        UsageError: an unknown parameter, or a value that does not go with its default.
+    """
+    known = parameters(notebook)
+    for name in given:
+        pick(known, name, f"parameter of {notebook.stem}")
+    return {name: _as_default(name, value, _default(known[name]["default"])) for name, value in given.items()}
+
+
+def changed(notebooks: Iterable[Path], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that differ from the defaults of at least one notebook."""
+    found: dict[str, Any] = {}
+    for path in notebooks:
+        known = parameters(path)
+        for name, value in typed(path, given).items():
+            if value != _default(known[name]["default"]):
+                found.setdefault(name, value)
+    return found
+
+
+def _default(source: str) -> Any:
+    return ast.literal_eval(source) if isinstance(source, str) else source
+
+
+def _as_default(name: str, value: Any, default: Any) -> Any:
+    kind = type(default)
+    if isinstance(value, str) and kind is not str:
+        text = value.strip().lower()
+        with suppress(ValueError, KeyError):
+            value = WORDS[text] if kind is bool else kind(text)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    number = type(value) in (int, float)
+    fits = type(value) is kind and not (number and not (math.isfinite(value) and abs(value) < 2**32))
+    if not fits or (name == "SEED" and value < 0):
+        what = "a whole number from 0 to 2**32 - 1" if name == "SEED" else KINDS[kind]
+        raise UsageError(f"parameter {name}={value}: give {what}, as its default {default!r} is")
+    return value

@@ -1,0 +1,75 @@
+"""Values for parameters from a command line, and where a run with changed ones lies."""
+
+import nbformat
+import pytest
+
+from retailkit import runs
+from retailkit.config import UsageError, UserError
+from retailkit.runs.parameters import typed
+
+KNOBS = """PROFILE = "fast"  # p
+SEED = 0  # s
+PRETRAINED = True  # t
+LEVEL = 0.5  # l
+ASKED = ""  # a"""
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETAILKIT_RUN_DIR", raising=False)
+    cell = nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "notebooks" / "10_a.ipynb")
+    return tmp_path / "notebooks" / "10_a.ipynb"
+
+
+READ = {  # what is typed: the value
+    "PRETRAINED=no": False,
+    "PRETRAINED=TRUE": True,
+    "PRETRAINED=0": False,
+    "LEVEL=1e-3": 1e-3,
+    "LEVEL=2": 2.0,
+    "SEED= 7 ": 7,
+    "ASKED=No": "No",
+    "ASKED=00123456": "00123456",
+    "ASKED=2024-01-01": "2024-01-01",
+    "ASKED=@home": "@home",
+    "ASKED=x=y": "x=y",
+    "ASKED=": "",
+}
+
+
+@pytest.mark.parametrize("pair", READ)
+def test_a_value_becomes_what_its_default_is(notebook, pair):
+    """YAML made numbers of article numbers, False of No, dates of dates, and left 1e-3 a text."""
+    ((_, value),) = typed(notebook, runs.parse_parameters([pair])).items()
+    assert value == READ[pair] and type(value) is type(READ[pair])
+
+
+REFUSED = ["PRETRAINED=maybe", "PRETRAINED=", "SEED=2024-01-01", "SEED=1.5", "SEED=-1", f"SEED={10**20}", "SEED=True",
+           "LEVEL=nan", "LEVEL=inf", "LEVEL=@home", "SED=1", "SEED", "PROFILE=full"]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", REFUSED)
+def test_a_value_of_another_kind_is_refused(notebook, pair):
+    with pytest.raises(UsageError, match=r"parameter .*" + pair.split("=")[0][:3]):
+        typed(notebook, runs.parse_parameters([pair]))
+
+
+def test_a_changed_run_has_a_folder_that_names_what_changed(notebook):
+    def place(*pairs):
+        changed = runs.changed([notebook], runs.parse_parameters(pairs))
+        return runs.run_dir("fast", "synthetic", changed).relative_to(notebook.parents[1] / "papermill_runs/latest")
+
+    assert str(place("SEED=0", "PRETRAINED=true")) == "fast-synthetic", "these are the defaults"
+    assert str(place("SEED=1", "PRETRAINED=no")) == "fast-synthetic,PRETRAINED=False,SEED=1"
+    odd = [place("ASKED=../a"), place("ASKED=..?a"), place(f"ASKED={'a' * 300}"), place(f"ASKED={'a' * 301}")]
+    assert len(set(odd)) == 4 and all(len(path.parts) == 1 and len(path.name) < 100 for path in odd)
+
+
+def test_a_damaged_notebook_is_named(notebook):
+    notebook.write_text(notebook.read_text()[:40])
+    with pytest.raises(UserError, match="cannot be read as a notebook"):
+        runs.parameters(notebook)
