@@ -272,7 +272,7 @@ def train_detectors(
     Args:
         draw: returns the training images of a seed.
         test: images that all are judged on.
-        config: how to train; its seed is replaced.
+        config: how to train; its seed is replaced by each of `seeds`.
         seeds: of the repetitions.
         learn_region: False leaves the region's boxes out of both, which then are one and the same.
     """

@@ -118,12 +118,8 @@ def ap_change(
 ) -> tuple[float, Interval]:
     """Return by how much AP is higher in `ours`, with its 95 % interval; both are drawn together.
 
-    Args:
-        ours: detections of each seed.
-        theirs: detections of the same seeds on the same images.
-        scenes: images with the true boxes.
-        names: classes whose mean is taken; each must occur.
-        seed: of the bootstrap over images and seeds.
+    `ours` and `theirs` are detections of the same seeds on the same images; the mean is taken over the classes `names`,
+    each of which must occur. `seed` is that of the draws of images and seeds.
     """
     labels = [scenes.classes.index(name) + 1 for name in names]
     values, drawn = [], []
