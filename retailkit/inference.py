@@ -161,8 +161,14 @@ class Predictor:
         Raises:
             UserError: other shapes or values, numbers that do not match, or nothing that this model uses.
         """
-        used = images if "image" in self.model.modalities else None
-        return self._classified(None if used is None else self.encode_image(used), texts)
+        modalities = self.model.modalities
+        image = self.encode_image(images) if "image" in modalities and images is not None else None
+        if texts is None or "text" not in modalities:
+            return self.classify(image)
+        texts = [texts] * (1 if image is None else len(image.values)) if isinstance(texts, str) else list(texts)
+        if image is not None and len(texts) != len(image.values):
+            raise UserError(f"{len(texts)} texts for {len(image.values)} images; give one text each, or one for all")
+        return self.classify(image, self.encode_text(texts))
 
     def encode_image(self, images: Tensor) -> Features:
         """Return features of images (B,3,size,size) in [0,1], as `model.encode_image` does."""
@@ -202,14 +208,6 @@ class Predictor:
         with evaluating(self.model):
             probs = self.model.classify(image_features, text_features).float().softmax(-1)
         return probs.clone()  # outside of inference mode: an ordinary tensor
-
-    def _classified(self, image: Features | None, texts: Sequence[str | None] | str | None) -> Tensor:
-        if texts is None or "text" not in self.model.modalities:
-            return self.classify(image)
-        texts = [texts] * (1 if image is None else len(image.values)) if isinstance(texts, str) else list(texts)
-        if image is not None and len(texts) != len(image.values):
-            raise UserError(f"{len(texts)} texts for {len(image.values)} images; give one text each, or one for all")
-        return self.classify(image, self.encode_text(texts))
 
     def _encoded(self, images: Callable[[slice], Tensor], count: int) -> Features:
         if count == 0:

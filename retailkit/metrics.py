@@ -227,7 +227,7 @@ class Evaluation:
         """Return what was found in plain sentences: how many images are correct, how sure that is, what is confused."""
         hits, (low, high) = int(self.correct.sum()), self.interval
         found = f"{hits} of {self.n} {split} photos are classified correctly"
-        bound = f"may be as low as {low:.0%}" + (f" and as high as {high:.0%}" if hits < self.n else "")
+        bound = f"may be as low as {100 * low:.0f} %" + (f" and as high as {100 * high:.0f} %" if hits < self.n else "")
         said = [f"{found}; with {self.n} photos the true share {bound}."]
         if unanswered := int((~self.answered).sum()):
             said.append(f"{unanswered} photos get no answer.")

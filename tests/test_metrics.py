@@ -135,11 +135,11 @@ def test_equal_answers_of_few_images_have_a_wide_interval(right):
 def test_an_evaluation_says_in_sentences_what_it_found():
     few, some = answers([1] * 5, range(5)), answers([1, 0, 1, 0], range(4))
     assert few.sentences() == [
-        "5 of 5 test photos are classified correctly; with 5 photos the true share may be as low as 57%.",
+        "5 of 5 test photos are classified correctly; with 5 photos the true share may be as low as 57 %.",
         "No pair is confused.",
     ]
     first, second = some.sentences("val")
-    assert first.startswith("2 of 4 val photos") and first.endswith("as low as 15% and as high as 85%.")
+    assert first.startswith("2 of 4 val photos") and first.endswith("as low as 15 % and as high as 85 %.")
     assert second == "a and b are confused in 2 of 4 photos."
 
 
