@@ -73,7 +73,7 @@ def _check_data(dataset: str, root: Path | None) -> None:
     found = report(dataset, root)
     print(found)
     if found.faults:
-        raise UserError(f"{len(found.faults)} things have to be mended, see above")
+        raise UserError(f"{len(found.faults)} to be mended, see above")
     print("every row can be read")
 
 

@@ -36,9 +36,9 @@ class Report:
         total = self.counts.sum()
         images = ", ".join(f"{split} {count}" for split, count in total.items())
         lines = [f"{total.sum()} images of {len(self.counts)} classes: {images}"]
-        if len(self.counts) <= MOST_CLASSES:
+        if 0 < len(self.counts) <= MOST_CLASSES:
             lines.append(self.counts.to_string())
-        else:
+        elif len(self.counts):
             sizes = self.counts.sum(axis=1)
             lines.append(f"{sizes.min()} to {sizes.max()} images per class; the fewest of {sizes.idxmin()!r}")
         for title, found in (("to be mended", self.faults), ("worth a look", self.notes)):

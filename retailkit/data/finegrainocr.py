@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from retailkit.cache import open_file
 from retailkit.config import DataError, UserError
-from retailkit.data.folder import SPLIT_NAMES, Found, files_below
+from retailkit.data.folder import SPLIT_NAMES, files_below
 from retailkit.data.images import SUFFIXES, image_size
 from retailkit.data.table import ProductData, Word, bounding_box, make_table
 
@@ -61,10 +61,10 @@ def load(root: str | Path) -> ProductData:
         DataError: no data set there, or a JSON that is not Google Vision's.
     """
     root = Path(root)
-    found = Found([], [], [])
-    below = files_below(root, found) if root.is_dir() else []
-    if found.faults:
-        raise DataError.listing(found.faults)
+    faults: list[str] = []
+    below = files_below(root, faults) if root.is_dir() else []
+    if faults:
+        raise DataError.listing(faults)
     files = {place(path): path for path in sorted(path.relative_to(root).as_posix() for path in below)}
     photos = sorted(found for found in files if found and found.kind == "image")
     if not photos:

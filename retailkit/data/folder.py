@@ -154,7 +154,7 @@ def _read_folder(root: Path) -> Found:
     for part in splits or [root]:
         _read_classes(part, SPLIT_NAMES[part.name.lower()] if splits else "", found)
     for other in (p for p in folders if splits and p not in splits):
-        if any(_is_image(file) for file in files_below(other, found)):
+        if any(_is_image(file) for file in files_below(other, found.faults)):
             kept = ", ".join(p.name for p in splits)
             found.faults.append(f"{other}: no split, beside {kept}; move it out, or name each photo in a CSV")
     if not found.rows and not found.faults:
@@ -181,7 +181,7 @@ def _read_classes(root: Path, split: str, found: Found) -> None:
             cure = "it was rendered here by mistake: delete this folder"
             found.faults.append(f"{folder}: images of the built-in data set, none of yours; {cure}")
             continue
-        files = files_below(folder, found, hidden)
+        files = files_below(folder, found.faults, hidden)
         inner[folder.name] = {p.relative_to(folder).parts[0] for p in files if p.parent != folder}
         if not files:
             found.notes.append(f"{folder.name!r} holds no image and is no class; add photos or delete it")
@@ -212,16 +212,16 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in _listed(root) if path.is_dir() and not _is_clutter(path.name)]
 
 
-def files_below(folder: Path, found: Found, hidden: list[str] | None = None) -> list[Path]:
+def files_below(folder: Path, faults: list[str], hidden: list[str] | None = None) -> list[Path]:
     """Return the files of a folder and of the folders in it, without what file managers hide there.
 
-    Links are followed, and a folder is read once, so that a loop of links ends. Folders that cannot be listed become
-    faults of `found`, and the names of images in hidden folders are added to `hidden`.
+    Links are followed, and a folder is read once, so that a loop of links ends. Folders that cannot be listed are added
+    to `faults`, and the names of hidden images to `hidden`.
     """
     files, seen = [], set()
 
     def unlisted(error: OSError) -> None:
-        found.faults.append(f"{error.filename}: cannot be listed ({error.strerror}); correct its permissions")
+        faults.append(f"{error.filename}: cannot be listed ({error.strerror}); correct its permissions")
 
     for at, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
         status = os.stat(at)

@@ -283,15 +283,12 @@ def data_identity(given: dict[str, Any]) -> str:
     Empty for a data set that is made at first use: our sources decide what is in it.
     """
     root = Path(given.get("ROOT") or data_root(given["DATASET"]))
-    if root.is_file():
-        from retailkit.data.folder import files_in_csv
-
-        files = [root, *files_in_csv(root)]
-    elif given["DATASET"] == "synthetic" or not root.is_dir():
+    if not root.exists() or (root.is_dir() and given["DATASET"] == "synthetic"):
         return ""
-    else:
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-    return digest([[os.path.relpath(path, root), file_identity(path)] for path in files])
+    from retailkit.data.folder import files_below, files_in_csv
+
+    files = files_below(root, []) if root.is_dir() else [root, *files_in_csv(root)]
+    return digest([[os.path.relpath(path, root), file_identity(path)] for path in sorted(files) if path.is_file()])
 
 
 def _sources_identity() -> str:

@@ -30,6 +30,7 @@ __all__ = ["REGIMES", "RELATIONS", "load", "render_scenes"]
 
 # Training images: photos of shelves, or a few clean images per class, as a supplier's catalogue has them.
 REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
+RANGES = {"correlation": (0, 1), "side": (0, 1), "size": (64, 1024), "families": (1, len(FAMILIES)), "seed": (0, 2**63)}
 SHOTS = 2  # of one burst
 INFO = {"licence": "MIT", "citation": "Rendered by retailkit; all brands are fictional.", "url": ""}
 JPEG_QUALITY = 92
@@ -104,7 +105,7 @@ def load(
         DataError: the folder holds anything but rendered sets.
     """
     pick(REGIMES, regime, "regime")
-    _check(per_class, correlation, side, size, families, seed)
+    _check(per_class, correlation=correlation, side=side, size=size, families=families, seed=seed)
     effects = Effects(shadow, reflection, lighting, occlusion, noise)
     shots = plan(regime, per_class, correlation, side, families, seed)
     _check_place(Path(root))
@@ -140,7 +141,8 @@ def _plan_class(
             burst, shot = (number, 0) if clean else divmod(number, SHOTS)
             key = (seed, product.index, place, burst)
             background = "studio" if clean else _department(product, correlation, key)
-            pose = "front" if clean or not _is_side(product.index + burst, side) else "side"
+            turn = product.index + burst  # side views are spread evenly over consecutive numbers
+            pose = "side" if not clean and int((turn + 1) * side) > int(turn * side) else "front"
             yield Shot(product.index, split, key, shot, background, pose)
 
 
@@ -150,23 +152,13 @@ def _department(product: Product, correlation: float, key: tuple[int, ...]) -> s
     return product.department if own else other
 
 
-def _is_side(number: int, share: float) -> bool:
-    """Spread side views evenly: true for `share` of consecutive numbers."""
-    return int((number + 1) * share) > int(number * share)
-
-
-def _check(per_class: Sequence[int], correlation: float, side: float, size: int, families: int, seed: int) -> None:
+def _check(per_class: Sequence[int], **options: float) -> None:
     if len(per_class) != len(SPLITS) or min(per_class) < 0 or not sum(per_class):
         raise UsageError(f"per_class={per_class} is not (train, val, test) counts; use for example (16, 4, 8)")
-    for name, value in (("correlation", correlation), ("side", side)):
-        if not 0 <= value <= 1:
-            raise UsageError(f"{name}={value} is out of range; use a number from 0 to 1")
-    if not 64 <= size <= 1024:
-        raise UsageError(f"size={size} is out of range; use 64 to 1024 pixels")
-    if not 1 <= families <= len(FAMILIES):
-        raise UsageError(f"families={families} is out of range; use 1 to {len(FAMILIES)}")
-    if seed < 0:
-        raise UsageError(f"seed={seed} is negative; use 0 or more")
+    for name, value in options.items():
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            raise UsageError(f"{name}={value} is out of range; use {low} to {high}")
 
 
 def _render(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
@@ -220,7 +212,8 @@ def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
     with replacing(files["mask"]) as draft:
         draft.write_bytes(cv2.imencode(".png", made.mask.astype(np.uint8) * 255)[1])
     with replacing(files["truth"]) as draft:
-        write_truth(draft, made.planes, made.truth)
+        words = [[text, [round(x, 2) for x in box], key] for text, box, key in made.words]
+        write_truth(draft, made.planes, made.facts | {"words": words})
     with replacing(files["image"]) as draft:
         jpeg = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         draft.write_bytes(cv2.imencode(".jpg", made.image[..., ::-1], jpeg)[1])

@@ -8,9 +8,8 @@ two look-alikes rendered from one seed differ inside their `twin_patch` only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -56,14 +55,7 @@ class Rendered:
     mask: np.ndarray
     planes: dict[str, np.ndarray]
     words: list[tuple[str, tuple[float, float, float, float], bool]]
-    facts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def truth(self) -> dict[str, Any]:
-        """What `retailkit.data.table.write_truth` takes as facts."""
-        return self.facts | {
-            "words": [[t, [round(x, 2) for x in box], discriminative] for t, box, discriminative in self.words]
-        }
+    facts: dict[str, str]
 
 
 LIGHTS = {

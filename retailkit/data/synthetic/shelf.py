@@ -5,10 +5,9 @@ A layer is (H,W,4) in [0,255]: red, green and blue already multiplied by coverag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import matplotlib
@@ -23,21 +22,8 @@ CANVAS = (1.6, 2.4)  # height and width of a shelf
 FLOOR = 1.1  # where products stand on a shelf
 BOARD = 0.07  # of board seen in front of them
 BACK_ROW = 0.055  # how much higher the next row of products stands
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a department looks: colours as RGB."""
-
-    panel: Sequence[int]
-    board: Sequence[int]
-    rail: Sequence[int]
-    tag: Sequence[int]
-    pattern: str
-    glow: float
-
-
-STYLES = {name: Style(**department["look"]) for name, department in CONTENT["departments"].items()}
+# How each department looks: `panel`, `board`, `rail` and `tag` as RGB, `pattern` and `glow` of the back wall.
+STYLES = {name: SimpleNamespace(**department["look"]) for name, department in CONTENT["departments"].items()}
 
 
 def background(name: str, number: int, size: int) -> np.ndarray:
@@ -79,7 +65,7 @@ def shelf(department: str, number: int, size: int) -> np.ndarray:
     return np.clip(np.dstack([image, gloss]), 0, 255).astype(np.uint8)
 
 
-def _panel(style: Style, height: int, width: int, size: int) -> np.ndarray:
+def _panel(style: SimpleNamespace, height: int, width: int, size: int) -> np.ndarray:
     """Return the back wall (H,W,3) float32, brighter below the lamp at the top."""
     fall = 1 + style.glow * np.linspace(1, -1, height, dtype=np.float32) ** 3
     image = np.array(style.panel, np.float32) * fall[:, None, None] * np.ones((1, width, 1), np.float32)
@@ -91,13 +77,15 @@ def _panel(style: Style, height: int, width: int, size: int) -> np.ndarray:
     return image
 
 
-def _board(image: np.ndarray, style: Style, top: int, bottom: int) -> None:
+def _board(image: np.ndarray, style: SimpleNamespace, top: int, bottom: int) -> None:
     """Draw the board that products stand on: dark below the back row, bright at its front edge."""
     ramp = np.linspace(0.45, 1.05, bottom - top, dtype=np.float32)[:, None, None]
     image[top:bottom] = np.array(style.board, np.float32) * ramp
 
 
-def _rail(image: np.ndarray, style: Style, rng: np.random.Generator, top: int, height: int, size: int) -> None:
+def _rail(
+    image: np.ndarray, style: SimpleNamespace, rng: np.random.Generator, top: int, height: int, size: int
+) -> None:
     """Draw a price rail with tags."""
     ramp = 1.12 - 0.3 * np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     image[top : top + height] = np.array(style.rail, np.float32) * ramp
