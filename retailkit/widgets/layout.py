@@ -30,7 +30,7 @@ STYLE = f"""<style>{pages.STYLE}
   color: var(--jp-content-font-color1, inherit); }}
 .rk-thumbnails {{ overflow-x: auto; max-width: 100%; }}
 .rk-thumbnails > * {{ width: {AT_ONCE * THUMBNAIL}px; flex: none; }}
-.rk-tool .lm-TabBar-tab {{ flex: 0 1 auto; }}
+.rk-tool {{ --jp-widgets-horizontal-tab-width: auto; }}
 .rk-captions div {{ overflow-wrap: anywhere; padding: 2px 4px; }}
 </style>"""
 
