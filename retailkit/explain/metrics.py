@@ -228,7 +228,6 @@ def curves(
     target: Callable[[np.ndarray], np.ndarray],
     modality: str = "joint",
     steps: int = 64,
-    seed: int = 0,
 ) -> Curves:
     """Hide and show features in order of their signed weights, and in random orders.
 
@@ -244,12 +243,11 @@ def curves(
         target: takes logits (N,K) and returns the scores (N,) that are explained.
         modality: `image` and `text` hide features of theirs and keep the others; `joint` hides all.
         steps: points of a curve at most; with more features several go at a time. A curve costs two evaluations a step.
-        seed: of the random orders, and of the order of features with equal weights.
     """
     split = masked.n_segments
     varied = np.repeat([modality != "text", modality != "image"], [split, masked.n_tokens])
     weights = np.concatenate([image_weights, text_weights]).astype(float)[varied]
-    turns = _turns(weights, steps, np.random.default_rng(seed))
+    turns = _turns(weights, steps, np.random.default_rng(0))
     hidden = turns[:, None] < np.arange(turns.max() + 2)[:, None]  # (1+R,G+1,P)
     keep = np.ones((2, *hidden.shape[:2], len(varied)), dtype=bool)
     keep[..., varied] = np.stack([~hidden, hidden])  # deletion; insertion shows what deletion hides

@@ -300,22 +300,6 @@ def test_hiding_what_matters_costs_what_it_weighs_and_chance_costs_nothing():
     assert (others["margin_drop"] == 0).all()
 
 
-def test_random_sets_leave_the_feature_alone_and_have_its_size():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        sizes = rng.random(20)
-        feature = rng.random(20) < 0.2
-        if not feature.any():
-            continue
-        found = classes._random_like(feature, sizes, rng)
-        assert found.any() and not (found & feature).any()
-        target = sizes[feature].sum()
-        assert abs(sizes[found].sum() - target) <= max(sizes[~feature].max() / 2, target)
-    many = [classes._random_like(np.arange(20) < 3, np.ones(20), rng) for _ in range(200)]
-    assert {int(found.sum()) for found in many} == {3} and np.mean(many, 0)[3:].min() > 0.05
-    assert len({found.tobytes() for found in many}) > 100
-
-
 def test_words_of_other_classes_are_no_misreadings():
     some = [made("", [], [text], [1.0], scene=(None, None)) for text in ("SMOKED", "SMOKED", "SMOKEY")]
     new = made("", [], ["SMOKEY"], [0], scene=(None, None))

@@ -75,8 +75,6 @@ def test_maps_that_know_nothing_score_chance():
         (lambda: metrics.pointing_game(np.ones((4, 4)), np.ones((4, 4))), r"maps are \(4, 4\); give them as"),
         (lambda: metrics.energy_pointing(np.full((1, 2, 2), np.nan), np.ones((1, 2, 2))), "1 of 1 maps hold NaN"),
         (lambda: metrics.rank_correlation(np.ones((1, 4, 4)), np.ones((1, 2, 2))), "at one size"),
-        (lambda: metrics.stability(np.ones((1, 4))), r"weights are \(1, 4\); give \(R,P\)"),
-        (lambda: metrics.stability(np.ones((2, 0))), r"weights are \(2, 0\)"),
         (lambda: metrics.stability([[1, np.nan], [1, 2]]), "finite, with R of 2"),
     ],
 )
@@ -293,13 +291,11 @@ def test_rank_correlation_is_that_of_the_ranks(absolute):
     assert np.isnan(found[3])
 
 
-@pytest.mark.parametrize("method", ["saliency", "smoothgrad", "integrated_gradients"])
-def test_maps_of_a_randomised_model_are_others(method):
+def test_maps_of_a_randomised_model_are_others():
     model, images = network(), torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(6) % 3
-    options = {"integrated_gradients": {"steps": 4}, "smoothgrad": {"samples": 4}}.get(method, {})
     first, again, random = (
-        saliency.attribute(m, images, labels, method, **options) for m in (model, model, metrics.randomised(model, 0))
+        saliency.attribute(m, images, labels, "saliency") for m in (model, model, metrics.randomised(model, 0))
     )
     assert metrics.rank_correlation(first, again).min() == pytest.approx(1)
     assert abs(metrics.rank_correlation(first, random).mean()) < 0.3
