@@ -42,6 +42,12 @@ def test_the_six_spellings_of_one_phrase_are_one_group(counts):
     assert next(iter(found.variants)) == STEAK
 
 
+@pytest.mark.parametrize("missing", range(6))
+def test_any_five_of_the_six_spellings_are_one_group(missing):
+    five = [text for n, text in enumerate(SIX) if n != missing]
+    assert [set(found.variants) for found in group(five)] == [set(five)]
+
+
 def test_the_six_spellings_stay_one_group_among_the_readings_of_a_twin():
     sirloin = [text.replace("STRIPLOIN", "SIRLOIN") for text in SIX]
     groups = group(SIX + sirloin)
@@ -207,7 +213,7 @@ def readings(seed, lines=60):
     return [text for text in texts if text.strip()], rng
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_every_text_is_in_one_group_and_counts_add_up(seed):
     texts, rng = readings(seed)
     counts = rng.integers(1, 20, len(texts)).tolist()
@@ -224,7 +230,7 @@ def test_every_text_is_in_one_group_and_counts_add_up(seed):
     assert len(groups) < len(total), "nothing joined: the loop tests nothing"
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_order_of_the_texts_does_not_matter(seed):
     texts, rng = readings(seed)
     counts = rng.integers(1, 4, len(texts))
