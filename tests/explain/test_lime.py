@@ -218,7 +218,7 @@ def test_margins_logits_and_probs(three):
     assert found.logits == pytest.approx([0, 9, 5], abs=1e-5) and found.probs.argmax() == 1
     assert found.probs == pytest.approx(np.exp([0, 9, 5]) / np.exp([0, 9, 5]).sum(), abs=1e-5)
     assert found.image_weights == pytest.approx((weights[:, [1, 2, 0]] - weights[:, [2, 1, 1]]).T, abs=1e-5)
-    assert found.question == "why extra lean and not medium" and (found.row("medium"), found.row(0)) == (1, 2)
+    assert found.question == "why extra lean rather than medium" and (found.row("medium"), found.row(0)) == (1, 2)
     plain = puzzle.explain(**how | {"contrast": None})
     assert plain.image_weights == pytest.approx(weights[:, [1, 2, 0]].T, abs=1e-5)
     assert plain.question == "why extra lean"
