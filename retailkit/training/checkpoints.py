@@ -88,7 +88,8 @@ def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[
         raise UserError(
             f"{path}: its weights are those of another model than its header describes ({reason}); {TRAIN_AGAIN}"
         ) from None
-    facts = {"size": model.input_size, "fit": None} | header["facts"]
+    known = {name: value for name, value in header["facts"].items() if value is not None}
+    facts = {"size": model.input_size, "fit": None} | known
     return model.eval(), History.from_dict(header["history"]), facts
 
 
