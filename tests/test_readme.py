@@ -37,6 +37,7 @@ NOT_RUN = {
         "needs more photos; tests/test_cli.py runs it"
     ),
     "retailkit app --dataset folder --root photos": "serves until it is interrupted; tests/test_browser.py opens it",
+    "retailkit app --dataset folder --root photos --checkpoint beef.safetensors": "serves, as the one above",
 }
 PHOTOS = {"EXTRA LEAN": "extra lean beef", "BEEF LEAN": "lean beef", "1.5 %": "milk 1.5 %", "3 %": "milk 3 %"}
 
