@@ -354,7 +354,7 @@ def attribute(
     attributor = METHODS[pick(METHODS, method, "saliency method")]
     if getattr(model, "modalities", ("image",)) == ("text",):
         raise UsageError("this model does not use images; explain its words by attribute_tokens")
-    images = in_range(torch.as_tensor(images), "images")
+    images = in_range(torch.as_tensor(images).detach(), "images")
     labels = torch.as_tensor(labels).to(images.device).clone()
     maps = [images.new_zeros(0, *images.shape[2:])]
     with _evaluating(model):
