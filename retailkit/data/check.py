@@ -35,7 +35,8 @@ class Report:
         """Return the page."""
         total = self.counts.sum()
         images = ", ".join(f"{split} {count}" for split, count in total.items())
-        lines = [f"{total.sum()} images of {len(self.counts)} classes: {images}"]
+        classes = "1 class" if len(self.counts) == 1 else f"{len(self.counts)} classes"
+        lines = [f"{total.sum()} images of {classes}: {images}"]
         if 0 < len(self.counts) <= MOST_CLASSES:
             lines.append(self.counts.to_string())
         elif len(self.counts):
