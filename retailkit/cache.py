@@ -15,6 +15,8 @@ import math
 import os
 import re
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE = Path(__file__).parent
+A_DAY = 86_400  # seconds; drafts that are younger may be of another machine that shares the folder
 # Libraries whose version may change a result.
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn", "scipy",
              "timm", "torch", "torchvision", "transformers")  # fmt: skip
@@ -82,7 +85,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserError: the place cannot be written, or holds something that is not a file.
     """
     target = Path(os.path.realpath(path))
-    draft = target.with_name(f".{target.name[:60]}.{os.getpid()}.tmp")
+    draft = target.with_name(f".{target.name[:60]}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         if os.path.lexists(target) and not target.is_file():
             raise UserError(f"{path}: not a regular file, so it is not replaced; choose another name")
@@ -117,10 +120,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 @cache
 def _remove_old_drafts(folder: Path) -> None:
     """Remove, once in each process, the temporary files that killed processes left in a folder."""
-    for draft in folder.glob(".*.tmp"):
-        process = draft.suffixes[-2][1:] if len(draft.suffixes) > 1 else ""
-        if process.isdigit() and not _is_running(int(process)):
-            draft.unlink(missing_ok=True)
+    for draft in folder.glob(".*.*-*.tmp"):
+        process = draft.suffixes[-2][1:].partition("-")[0]
+        with suppress(OSError, ValueError):  # it is somebody else's, or gone
+            if time.time() - draft.stat().st_mtime > A_DAY and not _is_running(int(process)):
+                draft.unlink()
 
 
 def _is_running(process: int) -> bool:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retailkit.cache import check_output, file_identity, replacing, to_json
-from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, explained, pick, threads
+from retailkit.config import PROFILES, SEEDS, UsageError, UserError, cache_dir, device, explained, pick, threads
 
 FEW = 30  # test images: with fewer, one more mistake changes accuracy by more than 0.03
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
@@ -36,7 +36,7 @@ Dataset = Annotated[str, typer.Option(help="Its name, such as grozi120; default 
 Root = Annotated[Path | None, typer.Option(help="Its folder (or CSV); default $RETAILKIT_DATA/NAME, then the cache.")]
 Profile = Annotated[str, typer.Option(help="fast (two CPU cores) or full.")]
 Checkpoint = Annotated[Path, typer.Option(help="What `retailkit train` wrote.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="The same seed gives the same result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that retailkit did not write.")]
 JsonLine = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -124,7 +124,7 @@ def run(
     changed = runs.changed(files, extra)
     started, folder = time.monotonic(), runs.run_dir(profile, dataset, changed)
     cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
-    if root and not root.exists():
+    if root and dataset != "synthetic" and not root.exists():  # the built-in set is rendered there
         raise UserError(f"{root}: no such folder or CSV; check --root")
     results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, folder, cell_seconds)
     asked, seconds = [result.notebook for result in results], time.monotonic() - started
@@ -178,7 +178,8 @@ def train(
 ):
     """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
 
-    The same command goes on after an interrupt. An output that the same training made is used again.
+    The same command goes on after an interrupt. An output that the same training made is used again, but for presets,
+    whose members are kept in the cache instead.
 
     Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
     `retailkit train --dataset folder --root photos --frozen --model concat`,
@@ -186,7 +187,7 @@ def train(
     """
     check_output(output, [root], force)
     before = file_identity(output)
-    if output.exists():
+    if output.exists() and not preset:
         print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
     if preset:
         for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer"):

@@ -83,6 +83,7 @@ class Profile:
     explain_size: int  # side of the images that are explained, in pixels
 
 
+SEEDS = 1 << 30  # seeds that a user may give; notebooks and trainings add small numbers to them
 PROFILES = {
     "fast": Profile(
         backbone="efficientnet_lite0",

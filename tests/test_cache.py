@@ -153,10 +153,12 @@ def test_drafts_of_killed_processes_are_removed(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     for process in (ended.pid, 1):
-        (tmp_path / f".old.csv.{process}.tmp").touch()
+        draft = tmp_path / f".old.csv.{process}-1.tmp"
+        draft.touch()
+        os.utime(draft, (0, 0))
     with replacing(tmp_path / "new.csv") as draft:
         draft.touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".old.csv.1.tmp", "new.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".old.csv.1-1.tmp", "new.csv"]
 
 
 def test_an_output_is_checked_before_any_work(tmp_path):

@@ -19,7 +19,8 @@ from retailkit.data.advice import advise, short, some
 from retailkit.data.images import SUFFIXES, file_beside
 from retailkit.data.table import COLUMNS, RENDERING, SPLITS, ProductData, make_table
 
-CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # of file managers; what starts with a dot as well
+# Of file managers and drives; what starts with a dot as well.
+CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "system volume information", "$recycle.bin")
 SPLIT_NAMES = dict.fromkeys(("train", "training"), "train")
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val") | dict.fromkeys(("test", "testing"), "test")
 OWN = {"licence": "your own", "citation": "", "url": "", "size": ""}

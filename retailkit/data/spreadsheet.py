@@ -18,6 +18,7 @@ import pandas as pd
 
 from retailkit.cache import open_file
 from retailkit.config import DataError
+from retailkit.data import images
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
@@ -89,7 +90,8 @@ def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
     """Return the rows that are not blank, without empty fields at their ends, by their number in a spreadsheet."""
     reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     rows, number = {}, 0
-    is_row = re.compile(rf"[^{re.escape(separator)}]*\.\w{{3,4}}\s*{re.escape(separator)}")  # begins with a file
+    image = "|".join(suffix[1:] for suffix in (*images.SUFFIXES, ".heic"))
+    is_row = re.compile(rf"[^{re.escape(separator)}]*\.({image})\s*{re.escape(separator)}", re.I)  # begins with a file
     try:
         for number, row in enumerate(reader, start=1):
             lines = [line for value in row for line in value.split("\n")[1:]]

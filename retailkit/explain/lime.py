@@ -164,7 +164,7 @@ class LocalExplanation:
         """Return "" where a row of weights may be shown, or else a sentence that says why not and what to do."""
         if self.nothing:
             return f"There is nothing to explain: {self.nothing}."
-        if self.r2[row] > 0:
+        if self.r2[row] >= 0 or all(drawn.complete for drawn in self.samples.drawn()):
             return ""
         if math.isnan(self.r2[row]):
             return (

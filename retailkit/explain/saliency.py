@@ -253,7 +253,7 @@ def rise(margin: Margin, images: Tensor, masks: int = 512, cells: int = 7, seed:
     with torch.no_grad():
         shown = torch.stack([mask[y : y + height, x : x + width] for mask, (y, x) in zip(large, at, strict=True)])
         margins = torch.stack([margin(images * mask, _rows(images)) for mask in shown])
-    return torch.einsum("mb,mhw->bhw", margins - margins.mean(0), shown) / shown.sum(0)
+    return torch.einsum("mb,mhw->bhw", margins - margins.mean(0), shown) / shown.sum(0).clamp_min(1e-6)
 
 
 def windows(margin: Margin, images: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ def attribute(
     """Attribute the margin between a class and its runner-up to the pixels.
 
     Gradients reach the pixels through the whole image: NTS-Net cuts its parts out without gradient, so that only
-    `occlusion` and `regions` take them into account.
+    `occlusion`, `rise` and `regions` take them into account.
 
     Args:
         model: a product classifier; in evaluation mode for the call, and as it was afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,9 @@ def trust(explanation: LocalExplanation, row: int = 0) -> list[str]:
     fit, count, (low, high) = explanation.r2[row], explanation.evaluations, explanation.share_intervals[row]
     grade = "good fit" if fit >= GOOD_FIT else "moderate fit" if fit >= WEAK_FIT else "weak fit, only a hint"
     lines, made = [f"held-out R² {fit:.2f}: {grade}"], []
-    if count["images"] and count["texts"]:
+    if math.isnan(fit):
+        lines = ["every possible mask was evaluated"]
+    if count["images"] and count["texts"] and not math.isnan(explanation.share[row]):
         lines.append(f"words carry {explanation.share[row]:.0%} of the weight ({low:.0%} to {high:.0%})")
     if count["images"]:
         made.append(f"{count['images']} images with hidden parts")

@@ -149,7 +149,7 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
     settings = {
         "websocket_max_message_size": LARGEST,
         "headers": {"Content-Security-Policy": CSP},
-        "allow_remote_access": not own,
+        "allow_remote_access": bool(token),
     }
     with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
         path = Path(folder, "explanation_tool.ipynb")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from retailkit.config import UsageError, UserError, pick
+from retailkit.config import SEEDS, UsageError, UserError, pick
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 KINDS = {bool: "true or false", int: "a whole number below 2**32", float: "a finite number", str: "text"}
@@ -82,7 +82,7 @@ def _as_default(name: str, value: Any, default: Any) -> Any:
         value = float(value)
     number = type(value) in (int, float)
     fits = type(value) is kind and not (number and not (math.isfinite(value) and abs(value) < 2**32))
-    if not fits or (name == "SEED" and value < 0):
-        what = "a whole number from 0 to 2**32 - 1" if name == "SEED" else KINDS[kind]
+    if not fits or (name == "SEED" and not 0 <= value < SEEDS):
+        what = f"a whole number from 0 to {SEEDS - 1:,}" if name == "SEED" else KINDS[kind]
         raise UsageError(f"parameter {name}={value}: give {what}, as its default {default!r} is")
     return value

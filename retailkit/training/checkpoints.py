@@ -21,6 +21,11 @@ from retailkit.training.loop import History
 FORMAT = 1  # of the header; a later one may mean other things by the same keys
 TRAIN_AGAIN = "train again or give another file"
 
+
+class LaterFormatError(UserError):
+    """A checkpoint was written by a later version of this package."""
+
+
 # What a header may hold. A checkpoint may come from anybody, and its header decides what is built before a weight is
 # read. A rule is a type, the lowest and the highest number, a list of one rule and the largest length, or a mapping;
 # `?` marks a key that may be missing.
@@ -105,7 +110,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
         raise UserError(f"{path}: not a retailkit checkpoint ({first_line(error)}); {TRAIN_AGAIN}") from None
     if isinstance(header, dict) and isinstance(later := header.get("format"), int) and later > FORMAT:
-        raise UserError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; update retailkit")
+        raise LaterFormatError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; update retailkit")
     if fault := _fault(header, SCHEMA, "header"):
         raise UserError(f"{path}: not a retailkit checkpoint ({fault}); {TRAIN_AGAIN}")
     for name, value in weights.items():
@@ -155,12 +160,12 @@ def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:
     return replace(data, classes=list(model.classes))
 
 
-def photo_hashes(split: ProductDataset) -> list[str]:
+def photo_hashes(split: ProductData | ProductDataset) -> list[str]:
     """Return a hash of the content of each image of a split, for the facts of a checkpoint (`photos`)."""
     return [content_hash(path)[:16] for path in split.table["image"]]
 
 
-def learned_from(facts: dict[str, Any], split: ProductDataset) -> list[str]:
+def learned_from(facts: dict[str, Any], split: ProductData | ProductDataset) -> list[str]:
     """Return the images of a split that a checkpoint was trained on, by their content."""
     known = set(facts.get("photos", ()))
     return [path for path, photo in zip(split.table["image"], photo_hashes(split), strict=True) if photo in known]

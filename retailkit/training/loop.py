@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from retailkit.cache import replacing
-from retailkit.config import UsageError, UserError, pick
+from retailkit.config import SEEDS, UsageError, UserError, pick
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductDataset
 from retailkit.losses import criterion
@@ -79,8 +79,8 @@ class TrainConfig:
         pick(OPTIMIZERS, self.optimizer, "optimizer")
         if min(self.epochs, self.batch_size, self.views) < 1:
             raise UsageError("epochs, batch_size and views must be at least 1")
-        if not 0 <= self.seed < 1 << 31:
-            raise UsageError(f"seed={self.seed} is out of range; use 0 to {(1 << 31) - 1}")
+        if not 0 <= self.seed < 2 * SEEDS:
+            raise UsageError(f"seed={self.seed} is out of range; use 0 to {SEEDS - 1}")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from retailkit.cache import code_fingerprint, digest
 from retailkit.config import DataError, Profile, UserError, cache_dir, pick, profile
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
-from retailkit.training.checkpoints import photo_hashes, read_checkpoint, save_checkpoint
+from retailkit.training.checkpoints import LaterFormatError, photo_hashes, read_checkpoint, save_checkpoint
 from retailkit.training.encoded import EncodedDataset, fingerprint, identity, seeded
 from retailkit.training.loop import History, TrainConfig, fit
 
@@ -52,6 +52,8 @@ def fit_once(
                 model.load_state_dict(weights)
                 model.eval()
                 return History.from_dict(header["history"])
+        except LaterFormatError:
+            raise
         except UserError:
             pass  # unreadable: trained again below, replaced only once the new one is whole
     partial = cache_dir("partial") / f"{key}.pt"

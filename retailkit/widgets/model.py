@@ -267,12 +267,13 @@ def decode(content: bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: {len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
     try:
         width, height = image_size(io.BytesIO(content))
-        if width * height > MEGAPIXELS * 1_000_000:
-            raise UserError(f"{width} x {height} pixels are more than {MEGAPIXELS} megapixels")
-        image = Image.fromarray(read_image(io.BytesIO(content)))
+        large = width * height > MEGAPIXELS * 1_000_000
+        image = None if large else Image.fromarray(read_image(io.BytesIO(content)))
     except UserError as error:
         reason = str(error).removeprefix("the image: ").split(";")[0]
         raise UserError(f"{name}: {reason}; save the photo again as JPEG or PNG") from None
+    if large:
+        raise UserError(f"{name}: {width} x {height} pixels are more than {MEGAPIXELS} megapixels; make it smaller")
     if min(height, width) < SMALLEST:
         raise UserError(f"{name}: {width} x {height} pixels are too few; use at least {SMALLEST} per side")
     image.thumbnail((LARGEST, LARGEST))
@@ -324,6 +325,11 @@ class Desk:
         """Return how many photos of the data set these are, and which."""
         splits = list(dict.fromkeys(self.images.table["split"]))
         learned = "models learn from these" if "train" in splits else "no model learns from these"
+        if (known := self.data.info.get("learned")) is not None:  # images that a checkpoint was trained on
+            count = self.images.table["image"].isin(known).sum()
+            learned = (
+                f"the model was trained on {count} of these" if count else "the model was trained on none of these"
+            )
         shown = f"{len(self.images)} of {len(self.data)} photos (split {', '.join(splits)}: {learned})"
         return f"{shown}. {self.data.info.get('left_out', '')}"
 

@@ -111,8 +111,9 @@ def finding(explanation: LocalExplanation, row: int = 0) -> str:
     weights = np.concatenate([explanation.image_weights[row], explanation.text_weights[row]])
     spans = np.concatenate([explanation.image_intervals[row], explanation.text_intervals[row]])
     sure = ~((spans[:, 0] <= 0) & (spans[:, 1] >= 0)) & (np.abs(weights) > 0.1 * np.abs(weights).max(initial=0))
-    order = [k for k in np.argsort(-np.abs(weights), kind="stable") if sure[k]]
-    sides = [list(dict.fromkeys(names[k] for k in order if weights[k] * sign > 0))[:3] for sign in (1, -1)]
+    totals = pd.Series(weights[sure], [name for name, fine in zip(names, sure, strict=True) if fine])
+    totals = totals.groupby(level=0, sort=False).sum().sort_values(key=abs, ascending=False, kind="stable")
+    sides = [totals.index[totals * sign > 0][:3].tolist() for sign in (1, -1)]
     label = explanation.classes[explanation.explained[row]]
     if not any(sides):
         return f"No word and no part of the photo clearly supports {label}."

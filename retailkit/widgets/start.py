@@ -55,6 +55,7 @@ def explanation_desk(
 def _with_checkpoint(data: ProductData, path: Path) -> tuple[ProductData, dict[str, Predictor]]:
     model, _, facts = training.load_checkpoint(path)
     data = replace(training.with_classes(data, model), fit=facts["fit"])
+    data = replace(data, info=data.info | {"learned": training.learned_from(facts, data)})
     if "text" in model.modalities:
         data = ocr.add_text(data)
     return data, {path.stem: Predictor(model, facts["size"])}

@@ -73,7 +73,7 @@ class ExplanationTool(Screen):
         """Change the data set, and the models with it."""
         self.stop()
         loader = self._loaders[pick(self._loaders, name, "data set")]
-        self.message.value = problem(f"{name} is loaded. The first time takes minutes.", "status")
+        self.message.value = problem(f"{name} is being loaded. The first time takes minutes.", "status")
         self.desk = Desk(*loader())
         self._set(dataset=name)
         self._update(summed=None)
@@ -230,7 +230,8 @@ class ExplanationTool(Screen):
         self._stopped = stopped = threading.Event()
 
         def work() -> None:
-            self.message.value, self.progress.layout.display = "", None
+            self.message.value = self.link.value = ""
+            self.progress.layout.display = None
             self.progress.max = total
             for done in chain([0], steps):
                 self.progress.value = min(done, total)

@@ -32,11 +32,11 @@ def compare():
     return _compare
 
 
-def _compare(name, case, baseline, reference, ours, agreement=None, repeat=3):
+def _compare(name, case, baseline, reference, ours, agreement=None, repeat=3, tolerance=1e-4):
     """Time `reference` and `ours` in turn, write a row and return how many times faster `ours` is, by the medians.
 
     `case` says what was measured, `baseline` what `reference` is. `agreement` is a function of both results, 0 where
-    they are the same; None where results cannot differ.
+    they are the same and at most `tolerance`; None where results cannot differ.
     """
     seconds, results = {"reference": [], "ours": []}, {}
     for _ in range(repeat):
@@ -45,11 +45,13 @@ def _compare(name, case, baseline, reference, ours, agreement=None, repeat=3):
             results[who] = call()
             seconds[who].append(time.perf_counter() - start)
     slow, fast = (sorted(seconds[who])[repeat // 2] for who in ("reference", "ours"))
-    differ = "" if agreement is None else f"{agreement(results['reference'], results['ours']):.3g}"
-    row = (name, case, baseline, f"{slow:.4f}", f"{fast:.4f}", f"{slow / fast:.3f}", differ)
+    differ = None if agreement is None else float(agreement(results["reference"], results["ours"]))
+    shown = "" if differ is None else f"{differ:.3g}"
+    row = (name, case, baseline, f"{slow:.4f}", f"{fast:.4f}", f"{slow / fast:.3f}", shown)
     print(f"\n{name}: {case}: {fast:.3f} s against {slow:.3f} s ({baseline}): {slow / fast:.2f} times as fast")
     if path := os.environ.get("RETAILKIT_BENCH_CSV"):
         _append(Path(path), row)
+    assert differ is None or differ <= tolerance, f"{name}: {case}: results differ by {shown}"
     return slow / fast
 
 

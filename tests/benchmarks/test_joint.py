@@ -82,5 +82,6 @@ def test_joint(tmp_path, compare, quick):
         ours,
         lambda a, b: 1 - alike(a, b),
         repeat=1 if quick else 3,
+        tolerance=0.5,  # other masks, and fewer
     )
     assert ratio >= 3

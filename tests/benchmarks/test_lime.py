@@ -130,5 +130,6 @@ def test_lime(tmp_path, compare, quick):
             lambda: by_us(predictor, photos[0]),
             lambda a, b: 1 - spearmanr(a, b).statistic,
             repeat=1 if quick else 3,
+            tolerance=0.5,  # other masks, and fewer
         )
         assert ratio >= target

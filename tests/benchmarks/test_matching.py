@@ -43,5 +43,6 @@ def test_matching(tmp_path, compare, quick, detector):
         lambda: matcher._matches(query)[matcher.counts > 1],
         lambda a, b: (a != b).float().mean(),
         repeat=5,
+        tolerance=0.01,  # distances that tie in float32
     )
     assert ratio > 1
