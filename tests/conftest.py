@@ -1,6 +1,7 @@
 """No test reaches beyond this machine, and none touches the user's cache."""
 
 import os
+import signal
 import socket
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -26,6 +27,14 @@ def offline():
     socket.socket.connect = guarded
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts():
+    """Tests of Ctrl-C need a process that minds it, which one in the background of a shell does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

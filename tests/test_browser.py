@@ -192,9 +192,17 @@ def test_a_click_on_a_thumbnail_opens_that_photo(place):
     shot(page, where, "chosen")
 
 
+def take_masks(page, count):
+    readout = page.locator(".rk-masks .widget-readout")
+    readout.click()
+    readout.fill(str(count))
+    readout.press("Enter")
+
+
 def test_an_explanation_comes_with_its_words_and_badges(place):
     page, where = place
     tab(page, "Why?")
+    take_masks(page, 640)  # with few, the map may not be shown
     page.locator("button.rk-explain").click()
     expect(page.locator(".rk-tool .rk-status")).to_contain_text("Done", timeout=SLOW)
     assert page.locator(".rk-panel p:has-text('R²')").count() == 2
@@ -263,10 +271,7 @@ def test_the_keyboard_reaches_every_part(place):
 def test_a_running_explanation_can_be_stopped(place):
     page, where = place
     tab(page, "Why?")
-    readout = page.locator(".rk-masks .widget-readout")
-    readout.click()
-    readout.fill("2048")
-    readout.press("Enter")
+    take_masks(page, 2048)
     page.locator("button.rk-explain").click()
     page.locator(".rk-panel p:has-text('R²')").first.wait_for()
     page.locator("button.rk-stop").click()
