@@ -15,7 +15,7 @@ run: $(READY)
 test: $(READY) browser
 	$(BIN)/python -m pytest -n 2
 
-# Everything of `make test`, and the slow proofs: notebooks with their causes switched off, 400 cells with widgets.
+# Everything of `make test`, and the slow proofs: notebooks with their causes switched off, 200 runs with widgets.
 check: $(READY) browser
 	$(BIN)/python -m pytest -n 2 -m "not benchmark"
 

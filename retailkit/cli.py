@@ -210,8 +210,7 @@ def train(
     if model == "text":
         options["missing"] = "prior"  # the answer to an image without words; the others have the image
     changes = {} if epochs is None else {"epochs": epochs}
-    if optimizer != "adamw":
-        changes |= {"optimizer": optimizer, "lr": 0.02, "encoder_lr": 0.005}
+    changes |= {"optimizer": optimizer} | training.RATES[pick(training.RATES, optimizer, "optimizer")]
     spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
     print(products)
     trained, history = training.fit_or_load(spec, products, output)

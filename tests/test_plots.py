@@ -114,7 +114,7 @@ def test_ground_truth_draws_words_patch_and_outline():
     patch = torch.zeros(1, 16, 16, dtype=torch.bool)
     patch[0, 4:8, 4:8] = True
     none = torch.zeros_like(patch)
-    truth = Truth(patch, none, none, [Word("LEAN", (4, 4, 8, 8), telling=True), Word("GONE", (0, 0, 0, 0))])
+    truth = Truth(patch, none, none, [Word("LEAN", (4, 4, 8, 8), discriminative=True), Word("GONE", (0, 0, 0, 0))])
     ax = plots.ground_truth(Sample(torch.ones(3, 16, 16), 0, "", [], ~none, truth, 0))
     assert len(ax.patches) == 1 and len(ax.images) == 3  # photo with the tinted patch, and both outlines
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["product", "differs between twins"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from retailkit.cache import content_hash
 
 SEPARATORS = " _-"
 
@@ -62,7 +63,7 @@ def contents(files: Iterable[str]) -> list[str]:
     files = list(files)
     sizes = {path: _size(path) for path in set(files)}
     shared = {size for size, count in pd.Series(sizes).value_counts().items() if count > 1}
-    keys = {path: _hash(path) if size in shared and size >= 0 else path for path, size in sizes.items()}
+    keys = {path: _content(path) if size in shared and size >= 0 else path for path, size in sizes.items()}
     return [keys[path] for path in files]
 
 
@@ -73,10 +74,9 @@ def _size(path: str) -> int:
         return -1
 
 
-def _hash(path: str) -> str:
+def _content(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return content_hash(path)
     except OSError:  # reported when its pixels are read
         return path
 

@@ -45,13 +45,13 @@ class Word:
         text: the characters as read (or as printed, in `Truth.words`).
         box: x0, y0, x1, y1 in pixels of the image it belongs to; empty (x0 == x1) when cropped away.
         confidence: of the OCR engine, in [0, 1]; 1 for ground truth.
-        telling: True where the word tells the product from its twins; known for ground truth only.
+        discriminative: True where the word tells the product from its look-alikes; known for ground truth only.
     """
 
     text: str
     box: tuple[float, float, float, float]
     confidence: float = 1.0
-    telling: bool = False
+    discriminative: bool = False
 
 
 def bounding_box(points: np.ndarray) -> tuple[float, float, float, float]:
@@ -67,7 +67,7 @@ class Truth:
         twin_patch: pixels that tell the product from its twins.
         shadow: pixels darkened by the product's shadow, outside the product.
         reflection: pixels that show the product's reflection, outside the product.
-        words: every printed word with its box; `telling` marks those that twins do not share.
+        words: every printed word with its box; `discriminative` marks those that twins do not share.
         pose: `front` or `side`.
         background: name of the scene behind the product.
         lighting: name of the light.
@@ -154,7 +154,7 @@ def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str
     Args:
         path: of the PNG.
         planes: (H,W) bool masks by their `TRUTH_PLANES` name.
-        facts: `words` (list of [text, [x0,y0,x1,y1], telling]), `pose`, `background`, `lighting`.
+        facts: `words` (list of [text, [x0,y0,x1,y1], discriminative]), `pose`, `background`, `lighting`.
     """
     packed = sum(planes[name] * np.uint8(bit) for name, bit in TRUTH_PLANES.items())
     info = PngImagePlugin.PngInfo()
@@ -169,7 +169,7 @@ def read_truth(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
             packed, facts = np.array(image), json.loads(image.text["truth"])
     except DataError:
         raise DataError(f"{path}: no ground truth inside; delete the cache folder and load again") from None
-    facts["words"] = [Word(t, tuple(box), 1.0, telling) for t, box, telling in facts.get("words", [])]
+    facts["words"] = [Word(t, tuple(box), 1.0, mark) for t, box, mark in facts.get("words", [])]
     return {name: (packed & bit) > 0 for name, bit in TRUTH_PLANES.items()}, facts
 
 

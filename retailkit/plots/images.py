@@ -86,7 +86,7 @@ def words(found: Sequence[Word], ax: Axes, colour: str = COLOURS[2], label: bool
     """Draw word boxes with their text above, discriminative words in orange."""
     for word in visible(found):
         x0, y0, *_ = word.box
-        shade = BAD if word.telling else colour
+        shade = BAD if word.discriminative else colour
         rectangle(word.box, ax, fill=False, edgecolor=shade, linewidth=1.2)
         if label:
             box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}

@@ -27,10 +27,11 @@ from retailkit.training.encoded import (
     fingerprint,
     seeded,
 )
-from retailkit.training.loop import History, TrainConfig, TrainingError, evaluate, fit
+from retailkit.training.loop import RATES, History, TrainConfig, TrainingError, evaluate, fit
 from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, reference, resample
 
 __all__ = [
+    "RATES",
     "CrossValidation",
     "EncodedDataset",
     "History",

@@ -36,6 +36,7 @@ OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, weight_decay=0.02),
     "sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4),  # as the papers on LCA and NTS-Net
 }
+RATES = {"adamw": {}, "sgd": {"lr": 0.02, "encoder_lr": 0.005}}  # in place of the defaults of `TrainConfig`
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TrainConfig:
         mode: `frozen` (encoders stay as they are) or `finetune`.
         epochs: passes over the training split.
         batch_size: images per step.
-        optimizer: `adamw`, or `sgd` with momentum, which wants rates about ten times as high.
+        optimizer: `adamw`, or `sgd` with momentum, which needs higher rates (`RATES`).
         lr: peak learning rate of the head (linear warm-up over a tenth of all steps, cosine decay to zero).
         encoder_lr: peak learning rate of the encoders in `finetune` mode.
         criterion: name in `losses.CRITERIA`.

@@ -20,6 +20,7 @@ from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
 from retailkit.widgets.picture import Picture
 from retailkit.widgets.upload import Upload
 
+TEXTS = ("about", "message", "told", "captions", "legend", "bars", "reason", "status", "summary", "compared", "link")
 NO_MASK = "Background and occlusion need a product mask; this photo has none."
 AT_ONCE = 8  # thumbnails
 THUMBNAIL = 118  # pixels
@@ -139,19 +140,7 @@ class Screen(W.VBox):
         self._quiet = threading.local()  # each thread sets controls for itself
         self._compared: tuple[str, ...] = ()  # the pair that the user chose
         self.controls = controls(datasets, budget)
-        for name in (
-            "message",
-            "told",
-            "captions",
-            "legend",
-            "bars",
-            "status",
-            "summary",
-            "compared",
-            "link",
-            "reason",
-            "about",
-        ):
+        for name in TEXTS:
             setattr(self, name, W.HTML())
         self.strip, self.scene = Picture(), Picture()
         self.panels = [Panel() for _ in range(SIDE_BY_SIDE)]

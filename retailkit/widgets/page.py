@@ -117,8 +117,8 @@ def finding(explanation: LocalExplanation, row: int = 0) -> str:
     label = explanation.classes[explanation.explained[row]]
     if not any(sides):
         return f"No word and no part of the photo clearly supports {label}."
-    told = (f"What supports {label} most:", "What speaks against it most:")
-    return " ".join(f"{start} {', '.join(side)}." for start, side in zip(told, sides, strict=True) if side)
+    starts = (f"What supports {label} most:", "What speaks against it most:")
+    return " ".join(f"{start} {', '.join(side)}." for start, side in zip(starts, sides, strict=True) if side)
 
 
 def _place(mask: np.ndarray) -> str:

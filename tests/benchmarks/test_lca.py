@@ -24,25 +24,59 @@ def loop(pool, maps):
     return total / count
 
 
-@pytest.mark.benchmark
-@pytest.mark.parametrize("side, batch, backward, target", [(7, 8, False, 5), (14, 2, False, 10), (7, 8, True, 1)])
-def test_lca(compare, quick, side, batch, backward, target):
+def saved_bytes(call):
+    """Bytes kept for the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = call()
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+@pytest.fixture(scope="module")
+def pool():
     torch.manual_seed(0)
-    pool = LocalConceptsAccumulation(SimpleNamespace(dim=DIM), 10)
-    maps = torch.randn(batch, DIM, side, side).relu().requires_grad_(backward)
+    return LocalConceptsAccumulation(SimpleNamespace(dim=DIM), 10)
 
-    def result(function):
-        with torch.set_grad_enabled(backward):
-            pooled = function(pool, maps) if function is loop else pool.pool(maps)
-            return torch.autograd.grad(pooled.square().sum(), maps)[0] if backward else pooled
 
-    ratio = compare(
+@pytest.mark.benchmark
+@pytest.mark.parametrize(("side", "batch", "target"), [(7, 8, 10), (14, 2, 25)])
+def test_lca(pool, compare, quick, side, batch, target):
+    maps = torch.randn(batch, DIM, side, side).relu()
+    with torch.no_grad():
+        plain, ours = loop(pool, maps), pool.pool(maps)
+        assert torch.allclose(plain, ours, atol=1e-5)
+        ratio = compare(
+            "lca",
+            f"{DIM}x{side}x{side} -> {DIM}, forward, {batch} maps",
+            "loop over avg_pool2d",
+            lambda: loop(pool, maps),
+            lambda: pool.pool(maps),
+            lambda a, b: (a - b).abs().max(),
+            repeat=1 if quick else 3,
+        )
+    assert ratio >= target
+
+
+@pytest.mark.benchmark
+def test_lca_in_training(pool, compare, quick):
+    maps = torch.randn(8, DIM, 7, 7).relu().requires_grad_()
+    assert saved_bytes(lambda: pool.pool(maps)) <= saved_bytes(lambda: loop(pool, maps))
+
+    def gradient(function):
+        return torch.autograd.grad(function().square().sum(), maps)[0]
+
+    compare(
         "lca",
-        f"{DIM}x{side}x{side} -> {DIM}, forward{' and backward' * backward}, {batch} maps",
+        f"{DIM}x7x7 -> {DIM}, forward and backward, 8 maps",
         "loop over avg_pool2d",
-        lambda: result(loop),
-        lambda: result(None),
+        lambda: gradient(lambda: loop(pool, maps)),
+        lambda: gradient(lambda: pool.pool(maps)),
         lambda a, b: (a - b).abs().max(),
         repeat=1 if quick else 3,
     )
-    assert ratio >= target

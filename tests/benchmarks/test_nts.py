@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from retailkit import models
 from retailkit.models import nts
 
+SIDE, STRIDE, PAD = 448, 32, 224
+
 
 def suppress(scores, boxes, count):
     """Greedy suppression of one image on the host, as the authors' code does it, on whole pixels."""
@@ -25,30 +27,51 @@ def suppress(scores, boxes, count):
 
 
 def cut_one_by_one(images, boxes, size, fill):
-    pad = images.shape[-1] // 2
-    padded = F.pad(images - fill, (pad,) * 4)
+    padded = F.pad(images - fill, (PAD,) * 4)
     rows = []
     for image, own in zip(padded, boxes, strict=True):
-        crops = [image[None, :, y0:y1, x0:x1] for x0, y0, x1, y1 in (own + pad).tolist()]
+        crops = [image[None, :, y0:y1, x0:x1] for x0, y0, x1, y1 in (own + PAD).tolist()]
         rows.append(torch.cat([F.interpolate(c, (size, size), mode="bilinear", align_corners=True) for c in crops]))
     return torch.stack(rows) + fill
 
 
 @pytest.mark.benchmark
 def test_selection(compare):
-    side, stride = (448, 448), 32
-    boxes, overlapping = nts.anchors(side, stride).numpy(), nts.overlapping(side, stride)
+    boxes = nts.anchors((SIDE, SIDE), STRIDE)
+    overlapping = nts.overlapping((SIDE, SIDE), STRIDE)
     scores = torch.randn(32, len(boxes), generator=torch.Generator().manual_seed(0))
     ratio = compare(
         "nts",
         f"selection: 6 of {len(boxes)} anchors, 32 images",
         "suppression image by image",
-        lambda: torch.tensor(np.array([suppress(row, boxes, 6) for row in scores.numpy()])),
+        lambda: torch.tensor(np.array([suppress(row, boxes.numpy(), 6) for row in scores.numpy()])),
         lambda: nts.select(scores, overlapping, 6),
         lambda a, b: (a != b).sum(),
         repeat=5,
     )
-    assert ratio >= 5
+    assert torch.equal(torch.tensor(np.array([suppress(r, boxes.numpy(), 6) for r in scores.numpy()])),
+                       nts.select(scores, overlapping, 6))  # fmt: skip
+    assert ratio >= 10
+
+
+@pytest.mark.benchmark
+def test_crops(compare):
+    torch.manual_seed(0)
+    images, fill = torch.rand(8, 3, SIDE, SIDE), torch.full((3, 1, 1), 0.5)
+    every = nts.anchors((SIDE, SIDE), STRIDE)
+    boxes = every[torch.randint(len(every), (8, 6))].floor().long()[..., [1, 0, 3, 2]]
+    ratio = compare(
+        "nts",
+        "crops: 48 parts of 224 px",
+        "one interpolation a part",
+        lambda: cut_one_by_one(images, boxes, 224, fill),
+        lambda: nts.cut(images, boxes, 224, fill),
+        lambda a, b: (a - b).abs().max(),
+        repeat=5,
+        tolerance=2e-4,
+    )
+    assert torch.allclose(cut_one_by_one(images, boxes, 224, fill), nts.cut(images, boxes, 224, fill), atol=2e-4)
+    assert ratio >= 0.95
 
 
 @pytest.mark.benchmark
@@ -58,7 +81,7 @@ def test_evaluation(compare, quick):
     model = models.build("nts", ["a", "b", "c"], "resnet18", weights=None).eval()
     encoder, pooling = model.image_encoder, model.pooling
     images = torch.rand(count, 3, side, side)
-    boxes = nts.anchors((side, side), 32)
+    boxes = nts.anchors((side, side), STRIDE)
 
     def features(images):
         return encoder.network.forward_features((images - encoder.mean) / encoder.std)
@@ -79,7 +102,7 @@ def test_evaluation(compare, quick):
         return model(images)
 
     assert torch.allclose(straightforward(), ours(), atol=1e-4)
-    compare(
+    ratio = compare(
         "nts",
         f"evaluation: {count} images of {side} px, resnet18",
         "float32, part by part",
@@ -87,3 +110,4 @@ def test_evaluation(compare, quick):
         ours,
         lambda a, b: (a.softmax(1) - b.softmax(1)).abs().max(),
     )
+    assert ratio >= 1

@@ -72,7 +72,7 @@ def test_image_mask_truth_and_words_move_together(tmp_path, fit, shape):
     assert torch.equal(sample.truth.twin_patch, sample.mask) and not sample.truth.reflection.any()
     for words in (sample.words, sample.truth.words):
         assert np.abs(np.subtract(words[0].box, where)).max() <= 1.01
-    assert sample.words[0].confidence == 0.9 and sample.truth.words[0].telling
+    assert sample.words[0].confidence == 0.9 and sample.truth.words[0].discriminative
     assert (sample.truth.pose, sample.truth.background, sample.truth.lighting) == ("front", "dairy", "day")
     picture_only = dataset.with_options(reads=())[0]
     assert picture_only.mask is None and picture_only.truth is None and picture_only.words == sample.words
