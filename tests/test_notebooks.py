@@ -16,6 +16,24 @@ from retailkit.runs.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NO_METHOD = [  # what teaches no method of its own
+    "00_welcome",
+    "10_data_exploration",
+    "20_training",
+    "30_bag_of_tricks",
+    "31_nts_net",
+    "32_capture_conditions",
+    "33_best_recogniser",
+    "40_multimodal",
+    "50_saliency",
+    "51_local_explanations",
+    "52_global_explanations",
+    "60_background_variants",
+    "61_background_factors",
+    "70_correlated_classes",
+    "80_explanation_tool",
+    "90_results",
+]
 SHARED = ["PROFILE", "DATASET", "ROOT", "SEED"]
 EXPECTED = expectations(ROOT / "tests" / "expected.yml")["fast-synthetic"]
 DIRECTIONS = [
@@ -63,9 +81,20 @@ def test_notebooks_have_the_anatomy(notebook):
     numbered = [h for h in headings if re.match(r"## \d+\. ", h)]
     assert [int(h.split()[1][:-1]) for h in numbered] == list(range(1, len(numbered) + 1))
     tail = [h for h in headings if h not in numbered]
-    order = ["## Explore", "## Checks", "## Exercises", "## References"]
-    assert [h for h in tail if h in order] == order
+    order = ["## The method", "## Explore", "## Checks", "## Exercises", "## References"]
+    assert [h for h in tail if h in order] == order[path.stem in NO_METHOD :]
     assert code[-1] == "run.finish()"
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in NO_METHOD], ids=lambda p: p.stem)
+def test_the_method_is_an_equation_a_diagram_and_plain_code_that_agrees_with_the_package(path):
+    cells = nbformat.read(path, as_version=4).cells
+    headings = {line: n for n, cell in enumerate(cells) for line in cell.source.splitlines() if line.startswith("## ")}
+    first, last = headings["## The method"], next(n for h, n in headings.items() if h.startswith("## 1. "))
+    prose = "".join(cell.source for cell in cells[first : last + 1] if cell.cell_type == "markdown")
+    code = [cell.source for cell in cells[first:last] if cell.cell_type == "code"]
+    assert "$$" in prose and any("plots.diagram(" in source or "run.figure(" in source for source in code)
+    assert any(re.search(r"^def |^    def ", source, re.M) and "assert" in "".join(code) for source in code)
 
 
 def test_parameters_are_commented_literals(notebook):

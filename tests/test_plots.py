@@ -295,3 +295,9 @@ def test_a_canvas_holds_the_image_and_nothing_else():
     shown = np.array(Image.open(io.BytesIO(plots.png(drawn.figure, 100))).convert("RGB"))
     assert shown.shape == (100, 100, 3) and not plt.get_fignums()
     assert not (shown[[0, -1]] == 255).all((1, 2)).any(), "no white border"
+
+
+def test_a_diagram_has_its_boxes_and_arrows():
+    ax = plots.diagram({"photo": (0, 0), "encoder*": (1, 0), "$x$": (2, 0)}, [("photo", "encoder*", "RGB")]).axes[0]
+    assert [text.get_text() for text in ax.texts if text.get_text()] == ["photo", "encoder", "$x$", "RGB"]
+    assert ax.texts[1].get_bbox_patch().get_facecolor() != ax.texts[0].get_bbox_patch().get_facecolor()

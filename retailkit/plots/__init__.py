@@ -16,8 +16,8 @@ from retailkit.plots.images import (
     boxes, confusion_pairs, contact_sheet, ground_truth, image, outline, parts, sample_sheet, strip, words,
 )
 from retailkit.plots.charts import (
-    VERDICTS, ablation, accuracy_bars, accuracy_grid, before_after, confusion, curves, intervals, learning_curves,
-    probabilities, reliability,
+    VERDICTS, ablation, accuracy_bars, accuracy_grid, before_after, confusion, curves, diagram, intervals,
+    learning_curves, probabilities, reliability,
 )
 from retailkit.plots.explanations import (
     attribution, class_comparison, class_explanation, explanation_map, local_explanation, local_explanations,

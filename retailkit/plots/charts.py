@@ -32,6 +32,33 @@ def bars(ax: Axes, names: Sequence[str], values: Any, colours: Any, low: Any = N
     return literal(ax)
 
 
+def diagram(boxes: Mapping[str, tuple[float, float]], arrows: Sequence[tuple[str, ...]], title: str = "") -> Figure:
+    """Draw a block diagram.
+
+    Args:
+        boxes: text of each box -> its column and row, from 0, the first row on top. A star at the end of the text colours
+            a box that has weights to learn; it is not shown.
+        arrows: (from, to) or (from, to, label), by the texts of the boxes.
+        title: of the whole figure.
+    """
+    columns, rows = np.array(list(boxes.values())).max(axis=0) + 1
+    figure, ax = plt.subplots(figsize=(1.9 * columns, 0.9 * rows + 0.3))
+    ax.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), title=title)
+    ax.set_axis_off()
+    drawn = {}
+    for text, (x, y) in boxes.items():
+        style = {"boxstyle": "round,pad=0.5", "fc": COLOURS[4] if text.endswith("*") else "white", "ec": QUIET}
+        drawn[text] = ax.text(x, y, text.strip(" *"), ha="center", va="center", fontsize=9, bbox=style)
+    for start, end, *label in arrows:
+        ends = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+        ax.annotate(
+            "", boxes[end], boxes[start], arrowprops={"arrowstyle": "-|>", "color": QUIET, "shrinkB": 1, **ends}
+        )
+        x, y = np.add(boxes[start], boxes[end]) / 2
+        ax.text(x, y - 0.08, "".join(label), fontsize=8, ha="center", va="bottom")
+    return figure
+
+
 def accuracy_bars(table: pd.DataFrame, ax: Axes | None = None, chance: float | None = None) -> Axes:
     """Draw `accuracy` with its interval, one bar per row of columns `name`, `accuracy`, `low` and `high`."""
     ax = axes_of(ax, (7, 0.42 * len(table) + 1.2))
