@@ -36,7 +36,7 @@ def diagram(boxes: Mapping[str, tuple[float, float]], arrows: Sequence[tuple[str
     """Draw a block diagram.
 
     Args:
-        boxes: text of each box -> its column and row, from 0, the first row on top. A star at the end of the text colours
+        boxes: text of each box -> its column and row, from 0, the first row on top. A star at the end of a text colours
             a box that has weights to learn; it is not shown.
         arrows: (from, to) or (from, to, label), by the texts of the boxes.
         title: of the whole figure.
