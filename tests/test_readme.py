@@ -4,6 +4,7 @@ Commands and code of the pages are run from top to bottom in one folder with twe
 step may need what an earlier one wrote, so run the whole file. What cannot be run here is listed with its reason.
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -151,6 +152,22 @@ def test_links_and_paths_lead_somewhere(page):
             assert not anchor or anchor in anchors(target), f"{link}: no such heading"
     for path in re.findall(r"`((?:retailkit|tests|notebooks|figures|papermill_runs|docs)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), f"there is no {path}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_links_of_notebooks_lead_somewhere(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose)):
+        target, _, anchor = link.partition("#")
+        if not target.startswith(("http://", "https://")):
+            assert (path.parent / target).exists(), f"{link} leads nowhere"
+            assert not anchor or anchor in anchors(path.parent / target), f"{link}: the page has no such heading"
+
+
+def test_the_glossary_is_in_alphabetical_order():
+    terms = re.findall(r"^### (.+)$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M)
+    assert terms == sorted(terms, key=str.lower)
 
 
 def test_every_guide_is_linked_from_the_readme():
