@@ -170,10 +170,6 @@ def changed(page):
     return any(before != after for before, after in rows)
 
 
-def plain(text):
-    return text.replace("\xa0", " ")  # menus keep their words together
-
-
 def until(page, holds, told=lambda: ""):
     for _ in range(SLOW // 200):
         if holds():
@@ -310,23 +306,6 @@ def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(place, tmp_path
     expect(page.locator(".rk-tool [role=alert]")).to_have_count(0)
     expect(page.locator(".rk-tool button.rk-upload ~ [role=status]")).to_be_empty(timeout=SLOW)
     shot(page, where, "own_photo")
-
-
-def test_two_explanations_lie_side_by_side(place):
-    page, where = place
-    tab(page, "Compare")
-    shown = page.locator(".rk-tool .rk-compared")
-    expect(shown.locator("img")).to_have_count(2, timeout=SLOW)
-    menus = [page.locator(f".rk-{side} select") for side in ("left", "right")]
-    before, names = shown.inner_text(), [plain(text) for text in menus[0].locator("option").all_inner_texts()]
-    assert len(names) >= 2
-    for menu in menus:
-        menu.select_option(index=0)
-    heads = shown.locator("section:has(img) h3")
-    until(page, lambda: heads.all_inner_texts() == names[:1] * 2, lambda: (heads.all_inner_texts(), names))
-    assert shown.inner_text() != before
-    assert [plain(menu.locator("option:checked").inner_text()) for menu in menus] == names[:1] * 2
-    shot(page, where, "compare")
 
 
 def test_a_whole_class_is_explained_on_the_page(place):

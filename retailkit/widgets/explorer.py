@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from retailkit.plots import png
 
 
-def control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
-    """Return the control that fits `values`: a checkbox for True or False, a slider for a `range`, else a menu."""
+def _control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
     label = name.replace("_", " ")
     if isinstance(values, bool):
         return W.Checkbox(value=values, description=label, indent=False)
@@ -27,13 +26,7 @@ def control(name: str, values: Sequence[Any] | bool) -> W.ValueWidget:
 
 
 class Explorer(W.VBox):
-    """Controls above a figure; see `explorer`.
-
-    Attributes:
-        controls: name -> widget; setting `.value` drives the explorer from code.
-        picture: the `Image` widget.
-        message: the `HTML` widget that names an error instead of hiding it.
-    """
+    """Controls above a picture and the message of an error; setting `controls[name].value` drives it from code."""
 
     def __init__(self, render: Callable[..., Figure], controls: dict[str, W.ValueWidget]) -> None:
         self.render, self.controls = render, controls
@@ -46,7 +39,7 @@ class Explorer(W.VBox):
         self.draw()  # an error in the first figure fails the notebook
 
     def draw(self) -> None:
-        """Draw with the controls' present values."""
+        """Draw with the controls' values."""
         self.picture.value = png(self.render(**{name: widget.value for name, widget in self.controls.items()}))
         self.message.value = ""
 
@@ -61,6 +54,6 @@ class Explorer(W.VBox):
 def explorer(render: Callable[..., Figure], **values: Sequence[Any] | bool) -> Explorer:
     """Return controls wired to `render`, a pure function of one keyword per control that returns a Figure.
 
-    `values` is what each control offers; see `control`.
+    Each of `values` is what a control offers: a checkbox for True or False, a slider for a `range`, else a menu.
     """
-    return Explorer(render, {name: control(name, offered) for name, offered in values.items()})
+    return Explorer(render, {name: _control(name, offered) for name, offered in values.items()})

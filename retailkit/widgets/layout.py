@@ -6,6 +6,7 @@ import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as W
@@ -20,7 +21,7 @@ from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
 from retailkit.widgets.picture import Picture
 from retailkit.widgets.upload import Upload
 
-TEXTS = ("about", "message", "told", "captions", "legend", "bars", "reason", "status", "summary", "compared", "link")
+TEXTS = ("about", "message", "told", "captions", "legend", "bars", "reason", "status", "summary", "link")
 NO_MASK = "Background and occlusion need a product mask; this photo has none."
 AT_ONCE = 8  # thumbnails
 THUMBNAIL = 118  # pixels
@@ -70,14 +71,12 @@ def controls(datasets: Sequence[str], budget: int) -> dict[str, Any]:
         "of": W.Dropdown(description="Model", **short),
         "photos": W.IntSlider(6, 2, 40, description="Photos", continuous_update=False, **wide),
         "explain_class": button("Explain the class", "explain some of its photos and summarise them", "play"),
-        "left": W.Dropdown(description="Left", layout=W.Layout(width="95%"), style=style),
-        "right": W.Dropdown(description="Right", layout=W.Layout(width="95%"), style=style),
         "html": button("Save as HTML", "save the open view as a page", "download"),
     }  # fmt: skip
 
 
 def problem(text: str, role: str = "alert") -> str:
-    """Return a message as HTML."""
+    """Return a message as HTML; `role` is that of ARIA."""
     return f'<div class="rk"><p class="problem" role="{role}">{html.escape(text)}</p></div>'
 
 
@@ -101,19 +100,19 @@ class Panel(W.VBox):
         if before is not None and after is not None and not np.allclose(before, after, atol=5e-4):
             text.append(f"After your changes: {pages.answer(classes, after)}")
         self.head.value = fragment(Section(name, text))
-        if found is None:
-            drawn = pages.picture(plots.image(photo.sample.image, ax=plots.canvas(SIDE)), photo.name)
-            self.foot.value = fragment(Section(text=[state.problems.get(name, "Not explained yet.")]))
+        shown = Section(text=[state.problems.get(name, "Not explained yet.")])
+        if found is not None:
+            shown = pages.explained(found, photo.sample.image)
+        if shown.images:
+            (drawn,) = shown.images
         else:
-            drawn = pages.explanation_map(found, photo.sample.image)
-            tables = [pages.word_table(found)] if found.tokens and not found.verdict() else []
-            text = [] if found.verdict() else [pages.finding(found)]
-            self.foot.value = fragment(Section(text=[*text, *pages.trust(found)], tables=tables))
+            drawn = pages.picture(plots.image(photo.sample.image, ax=plots.canvas(SIDE)), photo.name)
+        self.foot.value = fragment(replace(shown, images=()))
         self.picture.show(drawn.png, photo.regions(), region_names(photo, found, state.change), f"{name}: {drawn.alt}")
 
 
 def region_names(photo: Photo, found: LocalExplanation | None, change: Change) -> list[str]:
-    """Return what is said of each part under the mouse: what it is, its weight, and what a click does."""
+    """Return what is said of each part under the mouse: what it is, its weight, what a click does."""
     names = [f"superpixel {number}" for number in range(photo.n_segments)] + [f"word {t.text}" for t in photo.tokens]
     weights = np.full(len(names), np.nan)
     if found is not None:
@@ -138,7 +137,6 @@ class Screen(W.VBox):
     def __init__(self, datasets: Sequence[str], budget: int) -> None:
         self._lock = threading.RLock()  # the state changes in the page's thread and in the background
         self._quiet = threading.local()  # each thread sets controls for itself
-        self._compared: tuple[str, ...] = ()  # the pair that the user chose
         self.controls = controls(datasets, budget)
         for name in TEXTS:
             setattr(self, name, W.HTML())
@@ -149,7 +147,7 @@ class Screen(W.VBox):
         self.models = W.HBox(layout=W.Layout(flex_flow="row wrap"))
         super().__init__(self._rows())
         self.add_class("rk-tool")
-        parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary", "compared")}
+        parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary")}
         for name, widget in (self.controls | parts | {"what_if": self.scene}).items():
             widget.add_class(f"rk-{name}")
         for panel in self.panels:
@@ -167,7 +165,6 @@ class Screen(W.VBox):
             W.VBox([asked, acts, self.legend, W.HBox(self.panels, layout=W.Layout(flex_flow="row wrap"))]),
             W.HBox([W.VBox([self.scene], layout=W.Layout(width="420px")), changes, self.bars], layout=wrap),
             W.VBox([_row(c["of"], c["photos"], c["explain_class"]), self.summary]),
-            W.VBox([c["left"], c["right"], self.compared]),
         ]
         self.tabs = W.Tab(views, titles=list(VIEWS.values()))
         rows = [_row(c["dataset"], self.models), self.about, _row(c["label"], c["show"])]
@@ -187,7 +184,6 @@ class Screen(W.VBox):
         self._show_strip()
         self._show_why()
         self._show_scene()
-        self._show_compare()
 
     def _show_strip(self) -> None:
         state, desk = self.state, self.desk
@@ -231,20 +227,6 @@ class Screen(W.VBox):
     def _show_class(self) -> None:
         summed = self.state.summed
         self.summary.value = fragment(*pages.class_sections(*summed)) if summed else ""
-
-    def _show_compare(self) -> None:
-        with self._lock:
-            names = list(self.state.remembered)
-            if not names:
-                return
-            chosen = self._compared and all(name in names for name in self._compared)
-            pair = self._compared if chosen else (names[-min(2, len(names))], names[-1])
-            with self._not_following():
-                for control, name in zip(("left", "right"), pair, strict=True):
-                    if list(self.controls[control].options) != names:
-                        self.controls[control].options = names
-                    self.controls[control].value = name
-            self.compared.value = fragment(*pages.sections("compare", self.state, self.desk.classes, pair))
 
     def _set(self, **values: Any) -> None:
         """Set controls without calling what they are connected to."""

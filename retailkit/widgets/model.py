@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from retailkit import backgrounds, training
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data import folder, ocr
-from retailkit.data.images import image_size, read_image
+from retailkit.data.images import read_image
 from retailkit.data.table import ProductData, Sample
 from retailkit.data.text import kept_apart, redact_barcodes
 from retailkit.explain import classes, lime
@@ -50,26 +49,17 @@ BACKGROUNDS = {
 }
 MEGABYTES = 9  # of an uploaded file: a Jupyter server passes messages of 10 MB
 SMALLEST, LARGEST = 32, 2048  # pixels per side of an uploaded photo; a larger one is made smaller
-MEGAPIXELS = 60  # of an uploaded photo
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo of the tool.
-
-    Attributes:
-        name: what to call it.
-        sample: image and words at the models' input size.
-        segments: (H,W) superpixels 0..S-1.
-        tokens: T words, as explanations number them.
-        position: among the tool's photos, -1 for an uploaded one.
-    """
+    """A photo of the tool."""
 
     name: str
-    sample: Sample
-    segments: np.ndarray
-    tokens: tuple[Token, ...]
-    position: int = -1
+    sample: Sample  # at the models' input size
+    segments: np.ndarray  # (H,W) superpixels 0..S-1
+    tokens: tuple[Token, ...]  # T words, as explanations number them
+    position: int = -1  # among the tool's photos; -1 for an uploaded one
 
     @property
     def text(self) -> str:
@@ -98,25 +88,15 @@ class Photo:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the photo in What if?; with the defaults the photo is as it is.
+    """A change of the photo in What if?; with the defaults the photo is as it is."""
 
-    Attributes:
-        hidden: superpixels that show their mean colour.
-        unread: words that are left out.
-        text: the words to use instead of those of the photo, whatever `unread` says; None keeps them.
-        brightness: factor on all pixels.
-        blur: standard deviation, as a share of the image's side.
-        background: key of `BACKGROUNDS`.
-        occlusion: share of the product that is covered.
-    """
-
-    hidden: frozenset[int] = frozenset()
-    unread: frozenset[int] = frozenset()
-    text: str | None = None
-    brightness: float = 1.0
-    blur: float = 0.0
-    background: str = "unchanged"
-    occlusion: float = 0.0
+    hidden: frozenset[int] = frozenset()  # superpixels that show their mean colour
+    unread: frozenset[int] = frozenset()  # words that are left out
+    text: str | None = None  # to use instead of the photo's words, whatever `unread` says
+    brightness: float = 1.0  # factor on all pixels
+    blur: float = 0.0  # standard deviation, as a share of the image's side
+    background: str = "unchanged"  # key of `BACKGROUNDS`
+    occlusion: float = 0.0  # share of the product that is covered
 
     def words(self, photo: Photo) -> str:
         """Return the text that models are given."""
@@ -147,35 +127,19 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """What is on the screen of the tool.
+    """What is on the screen of the tool; what is kept by model lacks a model without an answer or an explanation."""
 
-    Attributes:
-        models: names; the first one decides which photos pass the filters and which question is asked.
-        found: positions of the photos that pass the filters.
-        photo: the one that is shown.
-        label: index of the class that is explained.
-        contrast: index of the class that it is compared with.
-        before: (K,) probabilities of the photo by model; a model without an answer is missing.
-        change: what is changed in What if?
-        after: (K,) probabilities of the changed photo by model.
-        explanations: by model; a model whose answer could not be explained is missing.
-        problems: why not, by model.
-        summed: the explanation of a class, its model and its deletion check; or None.
-        remembered: name -> photo and explanation of it, the latest last.
-    """
-
-    models: tuple[str, ...]
-    found: tuple[int, ...]
+    models: tuple[str, ...]  # the first one decides which photos pass the filters and which question is asked
+    found: tuple[int, ...]  # positions of the photos that pass the filters
     photo: Photo
-    label: int
-    contrast: int
-    before: Mapping[str, np.ndarray]
+    label: int  # class that is explained
+    contrast: int  # class that it is compared with
+    before: Mapping[str, np.ndarray]  # (K,) probabilities of the photo by model
     change: Change = Change()
-    after: Mapping[str, np.ndarray] = field(default_factory=dict)
+    after: Mapping[str, np.ndarray] = field(default_factory=dict)  # those of the changed photo
     explanations: Mapping[str, LocalExplanation] = field(default_factory=dict)
-    problems: Mapping[str, str] = field(default_factory=dict)
-    summed: tuple[str, ClassExplanation, pd.DataFrame] | None = None
-    remembered: Mapping[str, tuple[Photo, LocalExplanation]] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)  # why a model has no explanation
+    summed: tuple[str, ClassExplanation, pd.DataFrame] | None = None  # model, explanation of a class, deletion check
 
     def probabilities(self, classes: Sequence[str], others: bool = False) -> pd.DataFrame:
         """Return the probabilities before and after the change: columns `model`, `label`, `before` and `after`.
@@ -192,14 +156,11 @@ class State:
 
 
 def answers(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> dict[str, np.ndarray]:
-    """Return (K,) probabilities by model; a model that only reads has none where there are no words.
-
-    Barcodes have been taken out of the text: numbers that became neighbours by that are kept apart.
-    """
-    found = {}
+    """Return (K,) probabilities by model; a model that only reads has none where there are no words."""
+    found, texts = {}, [kept_apart(text)]  # numbers that became neighbours when a barcode was taken out
     for name, predictor in predictors.items():
         with suppress(UserError):  # a model that only reads, and no words
-            found[name] = predictor(image[None], [kept_apart(text)])[0].cpu().numpy()
+            found[name] = predictor(image[None], texts)[0].cpu().numpy()
     return found
 
 
@@ -266,16 +227,12 @@ def decode(content: bytes, name: str) -> np.ndarray:
     if len(content) > MEGABYTES * 1_000_000:
         raise UserError(f"{name}: {len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
     try:
-        width, height = image_size(io.BytesIO(content))
-        large = width * height > MEGAPIXELS * 1_000_000
-        image = None if large else Image.fromarray(read_image(io.BytesIO(content)))
+        image = Image.fromarray(read_image(io.BytesIO(content)))
     except UserError as error:
-        reason = str(error).removeprefix("the image: ").split(";")[0]
-        raise UserError(f"{name}: {reason}; save the photo again as JPEG or PNG") from None
-    if large:
-        raise UserError(f"{name}: {width} x {height} pixels are more than {MEGAPIXELS} megapixels; make it smaller")
-    if min(height, width) < SMALLEST:
-        raise UserError(f"{name}: {width} x {height} pixels are too few; use at least {SMALLEST} per side")
+        reason = str(error).removeprefix("the image").removesuffix(" or drop its row")
+        raise UserError(f"{name}{reason}") from None
+    if min(image.size) < SMALLEST:
+        raise UserError(f"{name}: {image.width} x {image.height} pixels are too few; use at least {SMALLEST} per side")
     image.thumbnail((LARGEST, LARGEST))
     return np.array(image)
 
@@ -283,16 +240,7 @@ def decode(content: bytes, name: str) -> np.ndarray:
 class Desk:
     """A data set, its models, and the photos that no model was trained on.
 
-    Args:
-        data: with words, if models read.
-        models: by name, all for the same classes and input size. They stay in evaluation mode, since several threads
-            may use them.
-
-    Attributes:
-        classes: K names.
-        images: the photos.
-        names: of their files, below the folder that holds them all.
-        predictors: by name.
+    `data` has words, if models read. Models stay in evaluation mode, since several threads may use them.
 
     Raises:
         UsageError: no model, or models of different classes or input sizes.
@@ -312,13 +260,11 @@ class Desk:
         self.data, self.classes = training.with_classes(data, model), list(model.classes)
         unseen = [split for split in data.splits if split != "train"] or data.splits
         self.images = self.data.split("+".join(unseen), *(sizes or {model.input_size}))
-        table = data.table
-        paths = self.images.table["image"]
+        table, paths = data.table, self.images.table["image"]
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-        self.names = [os.path.relpath(path, folder) for path in paths]
+        self.names = [os.path.relpath(path, folder) for path in paths]  # of the photos' files
         families = table["family"].where(table["family"] != "", table["coarse"])
         self.families = dict(zip(table["label"], families, strict=True))
-        self._uploads: Counter[str] = Counter()  # uploaded photos by file name
 
     @property
     def about(self) -> str:
@@ -326,10 +272,8 @@ class Desk:
         splits = list(dict.fromkeys(self.images.table["split"]))
         learned = "models learn from these" if "train" in splits else "no model learns from these"
         if (known := self.data.info.get("learned")) is not None:  # images that a checkpoint was trained on
-            count = self.images.table["image"].isin(known).sum()
-            learned = (
-                f"the model was trained on {count} of these" if count else "the model was trained on none of these"
-            )
+            count = self.images.table["image"].isin(known).sum() or "none"
+            learned = f"the model was trained on {count} of these"
         shown = f"{len(self.images)} of {len(self.data)} photos (split {', '.join(splits)}: {learned})"
         return f"{shown}. {self.data.info.get('left_out', '')}"
 
@@ -360,10 +304,7 @@ class Desk:
         return self._laid(self.names[position], self.images[position], position)
 
     def own_photo(self, content: bytes, name: str) -> Photo:
-        """Return an uploaded photo, with the words that the OCR engine reads on it.
-
-        The second photo of one file name is called "name (2)". Errors are those of `decode`.
-        """
+        """Return an uploaded photo, with the words that the OCR engine reads on it; errors are those of `decode`."""
         pixels = decode(content, name)
         with tempfile.TemporaryDirectory(prefix="retailkit") as place:
             path = Path(place, "photo.png")
@@ -372,11 +313,9 @@ class Desk:
             if any("text" in p.model.modalities for p in self.predictors.values()):
                 outside = ocr.add_text(outside, progress=False)
             sample = outside.split("test", self.images.size, self.images.fit)[0]
-        self._uploads[name] += 1
-        called = name if self._uploads[name] == 1 else f"{name} ({self._uploads[name]})"
-        return self._laid(called, sample)
+        return self._laid(name, sample, -1)
 
-    def _laid(self, name: str, sample: Sample, position: int = -1) -> Photo:
+    def _laid(self, name: str, sample: Sample, position: int) -> Photo:
         tokens = tokens_of(sample.words or sample.text)
         return Photo(name, sample, segment(sample.image, "slic", SEGMENTS), tokens, position)
 
@@ -399,17 +338,11 @@ class Desk:
     def explaining_class(
         self, name: str, label: int, photos: int, budget: int
     ) -> Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]]:
-        """Explain photos of a class one by one, then summarise them and check the result on the other photos.
-
-        Args:
-            name: of the model.
-            label: index of the class.
-            photos: to explain at most; the other photos of the class are used for the deletion check.
-            budget: masks per photo.
+        """Explain up to `photos` of a class with model `name` and `budget` masks each, then summarise them.
 
         Yields:
             Number of photos explained so far, the explanation of the class (None before the end), and its deletion
-            check; empty where no photo is left for it.
+            check on the other photos of the class; empty where none is left for it.
 
         Raises:
             UserError: there is no photo of the class, or nothing to explain in any.

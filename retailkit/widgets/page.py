@@ -1,7 +1,6 @@
 """What each view of the explanation tool shows, as sections of a page; and the page of one explanation.
 
-A section is text, images drawn by `plots`, and tables written by pandas; one template makes HTML of them and escapes
-everything that comes from outside. The tool shows the same sections that a saved page holds.
+One template makes HTML of sections and escapes what comes from outside. A saved page holds what the tool shows.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import base64
 import hashlib
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from retailkit.widgets.model import Change, Photo, State, stability
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
+TEMPLATE = jinja2.Environment(autoescape=True).from_string((HERE / "page.html.j2").read_text(encoding="utf-8"))
 SIDE = 280  # pixels of an image; three of them fit beside each other in JupyterLab on a screen of 1366
-VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class", "compare": "Compare"}
+VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class"}
 NOTHING = "Nothing is explained yet. Choose Explain first."
 STABLE, UNSTABLE = 0.8, 0.5  # rank correlation of explanations from other masks
 PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
@@ -61,31 +61,27 @@ class Section:
 
 def fragment(*sections: Section) -> str:
     """Return sections as a piece of HTML."""
-    return _template().render(sections=sections)
+    return TEMPLATE.render(sections=sections)
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """Return sections as a page that needs no other file and no network."""
-    return _template().render(title=title, sections=sections, style=STYLE)
+    return TEMPLATE.render(title=title, sections=sections, style=STYLE)
 
 
-def _template() -> jinja2.Template:
-    return jinja2.Environment(autoescape=True).from_string((HERE / "page.html.j2").read_text(encoding="utf-8"))
-
-
-def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool = False, index: bool = False) -> str:
+def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool = False) -> str:
     """Return a table as HTML, numbers with two decimals, texts escaped.
 
     `bars` is the column that gets bars behind its numbers, full at `limit`; `signed` draws them from the middle, in
-    orange above zero and blue below. `index` shows the row labels.
+    orange above zero and blue below.
     """
     same = hashlib.sha1(f"{frame.to_csv()}{limit}".encode()).hexdigest()[:8]  # the same table is the same HTML
-    style = frame.style.set_uuid(same).format(precision=2, escape="html", na_rep="").format_index(escape="html")
+    style = frame.style.set_uuid(same).format(precision=2, escape="html", na_rep="").hide(axis="index")
     if bars:
         colours = [plots.AGAINST + "90", plots.FOR + "90"] if signed else plots.QUIET + "90"
         style = style.bar(bars, color=colours, align="zero" if signed else "left", vmin=-limit if signed else 0,
                           vmax=limit, props="min-width: 7em;")  # fmt: skip
-    return (style if index else style.hide(axis="index")).to_html()
+    return style.to_html()
 
 
 # -- Pieces
@@ -97,10 +93,9 @@ def picture(ax: Any, alt: str, caption: str = "") -> Image:
 
 
 def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0) -> Image:
-    """Return the map of an explanation, with what it shows for those who do not see it."""
+    """Return the map of an explanation that may be shown, see `LocalExplanation.verdict`."""
     ax = plots.explanation_map(explanation, row, plots.canvas(SIDE), pixels)
-    alt = "The photo without a map" if explanation.verdict(row) else f"Map of the photo. {finding(explanation, row)}"
-    return picture(ax, alt)
+    return picture(ax, f"Map of the photo. {finding(explanation, row)}")
 
 
 def finding(explanation: LocalExplanation, row: int = 0) -> str:
@@ -128,7 +123,7 @@ def _place(mask: np.ndarray) -> str:
 
 
 def parts(photo: Photo, change: Change, side: int = SIDE, caption: str = "") -> Image:
-    """Return what `draw_parts` draws."""
+    """Return a photo after a change as an image; see `draw_parts`."""
     ax = draw_parts(photo, change, plots.canvas(side))
     alt = f"{photo.name} after changes: {len(change.hidden)} superpixels and {len(change.unread)} words hidden"
     return picture(ax, alt, caption)
@@ -176,11 +171,11 @@ def trust(explanation: LocalExplanation, row: int = 0) -> list[str]:
 
 
 def explained(
-    explanation: LocalExplanation, pixels: Any, heading: str, text: Sequence[str] = (), row: int = 0
+    explanation: LocalExplanation, pixels: Any, heading: str = "", text: Sequence[str] = (), row: int = 0
 ) -> Section:
     """Return the section of one explanation; where it must not be shown, only the sentence that says why."""
     if explanation.verdict(row):
-        return Section(heading, [*text, explanation.verdict(row)])
+        return Section(heading, [*text, *trust(explanation, row)])
     text = [*text, finding(explanation, row), *trust(explanation, row)]
     tables = [word_table(explanation, row)] if explanation.tokens else []
     return Section(heading, text, [explanation_map(explanation, pixels, row)], tables)
@@ -200,14 +195,8 @@ def probabilities(state: State, classes: Sequence[str]) -> Section:
 # -- Views
 
 
-def sections(view: str, state: State, classes: Sequence[str], pair: Sequence[str] = ()) -> list[Section]:
-    """Return a view as sections.
-
-    Args:
-        view: key of `VIEWS`.
-        state: what is on the screen.
-        classes: K names.
-        pair: names of the two explanations to compare.
+def sections(view: str, state: State, classes: Sequence[str]) -> list[Section]:
+    """Return a view, a key of `VIEWS`, as sections.
 
     Raises:
         UserError: there is nothing to show in it yet.
@@ -221,13 +210,10 @@ def sections(view: str, state: State, classes: Sequence[str], pair: Sequence[str
         if state.summed is None:
             raise UserError("No class is explained yet. Choose Explain the class first.")
         return class_sections(*state.summed)
-    found = state.explanations if view == "why" else state.remembered
-    if not found:
+    if not state.explanations:
         raise UserError(NOTHING)
-    if view == "compare":
-        return comparison({name: found[name] for name in pair})
     shown = [Section(text=[legend(classes[state.label], classes[state.contrast])])]
-    for name, explanation in found.items():
+    for name, explanation in state.explanations.items():
         said = answer(classes, state.before.get(name), photo.truth)
         shown.append(explained(explanation, photo.sample.image, name, [said]))
     return shown
@@ -295,36 +281,6 @@ def _deletion(check: pd.DataFrame) -> Section:
     shown["the margin falls by"] = tested["margin_drop"].to_numpy()
     shown["as much hidden at random"] = tested["margin_random_drop"].to_numpy()
     return Section(title, [], [], [table(shown)])
-
-
-def comparison(found: Mapping[str, tuple[Photo, LocalExplanation]]) -> list[Section]:
-    """Return two explanations side by side and how they differ; the same one may be there twice."""
-    (left, a), (right, b) = found.items() if len(found) > 1 else list(found.items()) * 2
-    shown = [explained(e, photo.sample.image, name) for name, (photo, e) in ((left, a), (right, b))]
-    sides = a[1], b[1]
-    heaviest = [e.words().sort_values("weight", key=abs, ascending=False)["text"].head(5).tolist() for e in sides]
-    rows = {
-        "question": [e.question for e in sides],
-        "probability": [f"{e.probs[e.explained[0]]:.2f}" for e in sides],
-        "held-out R²": [f"{e.r2[0]:.2f}" for e in sides],
-        "words' share": [f"{e.share[0]:.0%}" if np.isfinite(e.share[0]) else "not known" for e in sides],
-        "strongest words": [", ".join(words) or "none" for words in heaviest],
-    }
-    text = [f"Strongest words of both: {', '.join(w for w in heaviest[0] if w in heaviest[1]) or 'none'}."]
-    if (agreement := rank_agreement(*sides)) is not None:
-        text.append(f"Rank correlation of the two maps: {agreement:.2f} (1: same order, 0: as by chance).")
-    frame = pd.DataFrame.from_dict(rows, "index", columns=["left", "right"]).rename_axis("")
-    return [*shown, Section("Difference", text, [], [table(frame, index=True)])]
-
-
-def rank_agreement(left: LocalExplanation, right: LocalExplanation) -> float | None:
-    """Return the rank correlation of two maps of one image; None where images or superpixels differ."""
-    if left.image is None or right.image is None or not np.array_equal(left.segments, right.segments):
-        return None
-    if not bool((left.image == right.image).all()):
-        return None
-    ranks = [pd.Series(e.image_weights[0]).rank() for e in (left, right)]
-    return float(ranks[0].corr(ranks[1]))
 
 
 def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:

@@ -13,27 +13,17 @@ NOWHERE = 65535  # label of pixels that belong to no region
 
 
 class Picture(anywidget.AnyWidget):
-    """An image of regions; a click, or Enter after the arrow keys, sets `clicked`.
-
-    Attributes:
-        png: the image.
-        labels: uint16 of rows x columns, row by row: the region of each pixel, `NOWHERE` for none.
-        shape: rows and columns of `labels`; the image may be larger.
-        names: text that is shown for each region under the mouse.
-        hint: text that is shown where there is none.
-        alt: what the image shows, for screen readers.
-        clicked: region and number of the click.
-    """
+    """An image of regions; a click, or Enter after the arrow keys, sets `clicked`."""
 
     _esm = Path(__file__).with_name("picture.js")
     _css = Path(__file__).with_name("picture.css")
     png = traitlets.Bytes().tag(sync=True)
-    labels = traitlets.Bytes().tag(sync=True)
-    shape = traitlets.List([0, 0]).tag(sync=True)
-    names = traitlets.List().tag(sync=True)
-    hint = traitlets.Unicode().tag(sync=True)
-    alt = traitlets.Unicode().tag(sync=True)
-    clicked = traitlets.List([-1, 0]).tag(sync=True)
+    labels = traitlets.Bytes().tag(sync=True)  # uint16 of rows x columns: the region of each pixel, or `NOWHERE`
+    shape = traitlets.List([0, 0]).tag(sync=True)  # rows and columns of `labels`; the image may be larger
+    names = traitlets.List().tag(sync=True)  # text for each region under the mouse
+    hint = traitlets.Unicode().tag(sync=True)  # text where there is none
+    alt = traitlets.Unicode().tag(sync=True)  # what the image shows, for screen readers
+    clicked = traitlets.List([-1, 0]).tag(sync=True)  # region and number of the click
 
     def show(self, png: bytes, labels: np.ndarray, names: Sequence[str], alt: str, hint: str = "") -> None:
         """Show another image.

@@ -1,8 +1,4 @@
-"""The explanation tool: what its controls do.
-
-Every control calls a method that a script can call as well. Methods replace `ExplanationTool.state`; what is on the
-screen follows from it.
-"""
+"""The explanation tool: what its controls do. Each calls a method that a script can call as well."""
 
 from __future__ import annotations
 
@@ -28,7 +24,6 @@ from retailkit.widgets.model import SIDE_BY_SIDE, Change, Desk, Photo, State
 from retailkit.widgets.page import VIEWS, Section, fragment
 
 Loader = Callable[[], tuple[ProductData, Mapping[str, Any]]]
-REMEMBERED = 20  # explanations that can be compared
 STOPPED = {"masks": "the explanations so far are kept", "photos": "nothing is kept: a class is summarised at the end"}
 
 
@@ -36,18 +31,13 @@ class ExplanationTool(Screen):
     """Show it as the last line of a cell, or use its methods. Positions count the photos from 0.
 
     `explain`, `refine` and `explain_class` return when they are done, or work in the background where `wait` is False.
+    `desk` holds photos and models, `state` is what is on the screen, and `controls` are its widgets by name.
 
     Args:
         data: with words, if models read.
         models: by name: models, or predictors of them, for the same classes and input size.
         others: further data sets to choose from: each function returns one with its models.
         budget: masks per explanation.
-
-    Attributes:
-        desk: photos and models.
-        state: what is on the screen.
-        controls: name -> widget.
-        message: the `HTML` widget that names a problem.
 
     Raises:
         UsageError: see `Desk`.
@@ -129,10 +119,7 @@ class ExplanationTool(Screen):
         self._show()
 
     def explain(self, budget: int | None = None, wait: bool = True) -> None:
-        """Explain the answer of each model: a coarse explanation first, then better ones.
-
-        `budget` is the number of masks per model; None takes the slider's.
-        """
+        """Explain the answer of each model, coarsely first, with `budget` masks each; None takes the slider's."""
         self.stop()
         state, budget = self.state, budget or self.controls["masks"].value
         self._update(explanations={}, problems={})
@@ -192,13 +179,9 @@ class ExplanationTool(Screen):
     def explain_class(
         self, label: str | None = None, photos: int = 6, model: str | None = None, wait: bool = True
     ) -> None:
-        """Explain photos of a class and summarise them.
+        """Explain up to `photos` of a class and summarise them; a third of the class is left for the deletion check.
 
-        Args:
-            label: the class; None takes the one of Why?.
-            photos: to explain at most; a third of the class is left for the deletion check.
-            model: its name; None takes the first.
-            wait: see the class.
+        None takes the class of Why? and the first model.
         """
         self.stop()
         index = self.state.label if label is None else self.desk.index(label)
@@ -206,27 +189,19 @@ class ExplanationTool(Screen):
         steps = self.desk.explaining_class(name, index, photos, self.controls["masks"].value)
         self._work(self._summed(steps, name), photos, "photos", wait)
 
-    def compare(self, left: str, right: str) -> None:
-        """Show two explanations side by side, keys of `state.remembered`. They stay when more are made."""
-        for name in (left, right):
-            pick(self.state.remembered, name, "explanation")
-        self._compared = (left, right)
-        self._show_compare()
-
     def page(self, view: str) -> str:
         """Return a view, a key of `VIEWS`, as an HTML page that needs no other file.
 
         Raises:
             UserError: there is nothing to show in it yet.
         """
-        pair = [self.controls[side].value for side in ("left", "right")]
-        shown = pages.sections(view, self.state, self.desk.classes, pair)
+        shown = pages.sections(view, self.state, self.desk.classes)
         return pages.page(f"{VIEWS[view]} {self.state.photo.name}", shown)
 
     # -- Work in the background
 
     def _work(self, steps: Iterator[int], total: int, unit: str, wait: bool) -> None:
-        """Take `steps`, each of which returns how much of `total` is done, until they end or `stop` is called."""
+        """Take `steps`, which yield how much of `total` is done, until they end or `stop` is called."""
         self._stopped = stopped = threading.Event()
 
         def work() -> None:
@@ -260,17 +235,9 @@ class ExplanationTool(Screen):
             if isinstance(found, str):
                 self._update(problems={**self.state.problems, name: found})
             else:
-                self._remember(name, found)
+                self._update(explanations={**self.state.explanations, name: found})
             self._show_why()
-            self._show_compare()
             yield sum(desks.spent(e) for e in self.state.explanations.values())
-
-    def _remember(self, name: str, found: LocalExplanation) -> None:
-        state = self.state
-        called = f"{state.photo.name}, {name}: {found.question}"
-        kept = {key: e for key, e in state.remembered.items() if key != called} | {called: (state.photo, found)}
-        kept = dict(list(kept.items())[-REMEMBERED:])
-        self._update(explanations={**state.explanations, name: found}, remembered=kept)
 
     def _summed(self, steps: Iterator[tuple[int, ClassExplanation | None, pd.DataFrame]], model: str) -> Iterator[int]:
         for count, summed, check in steps:
@@ -300,8 +267,8 @@ class ExplanationTool(Screen):
         asked = {name: self.desk.predictors[name] for name in models}
         probs = desks.answers(asked, photo.sample.image, photo.text)
         label, contrast = self.desk.question(photo, probs.get(models[0]))
-        kept = {"summed": before.summed, "remembered": before.remembered} if before else {}
-        self.state = State(models, found, photo, label, contrast, probs, after=probs, **kept)
+        summed = before and before.summed
+        self.state = State(models, found, photo, label, contrast, probs, after=probs, summed=summed)
         self._show()
 
     @property
@@ -322,8 +289,6 @@ class ExplanationTool(Screen):
             "show": lambda: self.filter(c["label"].value, c["show"].value),
             "class": lambda: self.ask(c["class"].value, c["contrast"].value),
             "contrast": lambda: self.ask(c["class"].value, c["contrast"].value),
-            "left": lambda: self.compare(c["left"].value, c["right"].value),
-            "right": lambda: self.compare(c["left"].value, c["right"].value),
         }
         for name in ("text", *SETTINGS):
             values[name] = lambda name=name: self.change(replace(self.state.change, **{name: c[name].value}))
@@ -342,7 +307,7 @@ class ExplanationTool(Screen):
         for name, act in clicks.items():
             c[name].on_click(self._safely(act))
         self.upload_button.on_upload(lambda *photo: self._safely(lambda: self.upload(*photo))())
-        self.tabs.observe(self._safely(self._tidy), names="selected_index")
+        self.tabs.observe(self._safely(self._forget_link), names="selected_index")
         self.strip.on_click(lambda place: self._safely(lambda: self.select(self._shown[place]))())
         for picture in (self.scene, *(panel.picture for panel in self.panels)):
             picture.on_click(lambda part: self._safely(lambda: self._switch_part(part))())
@@ -354,9 +319,8 @@ class ExplanationTool(Screen):
     def _use_ticked(self) -> None:
         self.use(*[box.description for box in self.models.children[1:] if box.value])
 
-    def _tidy(self) -> None:
-        """Take away what belongs to another view; `_safely` has taken the message away."""
-        self.link.value = ""
+    def _forget_link(self) -> None:
+        self.link.value = ""  # of another view
 
     def _turn(self, step: int) -> None:
         self.select(self.state.found[(self._first + step * AT_ONCE) % len(self.state.found)])

@@ -11,14 +11,10 @@ import traitlets
 
 
 class Upload(anywidget.AnyWidget):
-    """Sends one photo at a time to Python.
-
-    Attributes:
-        megabytes: of a photo at most; a larger one would end the connection, so that the browser keeps it.
-    """
+    """Sends one photo at a time to Python."""
 
     _esm = Path(__file__).with_name("upload.js")
-    megabytes = traitlets.Int().tag(sync=True)
+    megabytes = traitlets.Int().tag(sync=True)  # at most; more would end the connection, so the browser keeps it
 
     def on_upload(self, act: Callable[[bytes, str], None]) -> None:
         """Call `act` with the content and the name of each photo."""

@@ -116,7 +116,7 @@ BAD_FILES = {
     "a page that says it is a picture": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     "too large": (b"\x89PNG\r\n\x1a\n" + bytes(10_000_000), "9 MB"),
     "a bomb": (((20000, 20000), "1"), "pixels"),
-    "more pixels than a photo": (((8000, 8000), "1"), "60 megapixels"),
+    "more pixels than a photo": (((9000, 8000), "1"), "64 megapixels"),
     "too small": (((8, 8), "RGB"), "too few"),
     "cut off": (((400, 400), "cut off"), "cannot be decoded"),
 }

@@ -90,12 +90,17 @@ def test_a_model_that_has_no_words_left_says_so(tool):
     assert "this model uses only words" not in tool.bars.value
 
 
-def test_photos_of_one_name_are_told_apart(tool, png, reads_milk):
-    for size in ((200, 100), (100, 100)):
-        tool.upload(png(size), "image.jpg")
-        assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
-        tool.explain(64)
-    assert tool.state.photo.name == "image.jpg (2)" and len(tool.state.remembered) == 6
+def test_an_uploaded_photo_is_read_and_stays_when_a_model_is_unticked(tool, png, reads_milk):
+    before = tool.state
+    assert not tool.controls["background"].disabled and not tool.reason.value
+    send(tool, b"%PDF", "list.pdf")
+    assert "list.pdf: not an image" in tool.message.value and 'role="alert"' in tool.message.value
+    assert tool.state is before
+    send(tool, png((200, 100)), "mine.png")
+    assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
+    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
+    tool.models.children[1].value = False
+    assert tool.state.photo.name == "mine.png" and tool.state.models == ("image", "text")
 
 
 def test_two_tools_share_nothing(shop, predictors):
@@ -151,13 +156,6 @@ def test_the_question_the_filters_and_the_models_follow_their_controls(tool):
     assert "choose 1 to 3" in tool.message.value and tool.state.models == ("text",)
 
 
-def test_an_upload_that_is_no_picture_is_named_and_the_photo_stays(tool):
-    before = tool.state
-    send(tool, b"%PDF", "list.pdf")
-    assert "list.pdf: not an image" in tool.message.value and 'role="alert"' in tool.message.value
-    assert tool.state is before
-
-
 def test_explaining_goes_on_in_the_background_and_can_be_stopped_and_refined(tool):
     tool.use("score_fusion")
     tool.controls["masks"].value = 2048
@@ -166,16 +164,13 @@ def test_explaining_goes_on_in_the_background_and_can_be_stopped_and_refined(too
     tool.controls["stop"].click()
     spent = desks.spent(tool.state.explanations["score_fusion"])
     assert spent < 2048 and "the explanations so far are kept" in tool.status.value and not tool._worker.is_alive()
-    assert tool.controls["left"].value in tool.state.remembered and tool.page("compare")
     tool.refine(64)
     assert desks.spent(tool.state.explanations["score_fusion"]) == spent + 64 and "Done" in tool.status.value
-
-
-def test_choosing_another_photo_ends_what_goes_on(tool):
+    assert tool.progress.layout.display == "none"
     tool.explain(2048, wait=False)
     until(lambda: tool.state.explanations)
     tool.select(4)
-    assert not tool.state.explanations and not tool._worker.is_alive()
+    assert not tool.state.explanations and not tool._worker.is_alive(), "another photo ends what goes on"
 
 
 def test_a_stopped_explanation_of_a_class_says_that_nothing_is_kept(tool, monkeypatch):
@@ -206,10 +201,9 @@ def test_a_problem_in_the_background_is_shown(tool, monkeypatch):
 def test_refining_nothing_and_unknown_parts_are_named(tool):
     with pytest.raises(UserError, match="Choose Explain first"):
         tool.refine()
-    with pytest.raises(UsageError, match="superpixel 999"):
-        tool.switch(segment=999)
-    with pytest.raises(UsageError, match="word 9 "):
-        tool.switch(word=9)
+    for part, said in (({"segment": 999}, "superpixel 999"), ({"word": 9}, "word 9 ")):
+        with pytest.raises(UsageError, match=said):
+            tool.switch(**part)
 
 
 def test_a_class_is_summed_up_and_checked_on_other_photos(tool):
@@ -228,31 +222,6 @@ def test_a_class_is_summed_up_and_checked_where_a_photo_has_no_words(tool, monke
     tool.explain_class("milk", photos=2, model="text")
     _, explained, check = tool.state.summed
     assert len(explained.photos) == 2 and check["n"].max() == 1
-
-
-def test_two_explanations_are_compared(tool):
-    tool.explain()
-    names = list(tool.state.remembered)
-    assert len(names) == 3
-    tool.compare(names[0], names[1])
-    assert "Rank correlation" in tool.compared.value
-    left, right, third = (tool.state.remembered[name][1] for name in names)
-    assert pages.rank_agreement(left, left) == pytest.approx(1) and pages.rank_agreement(left, right) is not None
-    assert pages.rank_agreement(left, third) is None, "the third one only reads"
-
-
-def test_a_chosen_comparison_stays_on_its_photo_when_something_else_is_explained(tool):
-    tool.explain()
-    name = next(name for name in tool.state.remembered if ", text:" in name)
-    for side in ("left", "right"):
-        tool.controls[side].value = name
-    shown = tool.compared.value
-    assert shown.count(f"<h3>{name}</h3>") == 2
-    tool.select(1)
-    tool.explain()
-    assert len(tool.state.remembered) == 6
-    assert [tool.controls[side].value for side in ("left", "right")] == [name] * 2
-    assert tool.compared.value == shown
 
 
 def test_a_control_works_while_the_background_sets_others(tool):
@@ -275,7 +244,7 @@ def test_a_control_works_while_the_background_sets_others(tool):
 
 
 def test_every_view_can_be_saved(tool):
-    for view in ("why", "class", "compare"):
+    for view in ("why", "class"):
         with pytest.raises(UserError):
             tool.page(view)
     tool.explain()
@@ -303,29 +272,9 @@ def test_a_view_is_offered_as_a_link(tool):
     assert not tool.link.value, "it shows what was on the screen before"
 
 
-def test_an_own_photo_stays_when_a_model_is_unticked(tool, png, reads_milk):
-    send(tool, png((200, 100)), "mine.png")
-    tool.models.children[1].value = False
-    assert tool.state.photo.name == "mine.png" and tool.state.models == ("image", "text")
-
-
 def test_it_says_which_photos_are_shown_and_what_their_files_are(tool):
     assert "12 of 18 photos (split test: no model learns from these)" in tool.about.value
     assert "photo-0-2.png (photo 1 of 12)" in tool.told.value and tool.strip.names[1].startswith("photo-0-3.png: ")
-
-
-def test_a_bar_that_is_done_does_not_stand_beside_another_photo(tool):
-    assert tool.progress.layout.display == "none"
-    tool.explain()
-    assert "Done" in tool.status.value and tool.progress.layout.display == "none"
-    tool.select(3)
-    assert not tool.status.value
-
-
-def test_what_a_photo_without_a_mask_does_not_offer_has_its_reason(tool, png, reads_milk):
-    assert not tool.controls["background"].disabled and not tool.reason.value
-    send(tool, png((200, 100)), "mine.png")
-    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
 
 
 def test_the_former_class_stays_among_the_bars(tool):
