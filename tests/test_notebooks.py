@@ -28,7 +28,6 @@ NO_METHOD = [  # what teaches no method of its own
     "50_saliency",
     "51_local_explanations",
     "52_global_explanations",
-    "60_background_variants",
     "61_background_factors",
     "70_correlated_classes",
     "80_explanation_tool",
