@@ -24,7 +24,6 @@ NO_METHOD = [  # what teaches no method of its own
     "31_nts_net",
     "32_capture_conditions",
     "33_best_recogniser",
-    "40_multimodal",
     "50_saliency",
     "51_local_explanations",
     "52_global_explanations",
