@@ -145,7 +145,7 @@ def _height(rng: np.random.Generator, label: str, size: int) -> int:
 
 
 def _width(stand: Stand) -> float:
-    face = packaging.front(PRODUCTS[stand[0]])
+    face = packaging.face(PRODUCTS[stand[0]], "front")
     return stand[3] * face.alpha.shape[1] / face.alpha.shape[0]
 
 

@@ -15,33 +15,19 @@ DEPARTMENTS = tuple(CONTENT["departments"])
 
 @dataclass(frozen=True)
 class Product:
-    """One class.
+    """One class."""
 
-    Attributes:
-        label: class name: the family, then what the variant is called.
-        family: name that look-alikes share; they differ in `variant` and `tint` only.
-        brand: fictional brand.
-        department: one of DEPARTMENTS.
-        shape: of the package; a name in `artwork.yaml`.
-        title: words on the front that look-alikes share.
-        variant: words on the front that tell look-alikes apart.
-        palette: four colours of the family as #rrggbb: main, dark, paper, accent.
-        tint: colour of the variant's small mark.
-        size_cm: width, height and depth.
-        index: place in CATALOGUE.
-    """
-
-    label: str
-    family: str
+    label: str  # the family, then what the variant is called
+    family: str  # what look-alikes share; they differ in `variant` and `tint` only
     brand: str
-    department: str
-    shape: str
-    title: tuple[str, ...]
-    variant: tuple[str, ...]
-    palette: tuple[str, str, str, str]
-    tint: str
-    size_cm: tuple[float, float, float]
-    index: int
+    department: str  # one of DEPARTMENTS
+    shape: str  # of the package; a name in `artwork.yaml`
+    title: tuple[str, ...]  # words on the front that look-alikes share
+    variant: tuple[str, ...]  # words on the front that tell look-alikes apart
+    palette: tuple[str, str, str, str]  # main, dark, paper, accent, as #rrggbb
+    tint: str  # colour of the variant's small mark
+    size_cm: tuple[float, float, float]  # width, height and depth
+    index: int  # place in CATALOGUE
 
 
 def _products() -> Iterator[Product]:

@@ -31,25 +31,15 @@ def share_of(text: str, whole: float) -> float:
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws elements on a sheet.
-
-    Attributes:
-        sheet: what is drawn on.
-        product: whose package it is.
-        names: colours and words that elements call by a name.
-        x: origin of all coordinates, in pixels of the sheet.
-        y: the same.
-        r: pixels of a unit.
-        turn: by how much everything is turned, in radians.
-    """
+    """Draws elements on a sheet."""
 
     sheet: Sheet
     product: Product
-    names: dict[str, str]
-    x: float
+    names: dict[str, str]  # colours and words that elements call by a name
+    x: float  # origin of all coordinates, in pixels of the sheet
     y: float = 0.0
-    r: float = 1.0
-    turn: float = 0.0
+    r: float = 1.0  # pixels of a unit
+    turn: float = 0.0  # by how much everything is turned, in radians
 
     @classmethod
     def on(cls, sheet: Sheet, product: Product) -> Pen:
@@ -66,8 +56,19 @@ class Pen:
                 self.motif(kind, **options)
             elif kind in PATTERNS:
                 PATTERNS[kind](self, **options)
-            else:
+            elif hasattr(self, kind):
                 getattr(self, kind)(**options)
+            else:
+                self.put(kind, **options)
+
+    def put(self, kind: str, **options: Any) -> None:
+        """Call the method `kind` of the sheet, with places, lengths and colours as the sheet counts them."""
+        for name, value in options.items():
+            if name in ("radius", "width", "blur", "cap"):
+                options[name] = value * self.r
+            elif convert := CONVERT.get(name):
+                options[name] = convert(self, value)
+        getattr(self.sheet, kind)(**options)
 
     # -- Places, outlines and colours
 
@@ -119,19 +120,7 @@ class Pen:
             return mix(self.colour(one), self.colour(other), share)
         return self.names.get(value, value)
 
-    # -- Elements
-
-    def gradient(self, box: Sequence[Length], top: Colour, bottom: Colour) -> None:
-        """Fill a rectangle with a vertical gradient."""
-        self.sheet.gradient(self.box(box), self.colour(top), self.colour(bottom))
-
-    def rect(self, box: Sequence[Length], fill: Colour, radius: float = 0) -> None:
-        """Fill a rectangle, with round corners if asked."""
-        self.sheet.rect(self.box(box), self.colour(fill), radius * self.r)
-
-    def ellipse(self, box: Sequence[Length], fill: Colour) -> None:
-        """Fill the ellipse inside a box."""
-        self.sheet.ellipse(self.box(box), self.colour(fill))
+    # -- Elements, beside those of the sheet
 
     def disc(self, at: Sequence[Length], r: float, fill: Colour) -> None:
         """Fill a circle."""
@@ -141,28 +130,7 @@ class Pen:
 
     def oval(self, at: Sequence[float], radii: Sequence[float], fill: Colour, **soft: float) -> None:
         """Fill an ellipse that turns with the pen."""
-        self.poly([{"arc": [*at, *radii]}], fill, **soft)
-
-    def poly(self, outline: Sequence[Any], fill: Colour, opacity: float = 1.0, blur: float = 0.0) -> None:
-        """Fill an outline; with less opacity what is below shines through, with blur its edge is soft."""
-        corners = self.outline(outline)
-        if opacity < 1 or blur:
-            self.sheet.soft(corners, self.colour(fill), opacity, blur * self.r)
-        else:
-            self.sheet.poly(corners, self.colour(fill))
-
-    def line(self, outline: Sequence[Any], fill: Colour, width: float) -> None:
-        """Draw a line along an outline."""
-        self.sheet.line(self.outline(outline), self.colour(fill), width * self.r)
-
-    def text(
-        self, words: str, at: Sequence[float], cap: float, fill: Colour, width: float = 1e9, shade=None, **options: Any
-    ) -> None:
-        """Print a line of words on the baseline `at`; `cap` is the height of a capital."""
-        x, y = self.point(at)
-        shade = shade and self.colour(shade)
-        text = self.names.get(words, words)
-        self.sheet.text(text, x, y, cap * self.r, self.colour(fill), width=width * self.r, shade=shade, **options)
+        self.put("poly", outline=[{"arc": [*at, *radii]}], fill=fill, **soft)
 
     def slot(self, box: Sequence[Length]) -> None:
         """Say where look-alikes differ."""
@@ -171,14 +139,13 @@ class Pen:
     def variant(self, box: Sequence[Length], fill: Colour) -> None:
         """Print the discriminative words into a box, which is a slot."""
         x0, y0, x1, y1 = self.box(box)
-        cap, base = 0.84 * (y1 - y0), y1 - 0.08 * (y1 - y0)
-        text = " ".join(self.product.variant)
-        self.sheet.text(text, (x0 + x1) / 2, base, cap, self.colour(fill), width=x1 - x0 - 2, discriminative=True)
+        at, words = ((x0 + x1) / 2, y1 - 0.08 * (y1 - y0)), " ".join(self.product.variant)
+        self.sheet.text(words, at, 0.84 * (y1 - y0), self.colour(fill), width=x1 - x0 - 2, discriminative=True)
         self.slot(box)
 
     def band(self, box: Sequence[Length], radius: float) -> None:
         """Print a small band in the variant's colour, which is a slot."""
-        self.rect(box, "tint", radius)
+        self.put("rect", box=box, fill="tint", radius=radius)
         self.slot(box)
 
     def motif(self, kind: str, at: Sequence[Length], r: float, turn: float = 0.0, **names: Colour) -> None:
@@ -214,7 +181,7 @@ def steam(pen: Pen) -> None:
         wave = shift + 0.14 * np.sin(rise * 6 + shift * 4)
         left = [pen.point(at) for at in zip(wave - 0.05, -(0.3 + 0.9 * rise), strict=True)]
         right = [pen.point(at) for at in zip(wave + 0.06, -(0.3 + 0.9 * rise), strict=True)]
-        pen.sheet.soft(left + right[::-1], "#ffffff", 0.75, 0.03 * pen.r)
+        pen.sheet.poly(left + right[::-1], "#ffffff", 0.75, 0.03 * pen.r)
 
 
 def bean(pen: Pen, at: Sequence[float], length: float, turn: float) -> None:
@@ -224,7 +191,7 @@ def bean(pen: Pen, at: Sequence[float], length: float, turn: float) -> None:
     pen.oval((0, 0), (1, 0.66), "#5f351b")
     pen.oval((-0.05, -0.14), (0.8, 0.4), "#7c4a28")
     s = np.linspace(-0.92, 0.92, 20)
-    pen.line(list(zip(s, 0.14 * np.sin(s * 3), strict=True)), "#24120a", 0.18)
+    pen.put("line", outline=list(zip(s, 0.14 * np.sin(s * 3), strict=True)), fill="#24120a", width=0.18)
 
 
 def beans(pen: Pen, top: float, seed: int) -> None:
@@ -331,10 +298,18 @@ def _meat(width: int, height: int, seed: int) -> Image.Image:
             pen.line(line, fill, round(thick * share * SCALE), joint="curve")
         if k % 9 == 0:
             x, y = path[3]
-            sheet.soft(np.c_[x + 3.0 * np.cos(circle), y - 2 + 1.6 * np.sin(circle)], "#ffffff", 0.55, 0.8)
+            sheet.poly(np.c_[x + 3.0 * np.cos(circle), y - 2 + 1.6 * np.sin(circle)], "#ffffff", 0.55, 0.8)
     return sheet.image
 
 
+# Option of an element -> what makes of it what the sheet takes.
+CONVERT: dict[str, Callable[[Pen, Any], Any]] = {
+    "box": Pen.box,
+    "at": Pen.point,
+    "outline": Pen.outline,
+    "words": lambda pen, words: pen.names.get(words, words),
+    **dict.fromkeys(("fill", "top", "bottom", "shade"), Pen.colour),
+}
 PATTERNS: dict[str, Callable[..., None]] = {
     pattern.__name__: pattern for pattern in (steam, bean, beans, flakes, bubbles, beads, small_print, barcode, mince)
 }

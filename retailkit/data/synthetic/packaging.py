@@ -6,7 +6,6 @@ outside of `Face.patch`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,51 +23,29 @@ ANGULAR = ("carton", "box")  # these have a side of their own; the side of all o
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One side of a package, seen head-on.
+    """One side of a package, seen head-on."""
 
-    Attributes:
-        pixels: (H,W,3) uint8 RGB.
-        alpha: (H,W) uint8, 255 inside the silhouette.
-        patch: (H,W) bool, where look-alikes differ; nowhere on sides.
-        words: text, (x0, y0, x1, y1) in pixels, and whether it tells look-alikes apart; one entry per printed word.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray
-    patch: np.ndarray
-    words: tuple[tuple[str, Box, bool], ...]
+    pixels: np.ndarray  # (H,W,3) uint8 RGB
+    alpha: np.ndarray  # (H,W) uint8, 255 inside the silhouette
+    patch: np.ndarray  # (H,W) bool, where look-alikes differ; nowhere on sides
+    words: tuple[tuple[str, Box, bool], ...]  # text, box in pixels, whether it tells look-alikes apart
 
 
 @cache
-def front(product: Product) -> Face:
-    """Return the front of a product."""
-    return _fold(product, product.shape, product.size_cm[0], _front)
-
-
-@cache
-def side(product: Product) -> Face:
-    """Return the side of a product: a nutrition table that says little; the same for all look-alikes."""
-    wide = product.size_cm[2 if product.shape in ANGULAR else 0]
-    return _fold(product, f"{product.shape}_side", wide, _side)
-
-
 def face(product: Product, name: str) -> Face:
-    """Return the `front` or `side` of a product."""
-    return front(product) if name == "front" else side(product)
-
-
-def _fold(product: Product, shape: str, wide: float, print_: Callable[[Product, int, int], Sheet]) -> Face:
-    """Put a flat print on a package shape `wide` centimetres wide."""
-    form = ARTWORK["shapes"].get(shape) or ARTWORK["shapes"][product.shape]
-    width = round(HEIGHT * wide / product.size_cm[1])
+    """Return the `front` of a product, or its `side`: a table that says little, the same for all look-alikes."""
+    shapes = ARTWORK["shapes"]
+    form = shapes.get(f"{product.shape}_{name}") or shapes[product.shape]
+    across = 2 if name == "side" and product.shape in ANGULAR else 0
+    width = round(HEIGHT * product.size_cm[across] / product.size_cm[1])
     sheet = Sheet(width, HEIGHT, form.get("base", product.palette[0]))
     pen = Pen.on(sheet, product)
     pen.draw(form.get("under", ()))
     top, bottom = form["label"]
     if "roll" in form:  # half of the print is seen
-        label = print_(product, round(width * np.pi / 2), bottom - top).roll(width, form["roll"])
+        label = _print(product, name, round(width * np.pi / 2), bottom - top).roll(width, form["roll"])
     else:
-        label = print_(product, width, bottom - top)
+        label = _print(product, name, width, bottom - top)
     sheet.place(label, 0, top)
     pen.draw(form.get("over", ()))
     if "outline" in form:
@@ -95,25 +72,22 @@ def _lit(sheet: Sheet, light: np.ndarray | float, gloss: np.ndarray | float) -> 
 # -- Prints
 
 
-def _ground(product: Product, width: int, height: int) -> tuple[Sheet, Pen]:
-    """Return a sheet with what is on every side of a package, colours and images without words, and its pen."""
+def _print(product: Product, name: str, width: int, height: int) -> Sheet:
     drawing = ARTWORK["faces"][product.family]
     sheet = Sheet(width, height, "#000000")
     pen = Pen.on(sheet, product)
-    pen.rect(("0%", "0%", "100%", "100%"), drawing["base"])
+    pen.put("rect", box=("0%", "0%", "100%", "100%"), fill=drawing["base"])
     pen.draw(drawing["ground"])
-    return sheet, pen
-
-
-def _front(product: Product, width: int, height: int) -> Sheet:
-    sheet, pen = _ground(product, width, height)
-    pen.draw(ARTWORK["faces"][product.family]["front"])
+    if name == "front":
+        pen.draw(drawing["front"])
+    else:
+        _print_side(pen, product, width, height)
     return sheet
 
 
-def _side(product: Product, width: int, height: int) -> Sheet:
+def _print_side(pen: Pen, product: Product, width: int, height: int) -> None:
     """Print the brand, a table of four lines, small print and a barcode."""
-    sheet, pen = _ground(product, width, height)
+    sheet = pen.sheet
     half, dark = width / 2, product.palette[1]
     wide = min(width - 18, max(172, 0.4 * width))
     x0, x1 = half - wide / 2, half + wide / 2
@@ -121,22 +95,21 @@ def _side(product: Product, width: int, height: int) -> Sheet:
     if height > 300:
         shade = sheet.image.convert("L").getpixel((sheet.image.width // 2, round(top - 20) * SCALE))
         ink = "#ffffff" if shade < 140 else dark
-        sheet.text(product.brand, half, top - 14, 20, ink, width=wide - 10, font="classic")
+        sheet.text(product.brand, (half, top - 14), 20, ink, width=wide - 10, font="classic")
     sheet.rect((x0, top, x1, bottom), "#fbfaf6", 5)
     sheet.rect((x0 + 6, top + 6, x1 - 6, top + 28), dark, 3)
     ((header, rows),) = CONTENT["families"][product.family]["side"].items()
-    sheet.text(header, half, top + 23, 12, "#ffffff", width=wide - 26)
+    sheet.text(header, (half, top + 23), 12, "#ffffff", width=wide - 26)
     for k, (name, amount) in enumerate(rows.items()):
         y = top + 47 + 21 * k
-        sheet.text(name, x0 + 8, y, 9.5, "#222222", anchor="l", font="plain", width=wide / 2)
+        sheet.text(name, (x0 + 8, y), 9.5, "#222222", anchor="l", font="plain", width=wide / 2)
         if amount:
-            sheet.text(amount, x1 - 8, y, 9.5, "#222222", anchor="r", font="plain", width=wide / 2 - 14)
+            sheet.text(amount, (x1 - 8, y), 9.5, "#222222", anchor="r", font="plain", width=wide / 2 - 14)
         sheet.rect((x0 + 6, y + 6, x1 - 6, y + 6.8), "#a9a9a3")
     small = [8 - wide / 2, top + 128, wide / 2 - 8, top + 168]
     pen.draw([{"small_print": {"box": small, "fill": "#8d8d88", "seed": len(product.family)}}])
     narrow = min(wide, 120) / 2 - 6
     pen.draw([{"barcode": {"box": [-narrow, bottom - 58, narrow, bottom - 8], "seed": 5}}])
-    return sheet
 
 
 # -- Light on the shapes: what multiplies the colours, and how much they are lightened; both from the width in pixels.

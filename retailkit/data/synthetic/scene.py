@@ -144,7 +144,7 @@ class _Streams:
 @lru_cache(maxsize=4096)
 def _scaled_patch(product: Product, height: int) -> np.ndarray:
     """Return the patch that tells look-alikes apart, (h,w) uint8, 255 where it has any part in a pixel of `_scaled`."""
-    patch = packaging.front(product).patch.astype(np.float32)
+    patch = packaging.face(product, "front").patch.astype(np.float32)
     width = max(round(patch.shape[1] * height / patch.shape[0]), 1)
     return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
 

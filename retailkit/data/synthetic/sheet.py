@@ -73,21 +73,17 @@ class Sheet:
         self.words: list[tuple[str, Box, bool]] = []
         self.slots: list[Box] = []
 
-    def poly(self, points: Points, fill: str) -> None:
-        """Fill a polygon."""
-        ImageDraw.Draw(self.image).polygon([(x * SCALE, y * SCALE) for x, y in points], fill=fill)
-
     def rect(self, box: Box, fill: str, radius: float = 0) -> None:
         """Fill a rectangle, with round corners if asked."""
         ImageDraw.Draw(self.image).rounded_rectangle([v * SCALE for v in box], radius * SCALE, fill=fill)
 
     def ellipse(self, box: Box, fill: str) -> None:
-        """Fill an ellipse."""
+        """Fill the ellipse inside a box."""
         ImageDraw.Draw(self.image).ellipse([v * SCALE for v in box], fill=fill)
 
-    def line(self, points: Points, fill: str, width: float) -> None:
-        """Draw a line."""
-        scaled = [(x * SCALE, y * SCALE) for x, y in points]
+    def line(self, outline: Points, fill: str, width: float) -> None:
+        """Draw a line along an outline."""
+        scaled = [(x * SCALE, y * SCALE) for x, y in outline]
         ImageDraw.Draw(self.image).line(scaled, fill=fill, width=max(round(width * SCALE), 1), joint="curve")
 
     def gradient(self, box: Box, top: str, bottom: str) -> None:
@@ -96,9 +92,12 @@ class Sheet:
         column = np.linspace(ImageColor.getrgb(top), ImageColor.getrgb(bottom), y1 - y0).round().astype(np.uint8)
         self.image.paste(Image.fromarray(np.repeat(column[:, None], x1 - x0, axis=1)), (x0, y0))
 
-    def soft(self, points: Points, fill: str, opacity: float = 1.0, blur: float = 0.0) -> None:
-        """Fill a polygon that lets through what is below it, with a blurred edge."""
-        corners = np.asarray(points) * SCALE
+    def poly(self, outline: Points, fill: str, opacity: float = 1.0, blur: float = 0.0) -> None:
+        """Fill an outline; with less opacity what is below shines through, with blur its edge is soft."""
+        corners = np.asarray(outline) * SCALE
+        if opacity == 1 and not blur:
+            ImageDraw.Draw(self.image).polygon([tuple(corner) for corner in corners], fill=fill)
+            return
         reach = 3 * blur * SCALE + 2
         x0, y0 = np.floor(corners.min(0) - reach).astype(int)
         x1, y1 = np.ceil(corners.max(0) + reach).astype(int)
@@ -116,12 +115,10 @@ class Sheet:
 
     def text(
         self,
-        text: str,
-        x: float,
-        base: float,
+        words: str,
+        at: tuple[float, float],
         cap: float,
         fill: str,
-        *,
         width: float = 1e9,
         font: str = "sans",
         anchor: str = "m",
@@ -131,25 +128,23 @@ class Sheet:
         """Print a line of words; letters are condensed where the line is wider than `width`.
 
         Args:
-            text: words with single spaces between them.
-            x: middle (anchor m), left end (l) or right end (r) of the line.
-            base: the baseline.
+            words: separated by single spaces.
+            at: middle (anchor m), left end (l) or right end (r) of the line, on its baseline.
             cap: height of a capital.
             fill: colour.
             width: most that the line may take.
             font: name in `FONTS`.
-            anchor: what `x` means.
+            anchor: which end of the line is `at`.
             discriminative: whether these words tell look-alikes apart.
             shade: colour of a shadow that the letters cast, None for none.
         """
-        face = _font(font, cap * SCALE)
-        words = text.split()
-        lengths = [face.getlength(word) / SCALE for word in words]
+        (x, base), face = at, _font(font, cap * SCALE)
+        lengths = [face.getlength(word) / SCALE for word in words.split()]
         gap = 0.32 * cap
-        natural = sum(lengths) + gap * (len(words) - 1)
+        natural = sum(lengths) + gap * (len(lengths) - 1)
         squeeze = min(1.0, width / natural)
         x -= natural * squeeze * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor]
-        for word, length in zip(words, lengths, strict=True):
+        for word, length in zip(words.split(), lengths, strict=True):
             if shade:
                 self._print(word, face, x + 0.04 * cap, base + 0.045 * cap, squeeze, shade)
             box = self._print(word, face, x, base, squeeze, fill)

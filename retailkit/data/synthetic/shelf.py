@@ -45,17 +45,15 @@ def shelf(department: str, number: int, size: int) -> np.ndarray:
     style, px = STYLES[department], lambda share: round(share * size)
     height, width = px(CANVAS[0]), px(CANVAS[1])
     image = _panel(style, height, width, size)
-    upper = FLOOR - rng.uniform(0.80, 0.88)
-    back = FLOOR - BACK_ROW
-    for base, dim, scale in ((upper - 0.03, 0.9, 0.95), (back, 0.78, 0.93)):
-        _fill_row(image, department, rng, px(base), size, dim, scale)
-        if base == upper - 0.03:
-            _rail(image, style, rng, px(upper - 0.03), px(0.09), size)
-            image[px(upper + 0.06) : px(upper + 0.16)] *= np.linspace(0.55, 1, px(upper + 0.16) - px(upper + 0.06))[
-                :, None, None
-            ]
+    upper, back = FLOOR - rng.uniform(0.80, 0.88), FLOOR - BACK_ROW
+    _fill_row(image, department, rng, px(upper - 0.03), size, 0.9, 0.95)
+    _rail(image, style, rng, px(upper - 0.03), px(0.09), size)
+    shade = image[px(upper + 0.06) : px(upper + 0.16)]
+    shade *= np.linspace(0.55, 1, len(shade))[:, None, None]
+    _fill_row(image, department, rng, px(back), size, 0.78, 0.93)
     image[: px(back)] = cv2.GaussianBlur(image[: px(back)], (0, 0), max(size / 260, 0.4))
-    _board(image, style, px(back), px(FLOOR + BOARD))
+    board = image[px(back) : px(FLOOR + BOARD)]  # dark below the back row, bright at its front edge
+    board[:] = np.array(style.board, np.float32) * np.linspace(0.45, 1.05, len(board), dtype=np.float32)[:, None, None]
     _rail(image, style, rng, px(FLOOR + BOARD), px(0.10), size)
     below = px(FLOOR + BOARD + 0.10)
     image[below:] = 0.25 * np.array(style.panel)
@@ -75,12 +73,6 @@ def _panel(style: SimpleNamespace, height: int, width: int, size: int) -> np.nda
     elif style.pattern == "holes":
         image[step // 2 :: step, step // 2 :: step] *= 0.6
     return image
-
-
-def _board(image: np.ndarray, style: SimpleNamespace, top: int, bottom: int) -> None:
-    """Draw the board that products stand on: dark below the back row, bright at its front edge."""
-    ramp = np.linspace(0.45, 1.05, bottom - top, dtype=np.float32)[:, None, None]
-    image[top:bottom] = np.array(style.board, np.float32) * ramp
 
 
 def _rail(
@@ -164,7 +156,7 @@ def _studio(number: int, size: int) -> np.ndarray:
 
 def extent(product: Product) -> tuple[float, float]:
     """Return width and height on the image: real proportions, real sizes drawn closer together."""
-    face = packaging.front(product)
+    face = packaging.face(product, "front")
     height, width = face.alpha.shape
     tall = np.clip(0.66 * (product.size_cm[1] / 22) ** 0.3, 0.46, 0.72)
     tall = min(tall, 0.62 * height / width)
@@ -176,15 +168,10 @@ def scaled(product: Product, kind: str, height: int) -> np.ndarray:
     """Return a face as a layer (h,w,4) of uint8, `height` pixels high."""
     face = packaging.face(product, kind)
     width = max(round(face.alpha.shape[1] * height / face.alpha.shape[0]), 1)
-    return cv2.resize(layer(face.pixels, face.alpha), (width, height), interpolation=cv2.INTER_AREA)
-
-
-def layer(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return pixels (H,W,3) uint8 with coverage `alpha` (H,W) uint8 as a layer of uint8."""
-    covered = cv2.multiply(pixels, cv2.merge([alpha] * 3), scale=1 / 255)
-    return np.dstack([covered, alpha])
+    covered = cv2.multiply(face.pixels, cv2.merge([face.alpha] * 3), scale=1 / 255)
+    return cv2.resize(np.dstack([covered, face.alpha]), (width, height), interpolation=cv2.INTER_AREA)
 
 
 def over(image: np.ndarray, top: np.ndarray) -> np.ndarray:
-    """Return `image` (H,W,3) float32 with the layer `top` (H,W,4) laid over it."""
-    return image * (1 - top[..., 3:] * np.float32(1 / 255)) + top[..., :3]
+    """Return an image (H,W,3) or layer (H,W,4), float32, with the layer `top` laid over it."""
+    return image * (1 - top[..., 3:] * np.float32(1 / 255)) + top[..., : image.shape[2]]
