@@ -7,16 +7,17 @@ Families of look-alikes (`catalogue`) get packages (`packaging`, drawn from `art
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from retailkit.cache import code_fingerprint, digest, replacing
@@ -69,12 +70,8 @@ def load(
     size: int = 288,
     families: int = 8,
     seed: int = 0,
-    shadow: bool = True,
-    reflection: bool = True,
-    lighting: bool = True,
-    occlusion: bool = True,
-    noise: bool = True,
     workers: int | None = None,
+    **effects: bool,
 ) -> ProductData:
     """Load the built-in data set; render it below `root` if these options were not rendered before.
 
@@ -93,12 +90,8 @@ def load(
         size: side of the images in pixels.
         families: how many families of look-alikes, from the first on.
         seed: of everything random.
-        shadow: whether products cast shadows.
-        reflection: whether the board reflects products.
-        lighting: whether the light differs between images; without it all are lit evenly and neutrally.
-        occlusion: whether now and then something hides a little of a product.
-        noise: whether the camera adds blur and noise.
         workers: threads that render; None takes one per core.
+        **effects: False switches `shadow`, `reflection`, `lighting`, `occlusion` or `noise` off; see `scene.Effects`.
 
     Raises:
         UsageError: unknown regime, or a number out of its range.
@@ -106,12 +99,12 @@ def load(
     """
     pick(REGIMES, regime, "regime")
     _check(per_class, correlation=correlation, side=side, size=size, families=families, seed=seed)
-    effects = Effects(shadow, reflection, lighting, occlusion, noise)
     shots = plan(regime, per_class, correlation, side, families, seed)
     _check_place(Path(root))
-    folder = Path(root) / digest(shots, size, effects, code_fingerprint(__name__))[:16]
-    _render(folder, shots, size, effects, workers)
-    table = _table(folder, shots)
+    switches = Effects(**effects)
+    folder = Path(root) / digest(shots, size, switches, code_fingerprint(__name__))[:16]
+    _render(folder, shots, size, switches, workers)
+    table = make_table([_row(folder, shot) for shot in shots])
     info = INFO | {"size": f"{len(table)} images of {size}x{size} pixels"}
     return ProductData("synthetic", table, sorted(set(table["label"])), info, fit="stretch")
 
@@ -128,22 +121,18 @@ def plan(
     regime: str, per_class: Sequence[int], correlation: float, side: float, families: int, seed: int
 ) -> list[Shot]:
     """Return every image of a data set, class by class; see `load`."""
+    shots = []
     products = [product for name in list(FAMILIES)[:families] for product in FAMILIES[name]]
-    return [shot for product in products for shot in _plan_class(product, regime, per_class, correlation, side, seed)]
-
-
-def _plan_class(
-    product: Product, regime: str, per_class: Sequence[int], correlation: float, side: float, seed: int
-) -> Iterator[Shot]:
-    for place, (split, count) in enumerate(zip(SPLITS, per_class, strict=True)):
+    for product, (place, split) in itertools.product(products, enumerate(SPLITS)):
         clean = split == "train" and REGIMES[regime] is not None
-        for number in range(REGIMES[regime] if clean else count):
+        for number in range(REGIMES[regime] if clean else per_class[place]):
             burst, shot = (number, 0) if clean else divmod(number, SHOTS)
             key = (seed, product.index, place, burst)
             background = "studio" if clean else _department(product, correlation, key)
             turn = product.index + burst  # side views are spread evenly over consecutive numbers
             pose = "side" if not clean and int((turn + 1) * side) > int(turn * side) else "front"
-            yield Shot(product.index, split, key, shot, background, pose)
+            shots.append(Shot(product.index, split, key, shot, background, pose))
+    return shots
 
 
 def _department(product: Product, correlation: float, key: tuple[int, ...]) -> str:
@@ -188,11 +177,9 @@ def _render(folder: Path, shots: list[Shot], size: int, effects: Effects, worker
 
 def _read_sums(path: Path) -> dict[str, str]:
     """Return the checksum of each rendered file; empty where the list is not there or damaged."""
-    try:
-        sums = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return sums if isinstance(sums, dict) else {}
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path.read_bytes()))
+    return {}
 
 
 def _is_whole(path: Path, sums: dict[str, str]) -> bool:
@@ -220,21 +207,12 @@ def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
 
 
 def _files(folder: Path, shot: Shot) -> dict[str, Path]:
-    stem = folder / "images" / shot.name
-    return {
-        "image": stem.with_suffix(".jpg"),
-        "mask": stem.with_suffix(".mask.png"),
-        "truth": stem.with_suffix(".truth.png"),
-    }
+    suffixes = {"image": ".jpg", "mask": ".mask.png", "truth": ".truth.png"}
+    return {kind: folder / "images" / f"{shot.name}{suffix}" for kind, suffix in suffixes.items()}
 
 
-def _table(folder: Path, shots: list[Shot]) -> pd.DataFrame:
-    rows = []
-    for shot in shots:
-        product = CATALOGUE[shot.product]
-        rows.append(
-            {name: str(path) for name, path in _files(folder, shot).items()}
-            | {"label": product.label, "coarse": product.department, "family": product.family, "split": shot.split}
-            | {"condition": shot.pose, "group": shot.group}
-        )
-    return make_table(rows)
+def _row(folder: Path, shot: Shot) -> dict[str, str]:
+    product = CATALOGUE[shot.product]
+    facts = {"label": product.label, "coarse": product.department, "family": product.family, "split": shot.split}
+    files = {kind: str(path) for kind, path in _files(folder, shot).items()}
+    return files | facts | {"condition": shot.pose, "group": shot.group}

@@ -66,19 +66,12 @@ def render_scenes(
 
 @dataclass(frozen=True)
 class Region:
-    """A region, drawn.
+    """A region, drawn."""
 
-    Attributes:
-        box: x0, y0, x1, y1 in pixels.
-        stands: the targets in it.
-        behind: (S,S,4) layer under the products.
-        before: (S,S,4) layer over the products.
-    """
-
-    box: Box
-    stands: list[Stand]
-    behind: np.ndarray
-    before: np.ndarray
+    box: Box  # x0, y0, x1, y1 in pixels
+    stands: list[Stand]  # the targets in it
+    behind: np.ndarray  # (S,S,4) layer under the products
+    before: np.ndarray  # (S,S,4) layer over the products
 
 
 def _scene(
@@ -186,13 +179,9 @@ def _door(rng: np.random.Generator, size: int) -> Region:
     streak = np.exp(-(((across - rng.uniform(0.3, 1.2) * size) / (0.06 * size)) ** 2)).astype(np.float32)
     before[y0:y1, x0:x1] += streak[..., None] * np.float32(0.15 * 255)
     metal, bar = np.float32([*(rng.uniform(90, 190) * np.array([0.97, 1, 1.03])), 255]), max(round(0.016 * size), 2)
-    for part in (
-        np.s_[y0 : y0 + bar, x0:x1],
-        np.s_[y1 - bar : y1, x0:x1],
-        np.s_[y0:y1, x0 : x0 + bar],
-        np.s_[y0:y1, x1 - bar : x1],
-    ):
-        before[part] = metal
+    frame = np.ones((size, size), bool)
+    frame[y0 + bar : y1 - bar, x0 + bar : x1 - bar] = False
+    before[y0:y1, x0:x1][frame[y0:y1, x0:x1]] = metal
     stands: list[Stand] = []
     for _ in range(int(rng.integers(1, 4))):
         tall, row = _height(rng, TARGET, size), FLOORS[int(rng.integers(2))] * size

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from retailkit.data.synthetic.catalogue import FAMILIES, Product, goods_of
 from retailkit.data.synthetic.packaging import ANGULAR
 from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, scaled
 from retailkit.data.synthetic.shelf import background as background_of
+from retailkit.data.table import bounding_box
 
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
 DISTANCE = 2.6  # from the camera to the product, in sides of the image
@@ -31,31 +32,25 @@ FAINT = 0.05  # shadow and reflection weaker than this are not in the masks
 class Effects:
     """What may happen to an image; a switch that is off leaves no trace of its effect."""
 
-    shadow: bool = True
-    reflection: bool = True
-    lighting: bool = True
-    occlusion: bool = True
-    noise: bool = True
+    shadow: bool = True  # of the product
+    reflection: bool = True  # of the product in the board
+    lighting: bool = True  # differs between images; without it all are lit evenly and neutrally
+    occlusion: bool = True  # now and then something hides a little of the product
+    noise: bool = True  # the camera adds blur and noise
+
+
+Words = list[tuple[str, tuple[float, float, float, float], bool]]
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """An image and the exact truth about it.
+    """An image of side S and the exact truth about it."""
 
-    Attributes:
-        image: (S,S,3) uint8 RGB.
-        mask: (S,S) bool, True where the product covers at least half of the pixel and nothing hides it.
-        planes: `twin_patch` (inside `mask`), `shadow` and `reflection` (outside it), each (S,S) bool.
-        words: text, (x0,y0,x1,y1) in pixels, whether it tells look-alikes apart; words that are half hidden or too
-            small to be read are left out.
-        facts: `pose`, `background`, `lighting`.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    planes: dict[str, np.ndarray]
-    words: list[tuple[str, tuple[float, float, float, float], bool]]
-    facts: dict[str, str]
+    image: np.ndarray  # (S,S,3) uint8 RGB
+    mask: np.ndarray  # (S,S) bool, True where the product covers at least half of the pixel and nothing hides it
+    planes: dict[str, np.ndarray]  # (S,S) bool: `twin_patch` (inside `mask`), `shadow`, `reflection` (outside it)
+    words: Words  # text, (x0,y0,x1,y1) in pixels, whether it tells look-alikes apart; no hidden or tiny ones
+    facts: dict[str, str]  # `pose`, `background`, `lighting`
 
 
 LIGHTS = {
@@ -77,7 +72,6 @@ def compose(
     pose: str = "front",
     shot: int = 0,
     effects: Effects = Effects(),
-    leave_out: bool = False,
 ) -> Rendered:
     """Render one image.
 
@@ -89,35 +83,33 @@ def compose(
         pose: `front` or `side`.
         shot: number inside a burst; shots of one key differ by a small movement of the camera and by noise.
         effects: what may happen.
-        leave_out: render the same scene without the product, its shadow and its reflection.
     """
-    draw = _Streams(key, shot)
+    draw, calm = _Streams(key, shot), background == "studio"
     canvas = background_of(background, int(draw("scene").integers(SHELVES)), size)
-    camera = _Camera.point(draw, size, calm=background == "studio")
+    camera = _Camera.point(draw, size, calm)
     seen = cv2.warpAffine(canvas, camera.matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
-    subject = _Subject.place(product, draw, pose, camera, size, calm=background == "studio")
-    front = _occluder(subject, draw, camera, background, size) if effects.occlusion else None
-    mask, planes = subject.mask, {name: np.zeros((size, size), bool) for name in ("twin_patch", "shadow", "reflection")}
-    planes["twin_patch"] = subject.patch
-    if not leave_out:
-        if effects.shadow:
-            shade = _shade(subject, draw, size)
-            image *= (1 - shade)[..., None]
-            planes["shadow"] = (shade > FAINT) & ~mask
-        if effects.reflection:
-            mirrored = subject.mirrored(gloss)
-            image = over(image, mirrored)
-            planes["reflection"] = (mirrored[..., 3] > 255 * FAINT) & ~mask
-        image = over(image, subject.layer)
+    subject = _Subject.place(product, draw, pose, camera, size, calm)
+    front = _occluder(subject, draw, background, size) if effects.occlusion else None
+    mask, nothing = subject.mask, np.zeros((size, size), bool)
+    planes = {"twin_patch": subject.patch, "shadow": nothing, "reflection": nothing}
+    if effects.shadow:
+        shade = _shade(subject, draw, size)
+        image *= (1 - shade)[..., None]
+        planes["shadow"] = (shade > FAINT) & ~mask
+    if effects.reflection:
+        mirrored = subject.mirrored(gloss)
+        image = over(image, mirrored)
+        planes["reflection"] = (mirrored[..., 3] > 255 * FAINT) & ~mask
+    image = over(image, subject.layer)
     if front is not None:
-        image = over(image, front)
-        mask = under(front, mask)
-        planes = {name: under(front, plane) for name, plane in planes.items()}
+        image, free = over(image, front), front[..., 3] < 127.5
+        mask = mask & free
+        planes = {name: plane & free for name, plane in planes.items()}
     light = _light(draw, background) if effects.lighting else "neutral"
     if effects.lighting:
         image *= _gain(light, draw, size)
-    if effects.noise and background != "studio":
+    if effects.noise and not calm:
         image = _expose(image, draw, light, size)
         planes["twin_patch"] = grow(planes["twin_patch"], 1) & mask
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
@@ -151,17 +143,11 @@ def _scaled_patch(product: Product, height: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Camera:
-    """Where the image is taken.
+    """Where the image is taken."""
 
-    Attributes:
-        matrix: (2,3) affine map from shelf pixels to image pixels.
-        turn: (2,2) zoom and roll.
-        stand: (2,) where the product stands, in pixels of the image.
-    """
-
-    matrix: np.ndarray
-    turn: np.ndarray
-    stand: np.ndarray
+    matrix: np.ndarray  # (2,3) affine map from shelf pixels to image pixels
+    turn: np.ndarray  # (2,2) zoom and roll
+    stand: np.ndarray  # (2,) where the product stands, in pixels of the image
 
     @classmethod
     def point(cls, draw: _Streams, size: int, calm: bool) -> _Camera:
@@ -182,25 +168,15 @@ class _Camera:
 
 @dataclass(frozen=True)
 class _Subject:
-    """The product in its place on the image.
-
-    Attributes:
-        product: what it is.
-        layer: (S,S,4) float32.
-        patch: (S,S) bool, a subset of `mask`.
-        words: see `Rendered`.
-        mirrors: face name -> (4,2) corners of its reflection on the image.
-        stand: (2,) where it stands, in pixels.
-        extent: width and height in pixels.
-    """
+    """The product in its place on the image."""
 
     product: Product
-    layer: np.ndarray
-    patch: np.ndarray
-    words: list[tuple[str, tuple[float, float, float, float], bool]]
-    mirrors: dict[str, np.ndarray]
-    stand: np.ndarray
-    extent: tuple[float, float]
+    layer: np.ndarray  # (S,S,4) float32
+    patch: np.ndarray  # (S,S) bool, a subset of `mask`
+    words: Words  # see `Rendered`
+    mirrors: dict[str, np.ndarray]  # face name -> (4,2) corners of its reflection on the image
+    stand: np.ndarray  # (2,) where it stands, in pixels
+    width: float  # in pixels
 
     @property
     def mask(self) -> np.ndarray:
@@ -226,8 +202,7 @@ class _Subject:
             patch = grow(_warp(flat, seen["upright"]["front"], size) > 0, 1)
         whole = _faces_layer(product, seen["upright"], size)
         patch &= whole[..., 3] > 0
-        extent = tuple(size * shrink * spread)
-        return cls(product, whole, patch, words, seen["mirrored"], camera.stand, extent)
+        return cls(product, whole, patch, words, seen["mirrored"], camera.stand, size * shrink * spread[0])
 
     def mirrored(self, gloss: np.ndarray) -> np.ndarray:
         """Return the reflection as a layer: fading downwards, only where the ground is glossy.
@@ -257,10 +232,7 @@ def _faces_layer(product: Product, quads: dict[str, np.ndarray], size: int) -> n
         if name == "side" and product.shape in ANGULAR:
             part[..., :3] *= np.float32(0.8)
         layers.append(part)
-    back, *tops = layers
-    for top in tops:
-        back = back * (1 - top[..., 3:] * np.float32(1 / 255)) + top
-    return back
+    return reduce(over, layers)
 
 
 def _tucked(side: np.ndarray, front: np.ndarray) -> np.ndarray:
@@ -324,14 +296,14 @@ def _warp(face: np.ndarray, quad: np.ndarray, size: int) -> np.ndarray:
     return cv2.warpPerspective(face, _homography(face.shape, quad), (size, size), flags=cv2.INTER_LINEAR)
 
 
-def _warp_words(face: packaging.Face, quad: np.ndarray, size: int) -> list:
+def _warp_words(face: packaging.Face, quad: np.ndarray, size: int) -> Words:
     """Return a face's words with the boxes around them on the image."""
     transform = _homography(face.alpha.shape, quad)
     words = []
     for text, (x0, y0, x1, y1), discriminative in face.words:
         points = np.float32([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]]) - np.float32(0.5)
         points = np.clip(cv2.perspectiveTransform(points, transform)[0] + 0.5, 0, size)
-        words.append((text, (*map(float, points.min(axis=0)), *map(float, points.max(axis=0))), bool(discriminative)))
+        words.append((text, bounding_box(points), discriminative))
     return words
 
 
@@ -361,13 +333,13 @@ def _shade(subject: _Subject, draw: _Streams, size: int) -> np.ndarray:
     cast = strength * cv2.GaussianBlur(cast, (0, 0), 0.018 * unit)
     contact = np.zeros_like(quarter)
     centre = (round(subject.stand[0] / 4), round(base + 0.008 * unit))
-    axes = (max(round(0.53 * subject.extent[0] / 4), 1), max(round(0.026 * unit), 1))
+    axes = (max(round(0.53 * subject.width / 4), 1), max(round(0.026 * unit), 1))
     cv2.ellipse(contact, centre, axes, 0, 0, 360, 0.75, -1)
     contact = cv2.GaussianBlur(contact, (0, 0), 0.016 * unit)
     return cv2.resize(np.maximum(cast, contact), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _occluder(subject: _Subject, draw: _Streams, camera: _Camera, background: str, size: int) -> np.ndarray | None:
+def _occluder(subject: _Subject, draw: _Streams, background: str, size: int) -> np.ndarray | None:
     """Return something that hides a little of the product, as a layer, or None; never what tells look-alikes apart."""
     rng = draw("occluder")
     if background == "studio" or rng.uniform() > 0.3:
@@ -379,7 +351,7 @@ def _occluder(subject: _Subject, draw: _Streams, camera: _Camera, background: st
     xs = np.flatnonzero(subject.mask.any(axis=0))
     if not len(xs):
         return None
-    bite = rng.uniform(0.05, 0.13) * subject.extent[0]
+    bite = rng.uniform(0.05, 0.13) * subject.width
     x = xs[0] + bite - pack.shape[1] if side < 0 else xs[-1] - bite
     y = subject.stand[1] + 0.035 * size - pack.shape[0]
     placed = cv2.warpAffine(pack, np.float32([[1, 0, x], [0, 1, y]]), (size, size)).astype(np.float32)
@@ -423,11 +395,6 @@ def _expose(image: np.ndarray, draw: _Streams, light: str, size: int) -> np.ndar
     y, x = rng.integers(0, size, 2)
     amount = np.float32(rng.uniform(1.0, 3.0) * (1.8 if light == "dim" else 1.0))
     return image + amount * _grain(size)[y : y + size, x : x + size]
-
-
-def under(top: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return `mask` (H,W) bool without the pixels that the layer `top` covers by half or more."""
-    return mask & (top[..., 3] < 127.5)
 
 
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:
