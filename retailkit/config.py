@@ -23,12 +23,9 @@ class UserError(ValueError):
     """Something the user can mend: the message names the thing, the value and the cure.
 
     The command line prints it as one line on stderr, without a traceback.
-
-    Attributes:
-        exit_code: 1 when work failed on bad input, 2 when the call itself was wrong.
     """
 
-    exit_code = 1
+    exit_code = 1  # work failed on bad input
 
     def __str__(self) -> str:
         """Return the message; what is not UTF-8 in the name of a file is escaped, so that it can be printed."""

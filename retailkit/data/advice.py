@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +17,9 @@ SEPARATORS = " _-"
 
 
 def advise(table: pd.DataFrame) -> list[str]:
-    """Return one line for each doubt about a table, with a count and examples; empty where all is well.
+    """Return one line for each doubt about a data set's table, whose `split` is filled in; empty where all is well.
 
     Photos are compared by their files' content, so that a copy under another name is found.
-
-    Args:
-        table: with the columns of `retailkit.data.table.COLUMNS`, `split` filled in.
     """
     lines, labels = [], sorted(set(table["label"]))
     if len(labels) == 1:
@@ -60,25 +59,13 @@ def short(path: str) -> str:
 
 def contents(files: Iterable[str]) -> list[str]:
     """Return a key for each file that files with the same bytes share; only files of one size are read."""
-    files = list(files)
-    sizes = {path: _size(path) for path in set(files)}
-    shared = {size for size, count in pd.Series(sizes).value_counts().items() if count > 1}
-    keys = {path: _content(path) if size in shared and size >= 0 else path for path, size in sizes.items()}
-    return [keys[path] for path in files]
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size if os.path.isfile(path) else -1
-    except OSError:
-        return -1
-
-
-def _content(path: str) -> str:
-    try:
-        return content_hash(path)
-    except OSError:  # reported when its pixels are read
-        return path
+    files, keys = list(files), {}
+    sizes = {path: os.path.getsize(path) for path in set(files) if os.path.isfile(path)}
+    shared = Counter(sizes.values())
+    for path, size in sizes.items():
+        with suppress(OSError):  # reported when its pixels are read
+            keys[path] = content_hash(path) if shared[size] > 1 else path
+    return [keys.get(path, path) for path in files]
 
 
 def _same_names(names: Iterable[str]) -> list[list[str]]:

@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,15 @@ NEEDED = {  # parts of a COCO file: key -> type
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images with boxes.
+    """Images with boxes."""
 
-    Attributes:
-        classes: names; label k is `classes[k - 1]`, 0 is the background.
-        images: (3,H,W) uint8 tensors, or files that are read when they are asked for.
-        sizes: height and width of each image in pixels.
-        boxes: (N,4) float32 of each image: x0, y0, x1, y1 in pixels.
-        labels: (N,) int64 of each image.
-        region: name of the class that comes with the targets; "" for none.
-        targets: names of the classes that it comes with.
-    """
-
-    classes: list[str]
-    images: list[Tensor | Path]
-    sizes: list[tuple[int, int]]
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    region: str = ""
-    targets: tuple[str, ...] = ()
+    classes: list[str]  # label k is `classes[k - 1]`, 0 is the background
+    images: list[Tensor | Path]  # (3,H,W) uint8 tensors, or files that are read when they are asked for
+    sizes: list[tuple[int, int]]  # height and width of each image in pixels
+    boxes: list[Tensor]  # (N,4) float32 of each image: x0, y0, x1, y1 in pixels
+    labels: list[Tensor]  # (N,) int64 of each image
+    region: str = ""  # name of the class that comes with the targets; "" for none
+    targets: tuple[str, ...] = ()  # names of the classes that it comes with
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,9 +61,8 @@ class Scenes:
 
     def select(self, indices: Sequence[int]) -> Scenes:
         """Return some of the images."""
-        columns = (self.images, self.sizes, self.boxes, self.labels)
-        parts = ([column[int(i)] for i in indices] for column in columns)
-        return Scenes(self.classes, *parts, region=self.region, targets=self.targets)
+        columns = ("images", "sizes", "boxes", "labels")
+        return replace(self, **{name: [getattr(self, name)[int(i)] for i in indices] for name in columns})
 
 
 def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> Scenes:
@@ -99,9 +88,7 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
     if region:
         pick(classes, region, f"category of {path.name}")
     files, sizes = {}, {}
-    for row in tqdm(
-        content["images"], "check images", mininterval=2, leave=False, disable=len(content["images"]) < 100
-    ):
+    for row in tqdm(content["images"], "check images", delay=2, mininterval=2, leave=False):
         file = files[row["id"]] = file_beside(Path(images), row["file_name"])
         try:
             height, width = sizes[row["id"]] = read_image(file).shape[:2]
@@ -151,10 +138,8 @@ def _coco_content(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not isinstance(rows, list):
             raise DataError(f"{path}: has no list {part!r}; export the boxes in COCO's detection format")
         for index, row in enumerate(rows):
-            wrong = [
-                key for key, kind in keys.items() if not isinstance(row, dict) or not isinstance(row.get(key), kind)
-            ]
-            if wrong:
+            given = row if isinstance(row, dict) else {}
+            if wrong := [key for key, kind in keys.items() if not isinstance(given.get(key), kind)]:
                 raise DataError(f"{path}: {part}[{index}] lacks {', '.join(wrong)}; add it or drop the row")
         ids = Counter(row["id"] for row in rows if "id" in keys)
         if twice := [key for key, count in ids.items() if count > 1]:

@@ -19,17 +19,11 @@ MOST_CLASSES = 40  # that are listed one by one
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a data set.
+    """What is known of a data set."""
 
-    Attributes:
-        counts: images of each class (rows) in each split (columns).
-        faults: what has to be mended before anything can be trained, one line each.
-        notes: what is left out, and what looks doubtful.
-    """
-
-    counts: pd.DataFrame
-    faults: list[str]
-    notes: list[str]
+    counts: pd.DataFrame  # images of each class (rows) in each split (columns)
+    faults: list[str]  # what has to be mended before anything can be trained
+    notes: list[str]  # what is left out, and what looks doubtful
 
     def __str__(self) -> str:
         """Return the page."""

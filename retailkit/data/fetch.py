@@ -32,23 +32,14 @@ BY_HAND = {
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set in a folder of a GitHub repository.
+    """A data set in a folder of a GitHub repository."""
 
-    Attributes:
-        url: of the zip of one commit.
-        folder: of the repository.
-        info: licence, address and size.
-        files: function of the folder on disk that returns the files to verify.
-        sha256: of them, see `list_sha256`.
-        complete: function of the folder on disk; False where files are missing that `sha256` does not cover.
-    """
-
-    url: str
-    folder: str
-    info: dict[str, str]
-    files: Callable[[Path], list[Path]]
-    sha256: str
-    complete: Callable[[Path], bool] = lambda root: True
+    url: str  # of the zip of one commit
+    folder: str  # of the repository
+    info: dict[str, str]  # licence, address and size
+    files: Callable[[Path], list[Path]]  # returns the files to verify of the folder on disk
+    sha256: str  # of them, see `list_sha256`
+    complete: Callable[[Path], bool] = lambda root: True  # False where files are missing that `sha256` does not cover
 
 
 def _grocery_files(root: Path) -> list[Path]:

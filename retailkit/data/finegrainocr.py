@@ -135,8 +135,5 @@ def _words(annotations: list[tuple[str, list[tuple[float, float]]]], image: Path
         width, height = image_size(image)
     except DataError:  # reported when its pixels are read
         width = height = 2**31
-    words = []
-    for text, corners in annotations[1:]:
-        if text:
-            words.append(Word(text, bounding_box(np.clip(corners or [(0, 0)], 0, (width, height)))))
-    return words
+    clipped = [(text, np.clip(corners or [(0, 0)], 0, (width, height))) for text, corners in annotations[1:] if text]
+    return [Word(text, bounding_box(corners)) for text, corners in clipped]

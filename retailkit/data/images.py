@@ -46,9 +46,7 @@ def file_beside(folder: Path, name: str) -> Path:
     """Return the file that a table in `folder` names, also with Windows' backslashes or macOS' split accents."""
     written = [folder / name, folder / name.replace("\\", "/")]
     ways = [Path(unicodedata.normalize(form, str(path))) for path in written for form in ("NFC", "NFD")]
-    return next(
-        (path for path in (*written, *ways) if os.path.exists(path)), written[0]
-    )  # False also where a name is too long
+    return next(filter(os.path.exists, [*written, *ways]), written[0])  # False also where a name is too long
 
 
 @contextmanager

@@ -99,22 +99,15 @@ def _engine() -> Iterator[Callable]:
 
 
 def _split_line(text: str, score: float, quad: np.ndarray, found: Sequence, shape: tuple[int, int]) -> list[Word]:
-    """Turn one line as the engine reports it into words.
+    """Turn a line into words clipped to an image of `shape` (H,W).
 
-    Args:
-        text: the line.
-        score: confidence of the line.
-        quad: (4,2) corners from the top left, clockwise.
-        found: (text, confidence, quad) of its parts, as the engine cut them.
-        shape: (H,W) of the image, to which boxes are clipped.
+    `found` is (text, confidence, quad) of its parts as the engine cut them; a quad (4,2) has corners from the top left,
+    clockwise.
     """
     if [part for part, _, _ in found] != text.split():
         found = [(word.group(), score, _part(quad, word, len(text))) for word in re.finditer(r"\S+", text)]
-    words = []
-    for part, confidence, corners in found:
-        points = np.clip(np.asarray(corners, dtype=float), 0, shape[::-1])
-        words.append(Word(part, bounding_box(points), min(float(confidence), 1.0)))
-    return words
+    boxes = [bounding_box(np.clip(np.asarray(corners, float), 0, shape[::-1])) for _, _, corners in found]
+    return [Word(part, box, min(float(sure), 1.0)) for (part, sure, _), box in zip(found, boxes, strict=True)]
 
 
 def _part(quad: np.ndarray, word: re.Match, length: int) -> np.ndarray:

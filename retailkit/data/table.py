@@ -39,19 +39,12 @@ TRUTH_PLANES = {"twin_patch": 1, "shadow": 2, "reflection": 4}
 
 @dataclass(frozen=True)
 class Word:
-    """A word on an image.
+    """A word on an image."""
 
-    Attributes:
-        text: the characters as read (or as printed, in `Truth.words`).
-        box: x0, y0, x1, y1 in pixels of the image it belongs to; empty (x0 == x1) when cropped away.
-        confidence: of the OCR engine, in [0, 1]; 1 for ground truth.
-        discriminative: True where the word tells the product from its look-alikes; known for ground truth only.
-    """
-
-    text: str
-    box: tuple[float, float, float, float]
-    confidence: float = 1.0
-    discriminative: bool = False
+    text: str  # as read, or as printed in `Truth.words`
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of its image; empty (x0 == x1) when cropped away
+    confidence: float = 1.0  # of the OCR engine, in [0, 1]; 1 for ground truth
+    discriminative: bool = False  # True where the word tells look-alikes apart; known for ground truth only
 
 
 def bounding_box(points: np.ndarray) -> tuple[float, float, float, float]:
@@ -61,56 +54,33 @@ def bounding_box(points: np.ndarray) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the renderer knows and no photo tells. Masks are (1,H,W) bool.
+    """What the renderer knows and no photo tells. Masks are (1,H,W) bool."""
 
-    Attributes:
-        twin_patch: pixels that tell the product from its twins.
-        shadow: pixels darkened by the product's shadow, outside the product.
-        reflection: pixels that show the product's reflection, outside the product.
-        words: every printed word with its box; `discriminative` marks those that twins do not share.
-        pose: `front` or `side`.
-        background: name of the scene behind the product.
-        lighting: name of the light.
-    """
-
-    twin_patch: Tensor
-    shadow: Tensor
-    reflection: Tensor
-    words: list[Word] = field(default_factory=list)
-    pose: str = ""
-    background: str = ""
-    lighting: str = ""
+    twin_patch: Tensor  # pixels that tell the product from its look-alikes
+    shadow: Tensor  # pixels darkened by the product's shadow, outside the product
+    reflection: Tensor  # pixels that show the product's reflection, outside the product
+    words: list[Word] = field(default_factory=list)  # every printed word that can be read
+    pose: str = ""  # `front` or `side`
+    background: str = ""  # name of the scene behind the product
+    lighting: str = ""  # name of the light
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and all that is known of it.
+    """One image and all that is known of it."""
 
-    Attributes:
-        image: (3,H,W) float32 in [0,1].
-        label: index into the data set's classes.
-        text: OCR text of the whole image, may be "".
-        words: OCR words with boxes in this image's pixels.
-        mask: (1,H,W) bool, True = product, or None.
-        truth: ground truth of rendered images, or None.
-        index: row of the data set's table.
-    """
-
-    image: Tensor
-    label: int
-    text: str
-    words: list[Word]
-    mask: Tensor | None
-    truth: Truth | None
-    index: int
+    image: Tensor  # (3,H,W) float32 in [0,1]
+    label: int  # index into the data set's classes
+    text: str  # OCR text of the whole image, may be ""
+    words: list[Word]  # OCR words with boxes in this image's pixels
+    mask: Tensor | None  # (1,H,W) bool, True = product
+    truth: Truth | None  # of rendered images
+    index: int  # row of the data set's table
 
 
 @dataclass
 class Batch:
-    """Samples, stacked: tensors become (B,...), everything else a list.
-
-    `masks` is None unless every sample has a mask.
-    """
+    """Samples, stacked: tensors become (B,...), all else a list; `masks` is None unless every sample has a mask."""
 
     images: Tensor
     labels: Tensor
@@ -200,21 +170,13 @@ def to_square(parts: dict[str, Any], fit: str, size: int) -> dict[str, Any]:
 
 @dataclass
 class ProductData:
-    """A data set: its table, classes and where it comes from.
+    """A data set: its table, classes and where it comes from."""
 
-    Attributes:
-        name: name of the reader that made it.
-        table: one row per image, `COLUMNS` and possibly `words` (lists of `Word`, set by `ocr.add_text`).
-        classes: sorted class names; `label` in the table holds names, tensors hold indices into this list.
-        info: `licence`, `citation`, `url`, `size`.
-        fit: how images of this set are brought to a square; see `to_square`.
-    """
-
-    name: str
-    table: pd.DataFrame
-    classes: list[str]
-    info: dict[str, str]
-    fit: str = "crop"
+    name: str  # of the reader that made it
+    table: pd.DataFrame  # one row per image: `COLUMNS`, and `words` (lists of `Word`) where the images were read
+    classes: list[str]  # sorted; `label` in the table holds names, tensors hold indices into this list
+    info: dict[str, str]  # `licence`, `citation`, `url`, `size`
+    fit: str = "crop"  # how images of this set are brought to a square; see `to_square`
 
     def __post_init__(self) -> None:
         if missing := [c for c in COLUMNS if c not in self.table]:

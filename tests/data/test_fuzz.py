@@ -19,12 +19,15 @@ from retailkit.data.spreadsheet import read_table
 ROWS = [["image", "label", "text"], *([f"p{n}.jpg", f"milk {n % 3}", f"fresh {n}"] for n in range(8))]
 PIECES = [b'"', b",", b";", b"\n", b"\r\n", b"\0", b"\xff", b'""', b',"', b'",', b" ", b"=", b"\xef\xbb\xbf", b"a,b"]
 MODES = {"JPEG": "RGB", "PNG": "RGBA", "WEBP": "RGB", "BMP": "RGB", "GIF": "P", "TIFF": "F", "PPM": "RGB"}
-HEADERS = ("L", "1", "I;16")
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Change a few bytes, cut the end off, or repeat a part."""
-    content = bytearray(content)
+    """Change a few bytes, zero some, cut the end off, put some before, or repeat a part."""
+    content, start = bytearray(content), rng.randrange(len(content))
+    if rng.random() < 0.2:
+        content[start : start + 64] = bytes(len(content[start : start + 64]))
+    if rng.random() < 0.1:
+        content[:0] = rng.randbytes(9)
     for _ in range(rng.choice([1, 1, 3, 20])):
         content[rng.randrange(len(content))] = rng.randrange(256)
     if rng.random() < 0.3:
@@ -47,7 +50,7 @@ def solid(text: str) -> str:
     return "".join(sorted(c for c in text if c not in '",; \n\r\ufeff='))
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(100))
 def test_damaged_tables_lose_nothing_without_a_word(tmp_path, seed):
     rng = random.Random(seed)
     content = "\n".join(",".join(row) for row in ROWS).encode()
@@ -70,6 +73,8 @@ def test_damaged_images_are_read_or_refused(tmp_path, kind, seed):
     out, rng = io.BytesIO(), random.Random(f"{kind}{seed}")
     noise = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).convert(MODES[kind]).save(out, kind)
+    (tmp_path / "x").write_bytes(out.getvalue()[: out.tell() // 2])
+    assert refused(read_image, tmp_path / "x") is None, "half an image is no image"
     (tmp_path / "x").write_bytes(damaged(out.getvalue(), rng))
     pixels = refused(read_image, tmp_path / "x")
     assert pixels is None or (pixels.dtype == np.uint8 and pixels.shape[2] == 3)
@@ -108,28 +113,11 @@ def test_damaged_boxes_are_read_or_refused(tmp_path, seed):
 @pytest.mark.filterwarnings("ignore")
 def test_folders_of_odd_names_and_files_are_read_or_refused(tmp_path, seed):
     rng, root = random.Random(seed), tmp_path / "photos"
-    names = [
-        "milk",
-        "tea",
-        "train",
-        "$5",
-        "[b]",
-        "-p",
-        "a\nb",
-        "é",
-        "e\u0301",
-        "CON",
-        "x" * 200,
-        " ",
-        "test",
-        "%s{}",
-    ]
-    count = 0
+    names = ["milk", "tea", "train", "$5", "[b]", "-p", "a\nb", "é", "e\u0301", "CON", "x" * 200, " ", "test", "%s{}"]
     for label in rng.sample(names, 4):
-        for name in rng.sample(names, 3):
-            count += 1
+        for number, name in enumerate(rng.sample(names, 3)):
             (root / label).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (9, 9), (count * 9, 0, 0)).save(root / label / f"{name}.png")
+            Image.new("RGB", (9, 9), (number * 9, 0, 0)).save(root / label / f"{name}.png")
     data = refused(load, "folder", root)
     if data is not None:
-        assert len(data) == count and data.split("train", 16)[0].image.shape == (3, 16, 16)
+        assert len(data) == 12 and data.split("train", 16)[0].image.shape == (3, 16, 16)

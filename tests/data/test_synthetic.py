@@ -204,22 +204,18 @@ def test_lost_and_damaged_files_are_rendered_again(tmp_path, sums):
 
 def test_the_built_in_set_was_rendered_into_a_folder_of_photos(tmp_path):
     (tmp_path / "milk").mkdir()
-    with pytest.raises(DataError, match="holds 'milk', and the built-in .* not rendered beside it; .*--dataset folder"):
+    with pytest.raises(DataError, match=r"holds 'milk', and the built-in .* beside it; .*--dataset folder"):
         data.load("synthetic", tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["milk"]
 
 
-BAD = [
-    ("regime", "pakshot", "did you mean 'packshot'"),
-    ("correlation", 1.2, "=1.2"),
-    ("per_class", (1, 2), "per_class"),
-]
+BAD = {"regime": "pakshot", "correlation": 1.2, "per_class": (1, 2), "size": 8}
 
 
-@pytest.mark.parametrize(("option", "value", "message"), [*BAD, ("size", 8, "size=8")])
-def test_bad_options(tmp_path, option, value, message):
-    with pytest.raises(UsageError, match=message):
-        data.load("synthetic", tmp_path, **{option: value})
+@pytest.mark.parametrize("option", BAD)
+def test_bad_options(tmp_path, option):
+    with pytest.raises(UsageError, match=f"{option}( '|=)"):
+        data.load("synthetic", tmp_path, **{option: BAD[option]})
     assert not list(tmp_path.iterdir())
 
 
