@@ -20,8 +20,6 @@ NO_METHOD = [  # what teaches no method of its own
     "00_welcome",
     "10_data_exploration",
     "20_training",
-    "31_nts_net",
-    "32_capture_conditions",
     "33_best_recogniser",
     "50_saliency",
     "51_local_explanations",
