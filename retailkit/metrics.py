@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,11 +50,10 @@ def _of_equal(value: float, n: int, least: float) -> Interval:
     return value - (value - least) * reach, value + (1 - value) * reach
 
 
-def crossed_draws(shape: tuple[int, int], draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def crossed_draws(shape: tuple[int, int], draws: int, seed: int) -> list[np.ndarray]:
     """Return how often each of P images (B,P) and each of S seeds (B,S) is drawn, both with replacement."""
     rng = np.random.default_rng(seed)
-    images, seeds = (rng.multinomial(count, np.full(count, 1 / count), size=draws) for count in shape)
-    return images, seeds
+    return [rng.multinomial(count, np.full(count, 1 / count), size=draws) for count in shape]
 
 
 def crossed_means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
@@ -70,12 +69,9 @@ def crossed_means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
 def crossed_bootstrap(values: np.ndarray, least: float = -1) -> Interval:
     """Return the 95 % percentile bootstrap interval of the mean over images and seeds.
 
-    With a single seed it covers the choice of the images and not that of the seed. Equal values get the interval of
-    `_of_equal`.
-
-    Args:
-        values: (P,S), one row per image and one column per seed; NaN where a seed did not test an image (another fold).
-        least: the lowest possible value: 0 of answers, -1 of differences between answers.
+    `values` (P,S) have one row per image and one column per seed; NaN where a seed did not test an image (another
+    fold). With a single seed the interval covers the choice of the images and not that of the seed. Equal values get
+    the interval of `_of_equal`; `least` is the lowest possible one: 0 of answers, -1 of differences between answers.
     """
     low, high = middle(crossed_means(values, DRAWS, 0))
     return _of_equal(low, len(values), least) if high - low < 1e-9 else (low, high)
@@ -84,9 +80,8 @@ def crossed_bootstrap(values: np.ndarray, least: float = -1) -> Interval:
 def verdict(low: float, high: float, sign: int) -> str:
     """Say what the interval of a difference makes of a claim: `sign` above 0 a gain, below 0 a loss, 0 for no claim.
 
-    Returns:
-        `as claimed` or `the opposite`; `more` or `less` where nothing is claimed; `not decided` where 0 lies inside,
-        or an end is NaN.
+    Returns `as claimed` or `the opposite`, without a claim `more` or `less`, and `not decided` where 0 lies inside, or
+    an end is NaN.
     """
     if not (low > 0 or high < 0):
         return "not decided"
@@ -100,12 +95,10 @@ class Evaluation:
     """How a classifier did on one split.
 
     Attributes:
-        probs: (N,K) predicted probabilities.
+        probs: (N,K) predicted probabilities of the K `classes`.
         labels: (N,) true class indices.
-        classes: K class names.
         indices: (N,) rows of the data set's table.
-        probabilistic: False for scores that only order the classes, as keypoint matching gives; they have no
-            calibration.
+        probabilistic: False for scores that only order the classes, as keypoint matching gives: no calibration.
     """
 
     probs: np.ndarray
@@ -117,9 +110,8 @@ class Evaluation:
     @classmethod
     def joined(cls, parts: Sequence[Evaluation]) -> Evaluation:
         """Return evaluations of different images as one."""
-        arrays = (np.concatenate([getattr(e, name) for e in parts]) for name in ("probs", "labels", "indices"))
-        probs, labels, indices = arrays
-        return cls(probs, labels, parts[0].classes, indices, parts[0].probabilistic)
+        arrays = {name: np.concatenate([getattr(e, name) for e in parts]) for name in ("probs", "labels", "indices")}
+        return replace(parts[0], **arrays)
 
     @property
     def n(self) -> int:
@@ -179,10 +171,9 @@ class Evaluation:
         return frame.sort_values(["accuracy", "label"], ignore_index=True)
 
     def by_group(self, groups: Sequence, name: str = "group") -> pd.DataFrame:
-        """Return the accuracy of each group of samples: `name`, `n`, `accuracy`, `low` and `high` (95 %, Wilson).
+        """Return the accuracy of each name in `groups` (N,): `name`, `n`, `accuracy`, `low`, `high` (95 %, Wilson).
 
-        `groups` holds N names in the order of the samples. A categorical keeps its order; a sample without a name is
-        left out.
+        A categorical keeps its order; a sample without a name is left out.
         """
         names = pd.Series(groups).reset_index(drop=True)
         rows = [
@@ -192,25 +183,21 @@ class Evaluation:
         return pd.DataFrame(rows, columns=[name, "n", "accuracy", "low", "high"])
 
     def confusion_pairs(self, top: int = 10) -> pd.DataFrame:
-        """Return the `top` unordered pairs of classes most often confused.
+        """Return the `top` pairs of classes most often confused: `first`, `second`, `errors` (both directions), `rate`.
 
-        Columns: `first`, `second`, `errors` (both directions), `rate` (errors over images of both classes).
+        `rate` is that of errors over images of both classes.
         """
         errors = self.confusion + self.confusion.T
         first, second = np.triu_indices(len(self.classes), k=1)
         counts, totals = errors[first, second], np.bincount(self.labels, minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")[:top]
-        rows = []
-        for k in order[counts[order] > 0]:
-            one, other = first[k], second[k]
-            rows.append((self.classes[one], self.classes[other], counts[k], counts[k] / (totals[one] + totals[other])))
-        return pd.DataFrame(rows, columns=["first", "second", "errors", "rate"])
+        order = order[counts[order] > 0]
+        one, other, errors = first[order], second[order], counts[order]
+        names, rate = np.asarray(self.classes, dtype=object), errors / (totals[one] + totals[other])
+        return pd.DataFrame({"first": names[one], "second": names[other], "errors": errors, "rate": rate})
 
     def reliability(self, bins: int = 10) -> pd.DataFrame:
-        """Return confidence against accuracy in `bins` equally populated bins (Guo et al. 2017 take equally wide ones).
-
-        Columns: `confidence` (mean), `accuracy`, `n`.
-        """
+        """Return mean `confidence`, `accuracy`, `n` of equally populated bins (Guo et al. 2017: equally wide ones)."""
         confidence = self.probs.max(1)
         order = np.array_split(np.argsort(confidence, kind="stable"), min(bins, self.n))
         rows = [(confidence[i].mean(), self.correct[i].mean(), len(i)) for i in order]
@@ -270,29 +257,25 @@ def hits(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
 def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = None) -> pd.DataFrame:
     """Return one row per method, pooled over its seeds.
 
-    Args:
-        rows: name -> one evaluation per seed; with folds each seed has other images.
-        baseline: method that the others are compared with, image by image and seed by seed.
+    `rows` holds one evaluation per seed; with folds each seed has other images. With a `baseline`, the methods are
+    compared with it image by image and seed by seed.
 
     Returns:
-        Columns `name`, `accuracy`, `low`, `high`, `macro_f1`, `confidence`, `calibration_error`, `coverage`, `n`
-        (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`. Where `seeds` is 1, the intervals cover
-        the choice of the images and not that of the seed.
+        Columns `name`, `accuracy`, `low`, `high` (see `crossed_bootstrap`), `macro_f1`, `confidence`,
+        `calibration_error`, `coverage`, `n` (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`.
     """
     table = []
     for name, runs in rows.items():
         right = hits(runs)
-        facts = {
-            "name": name,
-            "accuracy": float(np.nanmean(right)),
-            **dict(zip(("low", "high"), crossed_bootstrap(right.to_numpy(), 0), strict=True)),
+        low, high = crossed_bootstrap(right.to_numpy(), 0)
+        facts = {"name": name, "accuracy": float(np.nanmean(right)), "low": low, "high": high}
+        facts |= {
             "macro_f1": float(np.mean([e.macro_f1 for e in runs])),
             "confidence": float(np.mean([e.probs.max(1).mean() for e in runs])),
             "calibration_error": float(np.mean([e.calibration_error() for e in runs])),
             "coverage": float(np.mean([e.coverage for e in runs])),
-            "n": len(right),
-            "seeds": len(runs),
         }
+        facts |= {"n": len(right), "seeds": len(runs)}
         if baseline is not None:
             low, high = gain_interval(runs, rows[baseline])
             facts |= {"gain": gain(runs, rows[baseline]), "gain_low": low, "gain_high": high}
@@ -313,6 +296,5 @@ def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> I
 def _difference(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> np.ndarray:
     """Return (P,S) differences; a method without randomness has one column, which stands beside every other."""
     a, b = hits(ours), hits(theirs)
-    if b.shape[1] == 1:
-        return a.sub(b[0], axis=0).to_numpy()
-    return ((a if a.shape[1] > 1 else pd.concat([a[0]] * b.shape[1], axis=1, keys=b.columns)) - b).to_numpy()
+    a, b = a.align(b, axis=0 if 1 in (a.shape[1], b.shape[1]) else None)
+    return a.to_numpy() - b.to_numpy()

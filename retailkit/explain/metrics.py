@@ -1,7 +1,6 @@
 """How far to trust an explanation: does it point at what is known to matter, is it stable, does it need the model?
 
-Every score comes with its chance: what an explanation scores that knows nothing. Truth is a mask of the pixels that
-matter, such as the product or the patch that tells look-alikes apart, and the boxes of the words that do.
+Every score comes with its chance: what an explanation scores that knows nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,11 +41,8 @@ OVERLAP = 0.5  # of the smaller box: from here on a word that was read is the wo
 def pointing_game(attr: Any, truth: Any) -> np.ndarray:
     """Say whether a map's maximum lies in the truth (Zhang et al. 2018, section 4.1); higher is better.
 
-    Where several pixels share the maximum the result is the share of them that hits: a flat superpixel that touches
-    the truth is no full hit, and a map of one value scores chance.
-
-    Takes maps (B,H,W), signed, and truth (B,H,W) bool. Returns (B,) in [0,1], NaN where the truth is empty. Chance is
-    `chance(truth)`.
+    Takes maps (B,H,W), signed, and truth (B,H,W) bool, the pixels that matter. Returns (B,) in [0,1], the share of the
+    pixels with the maximum that hit; NaN where the truth is empty. Chance is `chance(truth)`.
     """
     attr, truth = _checked(attr, truth)
     top = attr == attr.max((1, 2), keepdims=True)
@@ -58,8 +53,8 @@ def pointing_game(attr: Any, truth: Any) -> np.ndarray:
 def energy_pointing(attr: Any, truth: Any) -> np.ndarray:
     """Return the share of the positive attribution inside the truth (Wang et al. 2020, section 4.3); higher is better.
 
-    Takes maps (B,H,W), signed, whose negative values count nowhere, and truth (B,H,W) bool. Returns (B,) in [0,1], NaN
-    where the truth is empty, or nothing is positive. Chance is `chance(truth)`.
+    Takes the same as `pointing_game`. Returns (B,) in [0,1], NaN where the truth is empty, or nothing is positive.
+    Chance is `chance(truth)`.
     """
     attr, truth = _checked(attr, truth)
     positive = attr.clip(min=0)
@@ -99,30 +94,25 @@ def _maps(attr: Any) -> np.ndarray:
 def discriminative_tokens(tokens: Sequence[Token], boxes: Any) -> np.ndarray:
     """Return which tokens show a word that tells look-alikes apart, (T,) bool.
 
-    One of the token's words and one of the boxes share at least half of the smaller of both. Empty boxes, of words
-    without a place or cropped away, share nothing. `boxes` are (M,4): x0, y0, x1, y1 in the pixels of the
-    tokens' boxes.
+    One of the token's words and one of the `boxes` (M,4: x0, y0, x1, y1) share at least half of the smaller of both.
+    Empty boxes, of words without a place or cropped away, share nothing.
     """
-    words = [(number, word.box) for number, token in enumerate(tokens) for word in token.words]
-    read = np.array([box for _, box in words], dtype=float).reshape(-1, 1, 4)
+    owners = [number for number, token in enumerate(tokens) for _ in token.words]
+    read = np.array([word.box for token in tokens for word in token.words], dtype=float).reshape(-1, 1, 4)
     boxes = _array(boxes, float).reshape(1, -1, 4)
     sides = np.minimum(read[..., 2:], boxes[..., 2:]) - np.maximum(read[..., :2], boxes[..., :2])
     areas = [(b[..., 2:] - b[..., :2]).clip(0).prod(-1) for b in (read, boxes)]
     shared = sides.clip(0).prod(-1)
     hits = ((shared > 0) & (shared >= OVERLAP * np.minimum(*areas))).any(1)
-    return np.isin(np.arange(len(tokens)), [number for (number, _), hit in zip(words, hits, strict=True) if hit])
+    return np.bincount(owners, hits, len(tokens)) > 0
 
 
 def energy_on(explanation: LocalExplanation, mask: Any, boxes: Any = ()) -> pd.DataFrame:
     """Return the share of the positive weights that lies on what tells look-alikes apart; higher is better.
 
     `energy_pointing` for features instead of pixels: a superpixel's weight is spread evenly over its pixels; a token
-    lies on the truth or not, see `discriminative_tokens`. Negative weights count nowhere.
-
-    Args:
-        explanation: of which the first class is judged.
-        mask: (H,W) bool, the discriminative pixels; ignored where the explanation has no image.
-        boxes: (M,4) of the discriminative words, in pixels of the image.
+    lies on the truth or not, see `discriminative_tokens`. The first class is judged. `mask` (H,W) bool are the
+    discriminative pixels (ignored where the explanation has no image), `boxes` (M,4) the discriminative words.
 
     Returns:
         Rows `image`, `text` and `joint`. `share` in [0,1]; `chance`: the share of equal weights for all features of one
@@ -161,9 +151,8 @@ class WordRank(NamedTuple):
 def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any) -> WordRank:
     """Return where the best token that tells look-alikes apart stands among all tokens, sorted by signed weight.
 
-    Tokens of equal weight share the mean of their ranks, so that weights of 0 throughout are not first. In a random
-    order one of m such tokens among T is first with chance m/T. The rank is 1 to T, NaN where no such token was read.
-    Arguments as of `energy_on`.
+    Tokens of equal weight share the mean of their ranks. In a random order one of m such tokens among T is first with
+    chance m/T. The rank is 1 to T, NaN where no such token was read. Arguments as of `energy_on`.
     """
     ranks = rankdata(-explanation.text_weights[0])
     hits = discriminative_tokens(explanation.tokens, boxes)
@@ -173,68 +162,40 @@ def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any) -> Wo
 # -- Does the model change its answer when the explained parts are hidden?
 
 
-@dataclass(frozen=True)
-class Curves:
-    """What the model says while features are hidden, or shown, from the most important one to the least.
-
-    Row 0 is the order of an explanation, the other R rows are random orders. Showing the most important features first
-    is hiding the least important ones first (LeRF), read backwards: the area under both is one and the same.
+class Areas(NamedTuple):
+    """Areas under curves of deletion and insertion, (1+R,): of an explanation's order, and of R random ones (chance).
 
     Attributes:
-        share: (1+R,G+1) share of the axis that is hidden (deletion) or shown (insertion), from 0 to 1.
-        deletion: (1+R,G+1) scores; hidden from the most important feature on (MoRF).
-        insertion: (1+R,G+1) scores; shown from the most important feature on.
+        full: score with nothing hidden, and `empty`, with all features hidden.
+        deletion: hidden from the most important feature on (MoRF, Petsiuk et al. 2018); lower is better.
+        insertion: shown from the most important feature on, which has the area of hiding the least important ones first
+            (LeRF); higher is better.
+        srg: symmetric relevance gain, insertion less deletion (Blücher et al. 2024); higher is better. What a hidden
+            part looks like shifts both alike and cancels, so that chance is 0 for every model.
+        normalised_srg: divided by what hiding everything costs, to compare images; NaN where it costs nothing.
     """
 
-    share: np.ndarray
+    full: float
+    empty: float
     deletion: np.ndarray
     insertion: np.ndarray
-
-    @property
-    def full(self) -> float:
-        """Return the score with nothing hidden."""
-        return float(self.deletion[0, 0])
-
-    @property
-    def empty(self) -> float:
-        """Return the score with all features hidden."""
-        return float(self.deletion[0, -1])
-
-    @property
-    def areas(self) -> dict[str, np.ndarray]:
-        """Return the areas, (1+R,) each, by their names in `AREAS`.
-
-        `deletion` (lower is better) and `insertion` (higher is better) are those of RISE (Petsiuk et al. 2018); chance
-        is the mean of the random orders. `srg` is their difference, the symmetric relevance gain LeRF - MoRF (Blücher
-        et al. 2024; higher is better): what a hidden part looks like shifts both areas alike and cancels, and chance is
-        0 for every model. `normalised_srg` is divided by what hiding everything costs, which makes images comparable;
-        NaN where it costs nothing.
-        """
-        deletion, insertion = (
-            trapezoid(self.deletion, self.share, axis=1),
-            trapezoid(self.insertion, self.share, axis=1),
-        )
-        gap = self.full - self.empty
-        if gap <= 1e-6 * max(abs(self.full), abs(self.empty), 1):
-            gap = np.nan
-        gain = insertion - deletion
-        return dict(zip(AREAS, (deletion, insertion, gain, gain / gap), strict=True))
+    srg: np.ndarray
+    normalised_srg: np.ndarray
 
 
-def curves(
+def areas(
     masked: MaskedModel,
     image_weights: np.ndarray,
     text_weights: np.ndarray,
     target: Callable[[np.ndarray], np.ndarray],
     modality: str = "joint",
     steps: int = 64,
-) -> Curves:
+) -> Areas:
     """Hide and show features in order of their signed weights, and in random orders.
 
-    A superpixel takes as much of the axis as it has of the image, and a token 1/T. Jointly each modality takes
-    the share that it has of the features. So all count about alike, and no order beats that of the true weights where
-    features add up and superpixels have one size. With a half for each modality, a word would take more of the
-    axis than a superpixel of its weight, and the true order would lose.
+    A superpixel takes as much of the axis as it has of the image, and a token 1/T. Jointly each modality takes the
+    share that it has of the features: no order beats that of the true weights where features add up and superpixels
+    have one size.
 
     Args:
         masked: what is explained; it is asked once, with all masks.
@@ -254,9 +215,13 @@ def curves(
     rows = keep.reshape(-1, len(varied))
     scores = target(masked.logits(rows[:, :split], rows[:, split:]))
     deletion, insertion = np.asarray(scores, dtype=float).reshape(keep.shape[:3])
-    areas = masked.areas * split / masked.areas.sum() if split else np.zeros(0)
-    axis = np.concatenate([areas, np.ones(masked.n_tokens)])[varied]
-    return Curves(hidden @ axis / axis.sum(), deletion, insertion)
+    sizes = masked.areas * split / masked.areas.sum() if split else np.zeros(0)
+    axis = np.concatenate([sizes, np.ones(masked.n_tokens)])[varied]
+    deleted, inserted = (trapezoid(curve, hidden @ axis / axis.sum(), axis=1) for curve in (deletion, insertion))
+    full, empty = float(deletion[0, 0]), float(deletion[0, -1])
+    gap = full - empty
+    cost = gap if gap > 1e-6 * max(abs(full), abs(empty), 1) else math.nan
+    return Areas(full, empty, deleted, inserted, inserted - deleted, (inserted - deleted) / cost)
 
 
 def _turns(weights: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
@@ -270,14 +235,10 @@ def _turns(weights: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndar
 
 
 def faithfulness(explanation: LocalExplanation, steps: int = 64) -> pd.DataFrame:
-    """Score the first explained class by what the model says about hidden features, beside random orders; see `curves`.
+    """Score the first explained class by what the model says about hidden features, beside random orders; see `areas`.
 
     The score is what is explained, usually the logit of the class less that of its contrast class. The second baseline
     shows whether the explanation holds for the model or for one way to hide.
-
-    Args:
-        explanation: with its masked model, as `explain` returns it.
-        steps: of `curves`.
 
     Returns:
         One row per modality and baseline: `modality`, `baseline`, `features`, `full`, `empty` (scores), the `AREAS`,
@@ -296,11 +257,11 @@ def faithfulness(explanation: LocalExplanation, steps: int = 64) -> pd.DataFrame
         for modality, count in zip(MODALITIES, (len(image), len(text), len(image) + len(text)), strict=True):
             rows.append({"modality": modality, "baseline": baseline, "features": count})
             if count:
-                found = curves(masked, image, text, lambda v: targets(v, ours, contrast, asked)[:, 0], modality, steps)
+                found = areas(masked, image, text, lambda v: targets(v, ours, contrast, asked)[:, 0], modality, steps)
                 rows[-1] |= {"full": found.full, "empty": found.empty}
-                rows[-1] |= {name: area[0] for name, area in found.areas.items()}
-                for name, area in found.areas.items():
-                    rows[-1] |= {f"random_{name}": area[1:].mean(), f"random_{name}_sd": area[1:].std(ddof=1)}
+                for name in AREAS:
+                    area, random = getattr(found, name)[0], getattr(found, name)[1:]
+                    rows[-1] |= {name: area, f"random_{name}": random.mean(), f"random_{name}_sd": random.std(ddof=1)}
     controls = [f"random_{name}{sd}" for name in AREAS for sd in ("", "_sd")]
     return pd.DataFrame(rows, columns=["modality", "baseline", "features", "full", "empty", *AREAS, *controls])
 
@@ -331,14 +292,11 @@ class Stability(NamedTuple):
 
 
 def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
-    """Compare explanations of one input under several seeds, as means over all pairs of them.
-
-    Pairs in which a value does not exist are left out: the rank correlation of a vector of one value, the strongest
-    of two vectors of zeros. A weight of 0 is never among the strongest.
+    """Compare R explanations of one input under several seeds, as means over all pairs in which a value exists.
 
     Args:
-        weights: (R,P) signed, R explanations of the same P features.
-        k: how many features are the strongest, by size of their weight; all where there are fewer.
+        weights: (R,P) signed.
+        k: how many features are the strongest, by size of their weight; a weight of 0 never is.
         intervals: (R,P,2) low and high of each weight, both NaN where unknown; without any that are known, `csi` and
             `interval_width` are NaN.
 
@@ -367,13 +325,9 @@ def _overlaps(intervals: Any, pairs: list[tuple[int, int]]) -> tuple[float, floa
     if intervals is None:
         return math.nan, math.nan
     intervals = _array(intervals, float)
-    unknown = np.isnan(intervals).any(-1)
     low, high = intervals[..., 0], intervals[..., 1]
-    overlap = [
-        np.where(unknown[a] | unknown[b], np.nan, np.maximum(low[a], low[b]) <= np.minimum(high[a], high[b]))
-        for a, b in pairs
-    ]
-    return 100 * _mean_known(overlap), _mean_known(high - low)
+    gaps = np.array([np.maximum(low[a], low[b]) - np.minimum(high[a], high[b]) for a, b in pairs])
+    return 100 * _mean_known(np.where(np.isnan(gaps), np.nan, gaps <= 0)), _mean_known(high - low)
 
 
 def _mean_known(values: Any) -> float:
@@ -385,17 +339,14 @@ def _mean_known(values: Any) -> float:
 
 
 def stages(model: ProductClassifier) -> list[tuple[str, nn.Module]]:
-    """Return the parts of a model that have weights, by name, from its answer down to its input.
-
-    Head, pooling, text encoder, and the image network block by block.
-    """
+    """Return a model's parts with weights: head, pooling, text encoder, image network block by block from its end."""
     parts = [(name, getattr(model, name)) for name in ("head", "pooling", "text_encoder")]
     network = [] if model.image_encoder is None else model.image_encoder.network.named_children()
     for name, child in reversed(list(network)):
         rows = child.named_children() if isinstance(child, nn.Sequential) else ()
         blocks = [(f"image_encoder.{name}.{n}", block) for n, block in rows] or [(f"image_encoder.{name}", child)]
         parts += reversed(blocks)
-    return [(name, part) for name, part in parts if part is not None and any(True for _ in part.parameters())]
+    return [(name, part) for name, part in parts if part is not None and [*part.parameters()]]
 
 
 def randomised(model: ProductClassifier, seed: int, top: int | None = None) -> ProductClassifier:
@@ -432,11 +383,10 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:
-    """Return Spearman's correlation of two maps of each image: 1 for the same order of pixels, 0 for chance.
+    """Return Spearman's correlation (B,) of two maps (B,H,W) of each image: 1 for one order of pixels, 0 for chance.
 
-    Neighbouring pixels are alike, so that maps of nothing in common scatter widely around 0: average over images.
-    `absolute` compares strengths without their signs: gradients flip their sign easily, so that edges shown by both go
-    unnoticed otherwise. Returns (B,) in [-1,1] for maps (B,H,W); NaN where a map has one value throughout.
+    NaN where a map has one value throughout. Maps of nothing in common scatter widely around 0: average over images.
+    `absolute` compares strengths without their signs, which gradients flip easily.
     """
     a, b = _maps(a), _maps(b)
     if a.shape != b.shape:

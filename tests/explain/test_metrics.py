@@ -14,7 +14,7 @@ from torch import nn
 from retailkit import models
 from retailkit.config import UsageError
 from retailkit.data.table import Word
-from retailkit.explain import metrics, saliency
+from retailkit.explain import metrics
 from retailkit.models import Features
 
 CLASSES = ["lean", "extra lean", "medium"]
@@ -131,20 +131,10 @@ def test_energy_of_superpixels_and_words_by_hand():
 
 
 def test_equal_weights_score_chance():
-    rng = np.random.default_rng(0)
     segments = np.arange(12).reshape(3, 4).repeat(2, 0).repeat(2, 1)
-    mask, units = rng.random((6, 8)) < 0.3, tuple(unit((9 * n, 0, 9 * n + 5, 5)) for n in range(5))
+    mask, units = np.random.default_rng(0).random((6, 8)) < 0.3, [unit((9 * n, 0, 9 * n + 5, 5)) for n in range(5)]
     flat = explanation(np.ones((1, 12)), np.ones((1, 5)), segments=segments, tokens=units)
     assert metrics.energy_on(flat, mask, [(9, 0, 14, 5)])["ratio"].tolist() == pytest.approx([1, 1, 1])
-    ratios = [
-        metrics.energy_on(
-            explanation(rng.normal(size=(1, 12)), rng.normal(size=(1, 5)), segments=segments, tokens=units),
-            mask,
-            [(9, 0, 14, 5)],
-        )["ratio"]
-        for _ in range(3000)
-    ]
-    assert np.nanmean(ratios, axis=0) == pytest.approx([1, 1, 1], abs=0.08)
 
 
 def test_boxes_of_words_within_the_image_are_no_superpixels():
@@ -163,13 +153,13 @@ def test_the_rank_of_the_best_discriminative_word():
     assert np.isnan(metrics.rank_of_discriminative_word(explanation(), [(20, 20, 30, 30)]).rank)
 
 
-def test_the_chance_of_the_discriminative_word_first_is_m_of_t():
-    rng, boxes = np.random.default_rng(0), [(0, 0, 1.9, 1), (5, 5, 6, 6)]
-    for count in (1, 2):
-        drawn = [explanation(text=rng.normal(size=(1, 4))) for _ in range(2000)]
-        ranks, chances = zip(*(metrics.rank_of_discriminative_word(e, boxes[:count]) for e in drawn), strict=True)
-        assert np.mean(ranks) == pytest.approx((4 + 1) / (count + 1), abs=0.1)
-        assert np.mean(np.array(ranks) == 1) == pytest.approx(chances[0], abs=0.05) and chances[0] == count / 4
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_chance_of_the_discriminative_word_first_is_m_of_t(count):
+    boxes = [(0, 0, 1.9, 1), (5, 5, 6, 6)][:count]
+    drawn = [explanation(text=[weights]) for weights in permutations((0.5, -1.0, 1.5, 2.0))]
+    ranks, chances = zip(*(metrics.rank_of_discriminative_word(e, boxes) for e in drawn), strict=True)
+    assert np.mean(ranks) == (4 + 1) / (count + 1)
+    assert np.mean(np.equal(ranks, 1)) == chances[0] == count / 4
 
 
 # -- Stability
@@ -215,11 +205,11 @@ def test_intervals_that_are_not_known_count_neither_way():
 
 
 def test_random_explanations_are_stable_by_chance():
-    found = metrics.stability(np.random.default_rng(0).normal(size=(120, 20)), k=5)
-    assert found.spearman == pytest.approx(0, abs=0.02) and found.sign_flips == pytest.approx(0.5, abs=0.02)
-    assert found.vsi == pytest.approx(100 * 5 / 20, abs=1)
+    found = metrics.stability(np.random.default_rng(0).normal(size=(40, 20)), k=5)
+    assert found.spearman == pytest.approx(0, abs=0.03) and found.sign_flips == pytest.approx(0.5, abs=0.03)
+    assert found.vsi == pytest.approx(100 * 5 / 20, abs=2)
     expected = sum(math.comb(5, i) * math.comb(15, 5 - i) / math.comb(20, 5) * i / (10 - i) for i in range(6))
-    assert found.jaccard == pytest.approx(expected, abs=0.02) and expected == pytest.approx(5 / 35, abs=0.02)
+    assert found.jaccard == pytest.approx(expected, abs=0.02)
 
 
 # -- Randomised models
@@ -291,16 +281,6 @@ def test_rank_correlation_is_that_of_the_ranks(absolute):
     assert np.isnan(found[3])
 
 
-def test_maps_of_a_randomised_model_are_others():
-    model, images = network(), torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(6) % 3
-    first, again, random = (
-        saliency.attribute(m, images, labels, "saliency") for m in (model, model, metrics.randomised(model, 0))
-    )
-    assert metrics.rank_correlation(first, again).min() == pytest.approx(1)
-    assert abs(metrics.rank_correlation(first, random).mean()) < 0.3
-
-
 # -- Deletion, insertion and their gain on masked models that are solved by hand
 
 
@@ -355,28 +335,25 @@ def test_the_areas_are_those_of_a_plain_loop(modality):
     rng = np.random.default_rng(0)
     masked = Additive(rng.normal(size=5), rng.normal(size=3), areas=[0.1, 0.3, 0.2, 0.15, 0.25])
     weights = rng.normal(size=8)
-    found = metrics.curves(masked, weights[:5], weights[5:], first, modality)
+    found = metrics.areas(masked, weights[:5], weights[5:], first, modality)
     played = {"image": np.arange(5), "text": np.arange(5, 8), "joint": np.arange(8)}[modality]
     order = played[np.argsort(-weights[played])]
-    assert [found.areas["deletion"][0], found.areas["insertion"][0]] == pytest.approx(
-        plain(masked, weights, modality, order)
-    )
+    assert [found.deletion[0], found.insertion[0]] == pytest.approx(plain(masked, weights, modality, order))
     # hiding from the least important one on, the other way round, is the same area
-    assert plain(masked, weights, modality, order[::-1])[0] == pytest.approx(found.areas["insertion"][0])
-    assert found.areas["srg"][0] == pytest.approx(found.areas["insertion"][0] - found.areas["deletion"][0])
-    assert (found.share[:, 0] == 0).all() and found.share[:, -1] == pytest.approx(1)
+    assert plain(masked, weights, modality, order[::-1])[0] == pytest.approx(found.insertion[0])
+    assert found.srg[0] == pytest.approx(found.insertion[0] - found.deletion[0])
     rows, others = masked.asked[0], np.setdiff1d(np.arange(8), played)
     assert rows[:, others].all() and not rows[:, played].all()
 
 
 def test_the_gain_of_the_true_weights_has_a_closed_form():
     worth = np.array([4.0, -1.0, 2.5, 0.5, -3.0, 1.0])
-    found = metrics.curves(Additive(worth[:4], worth[4:]), worth[:4], worth[4:], first)
+    found = metrics.areas(Additive(worth[:4], worth[4:]), worth[:4], worth[4:], first)
     ranked, rank, features = np.sort(worth)[::-1], np.arange(1, 7), 6
-    assert found.areas["deletion"][0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * features))
-    assert found.areas["srg"][0] == pytest.approx(ranked @ (features - 2 * rank + 1) / features)
+    assert found.deletion[0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * features))
+    assert found.srg[0] == pytest.approx(ranked @ (features - 2 * rank + 1) / features)
     assert (found.full, found.empty) == (pytest.approx(7), pytest.approx(3))
-    assert found.areas["normalised_srg"][0] == pytest.approx(found.areas["srg"][0] / 4)
+    assert found.normalised_srg[0] == pytest.approx(found.srg[0] / 4)
 
 
 def test_the_true_order_beats_every_other_one():
@@ -384,45 +361,35 @@ def test_the_true_order_beats_every_other_one():
     gains = {}
     for ranks in permutations(range(4)):  # two superpixels and two words: all take a quarter of the axis
         weights = np.array(ranks, dtype=float)
-        gains[ranks] = metrics.curves(Additive(worth[:2], worth[2:]), weights[:2], weights[2:], first).areas["srg"][0]
+        gains[ranks] = metrics.areas(Additive(worth[:2], worth[2:]), weights[:2], weights[2:], first).srg[0]
     best = max(gains, key=gains.get)
     assert best == tuple(worth.argsort().argsort()) and sorted(gains.values())[-2] < gains[best]
-    assert gains[tuple((-worth).argsort().argsort())] == pytest.approx(-gains[best])
     assert np.mean(list(gains.values())) == pytest.approx(0)
 
 
 def test_text_that_the_model_ignores_gains_nothing():
-    masked = Additive([1.0, 2.0], [0.0, 0.0, 0.0])
-    found = metrics.curves(masked, [1.0, 2.0], [5.0, -1.0, 2.0], first, "text")
-    assert found.areas["srg"] == pytest.approx(np.zeros(6)) and found.areas["deletion"] == pytest.approx(
-        np.full(6, 6.0)
-    )
-    assert np.isnan(found.areas["normalised_srg"]).all()  # nothing falls when all words are gone
+    found = metrics.areas(Additive([1.0, 2.0], [0.0, 0.0, 0.0]), [1.0, 2.0], [5.0, -1.0, 2.0], first, "text")
+    assert found.srg == pytest.approx(np.zeros(6)) and found.deletion == pytest.approx(np.full(6, 6.0))
+    assert np.isnan(found.normalised_srg).all()  # nothing falls when all words are gone
 
 
 def test_random_orders_score_chance(monkeypatch):
     monkeypatch.setattr(metrics, "RANDOM_ORDERS", 600)
     worth = np.random.default_rng(3).normal(size=12)
-    found = metrics.curves(Additive(worth[:8], worth[8:]), worth[:8], worth[8:], first)
-    middle, spread = (found.full + found.empty) / 2, found.areas["srg"][1:].std() / math.sqrt(600)
-    assert found.areas["deletion"][1:].mean() == pytest.approx(middle, abs=2 * spread)
-    assert found.areas["insertion"][1:].mean() == pytest.approx(middle, abs=2 * spread)
-    assert found.areas["srg"][1:].mean() == pytest.approx(0, abs=4 * spread)
-    # an order is drawn without replacement: variance of sum(w_i (P+1-2 rank_i)) / P
-    slopes = (13 - 2 * np.arange(1, 13)) / 12
-    assert found.areas["srg"][1:].std() == pytest.approx(12 * worth.std() * slopes.std() / math.sqrt(11), rel=0.15)
-    assert found.areas["srg"][0] > found.areas["srg"][1:].max()
+    found = metrics.areas(Additive(worth[:8], worth[8:]), worth[:8], worth[8:], first)
+    middle, spread = (found.full + found.empty) / 2, found.srg[1:].std() / math.sqrt(600)
+    assert [found.deletion[1:].mean(), found.insertion[1:].mean()] == pytest.approx([middle] * 2, abs=2 * spread)
+    assert found.srg[1:].mean() == pytest.approx(0, abs=4 * spread) and found.srg[0] > found.srg[1:].max()
 
 
 def test_many_features_go_several_at_a_time():
     worth = np.random.default_rng(0).normal(size=130)
     masked = Additive(worth[:100], worth[100:])
-    found = metrics.curves(masked, worth[:100], worth[100:], first, steps=64)
-    assert found.share.shape == (6, 65)
+    found = metrics.areas(masked, worth[:100], worth[100:], first, steps=64)
     gone = (~masked.asked[0]).sum(1).reshape(2, 6, 65)
     assert set(np.diff(gone[0], axis=1).ravel()) == {2, 3} and (gone[0] + gone[1] == 130).all()
     ranked, rank = np.sort(worth)[::-1], np.arange(1, 131)
-    assert found.areas["srg"][0] == pytest.approx(ranked @ (131 - 2 * rank) / 130, rel=0.01)
+    assert found.srg[0] == pytest.approx(ranked @ (131 - 2 * rank) / 130, rel=0.01)
 
 
 # -- The table
@@ -441,13 +408,13 @@ def test_the_table_has_a_row_for_each_modality_and_baseline():
     assert list(table["features"]) == [3, 2, 5] * 2 and not masked.asked
     for (modality, baseline), row in table.iterrows():
         other = masked.with_baseline(baseline)
-        found = metrics.curves(other, masked.image, masked.text, lambda v: v[:, 0] - v[:, 1], modality)
+        found = metrics.areas(other, masked.image, masked.text, lambda v: v[:, 0] - v[:, 1], modality)
         assert row["full"] == found.full == {"mean": 8.5, "blur": 3.75}[baseline]
         assert row["empty"] == found.empty
-        for name, area in found.areas.items():
-            assert row[name] == pytest.approx(area[0])
-            assert row[f"random_{name}"] == pytest.approx(np.mean(area[1:]))
-            assert row[f"random_{name}_sd"] == pytest.approx(np.std(area[1:], ddof=1))
+        for name in metrics.AREAS:
+            area = getattr(found, name)
+            mine = [row[name], row[f"random_{name}"], row[f"random_{name}_sd"]]
+            assert mine == pytest.approx([area[0], np.mean(area[1:]), np.std(area[1:], ddof=1)])
     for modality in metrics.MODALITIES:  # the blurred image says half as much
         assert table.loc[(modality, "blur"), "srg"] == pytest.approx(table.loc[(modality, "mean"), "srg"] / 2)
     loaded = explained(masked)
