@@ -1,8 +1,7 @@
 """Local explanations: which superpixels and which words made a model choose this product and not its look-alike.
 
 A linear surrogate is fitted to the model's answers to masked inputs, as in LIME (Ribeiro et al. 2016). Superpixels and
-words are features of one regression, so that their weights share one scale. `MaskedModel` encodes each distinct mask
-once. One set of evaluations serves all classes and every kernel: LIME's, KernelSHAP's (Lundberg and Lee 2017), or none.
+words are features of one regression. One set of evaluations serves all classes and every kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from retailkit.explain.masking import (
     ENUMERATED,
     MaskedModel,
     Token,
-    as_image,
     as_predictor,
     cut_out,
     masks,
@@ -42,7 +40,7 @@ from retailkit.explain.masking import (
     tokens_of,
 )
 from retailkit.explain.surrogate import KERNELS, Samples, Surrogate, inner, roughness, words_share
-from retailkit.inference import Predictor
+from retailkit.inference import Predictor, in_range
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training import fingerprint
 
@@ -56,8 +54,7 @@ class Options:
     """How an explanation is made.
 
     Attributes:
-        segments: key of `masking.SEGMENTERS`, or labels (H,W).
-        n_segments: wanted number of superpixels.
+        segments: key of `masking.SEGMENTERS`, with `n_segments`, the wanted number; or labels (H,W).
         baseline: key of `masking.BASELINES`: what is shown where superpixels are hidden.
         feather: pixels by which the edges of hidden parts are softened.
         token: `word` or `line`: which piece of text is hidden as a whole.
@@ -69,9 +66,8 @@ class Options:
         smooth: penalty on squared differences between superpixels that are near and of similar colour. It makes
             weights from few masks more stable (0.5 is strong), and small parts less distinct.
         budget: distinct masks of the image (of the text, where the model uses only text) to encode at most.
-        target: `margin` (logit of the class less that of its contrast), `prob` as lime has it, `log_prob` (closer to
-            additive, so that fewer masks suffice, but dominated by masks that lose the class), or `sqrt_prob`.
-        seed: the same gives the same explanation.
+        target: one of `masking.TARGETS`: `margin` (logit of the class less that of its contrast), `prob` as lime has
+            it, `log_prob` (closer to additive, but dominated by masks that lose the class), or `sqrt_prob`.
     """
 
     segments: str | np.ndarray = "slic"
@@ -91,25 +87,22 @@ class Options:
     def __post_init__(self) -> None:
         pick(KERNELS, self.kernel, "kernel")
         if not 2 <= self.budget <= MOST:
-            raise UsageError(
-                f"budget={self.budget}: use 2 to {MOST:,} masks; ten for each superpixel and word are good"
-            )
+            wanted = f"use 2 to {MOST:,} masks; ten for each superpixel and word are good"
+            raise UsageError(f"budget={self.budget}: {wanted}")
 
 
 @dataclass(eq=False)
 class LocalExplanation:
     """Why a model gives its answer for one photo.
 
-    A weight says by how much the target grows when a feature is kept rather than hidden. C classes are explained by S
-    superpixels and T tokens.
+    A weight says by how much the target grows when a feature is kept rather than hidden. C of the K `classes` are
+    explained by S superpixels and T tokens.
 
     Attributes:
-        classes: all K names of the model.
         explained: C indices of classes, in the order asked for; `top3` has the most probable one first.
         contrasts: C indices of the class that each is contrasted with; -1 without contrast.
         image: (3,H,W) in [0,1], or None for a model that uses only text.
         segments: (H,W) superpixels 0..S-1; labels from S on are boxes that are hidden together with their text.
-        tokens: T pieces of text.
         links: (T,) label of each token's boxes in `segments`, or -1.
         logits: (K,) of the untouched input.
         samples: the evaluations, and `options`, how they were made.
@@ -166,14 +159,11 @@ class LocalExplanation:
             return f"There is nothing to explain: {self.nothing}."
         if self.r2[row] >= 0 or all(drawn.complete for drawn in self.samples.drawn()):
             return ""
-        if math.isnan(self.r2[row]):
-            return (
-                "It is not known how well this explanation fits the model: there are too few masks. Raise the budget."
-            )
-        return (
-            f"This photo cannot be explained so: on masks left out of the fit, it predicts the model worse "
-            f"than a constant (R² {self.r2[row]:.2f}). Raise the budget."
-        )
+        why = "It is not known how well this explanation fits the model: there are too few masks."
+        if not math.isnan(self.r2[row]):
+            why = "This photo cannot be explained so: on masks left out of the fit, it predicts the model worse "
+            why += f"than a constant (R² {self.r2[row]:.2f})."
+        return f"{why} Raise the budget."
 
     def row(self, label: int | str) -> int:
         """Return the row of weights that explains a class; raise UsageError if it was not explained."""
@@ -256,10 +246,9 @@ class LocalExplanation:
         return replace(self, samples=samples, options=options, **arrays)
 
 
-_ARRAYS = ("image_weights", "text_weights", "image_intervals", "text_intervals", "r2", "share", "share_intervals",
-           "logits", "links")  # fmt: skip
+_ARRAYS = [field.name for field in fields(LocalExplanation) if field.type == "np.ndarray"]
+_SAMPLES = [field.name for field in fields(Samples)]
 _NOT_OURS = (safetensors.SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
-_SAMPLES = ("image_masks", "text_masks", "pairs", "logits")
 
 
 def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExplanation:
@@ -302,7 +291,7 @@ def _misfits(found: LocalExplanation) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: numbers and tuples instead of arrays. Labels of superpixels stay an array."""
+    """Return numbers and tuples for JSON instead of arrays; labels of superpixels stay an array."""
     if isinstance(value, str) or getattr(value, "ndim", 0) == 2:
         return value
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -335,7 +324,7 @@ def explain(
         UserError: an image of another shape, or nothing that the model uses.
     """
     options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
-    image = as_image(image)
+    image = None if image is None else in_range(torch.as_tensor(image).detach().cpu(), "the image")
     predictor, tokens = as_predictor(model, image), tokens_of(words, options.token)
     segments = links = None
     if image is not None and "image" in predictor.model.modalities:
@@ -459,9 +448,8 @@ def explain_dataset(
 ) -> list[LocalExplanation]:
     """Explain every photo of a split, in order. Each result is written to disk, so that an interrupted run continues.
 
-    A file is used again for the same photo, words, model, options and sources of this package's masks and fits; such an
-    explanation has no `masked_model`. `cache` is the folder; None takes the cache folder. Other arguments are those of
-    `explain`.
+    A file in the folder `cache` (None takes the cache folder) is used again for the same photo, words, model, options
+    and sources of this module; such an explanation has no `masked_model`. Other arguments are those of `explain`.
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})

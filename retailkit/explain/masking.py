@@ -1,8 +1,6 @@
 """Hiding superpixels and words, and asking a model what it says then.
 
-The features of a local explanation are the superpixels of the image and the tokens of the text (words or lines). A mask
-says which of them are kept. `MaskedModel` encodes each distinct masked image and text once and combines the two only in
-the head, because an encoder costs a thousand times what the head does.
+The features of a local explanation are the superpixels of the image and the tokens of the text (words or lines).
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +21,7 @@ from tqdm.auto import tqdm
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data.table import Word
 from retailkit.data.text import kept_apart, redact_words
-from retailkit.inference import Predictor, composite, in_range
+from retailkit.inference import Predictor, composite
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
 ENUMERATED = 12  # features: up to so many, all masks are listed and shuffled
@@ -37,16 +34,12 @@ TARGETS = ("margin", "prob", "log_prob", "sqrt_prob")
 # -- Features of the image: superpixels.
 
 
-def _slic(image: np.ndarray, count: int) -> np.ndarray:
-    return segmentation.slic(image, n_segments=count, compactness=10, sigma=1, start_label=0)
-
-
-def _felzenszwalb(image: np.ndarray, count: int) -> np.ndarray:
-    """The number of segments follows from the image."""
-    return segmentation.felzenszwalb(image, scale=100, sigma=0.5, min_size=image[..., 0].size // (2 * count))
-
-
-SEGMENTERS = {"slic": _slic, "felzenszwalb": _felzenszwalb}
+SEGMENTERS = {  # called with an image (H,W,3) and the wanted number of segments
+    "slic": lambda image, count: segmentation.slic(image, count, compactness=10, sigma=1, start_label=0),
+    "felzenszwalb": lambda image, count: segmentation.felzenszwalb(
+        image, scale=100, sigma=0.5, min_size=image[..., 0].size // (2 * count)
+    ),
+}
 
 
 def segment(image: Tensor, segments: str | np.ndarray = "slic", count: int = 50) -> np.ndarray:
@@ -54,23 +47,24 @@ def segment(image: Tensor, segments: str | np.ndarray = "slic", count: int = 50)
 
     `segments` is a key of `SEGMENTERS`, which come near the wanted number `count`, or labels (H,W) that exist already.
     """
-    height, width = image.shape[1:]
     if isinstance(segments, str):
         segmenter = SEGMENTERS[pick(SEGMENTERS, segments, "segmenter")]
         if count < 1:
             raise UsageError(f"n_segments={count} is too small; use 1 or more")
         segments = segmenter(image.permute(1, 2, 0).double().cpu().numpy(), count)
     labels = np.asarray(segments)
-    if labels.shape != (height, width) or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"segments are {labels.dtype} of shape {labels.shape}; give integers of ({height}, {width})")
+    if labels.shape != image.shape[1:] or not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(
+            f"segments are {labels.dtype} of shape {labels.shape}; give integers of {tuple(image.shape[1:])}"
+        )
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
 def cut_out(segments: np.ndarray, tokens: Sequence[Token]) -> tuple[np.ndarray, np.ndarray]:
     """Make the boxes of tokens segments of their own, so that a word can be hidden on the image together with its text.
 
-    Where boxes overlap, the last one gets the pixels. Returns labels (H,W) with the superpixels first and the boxes
-    after them, without gaps, and (T,) the label of each token's boxes; -1 where they cover no pixel.
+    Returns labels (H,W) with the superpixels first and the boxes after them (the last one on top), without gaps, and
+    (T,) the label of each token's boxes; -1 where they cover no pixel.
     """
     labels, first = segments.copy(), segments.max() + 1
     for number, token in enumerate(tokens):
@@ -97,11 +91,9 @@ class Token:
 
 
 def tokens_of(words: Sequence[Word] | str | None, token: str = "word") -> tuple[Token, ...]:
-    """Divide OCR words into tokens, in reading order. Barcodes are removed, as text encoders never see them.
+    """Divide OCR words, or a text, into tokens, in reading order, without barcodes, which text encoders never see.
 
-    Args:
-        words: with boxes, in reading order; or a plain text, whose words have no place on the image; or None.
-        token: `word`, or `line`: neighbours at one height with less than two characters' space between them.
+    A `token` is a `word`, or a `line`: neighbours at one height with less than two characters' space between them.
     """
     pick(("word", "line"), token, "kind of token")
     if isinstance(words, str):
@@ -122,7 +114,7 @@ def _on_one_line(left: Word, right: Word) -> bool:
     return height > 0 and overlap > height / 2 and -height / 2 < gap < 1.5 * height
 
 
-# -- Baselines: what is shown where a superpixel is hidden.
+# -- Baselines: what is shown where a superpixel is hidden, of an image (3,H,W) and its segments (H,W).
 
 
 def _mean(image: Tensor, segments: np.ndarray) -> Tensor:
@@ -133,7 +125,6 @@ def _mean(image: Tensor, segments: np.ndarray) -> Tensor:
 
 
 def _blur(image: Tensor, segments: np.ndarray) -> Tensor:
-    """The image out of focus: a Gaussian of a twelfth of its side."""
     sigma = image.shape[-1] / 12
     return gaussian_blur(image, kernel_size=[2 * int(2 * sigma) + 1] * 2, sigma=[sigma, sigma])
 
@@ -150,11 +141,12 @@ def _inpaint(image: Tensor, segments: np.ndarray) -> Tensor:
     return torch.from_numpy(filled).permute(2, 0, 1).to(image) / 255
 
 
-def _grey(image: Tensor, segments: np.ndarray) -> Tensor:
-    return torch.full_like(image, 0.5)
-
-
-BASELINES = {"mean": _mean, "blur": _blur, "inpaint": _inpaint, "grey": _grey}
+BASELINES = {
+    "mean": _mean,
+    "blur": _blur,
+    "inpaint": _inpaint,
+    "grey": lambda image, segments: torch.full_like(image, 0.5),
+}
 
 
 def baseline_image(image: Tensor, segments: np.ndarray, baseline: str) -> Tensor:
@@ -187,9 +179,9 @@ def _feathered(segments: np.ndarray, sigma: float) -> Tensor:
 def masks(features: int, count: int, seed: int = 0) -> np.ndarray:
     """Return at most `count` (rounded down to pairs) distinct masks (N,features) bool, True = kept.
 
-    Masks 2n and 2n+1 are complements, so that effects of even order cancel in the weights (Covert and Lee 2021). Masks
-    0 and 1 keep everything and nothing. Up to `ENUMERATED` features, all masks come in random order. With more, masks
-    are blocks of a Hadamard matrix, in which features are uncorrelated (Plackett and Burman 1946). A longer list begins
+    Masks 2n and 2n+1 are complements, so that effects of even order cancel in the weights (Covert and Lee 2021); 0 and
+    1 keep everything and nothing. Up to `ENUMERATED` features, all masks come in random order. With more, masks are
+    blocks of a Hadamard matrix, in which features are uncorrelated (Plackett and Burman 1946). A longer list begins
     with the shorter one of the same seed.
     """
     first = np.ones((1, features), dtype=bool)
@@ -207,17 +199,16 @@ def masks(features: int, count: int, seed: int = 0) -> np.ndarray:
 def _hadamard_masks(features: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Return masks (count,features), the first one keeping everything; none is another one or its complement."""
     everything = np.ones(features, dtype=bool)
-    found, known = [everything], {everything.tobytes(), (~everything).tobytes()}
+    found = {everything.tobytes(): everything}
     order = 1 << features.bit_length()  # the smallest power of two above the number of features
     signs = hadamard(order) > 0
     while len(found) < count:
         columns = 1 + rng.choice(order - 1, features, replace=False)
         flips = rng.random(features) < 0.5
         for mask in signs[rng.permutation(order)][:, columns] ^ flips:
-            if mask.tobytes() not in known:
-                known |= {mask.tobytes(), (~mask).tobytes()}
-                found.append(mask)
-    return np.array(found[:count])
+            if (~mask).tobytes() not in found:
+                found.setdefault(mask.tobytes(), mask)
+    return np.array(list(found.values())[:count])
 
 
 def paired(before: tuple[int, int], count: tuple[int, int], partners: int, seed: int) -> np.ndarray:
@@ -242,13 +233,16 @@ def paired(before: tuple[int, int], count: tuple[int, int], partners: int, seed:
 class MaskedModel:
     """What a model says of an image and its words when parts of them are hidden.
 
+    Each distinct masked image and text is encoded once, and the two are combined only in the head, because an encoder
+    costs a thousand times what the head does. What the model does not use is left out.
+
     Args:
         predictor: of the model.
-        image: (3,size,size) in [0,1] as the predictor takes it; None where the model uses only text.
+        image: (3,size,size) in [0,1].
         segments: (H,W) labels as of `segment`, or as of `cut_out` where `links` are given.
-        tokens: of text; left out where the model neither reads them nor sees their boxes hidden.
+        tokens: of text.
         links: (T,) labels of the boxes that are hidden together with each token, or -1; None links nothing.
-        baseline: key of `BASELINES`: what is shown where superpixels are hidden.
+        baseline: key of `BASELINES`.
         feather: standard deviation in pixels by which the edges of hidden segments are softened. Networks respond to
             sharp edges as if they were part of the product (Grund Pihlgren and Främling 2024).
 
@@ -278,8 +272,9 @@ class MaskedModel:
         self.tokens = tuple(token for token, use in zip(tokens, used, strict=True) if use)
         self.links = links[used]
         if self.image is None and not self.tokens:
-            used = " and ".join(uses)
-            raise UserError(f"nothing to explain by: the model uses {used}; give it, or leave this photo out")
+            raise UserError(
+                f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
+            )
         self.segments, areas = None, np.zeros(0)
         if self.image is not None:
             self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)
@@ -308,8 +303,7 @@ class MaskedModel:
     def logits(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """Return logits (N,K) float32 for N masks (N,S) and (N,T) bool, True = kept; without the latter all is kept.
 
-        All logits are 0 where nothing is left that the model could answer by. `progress` shows a bar if encoding images
-        takes longer than two seconds.
+        All logits are 0 where nothing is left that the model could answer by.
         """
         image_keep, text_keep = self._checked(image_keep, text_keep)
         image = text = None
@@ -345,9 +339,8 @@ class MaskedModel:
 
     def _labels_kept(self, image_keep: np.ndarray, text_keep: np.ndarray) -> np.ndarray:
         """Return which labels of `segments` are kept, (N,L): superpixels, and boxes of linked tokens."""
-        kept = np.empty((len(image_keep), self.n_segments + len(self._boxes)), dtype=bool)
-        kept[:, self._superpixels], kept[:, self._boxes] = image_keep, text_keep[:, self.links >= 0]
-        return kept
+        labels = np.concatenate([self._superpixels, self._boxes])
+        return np.concatenate([image_keep, text_keep[:, self.links >= 0]], 1)[:, np.argsort(labels)]
 
     def _alpha(self, kept: np.ndarray) -> Tensor:
         """Return masks (N,1,H,W) in [0,1] of kept labels (N,L)."""
@@ -364,8 +357,7 @@ class MaskedModel:
                 encoded = self.predictor.encode_perturbed(self.image, self._alpha(rows[part]), self.baseline_image)
                 self._images.update(zip(names[part], encoded.values, strict=True))
                 bar.update(len(names[part]))
-        values = torch.stack([self._images[key] for key in keys])
-        return Features(values, torch.ones(len(keys), dtype=torch.bool, device=values.device))
+        return Features.present(torch.stack([self._images[key] for key in keys]))
 
     def _encoded_texts(self, texts: Sequence[str]) -> Features:
         fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
@@ -375,25 +367,20 @@ class MaskedModel:
         return Features.joined([self._texts[text] for text in texts])
 
 
-def as_image(image: Any) -> Tensor | None:
-    """Return an image as explanations take it: a float32 tensor on the CPU without gradient, of values in [0,1]."""
-    return None if image is None else in_range(torch.as_tensor(image).detach().cpu(), "the image")
-
-
 def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> Predictor:
     """Return a predictor for images like this one; one that is given stays as it is.
 
     Raises:
         UserError: the model uses images, and this one is not square, or not as large as the predictor takes.
     """
-    given = isinstance(model, Predictor)
-    if image is None or "image" not in (model.model if given else model).modalities:
-        return model if given else Predictor(model)
-    side = model.size if given else image.shape[-1]
+    predictor = model if isinstance(model, Predictor) else None
+    if image is None or "image" not in (predictor.model if predictor else model).modalities:
+        return predictor or Predictor(model)
+    side = predictor.size if predictor else image.shape[-1]
     if image.shape != (3, side, side):
-        wanted = f"(3, {side}, {side})" if given else "a square one, (3, size, size), as a data set does"
+        wanted = f"(3, {side}, {side})" if predictor else "a square one, (3, size, size), as a data set does"
         raise UserError(f"the image is {tuple(image.shape)}; give {wanted}")
-    return model if given else Predictor(model, side)
+    return predictor or Predictor(model, side)
 
 
 def targets(logits: np.ndarray, explained: Sequence[int], contrasts: Sequence[int], target: str) -> np.ndarray:

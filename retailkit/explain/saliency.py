@@ -1,8 +1,6 @@
 """Saliency of pixels and words, mostly through captum, behind one call each.
 
 What is explained is the margin: the logit of a class minus that of its runner-up, the most probable other class.
-Attributions are signed: positive where a pixel or a word is evidence for the class, negative where it is evidence
-against it.
 """
 
 from __future__ import annotations
@@ -48,16 +46,9 @@ def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
 class Margin(nn.Module):
     """What captum sees of a model: images -> logit of a class minus that of its runner-up.
 
-    Args:
-        model: a product classifier in evaluation mode.
-        images: (B,3,H,W) in [0,1]; they decide which class is the runner-up.
-        labels: (B,) the classes that are explained.
-        texts: of the B images, for models that use text; None leaves the text out.
-
-    Attributes:
-        map: passes on the last feature map of the whole images: the layer of Grad-CAM. NTS-Net encodes its parts by
-            the same network afterwards, so the encoder's own layer would show the parts.
-        contrast: (B,) the runner-up.
+    Takes a model in evaluation mode, images (B,3,H,W) in [0,1] that decide which class is the runner-up, `labels` (B,)
+    and texts (None leaves them out). `map` passes on the last feature map of the whole images, for Grad-CAM: NTS-Net
+    encodes its parts by the same network afterwards, so the encoder's own layer would show the parts.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, texts: Sequence[str] | None = None) -> None:
@@ -94,7 +85,7 @@ class Margin(nn.Module):
 
     def _classify(self, features: Tensor, rows: Tensor) -> Tensor:
         text = None if self.text is None else self.text.rows(rows)
-        return self.model.classify(_available(features), text)
+        return self.model.classify(Features.present(features), text)
 
     @contextmanager
     def _map_of_whole_images(self) -> Iterator[None]:
@@ -129,12 +120,8 @@ def saliency(margin: Margin, images: Tensor) -> Tensor:
 def smoothgrad(margin: Margin, images: Tensor, samples: int = 16, noise: float = 0.1, seed: int = 0) -> Tensor:
     """Return the mean of `saliency` over noisy copies of the images (Smilkov et al. 2017).
 
-    Args:
-        margin: what is explained.
-        images: (B,3,H,W) in [0,1].
-        samples: noisy copies.
-        noise: standard deviation on the scale of the images; the paper takes 0.1 to 0.2.
-        seed: of the noise, which is the same for every image of a size.
+    `noise` is the standard deviation on the scale of the images; the paper takes 0.1 to 0.2. It is the same for every
+    image of a size.
     """
     generator = torch.Generator().manual_seed(seed)  # captum's NoiseTunnel draws from the global state
     total = torch.zeros_like(images[:, 0])
@@ -147,15 +134,9 @@ def smoothgrad(margin: Margin, images: Tensor, samples: int = 16, noise: float =
 def integrated_gradients(margin: Margin, images: Tensor, steps: int = 32, baseline: float | None = None) -> Tensor:
     """Return integrated gradients, summed over the colour channels (Sundararajan et al. 2017, equation 1).
 
-    An image's values add up to its margin minus that of the baseline, but for the error of `steps` steps.
-
-    Args:
-        margin: what is explained.
-        images: (B,3,H,W) in [0,1].
-        steps: of the Gauss-Legendre quadrature.
-        baseline: None starts from the blurred image, without its print and edges (Sturmfels et al. 2020). A grey
-            level in [0,1] starts from an even image, where networks trained on photos are erratic: the margin jumps
-            on the first few hundredths of the way, and 400 steps are not enough to add up.
+    An image's values add up to its margin minus that of the baseline, but for the error of `steps` steps. Without a
+    `baseline` the path starts from the blurred image, without its print and edges (Sturmfels et al. 2020). A grey level
+    in [0,1] starts from an even image, where networks are erratic: 400 steps are not enough to add up.
     """
     start = blurred(images.detach()) if baseline is None else float(baseline)
     options = {"additional_forward_args": _rows(images), "internal_batch_size": max(BATCH, len(images))}
@@ -171,10 +152,7 @@ def blurred(images: Tensor) -> Tensor:
 def gradcam(margin: Margin, images: Tensor, positive: bool = False) -> Tensor:
     """Return Grad-CAM of the last feature map, enlarged bilinearly (Selvaraju et al. 2017, equations 1 and 2).
 
-    Args:
-        margin: what is explained.
-        images: (B,3,H,W) in [0,1].
-        positive: keep only evidence for the class, as the paper's final ReLU does.
+    `positive` keeps only evidence for the class, as the paper's final ReLU does.
     """
     if getattr(margin.model, "image_encoder", None) is None:
         raise UsageError("this model has no feature maps for Grad-CAM; use method='occlusion'")
@@ -186,11 +164,9 @@ def gradcam(margin: Margin, images: Tensor, positive: bool = False) -> Tensor:
 def guided_gradcam(margin: Margin, images: Tensor) -> Tensor:
     """Return guided backpropagation times the positive part of Grad-CAM (Selvaraju et al. 2017, section 3.2).
 
-    Guided means that no negative gradient passes a rectifier: the modules ReLU (ResNets, ShuffleNet) and ReLU6
-    (EfficientNet-Lite), which captum's own version leaves alone. In a network without them, such as EfficientNet-B0
-    with its SiLU, this is the plain gradient times Grad-CAM. An image whose Grad-CAM is nowhere positive gets zeros.
-    Guided backpropagation alone shows edges whatever the weights (Adebayo et al. 2018): judge it beside a randomised
-    model.
+    Guided means that no negative gradient passes a rectifier: ReLU, and ReLU6, which captum's own version leaves alone.
+    In a network without them, such as EfficientNet-B0, this is the plain gradient times Grad-CAM. Guided
+    backpropagation alone shows edges whatever the weights (Adebayo et al. 2018): judge it beside a randomised model.
     """
 
     def only_positive_gradients(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -212,13 +188,8 @@ def guided_gradcam(margin: Margin, images: Tensor) -> Tensor:
 def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
     """Cover one square after another in mid grey and note how far the margin falls (Zeiler and Fergus 2014).
 
-    Args:
-        margin: what is explained.
-        images: (B,3,H,W) in [0,1].
-        window: side of the square in pixels; 0 takes a sixth of the image. Squares overlap by half.
-
-    Returns:
-        (B,H,W), the mean fall over the squares that cover a pixel.
+    Returns the mean fall over the squares that cover a pixel. They overlap by half; `window` is their side in pixels, 0
+    takes a sixth of the image.
     """
     side = window or max(1, min(images.shape[2:]) // 6)
     step = max(1, side // 2)
@@ -236,14 +207,8 @@ def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
 def rise(margin: Margin, images: Tensor, masks: int = 512, cells: int = 7, seed: int = 0) -> Tensor:
     """Return by how much the margin is higher where a pixel is shown, over random masks (Petsiuk et al. 2018).
 
-    The margin's mean over masks is subtracted first, so that it does not shift all values and the map is signed.
-
-    Args:
-        margin: what is explained.
-        images: (B,3,H,W) in [0,1]; what is hidden is black.
-        masks: how many.
-        cells: of a mask per side, half of them shown; they are enlarged bilinearly and shifted at random.
-        seed: of the masks, which are the same for every image.
+    Half of the `cells` x `cells` of a mask are shown, the others black, enlarged bilinearly and shifted at random. The
+    margin's mean over masks is subtracted first, so that the map is signed.
     """
     generator, (height, width) = torch.Generator().manual_seed(seed), images.shape[2:]
     grid = (torch.rand(masks, 1, cells, cells, generator=generator) < 0.5).float()
@@ -275,9 +240,8 @@ def windows(margin: Margin, images: Tensor) -> Tensor:
 def regions(margin: Margin, images: Tensor) -> Tensor:
     """Return what the features of an `nts` pooling's K regions add to the margin, each spread evenly over its box.
 
-    A region adds the gradient of the margin by its features, times their difference from the mean of the head's scaler
-    (zeros where that was not fitted): exact for a linear head, first order otherwise. What the image as a whole adds
-    is left out, for it lies nowhere.
+    A region adds the gradient of the margin by its features, times their difference from the mean of the head's scaler:
+    exact for a linear head, first order otherwise. What the image as a whole adds is left out, for it lies nowhere.
     """
     pooling = getattr(margin.model, "pooling", None)
     if not isinstance(pooling, NavigatedParts) or not pooling.parts:
@@ -291,15 +255,9 @@ def regions(margin: Margin, images: Tensor) -> Tensor:
 
 
 def paint(boxes: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Spread values evenly over boxes and add up what overlaps.
+    """Spread values (B,N) evenly over boxes (B,N,4: x0, y0, x1, y1) of images of this size, and add up what overlaps.
 
-    Args:
-        boxes: (B,N,4) int64 as x0, y0, x1, y1 in pixels; what overhangs the image is cut off first.
-        values: (B,N), the sum over each box.
-        size: height and width of the image.
-
-    Returns:
-        (B,H,W).
+    What overhangs the image is cut off first. Returns (B,H,W).
     """
     x0, y0, x1, y1 = clip_boxes_to_image(boxes.cpu(), size).unbind(-1)
     density = values.detach().cpu().double() / ((x1 - x0) * (y1 - y0)).clamp(min=1)
@@ -334,8 +292,7 @@ def attribute(
 ) -> Tensor:
     """Attribute the margin between a class and its runner-up to the pixels.
 
-    Gradients reach the pixels through the whole image: NTS-Net cuts its parts out without gradient, so that only
-    `occlusion`, `rise` and `regions` take them into account.
+    NTS-Net cuts its parts out without gradient: only `occlusion`, `rise` and `regions` take them into account.
 
     Args:
         model: a product classifier; in evaluation mode for the call, and as it was afterwards.
@@ -346,7 +303,8 @@ def attribute(
         **options: of the method, such as `seed` and `samples` of `smoothgrad`; see its function.
 
     Returns:
-        (B,H,W) float32, signed. The unit is logits, save for `saliency`, `smoothgrad` and `guided_gradcam`.
+        (B,H,W) float32, positive where a pixel is evidence for the class. The unit is logits, save for `saliency`,
+        `smoothgrad` and `guided_gradcam`.
 
     Raises:
         UsageError: an unknown method, or a model that has not what the method needs.
@@ -370,14 +328,9 @@ def attribute(
 
 
 class Token(NamedTuple):
-    """A piece of the text as the encoder reads it.
+    """A piece of the text as the tokenizer writes it, its characters from `start` to `end` in the joined words.
 
-    Attributes:
-        text: as the tokenizer writes it.
-        start: of its characters in the joined words.
-        end: after its last character.
-        word: position of its word; -1 for the marks that the tokenizer adds.
-        value: signed attribution in logits.
+    `word` is the position of its word, -1 for the marks that the tokenizer adds; `value` is signed, in logits.
     """
 
     text: str
@@ -402,13 +355,10 @@ def attribute_tokens(
 
     Args:
         model: a product classifier whose text encoder is a transformer; as it was after the call.
-        words: for each of B images its words, maybe none. The model reads them with a space between.
+        words: for each of B images its words, maybe none.
         labels: (B,) the class that is explained.
         images: (B,3,H,W) in [0,1], for models that use images as well; None leaves the image out.
         steps: of the Gauss-Legendre quadrature.
-
-    Returns:
-        For each image its tokens; none where no word is read.
     """
     if not hasattr(getattr(model, "text_encoder", None), "embedding"):
         raise UsageError("this model has no word embeddings; explain its words by explain.lime")
@@ -432,7 +382,7 @@ def _tokens(model: nn.Module, words: list[str], label: Tensor, image: Features |
 
     def margins(ids: Tensor, mask: Tensor) -> Tensor:
         same = image and image.rows(torch.zeros(len(ids), dtype=torch.long))
-        logits = model.classify(same, _available(encoder.encode_tokens(ids, mask)))
+        logits = model.classify(same, Features.present(encoder.encode_tokens(ids, mask)))
         return (logits[:, label] - logits[:, contrast])[:, 0]
 
     (read,) = encoder.tokenize([text])
@@ -471,7 +421,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _rows(values: Tensor) -> Tensor:
     """Return the numbers of the rows; captum repeats them as it repeats the images."""
     return torch.arange(len(values), device=values.device)
-
-
-def _available(values: Tensor) -> Features:
-    return Features(values, torch.ones(len(values), dtype=torch.bool, device=values.device))

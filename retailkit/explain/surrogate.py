@@ -21,21 +21,15 @@ DRAWS = 300  # of the bootstrap
 
 
 class Drawn(NamedTuple):
-    """Masks that were drawn independently of others: features that they hide, how many masks, (N,) pair of each row."""
+    """Masks that were drawn independently of others: which features they hide, and (N,) the pair of each evaluation.
+
+    `complete` says whether these are all possible masks; `freedom` counts pairs beyond those that determine weights.
+    """
 
     features: np.ndarray
-    masks: int
     pair: np.ndarray
-
-    @property
-    def complete(self) -> bool:
-        """Say whether these are all possible masks."""
-        return self.masks == 2 ** len(self.features)
-
-    @property
-    def freedom(self) -> int:
-        """Return how many pairs there are beyond those that determine the weights."""
-        return self.masks // 2 - len(self.features) - 1
+    complete: bool
+    freedom: int
 
 
 @dataclass(frozen=True)
@@ -61,11 +55,14 @@ class Samples:
 
     def drawn(self) -> list[Drawn]:
         """Return what was drawn independently: image masks and text masks, or masks of both."""
-        image, features, pair = self.image_masks.shape[1], np.arange(self.kept.shape[1]), self.pairs // 2
+        image, features = self.image_masks.shape[1], np.arange(self.kept.shape[1])
+        parts = [(features[:image], len(self.image_masks)), (features[image:], len(self.text_masks))]
         if np.array_equal(*self.pairs.T):
-            return [Drawn(features, len(self.image_masks), pair[:, 0])]
-        drawn = Drawn(features[:image], len(self.image_masks), pair[:, 0])
-        return [drawn, Drawn(features[image:], len(self.text_masks), pair[:, 1])]
+            parts = [(features, len(self.image_masks))]
+        return [
+            Drawn(own, self.pairs[:, n] // 2, count == 2 ** len(own), count // 2 - len(own) - 1)
+            for n, (own, count) in enumerate(parts)
+        ]
 
 
 # -- Kernels: how evaluations are weighted.
@@ -90,13 +87,8 @@ def _shapley(kept: np.ndarray) -> np.ndarray:
     return np.where(between, weights, ENDS)
 
 
-def _uniform(kept: np.ndarray) -> np.ndarray:
-    """Weight all alike: with random masks, Banzhaf values."""
-    return np.ones(len(kept))
-
-
-# Called as kernel(kept (N,P) bool) -> (N,) weights.
-KERNELS = {"lime": _lime, "shap": _shapley, "uniform": _uniform}
+# Called as kernel(kept (N,P) bool) -> (N,) weights. All alike, with random masks, give Banzhaf values.
+KERNELS = {"lime": _lime, "shap": _shapley, "uniform": lambda kept: np.ones(len(kept))}
 
 
 def inner(kept: np.ndarray) -> np.ndarray:
@@ -126,14 +118,8 @@ def roughness(image: Tensor, segments: np.ndarray, count: int) -> np.ndarray:
 class Surrogate:
     """Weighted least squares with an intercept, all C classes at once, of N evaluations of P features.
 
-    Args:
-        samples: the evaluations.
-        values: (N,C) what is explained.
-        kernel: (N,) weights of the evaluations.
-        penalty: (P,P) on products of weights.
-
-    Attributes:
-        weights: (C,P).
+    Takes `values` (N,C), what is explained, `kernel` (N,), the weights of evaluations, and a `penalty` (P,P) on
+    products of `weights` (C,P).
     """
 
     def __init__(self, samples: Samples, values: np.ndarray, kernel: np.ndarray, penalty: np.ndarray) -> None:
@@ -152,10 +138,10 @@ class Surrogate:
     def bootstrap(self, seed: int) -> np.ndarray:
         """Return weights (DRAWS,C,P) as they could be with other masks; NaN where masks are too few to say.
 
-        A mask and its complement are one pair. Pairs get random weights of mean 1 and variance 1 (Bayesian bootstrap,
-        Rubin 1981), and the surrogate is fitted again. Image masks and text masks were drawn independently: each kind
-        has its own random weights, and the changes add up. Changes are enlarged because residuals of a fit with many
-        unknowns are too small, and reduced where a good part of all possible masks has been evaluated.
+        Pairs of complements get random weights of mean 1 and variance 1 (Bayesian bootstrap, Rubin 1981), and the
+        surrogate is fitted again; for image masks and text masks apart, and the changes add up. Changes are enlarged
+        because residuals of a fit with many unknowns are too small, and reduced where a good part of all possible masks
+        has been evaluated.
         """
         rng, draws = np.random.default_rng(seed), np.repeat(self.coefficients[None], DRAWS, 0)
         weighted = self.design * self.kernel[:, None]
@@ -228,8 +214,8 @@ def words_share(weights: np.ndarray, draws: np.ndarray, split: int) -> tuple[np.
 def _part(weights: np.ndarray, errors: np.ndarray, split: int) -> np.ndarray:
     """Return the words' part of the sum of absolute weights, not clipped to [0, 1]; NaN where nothing is left of it.
 
-    A weight that is only noise of standard error e has on average the size e √(2/π), and exp(-(weight/e)²) has on
-    average the value 1/√3. What is subtracted leaves nothing of mere noise on average, and all of a weight far above.
+    Mere noise of standard error e has on average the size e √(2/π), and exp(-(weight/e)²) then the value 1/√3: what is
+    subtracted leaves nothing of it on average, and all of a weight far above.
     """
     far = np.divide(weights, errors, out=np.full_like(weights, math.inf), where=errors > 0)
     strength = np.abs(weights) - math.sqrt(6 / math.pi) * errors * np.exp(-(far**2))
