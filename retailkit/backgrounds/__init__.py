@@ -4,20 +4,7 @@
 Recognition With Help From Background* adds to it.
 """
 
+# ruff: noqa: F401
 from retailkit.backgrounds.masks import degrade, grabcut_of, iou, masked
 from retailkit.backgrounds.splits import VariantSplit, choose_donors
 from retailkit.backgrounds.variants import PAPER, VARIANTS, apply_variant, boxes, usable
-
-__all__ = [
-    "PAPER",
-    "VARIANTS",
-    "VariantSplit",
-    "apply_variant",
-    "boxes",
-    "choose_donors",
-    "degrade",
-    "grabcut_of",
-    "iou",
-    "masked",
-    "usable",
-]

@@ -1,9 +1,4 @@
-"""Masks of photos that come without: GrabCut, when to trust it, and masks made worse on purpose.
-
-Xiao et al. (appendix A) accept a GrabCut mask by its share of a known box. Where no box is known, the product is taken
-to be in the middle, and two GrabCuts from central boxes must find the same. Studies of backgrounds disagree about
-foreground-only training, and the quality of their masks is one suspect: hence `degrade` and `iou`.
-"""
+"""Masks of photos that come without: GrabCut, when to trust it, and masks made worse on purpose."""
 
 from __future__ import annotations
 
@@ -37,15 +32,10 @@ _RECIPE = 2  # raise when a mask changes for the same photo and settings
 
 
 def grabcut(image: np.ndarray, box: Sequence[float], seed: int = 0) -> np.ndarray | None:
-    """Cut out what is inside a box (Rother et al. 2004), as Xiao et al. do: until the mask fills enough of the box.
+    """Cut what is inside a box (x0, y0, x1, y1) out of an image (H,W,3) uint8 (Rother et al. 2004).
 
-    Args:
-        image: (H,W,3) uint8.
-        box: x0, y0, x1, y1 in pixels.
-        seed: of the first try; GrabCut starts from random clusters.
-
-    Returns:
-        (H,W) bool of at least a tenth of the box; None where no try gives one.
+    GrabCut starts from random clusters, again until the mask fills a tenth of the box (Xiao et al., appendix A).
+    Returns (H,W) bool; None where no try gives such a mask.
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(end) for end in box)
@@ -71,17 +61,11 @@ def _one_try(image: np.ndarray, rectangle: tuple[int, int, int, int], seed: int)
 
 
 def central_grabcut(image: np.ndarray) -> np.ndarray | None:
-    """Cut out a product that is taken to be in the middle, as no box is known.
+    """Cut out of an image (H,W,3) uint8 a product that is taken to be in the middle, as no box is known.
 
     GrabCut starts once from each of the central boxes of 80 and of 90 % of the sides. The masks must agree
-    (intersection over union of 0.7), and the larger box's mask, which is the result, must fill between 10 and 90 % of
-    the image.
-
-    Args:
-        image: (H,W,3) uint8.
-
-    Returns:
-        (H,W) bool, or None where the mask is rejected.
+    (intersection over union of 0.7), and the larger box's mask, which is the result (H,W) bool, must fill between 10
+    and 90 % of the image; else the result is None.
     """
     outer = _one_try(image, _central_box(image, CENTRAL[1]), seed=0)
     if outer is None or not LEAST_SHARE <= outer.mean() <= MOST_SHARE:
@@ -100,11 +84,7 @@ def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
 
 
 def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
-    """Cut out of images (B,3,H,W) in [0,1] what is inside known boxes (B,4); see `grabcut`.
-
-    Returns:
-        Masks (B,1,H,W) bool, empty where no try was accepted.
-    """
+    """Return masks (B,1,H,W) bool of images (B,3,H,W) in [0,1] by `grabcut` of boxes (B,4), empty where it fails."""
     masks = torch.zeros(len(images), 1, *images.shape[2:], dtype=torch.bool)
     pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     for mask, image, box in zip(masks, pixels, boxes.tolist(), strict=True):
@@ -125,11 +105,8 @@ def iou(masks: Tensor, others: Tensor) -> Tensor:
 def masked(data: ProductData) -> ProductData:
     """Return the data set with a mask file for each photo that has none, unless it is rejected; see `central_grabcut`.
 
-    Masks are cached by the file's bytes, so a killed run goes on where it was. OpenCV lets go of Python's lock, so
-    threads use all cores.
-
-    Raises:
-        DataError: a photo cannot be read; the message names file and row. What was done before is cached.
+    Masks are cached by the file's bytes, so a killed run goes on where it was. A photo that cannot be read raises
+    DataError.
     """
     table, folder = data.table.copy(), cache_dir("masks")
     bare = np.flatnonzero(table["mask"] == "")
@@ -180,17 +157,10 @@ def _cut_out(image: np.ndarray) -> np.ndarray:
 
 
 def degrade(masks: Tensor, how: str, amount: float, seed: int = 0) -> Tensor:
-    """Make masks worse, each by itself: the same mask always comes out the same.
+    """Make masks (B,1,H,W) bool worse, each by itself: the same mask always comes out the same.
 
-    Args:
-        masks: (B,1,H,W) bool.
-        how: key of `DEGRADATIONS`.
-        amount: by how much the outline moves, in shares of the image's longer side; 0 changes nothing. For
-            `noise` it is the standard deviation.
-        seed: of the noise.
-
-    Returns:
-        (B,1,H,W) bool. An eroded mask may come out empty.
+    The outline moves by `amount`, in shares of the image's longer side (0 changes nothing); `how` is a key of
+    `DEGRADATIONS`, and for `noise` the amount is the standard deviation. An eroded mask may come out empty.
     """
     change = DEGRADATIONS[pick(DEGRADATIONS, how, "way to degrade masks")]
     if not amount >= 0:
@@ -200,14 +170,6 @@ def degrade(masks: Tensor, how: str, amount: float, seed: int = 0) -> Tensor:
         rng = np.random.default_rng([seed, zlib.crc32(np.packbits(mask).tobytes())])
         worse.append(change(mask, amount * max(mask.shape), rng))
     return torch.from_numpy(np.stack(worse))[:, None].to(masks.device)
-
-
-def _erosion(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
-    return _depth(mask) > pixels
-
-
-def _dilation(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
-    return _depth(~mask) <= pixels
 
 
 def _noise(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
@@ -230,7 +192,7 @@ def _depth(mask: np.ndarray) -> np.ndarray:
 
 # Called as change(mask (H,W) bool, pixels, generator) -> (H,W) bool.
 DEGRADATIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
-    "erosion": _erosion,
-    "dilation": _dilation,
+    "erosion": lambda mask, pixels, rng: _depth(mask) > pixels,
+    "dilation": lambda mask, pixels, rng: _depth(~mask) <= pixels,
     "noise": _noise,
 }

@@ -1,7 +1,6 @@
 """The train-by-test matrix of variants (Xiao et al., section 3), and what is read off it.
 
-A row of the matrix is a model that learned from one variant, a cell what it answers for the images of another. Each
-finished cell is a file, so a run that was killed goes on where it was.
+A row of the matrix is a model that learned from one variant, a cell what it answers for the images of another.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ BATCH = 256  # images that are pasted together
 
 
 def labelled_by(data: ProductData, column: str) -> ProductData:
-    """Return the data set with another column of its table (`COLUMNS`) as the classes.
-
-    The classes of the paper are coarse: backgrounds tell departments apart, and no look-alikes.
+    """Return the data set with another column of its table (`COLUMNS`) as the classes; those of the paper are coarse.
 
     Raises:
         UsageError: unknown column, or one that a row leaves empty.
@@ -59,19 +56,17 @@ def run(
 ) -> pd.DataFrame:
     """Train on each variant and test on each; what is in `folder` already is not done again, unless it is damaged.
 
-    A frozen encoder sees each variant once: its features are cached and shared by all cells and, unless it starts from
-    random weights, all seeds. The last epoch is kept, as in the paper; no validation split is used.
+    A frozen encoder sees each variant once: its features are cached and shared by all cells. The last epoch is kept, as
+    in the paper; no validation split is used.
 
     Args:
         train: images to learn from.
         test: images to judge by, of the same classes and size.
-        spec: model and configuration: linear heads on frozen features, or fine-tuning of the whole network; the data
-            and the size are those of the splits.
+        spec: model and configuration; the data and the size are those of the splits.
         train_variants: keys of `VARIANTS`, the rows.
         test_variants: keys of `VARIANTS`, the columns.
         seeds: of weights, order and augmentation; each gives one more row.
-        folder: for the files; None takes the cache. Each setting (images, masks, donors, model, configuration) has
-            a folder of its own in it.
+        folder: for the files, each setting in a folder of its own; None takes the cache.
 
     Returns:
         One row per cell: `train`, `test`, `seed`, `top1`, `low`, `high` (95 % Wilson interval over images), `n`,
@@ -125,11 +120,10 @@ def _read_cell(path: str | Path) -> pd.DataFrame:
 
 
 def predictions(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return what was answered for each image of each cell that `run` returned.
+    """Return what was answered in the cells that `run` returned, which the functions below take as `answers`.
 
-    Returns:
-        One row per image and cell: `train`, `test`, `seed`, `row` (of the data set's table), `label`, `predicted`,
-        `confidence`, `correct`. The functions below take it as `answers`.
+    One row per image and cell: `train`, `test`, `seed`, `row` (of the data set's table), `label`, `predicted`,
+    `confidence`, `correct`.
     """
     keys = ["train", "test", "seed"]
     parts = {tuple(cell[key] for key in keys): _read_cell(cell["predictions"]) for cell in cells.to_dict("records")}
@@ -137,11 +131,7 @@ def predictions(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy of each cell over its seeds.
-
-    Returns:
-        Columns `train`, `test`, `accuracy`, `low`, `high` (95 %, both images and seeds drawn), `n` (images), `seeds`.
-    """
+    """Return `accuracy` by `train` and `test`, `low`, `high` (95 %, images and seeds drawn), `n` (images), `seeds`."""
     rows = []
     for (train, test), part in answers.groupby(["train", "test"], sort=False):
         right = part.pivot(index="row", columns="seed", values="correct").astype(float)
@@ -152,10 +142,7 @@ def accuracy(answers: pd.DataFrame) -> pd.DataFrame:
 def bg_gap(answers: pd.DataFrame) -> pd.DataFrame:
     """Return how much better each model does on MIXED-SAME than on MIXED-RAND (Xiao et al., section 3).
 
-    Both are pasted, so that the seams do not count: only what the background says about the class does.
-
-    Returns:
-        Columns `train`, `gap`, `low`, `high` (95 %, paired by image and seed), `n` (images), `seeds`.
+    Both are pasted, so that seams do not count. Columns `train`, `gap`, and others as of `difference`.
     """
     rows = []
     for train in answers["train"].unique():
@@ -167,8 +154,7 @@ def bg_gap(answers: pd.DataFrame) -> pd.DataFrame:
 def difference(answers: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> dict[str, float]:
     """Return by how much the accuracy of the first cell, given as (train, test), exceeds that of the second.
 
-    Returns:
-        `difference`, `low`, `high` (95 %, paired by image and seed), `n` (images), `seeds`.
+    Keys are `difference`, `low`, `high` (95 %, paired by image and seed), `n` (images), `seeds`.
     """
     one, other = (
         correct(answers, train)[pick(answers["test"].unique(), test, "test variant")] for train, test in (first, second)
@@ -183,11 +169,7 @@ def _mean(name: str, values: pd.DataFrame) -> dict[str, float]:
 
 
 def correct(answers: pd.DataFrame, train: str) -> pd.DataFrame:
-    """Return which images the model that was trained on a variant classifies correctly, as 0.0 or 1.0.
-
-    Returns:
-        One row per `seed` and `row` of the data set's table, one column per test variant.
-    """
+    """Return 0.0 or 1.0, whether the model trained on `train` is correct, by (`seed`, `row`) and test variant."""
     part = answers[answers["train"] == pick(answers["train"].unique(), train, "training variant")]
     return part.pivot(index=["seed", "row"], columns="test", values="correct").astype(float)
 
@@ -195,10 +177,8 @@ def correct(answers: pd.DataFrame, train: str) -> pd.DataFrame:
 def categories(full: Sequence[bool], foreground: Sequence[bool], background: Sequence[bool]) -> np.ndarray:
     """Return for each image what its background does to a model (Xiao et al., section 3).
 
-    Args:
-        full: (N,) whether the image itself is classified correctly.
-        foreground: (N,) whether it is with a random background (`mixed_rand`).
-        background: (N,) whether its background alone is (`only_bg_t`).
+    `full`, `foreground` and `background` (N,) say whether the image itself, its foreground on a random background
+    (`mixed_rand`), and its background alone (`only_bg_t`) are classified correctly.
 
     Returns:
         (N,) of `CATEGORIES`. The background is *required* where the image is correct and the foreground is not, and
@@ -216,14 +196,8 @@ def vulnerable(
 ) -> pd.DataFrame:
     """Find the foregrounds that some background fools (Xiao et al., section 3: adversarial backgrounds).
 
-    Each background, whatever its class, is pasted behind every foreground that none before it fooled.
-
-    Args:
-        predict: takes images (B,3,S,S) in [0,1] and returns probs (B,K), such as an `inference.Predictor`.
-        split: gives foregrounds and backgrounds.
-        backgrounds: how many are tried, drawn by the seed; all where there are fewer.
-        foregrounds: how many they are tried on, likewise.
-        seed: of the draws.
+    So many backgrounds of a split, whatever their class, are pasted behind so many foregrounds, drawn by the seed;
+    `predict` takes images (B,3,S,S) in [0,1] and returns probs (B,K), as an `inference.Predictor` does.
 
     Returns:
         One row per foreground: `row` (of the data set's table), `position` (in `split`), `label`, `vulnerable`,

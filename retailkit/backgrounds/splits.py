@@ -29,16 +29,13 @@ class VariantSplit(ProductDataset):
     Words are left out, as variants move or hide them.
 
     Attributes:
-        source: the split that was read, with only the rows that are used.
+        source: the split that was read, with only the rows that are used; `left_out` counts the others.
         images: (N,3,S,S) uint8, before the variant.
         masks: (N,1,S,S) bool.
         backgrounds: (N,3,S,S) uint8: the variant `only_bg_t` of each image, which others are pasted onto.
-        left_out: how many images of the split are not used.
         content: digest of images and masks, to tell cached features apart.
         seed: of donors and of what variants draw.
-        own_class: see `choose_donors`.
-        name: of the variant.
-        options: of the variant: the same for all images, or N, one for each.
+        options: of the variant `name`: the same for all images, or N, one for each.
         donors: (N,) whose background an image is pasted onto, or None.
         augment: random transform after the variant, as if the variant were what the camera saw.
     """
@@ -50,7 +47,6 @@ class VariantSplit(ProductDataset):
     left_out: int
     content: str
     seed: int = 0
-    own_class: bool = True
     name: str = "original"
     options: Mapping[str, Any] | Sequence[Mapping[str, Any]] = field(default_factory=dict)
     donors: Tensor | None = None
@@ -61,14 +57,11 @@ class VariantSplit(ProductDataset):
         super().__init__(source.data, source.rows, source.size, source.fit, self.augment, source.condition)
 
     @classmethod
-    def read(cls, split: ProductDataset, seed: int = 0, own_class: bool = True) -> VariantSplit:
-        """Read the images of a split that have a product mask.
-
-        Images of which a variant of the paper cannot be made are left out of all variants, so that these can be
-        compared.
+    def read(cls, split: ProductDataset, seed: int = 0) -> VariantSplit:
+        """Read the images of a split that have a product mask of which all variants of the paper can be made.
 
         Raises:
-            UserError: no image has a mask that is of use.
+            UserError: no image has such a mask.
         """
         rows = split.rows[(split.table["mask"] != "").to_numpy()]
         if not len(rows):
@@ -79,52 +72,45 @@ class VariantSplit(ProductDataset):
         for i in tqdm(range(len(rows)), desc="read images", delay=2, mininterval=2, leave=False):
             sample = source[i]
             images[i], masks[i] = _to_bytes(sample.image), sample.mask
-        return cls._with_usable_masks(source, images, masks, len(split), seed, own_class)
+        return cls._with_usable_masks(source, images, masks, len(split), seed)
 
     @classmethod
     def _with_usable_masks(
-        cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int, own_class: bool
+        cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int
     ) -> VariantSplit:
-        """Return the images whose mask is of use; `total` is how many there were at first."""
         good = usable(masks)
         if not good.any():
             raise UserError(f"all masks of {source.data.name!r} are empty or leave no background; check them")
         source, images, masks = source.with_options(rows=source.rows[good.numpy()]), images[good], masks[good]
         pairs = zip(images.split(1), masks.split(1), strict=True)
         backgrounds = torch.cat([_to_bytes(apply_variant(i.float() / 255, m, "only_bg_t")) for i, m in pairs])
-        content = digest(images, masks)
-        return cls(source, images, masks, backgrounds, total - len(images), content, seed, own_class)
+        return cls(source, images, masks, backgrounds, total - len(images), digest(images, masks), seed)
 
     def _remade(self, images: Tensor, masks: Tensor) -> VariantSplit:
-        total = len(self) + self.left_out
-        return self._with_usable_masks(self.source, images, masks, total, self.seed, self.own_class)
+        return self._with_usable_masks(self.source, images, masks, len(self) + self.left_out, self.seed)
 
     def degraded(self, how: str, amount: float = 0.0) -> VariantSplit:
         """Return the original images with worse masks; those whose mask is of no use any more are left out.
 
-        Args:
-            how: key of `masks.DEGRADATIONS`, or `grabcut` for masks that GrabCut finds in the boxes of these.
-            amount: see `masks.degrade`; GrabCut has none.
+        Arguments are those of `masks.degrade`; `grabcut` gives the masks that GrabCut finds in the boxes of these.
         """
-        if how == "grabcut":
-            return self._remade(self.images, grabcut_of(self.images / 255, boxes(self.masks), self.seed))
-        return self._remade(self.images, degrade(self.masks, how, amount, self.seed))
+        cut = how == "grabcut"
+        worse = grabcut_of(self.images / 255, boxes(self.masks), self.seed) if cut else None
+        return self._remade(self.images, degrade(self.masks, how, amount, self.seed) if worse is None else worse)
 
     def cut_out(self) -> VariantSplit:
         """Return the products on black, to make variants of: small products without their background, say."""
         return self._remade(self.images * self.masks, self.masks)
 
     def variant(self, name: str, each: Sequence[Mapping[str, Any]] | None = None, **options: Any) -> VariantSplit:
-        """Return the same images as another variant shows them.
+        """Return the same images as another variant, a key of `VARIANTS`, shows them.
 
-        Args:
-            name: key of `VARIANTS`.
-            each: options of each image, such as a shadow to a side that its class chooses.
-            **options: of all images; see the variant's function. `generic_paste` takes `from_class`.
+        Options (see the variant's function; `generic_paste` takes `from_class`) are those of all images, or of `each`
+        one, such as a shadow to a side that its class chooses.
         """
         donors = None
         if VARIANTS[pick(VARIANTS, name, "variant")].donors:
-            donors = choose_donors(self.labels, name, self.seed, self.own_class, options.pop("from_class", 0))
+            donors = choose_donors(self.labels, name, self.seed, options.pop("from_class", 0))
         result = replace(self, name=name, options=each or options, donors=donors)
         result.image(0)  # a wrong option fails here
         return result
@@ -170,30 +156,22 @@ def _to_bytes(image: Tensor) -> Tensor:
 # -- Donors.
 
 
-def choose_donors(
-    labels: Tensor | Sequence[int], name: str, seed: int = 0, own_class: bool = True, from_class: int = 0
-) -> Tensor:
+def choose_donors(labels: Tensor | Sequence[int], name: str, seed: int = 0, from_class: int = 0) -> Tensor:
     """Choose for each image the one whose background it gets (Xiao et al., section 2).
 
-    Args:
-        labels: (N,) class indices.
-        name: `mixed_same` draws from the own class, `mixed_rand` from a class drawn uniformly, `mixed_next` from
-            the next class (and the first after the last), `generic_paste` from `from_class`, whatever the own one is.
-        seed: the same labels and seed give the same donors.
-        own_class: `mixed_rand` may draw the own class, 1 time in K, as the paper's text has it.
-        from_class: the class whose backgrounds `generic_paste` gives to all.
-
-    Returns:
-        (N,) int64 indices into `labels`. No image is its own donor, unless it is the only one of its class.
+    `mixed_same` draws from the own class, `mixed_rand` from a class drawn uniformly (which may be the own one, as the
+    paper's text has it), `mixed_next` from the next class (and the first after the last), and `generic_paste` from
+    `from_class` for all. Takes labels (N,) and returns (N,) int64 indices into them. No image is
+    its own donor, unless it is the only one of its class.
 
     Raises:
         UsageError: the variant takes no donors, or `from_class` is none of the labels.
-        UserError: a background of another class is asked for, and there is only one class.
+        UserError: a background of the next class is asked for, and there is only one class.
     """
     pick([variant for variant in VARIANTS if VARIANTS[variant].donors], name, "variant with donors")
     labels = np.asarray(labels)
     classes, rng = np.unique(labels), np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if len(classes) < 2 and (name == "mixed_next" or (name == "mixed_rand" and not own_class)):
+    if len(classes) < 2 and name == "mixed_next":
         raise UserError(f"{name} takes backgrounds of another class, and there is only one class; add classes")
     if name == "mixed_same":
         targets = labels
@@ -203,11 +181,8 @@ def choose_donors(
         if from_class not in classes:
             raise UsageError(f"from_class={from_class} has no image; use one of {', '.join(map(str, classes))}")
         targets = np.full(len(labels), from_class)
-    elif own_class:
-        targets = classes[rng.integers(len(classes), size=len(labels))]
     else:
-        drawn = rng.integers(np.full(len(labels), len(classes) - 1))
-        targets = classes[drawn + (drawn >= np.searchsorted(classes, labels))]
+        targets = classes[rng.integers(len(classes), size=len(labels))]
     return torch.from_numpy(_one_each(rng, labels, targets))
 
 

@@ -1,8 +1,7 @@
 """Background variants by name: the eight of Xiao et al. and one factor at a time.
 
-The first eight are those of *Noise or Signal* (Xiao et al., ICLR 2021, section 2 and figure 1). The others are the
-experiments of *Object Recognition With Help From Background*: colour, blur and size of the background, generic
-backgrounds, object size, shadow and reflection; and occlusion. Lengths are shares of the image's longer side.
+The eight are those of *Noise or Signal* (Xiao et al., ICLR 2021, section 2 and figure 1), the others experiments of
+*Object Recognition With Help From Background*, and occlusion. Lengths are shares of the image's longer side.
 """
 
 from __future__ import annotations
@@ -28,15 +27,7 @@ PALETTE = np.stack(np.meshgrid(LEVELS, LEVELS, LEVELS, indexing="ij"), axis=-1).
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """A batch that a variant is made of.
-
-    Attributes:
-        images: (B,3,H,W) in [0,1].
-        masks: (B,1,H,W) bool, True = product.
-        boxes: (B,4) of the masks; see `boxes`.
-        donors: (B,3,H,W) the backgrounds to paste onto, or None.
-        seed: of what a variant draws.
-    """
+    """Images (B,3,H,W) in [0,1], masks (B,1,H,W) bool, their boxes (B,4), and donors (B,3,H,W), if any: see `boxes`."""
 
     images: Tensor
     masks: Tensor
@@ -65,8 +56,7 @@ def only_bg_t(batch: MaskedImages) -> Tensor:
     """Fill the box with the background beside it.
 
     Of the four strips beside the box, of full height or full width, the largest tiles the image from the top left
-    corner, and the tiles are kept inside the box only. Of equal strips the lower comes before the right, the left
-    and the upper one, as in the authors' generator.
+    corner, and the tiles are kept inside the box only. Of equal strips the lower comes first, as in the authors' code.
     """
     result = batch.images.clone()
     for image, source, box in zip(result, batch.images, batch.boxes.tolist(), strict=True):
@@ -106,12 +96,10 @@ def mixed(batch: MaskedImages) -> Tensor:
 
 
 def coloured(batch: MaskedImages, *, colour: str | Sequence[float] = "high") -> Tensor:
-    """Paint the product onto one colour.
+    """Paint the product onto one colour: (r, g, b) in [0,1], or the one of highest or lowest contrast.
 
-    Args:
-        batch: images.
-        colour: (r, g, b) in [0,1]; or `high` or `low`: the colour of a palette of 125 that differs most, or least,
-            from each product's mean colour by CIEDE2000 (the mean is taken in CIELAB as well).
+    `high` and `low` are the colours of a palette of 125 that differ most, or least, from each product's mean colour by
+    CIEDE2000 (the mean is taken in CIELAB as well).
     """
     best = CONTRASTS[pick(CONTRASTS, colour, "contrast")] if isinstance(colour, str) else None
 
@@ -128,11 +116,8 @@ def coloured(batch: MaskedImages, *, colour: str | Sequence[float] = "high") -> 
 def blurred(batch: MaskedImages, *, sigma: float = 0.04) -> Tensor:
     """Blur the background by a Gaussian and paste the sharp product onto it.
 
-    The product takes no part in the blur: blur(image (1 - mask)) / blur(1 - mask), so it leaves no halo.
-
-    Args:
-        batch: images.
-        sigma: standard deviation, in shares of the longer side; 0 or more.
+    The product takes no part in the blur: blur(image (1 - mask)) / blur(1 - mask), so it leaves no halo. `sigma` is the
+    standard deviation.
     """
     _check_range("sigma", sigma, 0, np.inf)
 
@@ -145,12 +130,7 @@ def blurred(batch: MaskedImages, *, sigma: float = 0.04) -> Tensor:
 
 
 def region_reduced(batch: MaskedImages, *, reach: float = 0.05) -> Tensor:
-    """Keep the product and what lies within a distance of it; the rest is black.
-
-    Args:
-        batch: images.
-        reach: distance, in shares of the longer side: 0 keeps the product only, infinity everything.
-    """
+    """Keep the product and what lies within a distance of it, 0 to infinity; the rest is black."""
     _check_range("reach", reach, 0, np.inf)
 
     def paint(image: np.ndarray, mask: np.ndarray, box: Sequence[int]) -> np.ndarray:
@@ -166,12 +146,7 @@ def paste_own(batch: MaskedImages) -> Tensor:
 
 
 def object_size(batch: MaskedImages, *, scale: float = 0.5) -> Tensor:
-    """Shrink or enlarge the product about the centre of its box, on its own tiled background.
-
-    Args:
-        batch: images.
-        scale: of its sides, above 0; 1 is `paste_own`. What leaves the image is cut off.
-    """
+    """Scale the product's sides about the centre of its box, on its own tiled background; 1 is `paste_own`."""
     _check_range("scale", scale, 1e-3, 1e3)
     backgrounds = iter(only_bg_t(batch))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -195,12 +170,8 @@ def shadow(
 ) -> Tensor:
     """Darken the background where the product, moved aside, covers it.
 
-    Args:
-        batch: images.
-        angle: direction in degrees: 0 is right, 90 is down.
-        distance: how far, in shares of the longer side.
-        softness: standard deviation of the blurred edge, in shares of the longer side.
-        strength: share of the light that is taken away, in [0,1].
+    It moves by `distance` in the direction `angle` in degrees (0 is right, 90 is down). `softness` is the standard
+    deviation of the blurred edge, `strength` the share of the light that is taken away, in [0,1].
     """
     _check_range("strength", strength, 0, 1)
     _check_range("softness", softness, 0, 1)
@@ -218,10 +189,7 @@ def shadow(
 def reflection(batch: MaskedImages, *, strength: float = 0.35, softness: float = 0.005) -> Tensor:
     """Put a mirrored copy below the product that fades to nothing over the product's height.
 
-    Args:
-        batch: images; where a box touches the lower edge, the image stays as it is.
-        strength: opacity just below the product, in [0,1].
-        softness: standard deviation of its blur, in shares of the longer side.
+    `strength` is the opacity just below the product, in [0,1], `softness` the standard deviation of the copy's blur.
     """
     _check_range("strength", strength, 0, 1)
     _check_range("softness", softness, 0, 1)
@@ -242,15 +210,10 @@ def reflection(batch: MaskedImages, *, strength: float = 0.35, softness: float =
 
 
 def occlusion(batch: MaskedImages, *, share: float = 0.3, colour: Sequence[float] = (0.5, 0.5, 0.5)) -> Tensor:
-    """Cover a share of the product by a rectangle.
+    """Cover a share of the product's pixels, in [0,1], by a rectangle of a colour (r, g, b).
 
     It has the shape of the product's box and lies about a pixel of the product that the image and the seed choose,
     so an image is covered in the same way in every batch.
-
-    Args:
-        batch: images.
-        share: of the product's pixels, in [0,1].
-        colour: (r, g, b) of the rectangle, in [0,1].
     """
     _check_range("share", share, 0, 1)
 
@@ -317,21 +280,13 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a variant is made and what that takes.
-
-    Attributes:
-        make: of `MaskedImages` and options; returns (B,3,H,W).
-        mask: the product must be somewhere.
-        background: there must be something beside the product's box.
-        donors: backgrounds of other images are pasted.
-        moves: the product is not where its mask says any more.
-    """
+    """How a variant is made of `MaskedImages` and options, (B,3,H,W), and what that takes."""
 
     make: Callable[..., Tensor]
-    mask: bool = True
-    background: bool = False
-    donors: bool = False
-    moves: bool = False
+    mask: bool = True  # the product must be somewhere
+    background: bool = False  # there must be something beside the product's box
+    donors: bool = False  # backgrounds of other images are pasted
+    moves: bool = False  # the product is not where its mask says any more
 
 
 VARIANTS: dict[str, Variant] = {
@@ -382,18 +337,15 @@ def apply_variant(
         raise UsageError(f"{shapes}; give images (B,3,H,W) and torch.bool masks (B,1,H,W)")
     if variant.donors and (donors is None or donors.shape != images.shape):
         given = "none" if donors is None else tuple(donors.shape)
-        raise UsageError(
-            f"{name} needs donors {tuple(images.shape)}, given: {given}; use only_bg_t of the images that "
-            "choose_donors chooses"
-        )
+        cure = "use only_bg_t of the images that choose_donors chooses"
+        raise UsageError(f"{name} needs donors {tuple(images.shape)}, given: {given}; {cure}")
     batch = MaskedImages(images, masks, boxes(masks), donors, seed)
     shares = _box_shares(batch.boxes, masks)
     empty, full = variant.mask & (shares == 0), variant.background & (shares == 1)
     if (empty | full).any():
         place = int((empty | full).nonzero()[0])
         why = "mask is empty" if empty[place] else "box leaves no strip of background"
-        cure = "leave it out or mend its mask"
-        raise UserError(f"{name}, image {place} of the batch: its {why}; {cure}")
+        raise UserError(f"{name}, image {place} of the batch: its {why}; leave it out or mend its mask")
     return variant.make(batch, **options)
 
 
@@ -407,13 +359,9 @@ def usable(masks: Tensor) -> Tensor:
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """Return the smallest boxes around masks.
+    """Return the smallest boxes around masks (B,1,H,W) bool: (B,4) int64 on the CPU, all 0 where the mask is empty.
 
-    Args:
-        masks: (B,1,H,W) bool.
-
-    Returns:
-        (B,4) int64 on the CPU: x0, y0, x1, y1 in pixels, x1 and y1 just outside; all 0 where the mask is empty.
+    x0, y0, x1, y1 are in pixels, x1 and y1 just outside.
     """
     planes = masks[:, 0].cpu().numpy()
     ends = []

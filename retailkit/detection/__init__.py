@@ -1,9 +1,6 @@
-"""Detection with highly correlated classes: a small Faster R-CNN and exact scores (source 4).
+"""Detection with highly correlated classes: a small Faster R-CNN and exact scores (source 4)."""
 
-`detector` trains with or without the boxes of a region on the very same images (`data.boxes.Scenes`), `score` says
-whose boxes are better for it.
-"""
-
+# ruff: noqa: F401
 from retailkit.detection.detector import (
     LOSSES,
     DetectorConfig,
@@ -24,22 +21,3 @@ from retailkit.detection.score import (
     match_targets,
     precision_by_class,
 )
-
-__all__ = [
-    "LOSSES",
-    "NEAR",
-    "SURE",
-    "DetectorConfig",
-    "Detectors",
-    "ap_change",
-    "build",
-    "detect",
-    "encode",
-    "fit",
-    "fit_by_image",
-    "gap",
-    "held_out_losses",
-    "match_targets",
-    "precision_by_class",
-    "train_detectors",
-]

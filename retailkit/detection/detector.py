@@ -1,8 +1,7 @@
 """A small Faster R-CNN on a frozen trunk, whose training records its four losses.
 
 The trunk is never trained, so its feature maps are computed once (`encode`) and shared by every detector that is
-trained on the same images; a step then takes some hundredths of a second on one core. The loop is a detector's own:
-its losses come from the model, its batches have boxes in place of labels, and it counts steps in place of epochs.
+trained on the same images.
 """
 
 from __future__ import annotations
@@ -43,13 +42,9 @@ Maps = dict[str, Tensor]  # stage -> (N,C,h,w): what the trunk makes of N images
 class DetectorConfig:
     """How to train a detector.
 
-    Attributes:
-        steps: updates.
-        batch_size: images per update.
-        lr: peak learning rate (AdamW, linear warm-up over a tenth of all steps, cosine decay to zero).
-        size: side in pixels to which images are stretched, a multiple of 32.
-        weights: of the trunk; see `models.encoders.build_image_encoder`.
-        seed: of weights, order of images, and what torchvision samples of anchors and proposals.
+    `lr` is the peak learning rate (AdamW, linear warm-up over a tenth of all steps, cosine decay to zero), `size` the
+    side in pixels to which images are stretched, a multiple of 32, and `weights` those of the trunk. The `seed` is that
+    of weights, order of images, and what torchvision samples of anchors and proposals.
     """
 
     steps: int = 200
@@ -63,9 +58,8 @@ class DetectorConfig:
         if self.steps < 1 or self.batch_size < 1:
             raise UsageError(f"steps={self.steps}, batch_size={self.batch_size}: use at least 1")
         if self.size < 64 or self.size % 32:  # the stride of the last stage: anchors lie on its cells
-            raise UsageError(
-                f"size={self.size}: use a multiple of 32 from 64 on, such as {max(64, self.size // 32 * 32)}"
-            )
+            fitting = max(64, self.size // 32 * 32)
+            raise UsageError(f"size={self.size}: use a multiple of 32 from 64 on, such as {fitting}")
 
 
 class Trunk(nn.Module):
@@ -131,13 +125,7 @@ def fit(scenes: Scenes, config: DetectorConfig, maps: Maps, region: bool = True)
     """Train a detector, or load it if the very same training has been done before.
 
     With and without the region's boxes a detector has the same first weights, sees the same images in the same order,
-    and has an output for the region.
-
-    Args:
-        scenes: images with boxes.
-        config: how to train.
-        maps: what `encode` made of `scenes`.
-        region: whether the region's boxes are learned.
+    and has an output for the region. `maps` is what `encode` made of `scenes`.
 
     Returns:
         The detector in evaluation mode, and one row per step: `step`, the four losses of torchvision's Faster R-CNN
@@ -209,9 +197,8 @@ def _losses(model: FasterRCNN, scenes: Scenes, maps: Maps, indices: Sequence[int
 def held_out_losses(model: FasterRCNN, scenes: Scenes, maps: Maps, region: bool = False) -> pd.DataFrame:
     """Return the four losses of each image and their `total`, without training.
 
-    Counted without the region's boxes they compare detectors that did and did not learn these. The losses of training
-    do not, since they are averages over other boxes. Every detector is asked about the same anchors; its proposals are
-    its own. The detector is in evaluation mode afterwards.
+    Counted without the region's boxes they compare detectors that did and did not learn these; the losses of training
+    do not, since they are averages over other boxes. The detector is in evaluation mode afterwards.
     """
     model.train()
     rows = []
@@ -245,13 +232,10 @@ def detect(model: FasterRCNN, scenes: Scenes, maps: Maps) -> list[dict[str, np.n
 
 @dataclass(frozen=True)
 class Detectors:
-    """Detectors of several seeds, trained alike but for the region's boxes, and what they do on the same images.
+    """Detectors, one per seed, trained alike but for the region's boxes, and what they do on the same images.
 
-    Attributes:
-        models: one per seed.
-        history: the losses of training, one row per step and `seed`.
-        detections: of each model on the test images.
-        held_out: `own labels` (what it learned) and `products only` -> losses of each test image, one table per seed.
+    `history` holds the losses of training, one row per step and `seed`; `held_out` those of each test image, counted by
+    `own labels` (what was learned) and `products only`.
     """
 
     models: list[nn.Module]
@@ -261,20 +245,12 @@ class Detectors:
 
 
 def train_detectors(
-    draw: Callable[[int], Scenes],
-    test: Scenes,
-    config: DetectorConfig,
-    seeds: Sequence[int],
-    learn_region: bool = True,
+    draw: Callable[[int], Scenes], test: Scenes, config: DetectorConfig, seeds: Sequence[int], learn_region: bool = True
 ) -> dict[str, Detectors]:
     """Train detectors `with` and `without` the region's boxes on the very same images, with the same seeds.
 
-    Args:
-        draw: returns the training images of a seed.
-        test: images that all are judged on.
-        config: how to train; its seed is replaced by each of `seeds`.
-        seeds: of the repetitions.
-        learn_region: False leaves the region's boxes out of both, which then are one and the same.
+    `draw` returns the training images of a seed; the seed of `config` is replaced by each of `seeds`. Without
+    `learn_region` both leave the region's boxes out, and are one and the same.
     """
     names, losses = ("with", "without"), ("own labels", "products only")
     trained = {name: Detectors([], pd.DataFrame(), [], {part: [] for part in losses}) for name in names}

@@ -26,17 +26,11 @@ Detections = Sequence[dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Ranking:
-    """All detections of a class, best first.
+    """All detections of a class, best first."""
 
-    Attributes:
-        hits: (N,T) bool, one column per threshold.
-        image: (N,) where each was made.
-        truths: (P,) number of true boxes of each image.
-    """
-
-    hits: np.ndarray
-    image: np.ndarray
-    truths: np.ndarray
+    hits: np.ndarray  # (N,T) bool, one column per threshold
+    image: np.ndarray  # (N,) where each was made
+    truths: np.ndarray  # (P,) number of true boxes of each image
 
     def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Return AP, (B,T), the area below the precision reached at each recall or beyond; NaN without truths.
@@ -96,7 +90,7 @@ def precision_by_class(runs: Sequence[Detections], scenes: Scenes, seed: int = 0
     """Return AP of each class that occurs, averaged over the runs of several seeds on the same images.
 
     Columns: `name`, `ap` (COCO's thresholds), `low`, `high` (95 %, bootstrap over images and seeds), `ap50`, `ap75`,
-    `n` (true boxes). `seed` is that of the draws.
+    `n` (true boxes).
     """
     present = sorted({int(label) for row in scenes.labels for label in row})
     rows = []
@@ -110,16 +104,12 @@ def precision_by_class(runs: Sequence[Detections], scenes: Scenes, seed: int = 0
 
 
 def ap_change(
-    ours: Sequence[Detections],
-    theirs: Sequence[Detections],
-    scenes: Scenes,
-    names: Sequence[str],
-    seed: int = 0,
+    ours: Sequence[Detections], theirs: Sequence[Detections], scenes: Scenes, names: Sequence[str], seed: int = 0
 ) -> tuple[float, Interval]:
     """Return by how much AP is higher in `ours`, with its 95 % interval; both are drawn together.
 
     `ours` and `theirs` are detections of the same seeds on the same images; the mean is taken over the classes `names`,
-    each of which must occur. `seed` is that of the draws of images and seeds.
+    each of which must occur.
     """
     labels = [scenes.classes.index(name) + 1 for name in names]
     values, drawn = [], []
@@ -179,13 +169,9 @@ def gap(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, Inter
 
 def _distance_to_edge(box: np.ndarray, regions: np.ndarray) -> float:
     """Return how far a box (4,) is from the nearest edge of any region (N,4); see `match_targets`."""
-    found = [_gap(box, region) for region in regions]
-    return min(found) / float(np.sqrt((box[2] - box[0]) * (box[3] - box[1]))) if found else float("nan")
-
-
-def _gap(box: np.ndarray, region: np.ndarray) -> float:
-    inside = np.concatenate([box[:2] - region[:2], region[2:] - box[2:]])
-    if inside.min() >= 0:
-        return float(inside.min())
-    apart = np.maximum(np.maximum(region[:2] - box[2:], box[:2] - region[2:]), 0)
-    return float(np.hypot(*apart))
+    if not len(regions):
+        return float("nan")
+    inside = np.hstack([box[:2] - regions[:, :2], regions[:, 2:] - box[2:]]).min(1)
+    apart = np.maximum(np.maximum(regions[:, :2] - box[2:], box[:2] - regions[:, 2:]), 0)
+    gaps = np.where(inside >= 0, inside, np.hypot(*apart.T))
+    return float(gaps.min()) / float(np.sqrt((box[2] - box[0]) * (box[3] - box[1])))

@@ -53,7 +53,6 @@ class ClassExplanation:
     parts of this kind) and `part` (of the absolute weight of all parts of both kinds).
 
     Attributes:
-        label: index of the class, and its `name`.
         contrasts: names of the classes that it was contrasted with, and on how many photos each. Several mean that the
             weights of different photos answer different questions.
         photos: positions of the photos that were used, among those given; `skipped` photos had nothing to explain.
@@ -63,13 +62,9 @@ class ClassExplanation:
             photos on which each spelling was read.
         text_share: mean over photos of the text's share in all absolute weight; NaN where all weights are zero.
         image_note: "" or why there are no image features.
-        top: how many features of a kind are shown.
         mean: (D,) features of the mean superpixel.
-        centres: (C,D+1) unit vectors, in the order of `image_features`.
-        phrases: groups of spellings, in the order of `text_features`.
+        centres: (C,D+1) unit vectors, in the order of `image_features`; `phrases` are in that of `text_features`.
         members: for each photo used, which feature each part belongs to; `explanations` are those used.
-        encoder: what matches superpixels, or None.
-        vocabulary: words that are no misreadings.
     """
 
     label: int
@@ -91,15 +86,14 @@ class ClassExplanation:
     vocabulary: frozenset[str] = field(repr=False)
 
     def crops(self, cluster: int, count: int = 3) -> list[Tensor]:
-        """Return the most typical superpixels of a cluster at most `count`, (3,h,w) each, from different photos first.
+        """Return at most `count` typical superpixels of a cluster, (3,h,w) each, from different photos first.
 
         They are bounding boxes with a margin; everything but the superpixel is faded towards white.
         """
         medoids = self.image_features["medoids"][cluster]
         photos = [photo for photo, _ in medoids]
         order = sorted(range(len(medoids)), key=lambda i: photos[:i].count(photos[i]))
-        chosen = [medoids[i] for i in order[:count]]
-        return [_crop(self.explanations[self.photos.index(photo)], segment) for photo, segment in chosen]
+        return [_crop(self.explanations[self.photos.index(photos[i])], medoids[i][1]) for i in order[:count]]
 
 
 def explain_class(
@@ -113,13 +107,11 @@ def explain_class(
 
     A feature is a phrase, or a cluster of superpixels with similar encoder features. Its weight is that of NormLIME
     (Ahern et al. 2019): the mean over all photos of w² / ‖w‖₁, with the sign of the sum of w. Here w is the summed
-    weight of the feature's parts in a photo (so that it does not matter into how many superpixels it is cut), and ‖w‖₁
-    the absolute weight of all its superpixels and words. So a feature has to be strong and common.
+    weight of the feature's parts in a photo, and ‖w‖₁ the absolute weight of all its superpixels and words.
 
     A superpixel is described by the encoder's last map, averaged over the cells that it covers, as the direction in
     which it differs from the mean superpixel of the class. Clustering is agglomerative, with average linkage of cosine
-    distances. Its parameter is a distance, so a superpixel of a new photo may belong to no cluster. In the end each
-    superpixel belongs to the nearest centre within `THRESHOLD`.
+    distances. In the end each superpixel, also of a new photo, belongs to the nearest centre within `THRESHOLD`.
 
     Args:
         explanations: of photos of the class; those with nothing to explain are skipped.
@@ -166,9 +158,8 @@ def explain_class(
 def _common_class(used: Mapping[int, LocalExplanation], label: int | str | None) -> tuple[list[str], int]:
     """Return the names of all classes and the index of the one that is explained."""
     names = list(next(iter(used.values())).classes)
-    for at, explanation in used.items():
-        if list(explanation.classes) != names:
-            raise UsageError(f"photo {at} was explained by a model with other classes; use one model for all photos")
+    if other := next((at for at, explanation in used.items() if list(explanation.classes) != names), None):
+        raise UsageError(f"photo {other} was explained by a model with other classes; use one model for all photos")
     if label is not None:
         return names, names.index(pick(names, label, "class")) if isinstance(label, str) else int(label)
     first = {explanation.explained[0]: at for at, explanation in used.items()}
@@ -248,8 +239,7 @@ def _ranked(
 
 def _sums(values: list[np.ndarray], members: list[np.ndarray], count: int) -> np.ndarray:
     """Return (N,F): the values of the parts of each photo, summed by feature."""
-    rows = [np.bincount(m[m >= 0], own[m >= 0], count) for own, m in zip(values, members, strict=True)]
-    return np.stack(rows)
+    return np.stack([np.bincount(m[m >= 0], own[m >= 0], count) for own, m in zip(values, members, strict=True)])
 
 
 def _describe(item: LocalExplanation | MaskedModel, count: int, encoder: ImageEncoder) -> np.ndarray:
@@ -269,8 +259,7 @@ def _describe(item: LocalExplanation | MaskedModel, count: int, encoder: ImageEn
 def _directions(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return (S,D+1) unit vectors: how each superpixel (S,D) differs from the mean one.
 
-    The last entry is a small constant, so that superpixels equal to the mean are similar instead of having a random
-    direction.
+    The last entry is a small constant, so that superpixels equal to the mean are similar.
     """
     if not len(values):
         return np.zeros((0, len(mean) + 1))
@@ -345,17 +334,11 @@ def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) ->
 def deletion_check(
     explained: ClassExplanation, masked_models: Sequence[MaskedModel], repeats: int = 10, seed: int = 0
 ) -> pd.DataFrame:
-    """Hide the top features in held-out photos of the class, and compare with hiding as much at random.
+    """Hide the top features of each kind in held-out photos of the class, and compare with hiding as much at random.
 
-    Random sets are drawn from the other superpixels of the same photo until their area is as near as possible to the
-    feature's, or from its other tokens until they are as many. Photos without the feature, and photos with nothing else
-    to hide, are left out.
-
-    Args:
-        explained: the class and its features; the top ones of each kind are checked.
-        masked_models: of photos of the class, best such that were not explained (`LocalExplanation.masked_model`).
-        repeats: random sets per photo and feature.
-        seed: of the random sets.
+    `repeats` random sets per photo and feature are drawn from the other superpixels of the photo until their area is as
+    near as possible to the feature's, or from its other tokens until they are as many. Photos without the feature, and
+    photos with nothing else to hide, are left out.
 
     Returns:
         One row per feature: `kind`, `feature`, `n` photos, and means over photos of `hidden` and `random_hidden` (area,
@@ -435,8 +418,7 @@ def compare(explained: Mapping[str, ClassExplanation]) -> pd.DataFrame:
         - `share`, `text`: `ClassExplanation.text_share`.
         - `text`, phrase: part of each phrase that is among the top ones of any model, matched by spelling; 0 where a
           model does not use it.
-        - `image`, number: part of each model's cluster of that number. Encoders differ, so clusters of one number have
-          nothing else in common.
+        - `image`, number: part of each model's cluster of that number; clusters have nothing else in common.
         - `heat`, model: rank correlation of the heat maps of the two models, mean over photos that both explain with
           the same superpixels; NaN where there are none.
 
@@ -480,17 +462,11 @@ def _text_parts(explained: Mapping[str, ClassExplanation]) -> dict[str, dict[str
 
 def _agreement(a: ClassExplanation, b: ClassExplanation) -> float:
     """Return the mean rank correlation of heat maps of photos that both explain with the same superpixels."""
-    others = dict(zip(b.photos, b.explanations, strict=True))
+    ours, theirs = (dict(zip(c.photos, c.explanations, strict=True)) for c in (a, b))
     found = []
-    for photo, one in zip(a.photos, a.explanations, strict=True):
-        other = others.get(photo)
-        if other is not None and _same_segments(one, other):
+    for one, other in ((ours[photo], theirs[photo]) for photo in a.photos if photo in theirs):
+        same = one.segments is not None and np.array_equal(one.segments, other.segments)
+        if same and torch.equal(one.image, other.image):
             heats = [e.heat(e.row(c.label))[None] for e, c in ((one, a), (other, b))]
             found.append(metrics.rank_correlation(*heats)[0])
     return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
-
-
-def _same_segments(a: LocalExplanation, b: LocalExplanation) -> bool:
-    if a.segments is None or b.segments is None:
-        return False
-    return np.array_equal(a.segments, b.segments) and torch.equal(a.image, b.image)

@@ -1,8 +1,7 @@
 """Which texts are one printed phrase, read differently by OCR?
 
-OCR misreads letters (STRAK for STEAK) and photos cut phrases off (STEAK CLU), while look-alike products differ in one
-word or number. The first two belong together, look-alikes never do. Misread words are corrected to the more frequent
-word that they resemble; texts whose corrected words agree are one phrase.
+Misread words (STRAK for STEAK) are corrected to the more frequent word that they resemble; texts whose corrected words
+agree are one phrase. Phrases of look-alike products, which differ in one word or number, stay apart.
 """
 
 from __future__ import annotations
@@ -28,13 +27,7 @@ _MARK = re.compile(r"(?<=\d)[.,/:×-](?=\d)|[^\W_]|[%+]")
 
 @dataclass(frozen=True)
 class Spelling:
-    """One printed phrase.
-
-    Attributes:
-        canonical: its most frequent reading among those without corrected words.
-        variants: how often each reading was seen, most often first.
-        count: how often all of them were seen.
-    """
+    """One printed phrase: its most frequent reading (best without corrected words), and how often each was seen."""
 
     canonical: str
     variants: dict[str, int]
@@ -66,15 +59,14 @@ def group(
       lost, and what is lost is seen `DOMINANT` times as often. Likewise the last of five or more words may be anything
       that begins alike (PIO for PACK). Cut so that it could be either of two phrases, it is kept apart.
 
-    Args:
-        texts: readings; case and spaces are ignored, blank ones are left out.
-        counts: how often each was seen; None counts each once. Equal texts add up.
-        vocabulary: texts, such as those of other products, whose words are never taken for a misreading.
-
-    Returns:
-        Groups, most seen first. Every reading is in one of them. The order of `texts` does not matter.
+    Case, spaces and the order of `texts` do not matter; blank ones are left out. `counts` says how often each was seen
+    (None: once). `vocabulary` are texts, such as those of other products, whose words are no misreadings. Returns
+    groups, most seen first; every reading is in one of them.
     """
-    corpus = _Corpus(_counted(texts, counts), vocabulary)
+    total: Counter = Counter()
+    for text, count in zip(texts, [1] * len(texts) if counts is None else counts, strict=True):
+        total[normalise(text)] += int(count)
+    corpus = _Corpus({text: total[text] for text in sorted(total) if text}, vocabulary)
     members = defaultdict(list)
     for text in corpus.counts:
         members[corpus.phrase(text)].append(text)
@@ -95,13 +87,6 @@ def match(texts: Sequence[str], groups: Sequence[Spelling], vocabulary: Collecti
     corpus = _Corpus({variant: n for found in groups for variant, n in found.variants.items()}, vocabulary)
     phrases = {corpus.phrase(found.canonical): place for place, found in enumerate(groups)}
     return [places.get(name, phrases.get(corpus.phrase(name), -1)) if (name := normalise(t)) else -1 for t in texts]
-
-
-def _counted(texts: Sequence[str], counts: Sequence[int] | None) -> dict[str, int]:
-    total: Counter = Counter()
-    for text, count in zip(texts, [1] * len(texts) if counts is None else counts, strict=True):
-        total[normalise(text)] += int(count)
-    return {text: total[text] for text in sorted(total) if text}
 
 
 Words = tuple[str, ...]
@@ -155,8 +140,8 @@ class _Corpus:
             return heads[folded]
         if len(word) <= SHORT or not word.isalpha():
             return word
-        choices = [head for head, right in heads.items() if len(head) > SHORT and right.isalpha()]
-        choices = [head for head in choices if _plain(head) != _plain(folded)]
+        choices = [head for head, right in heads.items() if len(head) > SHORT and right.isalpha()
+                   and _plain(head) != _plain(folded)]  # fmt: skip
         best = extractOne(folded, choices, scorer=Levenshtein.normalized_similarity, score_cutoff=SIMILAR)
         return heads[best[0]] if best else word
 

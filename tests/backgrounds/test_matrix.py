@@ -51,12 +51,11 @@ def plain_cell(splits, train, test, seed, spec=SPEC):
 
 def test_cells_are_what_fit_and_evaluate_give(splits, tmp_path):
     cells = matrix.run(*splits, SPEC, TRAIN, TEST, seeds=(0, 5), folder=tmp_path / "m")
-    assert cells[["train", "test", "seed"]].to_numpy().tolist() == [
-        [train, test, seed] for seed in (0, 5) for train in TRAIN for test in TEST
-    ]
+    order = [[train, test, seed] for seed in (0, 5) for train in TRAIN for test in TEST]
+    assert cells[["train", "test", "seed"]].to_numpy().tolist() == order
     found = matrix.predictions(cells)
-    assert len(found) == 2 * len(TRAIN) * len(TEST) * 9
-    for cell in cells[cells["test"].isin(["original", "mixed_rand"])].itertuples():
+    assert len(found) == len(order) * 9
+    for cell in cells[cells["test"] == "mixed_rand"].itertuples():
         wanted = plain_cell(splits, cell.train, cell.test, cell.seed)
         assert (cell.top1, cell.n, cell.low, cell.high) == (wanted.top1, 9, *wilson(wanted.correct.sum(), 9))
         part = found[(found["train"] == cell.train) & (found["test"] == cell.test) & (found["seed"] == cell.seed)]
@@ -202,11 +201,9 @@ def test_the_gap_is_paired_by_image_and_seed(found):
 
 
 def test_accuracy_is_that_of_all_seeds(found):
-    table = matrix.accuracy(found)
-    assert len(table) == 8
-    for row in table.itertuples():
-        part = found[(found["train"] == row.train) & (found["test"] == row.test)]
-        assert row.accuracy == pytest.approx(part["correct"].mean()) and row.low <= row.accuracy <= row.high
+    table, shares = matrix.accuracy(found), found.groupby(["train", "test"], sort=False)["correct"].mean()
+    assert table["accuracy"].tolist() == pytest.approx(shares.tolist()) and len(table) == 8
+    assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
 
 
 def test_categories_follow_the_paper_for_every_combination():
@@ -219,8 +216,6 @@ def test_categories_follow_the_paper_for_every_combination():
     triples = [(full, fg, bg) for full in (True, False) for fg in (True, False) for bg in (True, False)]
     kinds = matrix.categories(*zip(*triples, strict=True))
     assert kinds.tolist() == [table.get(triple, "BG irrelevant") for triple in triples]
-    floats = matrix.categories(*(np.array(column, float) for column in zip(*triples, strict=True)))
-    assert floats.tolist() == kinds.tolist()
 
 
 def test_vulnerable_foregrounds_are_those_of_a_plain_loop(splits):

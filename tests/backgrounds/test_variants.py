@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter, shift
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from retailkit import backgrounds, config
 from retailkit.backgrounds import VARIANTS, apply_variant, usable
 
 PASTED = ("mixed_same", "mixed_rand", "mixed_next", "generic_paste")
+COLOUR = (0.2, 0.4, 0.9)
 SIZES = [(9, 14), (17, 11), (1, 7), (8, 1), (15, 15)]  # height and width
 
 
@@ -54,26 +56,15 @@ def each(reference, images, masks, *arguments):
 
 def box_of(mask):
     """x0, y0, x1, y1 of a (H,W) mask that is not empty."""
-    height, width = mask.shape
-    places = [(y, x) for y in range(height) for x in range(width) if mask[y, x]]
-    ys, xs = [y for y, _ in places], [x for _, x in places]
-    return min(xs), min(ys), max(xs) + 1, max(ys) + 1
-
-
-def paint(image, colour_at):
-    """Return the image (3,H,W) whose pixel (y, x) is `colour_at(y, x)`; None keeps it."""
-    result = image.copy()
-    for y in range(image.shape[1]):
-        for x in range(image.shape[2]):
-            colour = colour_at(y, x)
-            if colour is not None:
-                result[:, y, x] = colour
-    return result
+    ys, xs = np.nonzero(mask)
+    return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
 
 
 def only_bg_b(image, mask):
     x0, y0, x1, y1 = box_of(mask)
-    return paint(image, lambda y, x: 0 if y0 <= y < y1 and x0 <= x < x1 else None)
+    result = image.copy()
+    result[:, y0:y1, x0:x1] = 0
+    return result
 
 
 def only_bg_t(image, mask):
@@ -86,29 +77,10 @@ def only_bg_t(image, mask):
         "left": (x0 * height, 0, 0, x0, height),
     }
     _, left, top, right, bottom = max(strips.values(), key=lambda strip: strip[0])
-
-    def tiled(y, x):
-        if y0 <= y < y1 and x0 <= x < x1:
-            return image[:, top + y % (bottom - top), left + x % (right - left)]
-        return None
-
-    return paint(image, tiled)
-
-
-def no_fg(image, mask):
-    return paint(image, lambda y, x: 0 if mask[y, x] else None)
-
-
-def only_fg(image, mask):
-    return paint(image, lambda y, x: None if mask[y, x] else 0)
-
-
-def mixed(image, mask, ground):
-    return paint(image, lambda y, x: None if mask[y, x] else ground[:, y, x])
-
-
-def coloured_ground(image):
-    return np.broadcast_to(np.float32([[[0.2]], [[0.4]], [[0.9]]]), image.shape)
+    result = image.copy()
+    for y, x in itertools.product(range(y0, y1), range(x0, x1)):
+        result[:, y, x] = image[:, top + y % (bottom - top), left + x % (right - left)]
+    return result
 
 
 def gauss(plane, sigma):
@@ -132,43 +104,29 @@ def object_halved(image, mask):
     x0, y0, x1, y1 = box_of(mask)
     width, height = (x1 - x0) // 2, (y1 - y0) // 2
     left, top = (x0 + x1 - width) // 2, (y0 + y1 - height) // 2
+    product = np.concatenate([image * mask, mask[None]])[:, y0:y1, x0:x1]
+    small = product.reshape(4, height, 2, width, 2).mean((2, 4))
     ground = only_bg_t(image, mask)
-
-    def small(y, x):
-        if not (top <= y < top + height and left <= x < left + width):
-            return None
-        v, u = y0 + 2 * (y - top), x0 + 2 * (x - left)
-        four = [(v, u), (v + 1, u), (v, u + 1), (v + 1, u + 1)]
-        covered = sum(float(mask[p]) for p in four) / 4
-        colour = sum(image[:, p[0], p[1]] * float(mask[p]) for p in four) / 4
-        return colour + (1 - covered) * ground[:, y, x]
-
-    return paint(ground, small)
+    ground[:, top : top + height, left : left + width] *= 1 - small[3]
+    ground[:, top : top + height, left : left + width] += small[:3]
+    return ground
 
 
 def shadow(image, mask, dx, dy, sigma, strength):
-    height, width = mask.shape
-    moved = np.zeros((height, width))
-    for y in range(height):
-        for x in range(width):
-            if 0 <= y - dy < height and 0 <= x - dx < width:
-                moved[y, x] = mask[y - dy, x - dx]
+    moved = shift(mask.astype(float), (dy, dx), order=0)
     shade = gauss(moved, sigma) if sigma else moved
-    return paint(image, lambda y, x: None if mask[y, x] else image[:, y, x] * (1 - strength * shade[y, x]))
+    return np.where(mask, image, image * (1 - strength * shade))
 
 
 def reflection(image, mask, strength):
-    """The sharp reflection: without blur each pixel stands alone."""
+    """The sharp reflection: without blur each row stands alone."""
     _, y0, _, y1 = box_of(mask)
-
-    def mirrored(y, x):
+    result = image.copy()
+    for y in range(y1, min(2 * y1 - y0, len(mask))):
         source = 2 * y1 - 1 - y
-        if y < y1 or source < y0 or not mask[source, x]:
-            return None
-        opacity = strength * (1 - (y - y1 + 0.5) / (y1 - y0))
-        return (1 - opacity) * image[:, y, x] + opacity * image[:, source, x]
-
-    return paint(image, mirrored)
+        opacity = strength * (1 - (y - y1 + 0.5) / (y1 - y0)) * mask[source]
+        result[:, y] = (1 - opacity) * image[:, y] + opacity * image[:, source]
+    return result
 
 
 # -- The paper's eight.
@@ -176,18 +134,18 @@ def reflection(image, mask, strength):
 
 # Name, options and the reference, called with image, mask, donor and the longer side.
 REFERENCES = [
-    ("only_bg_b", {}, lambda image, mask, donor, side: only_bg_b(image, mask)),
-    ("only_bg_t", {}, lambda image, mask, donor, side: only_bg_t(image, mask)),
-    ("no_fg", {}, lambda image, mask, donor, side: no_fg(image, mask)),
-    ("only_fg", {}, lambda image, mask, donor, side: only_fg(image, mask)),
-    *((name, {}, lambda image, mask, donor, side: mixed(image, mask, donor)) for name in PASTED),
-    ("coloured", {"colour": (0.2, 0.4, 0.9)}, lambda image, mask, *_: mixed(image, mask, coloured_ground(image))),
+    ("only_bg_b", {}, lambda image, mask, *_: only_bg_b(image, mask)),
+    ("only_bg_t", {}, lambda image, mask, *_: only_bg_t(image, mask)),
+    ("no_fg", {}, lambda image, mask, *_: np.where(mask, 0, image)),
+    ("only_fg", {}, lambda image, mask, *_: np.where(mask, image, 0)),
+    *((name, {}, lambda image, mask, donor, side: np.where(mask, image, donor)) for name in PASTED),
+    ("coloured", {"colour": COLOUR}, lambda image, mask, *_: np.where(mask, image, np.reshape(COLOUR, (3, 1, 1)))),
     ("blurred", {"sigma": 0.08}, lambda image, mask, donor, side: blurred(image, mask, 0.08 * side)),
     *(
         ("region_reduced", {"reach": r}, lambda image, mask, donor, side, r=r: region_reduced(image, mask, r * side))
         for r in (0.06, 0.17, 0.31)
     ),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -318,11 +276,7 @@ def test_occlusion_covers_its_share_by_one_rectangle(share):
         rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
         assert (changed & mask[0, 0]).sum() / mask.sum() == pytest.approx(share, abs=0.04 * (share > 0))
         assert not share or len(rows) * len(columns) == changed.sum() > 0
-
-
-def test_occlusion_follows_the_seed():
-    images, masks = random_batch(17, 11)
-    one, same, other = (apply_variant(images, masks, "occlusion", seed=seed) for seed in (1, 1, 2))
+    one, same, other = (apply_variant(image, mask, "occlusion", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 

@@ -58,11 +58,10 @@ def painted(letters, width=4):
 
 
 def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="", scene=None, **more):
-    """An explanation; `sure` are the half widths of its intervals."""
+    """An explanation."""
     scene = scene or painted(letters)
     units = tuple(SimpleNamespace(text=text, words=()) for text in texts)
     image, text = (np.array([weights], float).reshape(1, -1) for weights in (image_weights, text_weights))
-    error = more.pop("error", 0.01)
     total = np.abs(image).sum() + np.abs(text).sum()
     found = SimpleNamespace(
         classes=CLASSES,
@@ -73,8 +72,6 @@ def made(letters, image_weights, texts=(), text_weights=(), label=0, nothing="",
         tokens=units,
         image_weights=image,
         text_weights=text,
-        image_intervals=np.stack([image - error, image + error], -1),
-        text_intervals=np.stack([text - error, text + error], -1),
         share=np.array([np.abs(text).sum() / total if total else np.nan]),
         nothing=nothing,
         masked_model=Linear(scene, units, image_weights, text_weights, label),
@@ -130,9 +127,8 @@ def test_phrases_join_their_spellings():
     found, _ = everything()
     table = found.text_features
     assert table["canonical"].tolist() == ["LEAN", "BEEF"]
-    assert table["weight"].tolist() == pytest.approx(
-        [(2**2 / 6.6 + 2**2 / 6.6) / 3, (0.01 / 6.6 + 0.01 / 6.6 + 0.04 / 6.2) / 3]
-    )
+    weights = [(2**2 / 6.6 + 2**2 / 6.6) / 3, (0.01 / 6.6 + 0.01 / 6.6 + 0.04 / 6.2) / 3]
+    assert table["weight"].tolist() == pytest.approx(weights)
     assert table["share"].tolist() == pytest.approx([4 / 4.4, 0.4 / 4.4])
     assert table["samples"].tolist() == [2, 3]
     assert table["variants"].tolist() == [{"LEAN": 2, "LE4N": 1}, {"BEEF": 3}]
@@ -172,20 +168,15 @@ def test_superpixels_are_averaged_by_the_area_they_have_in_each_cell():
 
 
 def test_without_an_encoder_there_are_no_image_features_and_it_says_so():
-    found = explain_class(photos())
-    assert found.image_features.empty and list(found.image_features.columns) == list(
-        everything()[0].image_features.columns
-    )
-    assert found.image_note == classes.NO_ENCODER
-    assert found.text_features.equals(everything()[0].text_features)
+    found, seen = explain_class(photos()), everything()[0]
+    assert found.image_features.empty and found.image_note == classes.NO_ENCODER
+    assert list(found.image_features.columns) == list(seen.image_features.columns)
+    assert found.text_features.equals(seen.text_features)
     assert all((members.segments == -1).all() for members in found.members)
 
 
 def test_a_model_that_only_reads_has_only_phrases():
-    blind = [
-        made("", [], ["LEAN"], [2.0], scene=(None, None)),
-        made("", [], ["BEEF"], [-4.0], scene=(None, None)),
-    ]
+    blind = [made("", [], [text], [w], scene=(None, None)) for text, w in (("LEAN", 2.0), ("BEEF", -4.0))]
     found = explain_class(blind, encoder=Colours())
     assert found.image_note == classes.NO_IMAGES and found.image_features.empty
     assert found.text_features["weight"].tolist() == [-2, 1] and found.text_share == 1

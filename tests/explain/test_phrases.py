@@ -42,10 +42,9 @@ def test_the_six_spellings_of_one_phrase_are_one_group(counts):
     assert next(iter(found.variants)) == STEAK
 
 
-@pytest.mark.parametrize("missing", range(6))
-def test_any_five_of_the_six_spellings_are_one_group(missing):
-    five = [text for n, text in enumerate(SIX) if n != missing]
-    assert [set(found.variants) for found in group(five)] == [set(five)]
+def test_any_five_of_the_six_spellings_are_one_group():
+    for five in itertools.combinations(SIX, 5):
+        assert [set(found.variants) for found in group(five)] == [set(five)]
 
 
 def test_the_six_spellings_stay_one_group_among_the_readings_of_a_twin():
@@ -246,12 +245,9 @@ def test_the_order_of_the_texts_does_not_matter(seed):
 
 def test_a_later_text_finds_its_group():
     groups = group([*SIX, "LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF", "MILK 3%"])
-    names = [found.canonical for found in groups]
-    steak, lean, extra, milk = (
-        names.index(name) for name in (STEAK, "LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF", "MILK 3%")
-    )
     texts = [SIX[2], "striploin grilling steak  clu8 pack", "LEAN GR0UND BEEF", "EXTRA LEAN GROUND BEEF", "milk 3 %"]
-    assert match(texts, groups) == [steak, steak, lean, extra, milk]
+    found = [groups[place].canonical for place in match(texts, groups)]
+    assert found == [STEAK, STEAK, "LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF", "MILK 3%"]
     later = ["MILK 1.5%", "SIRLOIN GRILLING STEAK CLUB PACK", "GROUND BEEF", "COFFEE", "", "MEDIUM GROUND BEEF"]
     assert match(later, groups) == [-1] * 6
     assert match([], groups) == [] and match(["MILK"], []) == [-1]

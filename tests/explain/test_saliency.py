@@ -22,15 +22,8 @@ from retailkit.models.pooling import FeatureScaler, Head
 CLASSES = ["lean", "extra lean", "medium"]
 EVERYWHERE = [m for m in saliency.METHODS if m not in ("windows", "regions")]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "milk", "oat", "lean", "extra", "##y", "ground", "beef"]
-TINY = {
-    "model_type": "bert",
-    "vocab_size": len(VOCABULARY),
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "initializer_range": 0.5,
-}
+TINY = {"model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 16, "intermediate_size": 32,
+        "num_attention_heads": 2, "num_hidden_layers": 2, "initializer_range": 0.5}  # fmt: skip
 
 
 class Corner(nn.Module):
@@ -74,8 +67,7 @@ def pictures(count=2, side=64, seed=0):
 
 def network(name="image", backbone="resnet18", **options):
     torch.manual_seed(0)
-    options = {"weights": None, **options}
-    model = models.build(name, CLASSES, backbone, **options).eval()
+    model = models.build(name, CLASSES, backbone, weights=None, **options).eval()
     if model.image_encoder is not None:
         for layer in model.image_encoder.modules():  # a fresh network's maps are all but constant
             if isinstance(layer, nn.BatchNorm2d):
@@ -113,10 +105,8 @@ def fused(reader):
 
 def margins(logits, labels):
     """The margin by a loop over pictures."""
-    found = []
-    for row, label in zip(logits, labels.tolist(), strict=True):
-        found.append(row[label] - max(row[k] for k in range(len(row)) if k != label))
-    return torch.stack(found)
+    rows = zip(logits, labels.tolist(), strict=True)
+    return torch.stack([row[label] - max(row[k] for k in range(len(row)) if k != label) for row, label in rows])
 
 
 def words(*texts):
@@ -127,8 +117,8 @@ def words(*texts):
 
 
 def test_rise_finds_where_the_model_looks():
-    maps = saliency.attribute(Corner(), torch.ones(2, 3, 16, 16), torch.tensor([1, 0]), "rise", masks=2000)
-    assert maps[0, :8, :8].mean() > 10 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
+    maps = saliency.attribute(Corner(), torch.ones(2, 3, 16, 16), torch.tensor([1, 0]), "rise", masks=1000)
+    assert maps[0, :8, :8].mean() > 5 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
 
 
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients", "saliency", "smoothgrad"])
@@ -209,10 +199,11 @@ def by_hand_gradcam(model, images, labels, positive=False):
     return F.interpolate(cam, images.shape[2:], mode="bilinear")[:, 0]
 
 
-@pytest.mark.parametrize(("name", "options"), [("image", {}), ("lca", {}), ("nts", {"propose": 4, "parts": 2})])
-@pytest.mark.parametrize("freeze", [False, True])
-def test_gradcam_is_autograd_on_the_whole_picture(name, options, freeze):
-    model, images, labels = network(name, freeze=freeze, **options), pictures(side=96), torch.tensor([2, 0])
+@pytest.mark.parametrize(
+    ("name", "options"), [("image", {}), ("lca", {"freeze": True}), ("nts", {"propose": 4, "parts": 2, "freeze": True})]
+)
+def test_gradcam_is_autograd_on_the_whole_picture(name, options):
+    model, images, labels = network(name, **options), pictures(side=96), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "gradcam")
     expected = by_hand_gradcam(model, images, labels)
     assert expected.abs().max() > 0
@@ -220,26 +211,25 @@ def test_gradcam_is_autograd_on_the_whole_picture(name, options, freeze):
     assert maps.min() < 0 < maps.max() or name != "image"
 
 
-class GuidedRectifier(torch.autograd.Function):
+class Guided(nn.Module):
     """relu (or relu6), and on the way back only positive gradients."""
 
-    @staticmethod
-    def forward(ctx, x, top):
-        ctx.open = (x > 0) & (x < top)
-        return x.clamp(0, top)
+    class Rectifier(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, top):
+            ctx.open = (x > 0) & (x < top)
+            return x.clamp(0, top)
 
-    @staticmethod
-    def backward(ctx, slope):
-        return slope.relu() * ctx.open, None
+        @staticmethod
+        def backward(ctx, slope):
+            return slope.relu() * ctx.open, None
 
-
-class Guided(nn.Module):
     def __init__(self, top):
         super().__init__()
         self.top = top
 
     def forward(self, x):
-        return GuidedRectifier.apply(x, self.top)
+        return self.Rectifier.apply(x, self.top)
 
 
 def with_guided_rectifiers(module):
@@ -307,9 +297,9 @@ def test_regions_add_up_to_the_margin_less_the_whole_picture():
 
 
 QUICK = {
-    "rise": {"masks": 40},
-    "smoothgrad": {"samples": 3},
-    "integrated_gradients": {"steps": 3},
+    "rise": {"masks": 12},
+    "smoothgrad": {"samples": 2},
+    "integrated_gradients": {"steps": 2},
     "occlusion": {"window": 32},
 }
 
@@ -387,7 +377,7 @@ def test_the_model_is_left_as_it_was_after_an_error(monkeypatch):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("method", ["gradcam", "saliency", "occlusion"])
+@pytest.mark.parametrize("method", ["gradcam", "occlusion"])
 @pytest.mark.parametrize("kind", [np.asarray, torch.Tensor.double, torch.Tensor.requires_grad_])
 def test_images_may_be_tensors_or_arrays_of_any_float(method, kind):
     model, labels, options = network(), torch.tensor([1]), QUICK.get(method, {})
@@ -398,12 +388,6 @@ def test_images_may_be_tensors_or_arrays_of_any_float(method, kind):
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     with pytest.raises(UserError, match=r"images: values are torch.uint8"):
         saliency.attribute(model, np.zeros((1, 3, 64, 64), np.uint8), labels, method)
-
-
-def test_words_are_explained_inside_inference_mode(reader):
-    expected = saliency.attribute_tokens(reader, SENTENCES, LABELS3)
-    with torch.inference_mode():
-        assert saliency.attribute_tokens(reader, SENTENCES, LABELS3.clone()) == expected
 
 
 def test_models_without_what_a_method_needs_say_so(reader):
@@ -433,14 +417,8 @@ LABELS3 = torch.tensor([0, 1, 2])
 
 def test_every_token_belongs_to_its_word(reader):
     first, none, third = saliency.attribute_tokens(reader, SENTENCES, LABELS3)
-    assert [(t.text, t.word) for t in first] == [
-        ("[CLS]", -1),
-        ("extra", 0),
-        ("lean", 1),
-        ("##y", 1),
-        ("beef", 2),
-        ("[SEP]", -1),
-    ]
+    assert [t.text for t in first] == ["[CLS]", "extra", "lean", "##y", "beef", "[SEP]"]
+    assert [t.word for t in first] == [-1, 0, 1, 1, 2, -1]
     assert none == [] and [t.word for t in third] == [-1, 0, 1, 1, -1]
     text = "Extra leany beef"
     assert [text[t.start : t.end] for t in first[1:-1]] == ["Extra", "lean", "y", "beef"]
@@ -506,8 +484,10 @@ def test_the_reader_is_left_as_it_was(reader):
     before = state(reader)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        once, again = (saliency.attribute_tokens(reader, SENTENCES, LABELS3) for _ in range(2))
-    assert state(reader) == before and once == again
+        once = saliency.attribute_tokens(reader, SENTENCES, LABELS3)
+    with torch.inference_mode():
+        assert saliency.attribute_tokens(reader, SENTENCES, LABELS3.clone()) == once
+    assert state(reader) == before
 
 
 def test_words_need_an_encoder_with_embeddings():
