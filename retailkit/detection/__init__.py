@@ -4,7 +4,6 @@
 from retailkit.detection.detector import (
     LOSSES,
     DetectorConfig,
-    Detectors,
     build,
     detect,
     encode,
@@ -13,7 +12,6 @@ from retailkit.detection.detector import (
     train_detectors,
 )
 from retailkit.detection.score import (
-    NEAR,
     SURE,
     ap_change,
     fit_by_image,

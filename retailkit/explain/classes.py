@@ -369,34 +369,31 @@ def _drops(
 ) -> list[tuple[Any, ...]]:
     """Return what hiding each feature does on one photo, (kind, number, hidden, random_hidden, *DROPS)."""
     label = list(masked.classes).index(pick(masked.classes, explained.name, "class"))
-    own = assign(explained, masked)
-    sizes = {"image": _areas(masked, masked.n_segments), "text": np.ones(masked.n_tokens)}
-    members = {"image": own.segments, "text": own.tokens}
+    own, split = assign(explained, masked), masked.n_segments
+    members, kinds = np.concatenate([own.segments, own.tokens]), np.repeat(KINDS, [split, masked.n_tokens])
+    sizes = np.concatenate([_areas(masked, split), np.ones(masked.n_tokens)])
     tests = []
     for kind, number in top:
-        feature = members[kind] == number
-        if feature.any() and not feature.all():
-            random = [_random_like(feature, sizes[kind], rng) for _ in range(repeats)]
+        feature, others = (kinds == kind) & (members == number), (kinds == kind) & (members != number)
+        if feature.any() and others.any():
+            random = [_random_like(feature, others, sizes, rng) for _ in range(repeats)]
             tests.append((kind, number, np.stack([feature, *random])))
-    hidden = {kind: [np.zeros((1, len(sizes[kind])), bool)] for kind in KINDS}  # row 0: nothing is hidden
-    for kind, _, masks in tests:
-        for each in KINDS:
-            hidden[each].append(masks if each == kind else np.zeros((len(masks), len(sizes[each])), bool))
-    logits = masked.logits(*(~np.concatenate(hidden[kind]) for kind in KINDS))
+    hidden = np.concatenate([np.zeros((1, len(sizes)), bool), *(masks for *_, masks in tests)])  # row 0: nothing
+    logits = masked.logits(~hidden[:, :split], ~hidden[:, split:])
     margin = logits[:, label] - np.delete(logits, label, 1).max(1)
     scores = np.stack([margin > 0, margin], 1).astype(float)  # (rows, SCORES)
     found = []
     for n, (kind, number, masks) in enumerate(tests):
         drop = scores[0] - scores[1 + n * len(masks) :][: len(masks)]
-        size = masks @ sizes[kind]
+        size = masks @ sizes
         by_score = np.stack([drop[0], drop[1:].mean(0)], 1).ravel()
         found.append((kind, number, size[0], size[1:].mean(), *by_score))
     return found
 
 
-def _random_like(feature: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return other parts (S,) bool, in random order as many as are nearest in size to the feature."""
-    order = rng.permutation(np.flatnonzero(~feature))
+def _random_like(feature: np.ndarray, others: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return other parts (P,) bool, in random order as many as are nearest in size to the feature."""
+    order = rng.permutation(np.flatnonzero(others))
     many = int(np.abs(np.cumsum(sizes[order]) - sizes[feature].sum()).argmin()) + 1
     found = np.zeros(len(feature), bool)
     found[order[:many]] = True

@@ -1,5 +1,7 @@
 """A small Faster R-CNN on tiny images and without weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,8 +55,7 @@ def test_with_and_without_the_region_see_the_same_pixels_and_start_from_the_same
 
 
 def test_a_few_steps_lower_the_total_loss_which_is_the_sum_of_four(scenes, maps):
-    config = detection.DetectorConfig(steps=40, batch_size=2, size=96, weights=None, lr=2e-3)
-    _, history = detection.fit(scenes, config, maps)
+    _, history = detection.fit(scenes, replace(TINY, steps=40, lr=2e-3), maps)
     assert history["total"].iloc[-8:].mean() < 0.8 * history["total"].iloc[:4].mean()
     np.testing.assert_allclose(history["total"], history[list(detection.LOSSES)].sum(axis=1))
     assert list(history["step"]) == list(range(1, 41))
@@ -101,10 +102,12 @@ def test_encoded_maps_give_what_torchvisions_own_forward_pass_gives(scenes, maps
 
 
 def test_images_of_another_shape_are_boxed_in_their_own_pixels():
-    wide = Scenes(["milk"], [torch.rand(3, 60, 300).mul(255).byte()], [(60, 300)],
-                  [torch.tensor([[30.0, 6, 270, 54]])], [torch.tensor([1])])  # fmt: skip
-    square = Scenes(["milk"], [torch.nn.functional.interpolate(wide.image(0)[None], (96, 96))[0].mul(255).byte()],
-                    [(96, 96)], [torch.tensor([[9.6, 9.6, 86.4, 86.4]])], [torch.tensor([1])])  # fmt: skip
+    def one(image, box):
+        pixels = image.mul(255).byte()
+        return Scenes(["milk"], [pixels], [pixels.shape[1:]], [torch.tensor([box])], [torch.tensor([1])])
+
+    wide = one(torch.rand(3, 60, 300), [30.0, 6, 270, 54])
+    square = one(torch.nn.functional.interpolate(wide.image(0)[None], (96, 96))[0], [9.6, 9.6, 86.4, 86.4])
     maps = detection.encode(wide, TINY)
     model, history = detection.fit(wide, TINY, maps)
     _, same = detection.fit(square, TINY, maps)

@@ -80,10 +80,8 @@ def test_a_weighted_average_precision_is_that_of_images_repeated():
 
 def test_perfect_detections_score_one_none_score_zero_and_an_absent_class_has_no_score():
     scenes, _ = invented(0)
-    perfect = [
-        {"boxes": b.numpy(), "labels": k.numpy(), "scores": np.ones(len(k))}
-        for b, k in zip(scenes.boxes, scenes.labels, strict=True)
-    ]
+    truth = zip(scenes.boxes, scenes.labels, strict=True)
+    perfect = [{"boxes": b.numpy(), "labels": k.numpy(), "scores": np.ones(len(k))} for b, k in truth]
     nothing = [{"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0)}] * len(scenes)
     assert (average_precision(perfect, scenes, 1) == 1).all()
     assert (average_precision(nothing, scenes, 1) == 0).all()
