@@ -39,11 +39,6 @@ class MaskedImages:
 # -- The paper's eight.
 
 
-def original(batch: MaskedImages) -> Tensor:
-    """Return the images as they are."""
-    return batch.images
-
-
 def only_bg_b(batch: MaskedImages) -> Tensor:
     """Paint the box black."""
     result = batch.images.clone()
@@ -75,16 +70,6 @@ def _largest_strip(box: Sequence[int], height: int, width: int) -> tuple[int, in
     if max(x0, width - x1) * height > max(y0, height - y1) * width:
         return (2, 0, x0) if x0 > width - x1 else (2, x1, width - x1)
     return (1, 0, y0) if y0 > height - y1 else (1, y1, height - y1)
-
-
-def no_fg(batch: MaskedImages) -> Tensor:
-    """Paint the product black."""
-    return torch.where(batch.masks, 0, batch.images)
-
-
-def only_fg(batch: MaskedImages) -> Tensor:
-    """Paint everything but the product black."""
-    return torch.where(batch.masks, batch.images, 0)
 
 
 def mixed(batch: MaskedImages) -> Tensor:
@@ -290,11 +275,11 @@ class Variant:
 
 
 VARIANTS: dict[str, Variant] = {
-    "original": Variant(original, mask=False),
+    "original": Variant(lambda batch: batch.images, mask=False),
     "only_bg_b": Variant(only_bg_b, background=True),
     "only_bg_t": Variant(only_bg_t, background=True),
-    "no_fg": Variant(no_fg),
-    "only_fg": Variant(only_fg),
+    "no_fg": Variant(lambda batch: torch.where(batch.masks, 0, batch.images)),
+    "only_fg": Variant(lambda batch: torch.where(batch.masks, batch.images, 0)),
     "mixed_same": Variant(mixed, donors=True),
     "mixed_rand": Variant(mixed, donors=True),
     "mixed_next": Variant(mixed, donors=True),

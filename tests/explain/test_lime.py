@@ -251,15 +251,13 @@ def test_another_kernel_needs_no_further_evaluation(kernel):
 def brute_force(value, players):
     """Shapley values by their definition."""
     found = np.zeros(players)
-    for player in range(players):
-        others = [p for p in range(players) if p != player]
-        for size in range(players):
-            for group in itertools.combinations(others, size):
-                without = np.zeros(players)
-                without[list(group)] = 1
-                joined = without.copy()
-                joined[player] = 1
-                found[player] += (value(joined) - value(without)) / (players * comb(players - 1, size))
+    for player, kept in itertools.product(range(players), itertools.product((0.0, 1.0), repeat=players)):
+        without, joined = np.array(kept), np.array(kept)
+        without[player], joined[player] = 0, 1
+        weight = players * comb(players - 1, int(without.sum()))
+        found[player] += (
+            (value(joined) - value(without)) / weight / 2
+        )  # each coalition comes with and without the player
     return found
 
 
@@ -309,29 +307,30 @@ def test_a_model_that_ignores_the_text():
 # -- How sure it is.
 
 
-def noisy(seed, share=0.5, split=20, features=28, idle=False):
-    """A surrogate of a linear function with noise per pair, image mask and text mask."""
+def noisy(seed, share):
+    """A surrogate of a linear function with noise per pair, image mask and text mask, and its weights (28,).
+
+    Most parts do nothing, as on real photos; noise alone would make all shares alike.
+    """
     rng = np.random.default_rng(seed)
-    weights = np.abs(np.random.default_rng(1).normal(size=features)) + 0.2
-    if idle:
-        weights[2:split] = weights[split + 2 :] = 0
-    weights[:split] *= (1 - share) / weights[:split].sum() * features
-    weights[split:] *= share / weights[split:].sum() * features
-    images, texts = masks(split, 120, seed), masks(features - split, 48, seed + 1)
+    weights = np.abs(np.random.default_rng(1).normal(size=28)) + 0.2
+    weights[2:20] = weights[22:] = 0
+    weights[:20] *= (1 - share) / weights[:20].sum() * 28
+    weights[20:] *= share / weights[20:].sum() * 28
+    images, texts = masks(20, 120, seed), masks(8, 48, seed + 1)
     pairs = np.array(sorted({(i, t) for i in range(120) for t in rng.choice(48, 8, replace=False).tolist()}))
     kept = np.hstack([images[pairs[:, 0]], texts[pairs[:, 1]]])
-    noise = (rng.normal(size=n) for n in (len(images), len(texts), len(pairs)))
-    values = kept @ weights + next(noise)[pairs[:, 0]] + next(noise)[pairs[:, 1]] + next(noise)
-    samples = Samples(images, texts, pairs, values[:, None].astype(np.float32))
-    return Surrogate(samples, values[:, None], np.ones(len(kept)), np.zeros((features, features))), weights
+    by_image, by_text, by_pair = (rng.normal(size=n) for n in (len(images), len(texts), len(pairs)))
+    values = (kept @ weights + by_image[pairs[:, 0]] + by_text[pairs[:, 1]] + by_pair)[:, None]
+    samples = Samples(images, texts, pairs, values.astype(np.float32))
+    return Surrogate(samples, values, np.ones(len(kept)), np.zeros((28, 28))), weights
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_95_percent_of_intervals_hold_the_weights_and_the_share(share):
-    """Most parts do nothing, as on real photos; noise alone would make all shares alike."""
     inside, hits, shares = [], 0, []
     for seed in range(40):
-        surrogate, weights = noisy(seed, share, idle=True)
+        surrogate, weights = noisy(seed, share)
         draws = surrogate.bootstrap(seed)
         low, high = surrogate.intervals(draws)[0].T
         inside.append((low <= weights) & (weights <= high))

@@ -29,32 +29,22 @@ def square(top, left, side, size=20):
 # -- Pointing
 
 
-def test_the_pointing_game_is_the_plain_loop():
+def test_pointing_games_are_plain_loops():
     rng = np.random.default_rng(0)
     attr = rng.integers(-3, 4, (30, 9, 7)).astype(float)  # many ties
     truth = rng.random((30, 9, 7)) < 0.05
-    truth[:2] = False
-    found, base = metrics.pointing_game(attr, truth), metrics.chance(truth)
+    truth[:2], attr[29] = False, -1
+    hits, base = metrics.pointing_game(attr, truth), metrics.chance(truth)
+    energy = metrics.energy_pointing(torch.from_numpy(attr), torch.from_numpy(truth))
     for b in range(30):
-        inside = list(zip(*np.nonzero(truth[b]), strict=True))
-        if not inside:
-            assert np.isnan(found[b]) and np.isnan(base[b])
+        cells = [(attr[b, y, x], truth[b, y, x]) for y in range(9) for x in range(7)]
+        positive = sum(v for v, _ in cells if v > 0)
+        if not truth[b].any():
+            assert np.isnan([hits[b], base[b], energy[b]]).all()
             continue
-        tops = [truth[b, y, x] for y in range(9) for x in range(7) if attr[b, y, x] == attr[b].max()]
-        assert found[b] == pytest.approx(sum(tops) / len(tops))
-        assert base[b] == pytest.approx(truth[b].mean())
-    assert np.isnan(found[:2]).all() and not np.isnan(found).all()
-
-
-def test_energy_is_the_positive_share():
-    rng = np.random.default_rng(0)
-    attr, truth = rng.normal(size=(5, 6, 8)), rng.random((5, 6, 8)) < 0.3
-    truth[3], attr[4] = False, -1
-    found = metrics.energy_pointing(torch.from_numpy(attr), torch.from_numpy(truth))
-    for b in range(3):
-        cells = [(attr[b, y, x], truth[b, y, x]) for y in range(6) for x in range(8) if attr[b, y, x] > 0]
-        assert found[b] == pytest.approx(sum(v for v, t in cells if t) / sum(v for v, _ in cells))
-    assert np.isnan(found[3:]).all()
+        assert hits[b] == pytest.approx(np.mean([t for v, t in cells if v == attr[b].max()]))
+        assert base[b] == pytest.approx(truth[b].mean()) and (b == 29) == (not positive) == np.isnan(energy[b])
+        assert b == 29 or energy[b] == pytest.approx(sum(v for v, t in cells if t and v > 0) / positive)
 
 
 def test_maps_that_know_nothing_score_chance():
@@ -227,10 +217,6 @@ def network(name="image", **options):
     return model.eval()
 
 
-def same(a, b):
-    return torch.equal(a, b)
-
-
 def test_every_weight_is_drawn_anew_and_the_original_stays():
     model = network("lca")
     model.head.scalers["image"].fit(Features.present(torch.rand(9, 512)))
@@ -240,16 +226,16 @@ def test_every_weight_is_drawn_anew_and_the_original_stays():
     chance = torch.get_rng_state()
     twin = metrics.randomised(model, 1)
     assert torch.equal(torch.get_rng_state(), chance)
-    assert all(same(value, before[name]) for name, value in model.state_dict().items())
-    kept = [n for n, p in twin.named_parameters() if same(p, model.get_parameter(n))]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    kept = [n for n, p in twin.named_parameters() if torch.equal(p, model.get_parameter(n))]
     assert kept == []
     assert (twin.head.scalers["image"].std == 1).all() and (twin.head.scalers["image"].mean == 0).all()
     assert (twin.image_encoder.network.bn1.running_mean == 0).all()
-    assert same(twin.image_encoder.mean, model.image_encoder.mean)  # how pictures are normalised is no weight
+    assert torch.equal(twin.image_encoder.mean, model.image_encoder.mean)  # how pictures are normalised is no weight
     assert not next(twin.image_encoder.parameters()).requires_grad and next(twin.head.parameters()).requires_grad
     again, other = metrics.randomised(model, 1).state_dict(), metrics.randomised(model, 2).state_dict()
-    assert all(same(value, again[name]) for name, value in twin.state_dict().items())
-    assert not same(other["head.linear.weight"], again["head.linear.weight"])
+    assert all(torch.equal(value, again[name]) for name, value in twin.state_dict().items())
+    assert not torch.equal(other["head.linear.weight"], again["head.linear.weight"])
 
 
 def test_the_cascade_goes_down_from_the_answer():
@@ -260,7 +246,7 @@ def test_the_cascade_goes_down_from_the_answer():
         twin = metrics.randomised(model, 0, top)
         pairs = zip(metrics.stages(twin), metrics.stages(model), strict=True)
         changed = [
-            any(not same(p, q) for p, q in zip(part.parameters(), old.parameters(), strict=True))
+            any(not torch.equal(p, q) for p, q in zip(part.parameters(), old.parameters(), strict=True))
             for (_, part), (_, old) in pairs
         ]
         assert changed == [True] * top + [False] * (len(names) - top)

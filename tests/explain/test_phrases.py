@@ -54,25 +54,13 @@ def test_the_six_spellings_stay_one_group_among_the_readings_of_a_twin():
     assert {frozenset(found.variants) for found in groups} == {frozenset(SIX), frozenset(sirloin)}
 
 
-@pytest.mark.parametrize(
-    ("right", "read"),
-    [
-        ("YOGURT", "Y0GURT"),  # digits for letters
-        ("YOGURT", "YOGUR7"),
-        ("BEEF", "8EEF"),
-        ("STEAK", "SIEAK"),  # letters that look alike
-        ("SHAMPOO", "SHARNPOO"),  # rn for m
-        ("CHEDDAR CHEESE", "OHEDDAR OHEESE"),
-        ("STEAK", "STRAK"),
-        ("YOGURT", "YOGUT"),
-        ("MUSHROOMS", "MUSHROMS"),
-        ("EXTRA LEAN", "EXTRALEAN"),  # spaces
-        ("MILK 3 %", "MILK 3%"),
-        ("MILK 1.5 %", "MILK 1,5%"),
-        ("NO PULP", " no  pulp "),
-        ("CO-OP MILK", "CO OP MILK."),
-    ],
-)
+@pytest.mark.parametrize(("right", "read"), [
+    ("YOGURT", "Y0GURT"), ("YOGURT", "YOGUR7"), ("BEEF", "8EEF"),  # digits for letters
+    ("STEAK", "SIEAK"), ("SHAMPOO", "SHARNPOO"), ("CHEDDAR CHEESE", "OHEDDAR OHEESE"),  # letters that look alike
+    ("STEAK", "STRAK"), ("YOGURT", "YOGUT"), ("MUSHROOMS", "MUSHROMS"),
+    ("EXTRA LEAN", "EXTRALEAN"), ("MILK 3 %", "MILK 3%"), ("MILK 1.5 %", "MILK 1,5%"),  # spaces
+    ("NO PULP", " no  pulp "), ("CO-OP MILK", "CO OP MILK."),
+])  # fmt: skip
 def test_readings_of_one_phrase_join_even_if_seen_once_each(right, read):
     assert together(right, read) and together(read, right)
 
@@ -115,44 +103,17 @@ def test_the_last_of_many_words_may_be_rubbish():
 
 
 @pytest.mark.parametrize("counts", COUNTS)
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("LEAN", "EXTRA LEAN"),
-        ("LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF"),
-        ("LEAN GROUND BEEF", "MEDIUM GROUND BEEF"),
-        ("EXTRA LEAN GROUND BEEF", "MEDIUM GROUND BEEF"),
-        ("MILK 3 %", "MILK 1.5 %"),
-        ("MILK 1.5 %", "MILK 15 %"),
-        ("MILK 1.5 %", "MILK 0.5 %"),
-        ("WHOLE MUSHROOMS 227 G", "WHOLE MUSHROOMS 454 G"),
-        ("PACK OF 1", "PACK OF 12"),
-        ("2 5 KG", "25 KG"),
-        ("2.5KG", "25KG"),
-        ("OMEGA3", "OMEGA6"),
-        ("OMEGA3", "OMEGA"),
-        ("VITAMIN B6", "VITAMIN B8"),
-        ("SIRLOIN", "STRIPLOIN"),
-        ("SIRLOIN GRILLING STEAK CLUB PACK", STEAK),
-        ("BEEF", "BEER"),
-        ("MILD", "MILK"),
-        ("GOLD", "COLD"),
-        ("SALTED BUTTER", "UNSALTED BUTTER"),
-        ("SALTED", "UNSALTED"),
-        ("MAIGRE", "MI-MAIGRE"),
-        ("WHOLE MUSHROOMS", "WHITE MUSHROOMS"),
-        ("CHICKEN BREAST", "CHICKEN BREAST SMOKED"),
-        ("STRAWBERRY", "RASPBERRY"),
-        ("GRILLING", "BRILLING"),
-        ("SAFT", "SYLT"),
-        ("LEAN", "LOIN"),
-        ("EXTRA LEAN", "EXTRA LARGE"),
-        ("BÄR", "BAR"),
-        ("ÖL", "OL"),
-        ("SUCRÉ", "SUCRE"),
-        ("PURÉE SUCRÉE DE POMMES", "PUREE SUCREE DE POMMES"),
-    ],
-)
+@pytest.mark.parametrize(("one", "other"), [
+    ("LEAN", "EXTRA LEAN"), ("LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF"), ("LEAN GROUND BEEF", "MEDIUM GROUND BEEF"),
+    ("EXTRA LEAN GROUND BEEF", "MEDIUM GROUND BEEF"), ("MILK 3 %", "MILK 1.5 %"), ("MILK 1.5 %", "MILK 15 %"),
+    ("MILK 1.5 %", "MILK 0.5 %"), ("WHOLE MUSHROOMS 227 G", "WHOLE MUSHROOMS 454 G"), ("PACK OF 1", "PACK OF 12"),
+    ("2 5 KG", "25 KG"), ("2.5KG", "25KG"), ("OMEGA3", "OMEGA6"), ("OMEGA3", "OMEGA"), ("VITAMIN B6", "VITAMIN B8"),
+    ("SIRLOIN", "STRIPLOIN"), ("SIRLOIN GRILLING STEAK CLUB PACK", STEAK), ("BEEF", "BEER"), ("MILD", "MILK"),
+    ("GOLD", "COLD"), ("SALTED BUTTER", "UNSALTED BUTTER"), ("SALTED", "UNSALTED"), ("MAIGRE", "MI-MAIGRE"),
+    ("WHOLE MUSHROOMS", "WHITE MUSHROOMS"), ("CHICKEN BREAST", "CHICKEN BREAST SMOKED"), ("STRAWBERRY", "RASPBERRY"),
+    ("GRILLING", "BRILLING"), ("SAFT", "SYLT"), ("LEAN", "LOIN"), ("EXTRA LEAN", "EXTRA LARGE"), ("BÄR", "BAR"),
+    ("ÖL", "OL"), ("SUCRÉ", "SUCRE"), ("PURÉE SUCRÉE DE POMMES", "PUREE SUCREE DE POMMES"),
+])  # fmt: skip
 def test_twins_stay_apart_however_often_they_are_seen(one, other, counts):
     assert not together(one, other, counts=counts)
 
@@ -186,14 +147,8 @@ def test_words_of_other_labels_are_never_merged():
 
 
 def test_misread_twins_never_share_a_group():
-    twins = (
-        "SIRLOIN GRILLING STEAK CLUB PACK",
-        STEAK,
-        "LEAN GROUND BEEF",
-        "EXTRA LEAN GROUND BEEF",
-        "MILK 3%",
-        "MILK 1.5%",
-    )
+    twins = [STEAK, STEAK.replace("STRIPLOIN", "SIRLOIN"), "LEAN GROUND BEEF", "EXTRA LEAN GROUND BEEF"]
+    twins += ["MILK 3%", "MILK 1.5%"]
     for seed in range(5):
         origin = {misread(twin, 0.05, seed=1000 * seed + n): twin for twin in twins for n in range(30)}
         for found in group(list(origin)):
@@ -216,17 +171,15 @@ def readings(seed, lines=60):
 def test_every_text_is_in_one_group_and_counts_add_up(seed):
     texts, rng = readings(seed)
     counts = rng.integers(1, 20, len(texts)).tolist()
-    groups = group(texts, counts)
-    total = Counter()
+    groups, total = group(texts, counts), Counter()
     for text, count in zip(texts, counts, strict=True):
         total[phrases.normalise(text)] += count
     held = [item for found in groups for item in found.variants.items()]
-    assert len(held) == len(dict(held)) and dict(held) == total
+    assert len(held) == len(dict(held)) > len(groups) and dict(held) == total
     for found in groups:
         assert found.count == sum(found.variants.values()) and found.canonical in found.variants
         assert list(found.variants.values()) == sorted(found.variants.values(), reverse=True)
     assert [found.count for found in groups] == sorted((found.count for found in groups), reverse=True)
-    assert len(groups) < len(total), "nothing joined: the loop tests nothing"
 
 
 @pytest.mark.parametrize("seed", range(4))
