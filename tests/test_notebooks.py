@@ -25,7 +25,6 @@ NO_METHOD = [  # what teaches no method of its own
     "51_local_explanations",
     "52_global_explanations",
     "61_background_factors",
-    "70_correlated_classes",
     "80_explanation_tool",
     "90_results",
 ]
