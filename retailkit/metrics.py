@@ -176,10 +176,8 @@ class Evaluation:
         A categorical keeps its order; a sample without a name is left out.
         """
         names = pd.Series(groups).reset_index(drop=True)
-        rows = [
-            (group, len(right), right.mean(), *wilson(int(right.sum()), len(right)))
-            for group, right in pd.Series(self.correct).groupby(names, observed=True)
-        ]
+        groups = pd.Series(self.correct).groupby(names, observed=True)
+        rows = [(group, len(right), right.mean(), *wilson(right.sum(), len(right))) for group, right in groups]
         return pd.DataFrame(rows, columns=[name, "n", "accuracy", "low", "high"])
 
     def confusion_pairs(self, top: int = 10) -> pd.DataFrame:
@@ -227,26 +225,14 @@ class Evaluation:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
         names = np.asarray([*self.classes, ""])
-        return pd.DataFrame(
-            {
-                "row": self.indices,
-                "label": names[self.labels],
-                "predicted": names[self.predicted],
-                "confidence": self.probs.max(1),
-                "correct": self.correct,
-            }
-        )
+        answers = {"row": self.indices, "label": names[self.labels], "predicted": names[self.predicted]}
+        return pd.DataFrame(answers | {"confidence": self.probs.max(1), "correct": self.correct})
 
     def summary(self) -> dict[str, float | int | list[float]]:
         """Return the values worth a record: top1, macro_f1, n, interval, calibration_error, coverage."""
-        return {
-            "top1": self.top1,
-            "macro_f1": self.macro_f1,
-            "n": self.n,
-            "interval": list(self.interval),
-            "calibration_error": self.calibration_error() if self.probabilistic else None,
-            "coverage": self.coverage,
-        }
+        facts = {"top1": self.top1, "macro_f1": self.macro_f1, "n": self.n, "interval": list(self.interval)}
+        error = self.calibration_error() if self.probabilistic else None
+        return facts | {"calibration_error": error, "coverage": self.coverage}
 
 
 def hits(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
@@ -268,14 +254,14 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
     for name, runs in rows.items():
         right = hits(runs)
         low, high = crossed_bootstrap(right.to_numpy(), 0)
-        facts = {"name": name, "accuracy": float(np.nanmean(right)), "low": low, "high": high}
-        facts |= {
-            "macro_f1": float(np.mean([e.macro_f1 for e in runs])),
-            "confidence": float(np.mean([e.probs.max(1).mean() for e in runs])),
-            "calibration_error": float(np.mean([e.calibration_error() for e in runs])),
-            "coverage": float(np.mean([e.coverage for e in runs])),
+        each = {
+            "macro_f1": [e.macro_f1 for e in runs],
+            "confidence": [e.probs.max(1).mean() for e in runs],
+            "calibration_error": [e.calibration_error() for e in runs],
+            "coverage": [e.coverage for e in runs],
         }
-        facts |= {"n": len(right), "seeds": len(runs)}
+        facts = {"name": name, "accuracy": float(np.nanmean(right)), "low": low, "high": high}
+        facts |= {key: float(np.mean(values)) for key, values in each.items()} | {"n": len(right), "seeds": len(runs)}
         if baseline is not None:
             low, high = gain_interval(runs, rows[baseline])
             facts |= {"gain": gain(runs, rows[baseline]), "gain_low": low, "gain_high": high}

@@ -94,9 +94,9 @@ class VariantSplit(ProductDataset):
 
         Arguments are those of `masks.degrade`; `grabcut` gives the masks that GrabCut finds in the boxes of these.
         """
-        cut = how == "grabcut"
-        worse = grabcut_of(self.images / 255, boxes(self.masks), self.seed) if cut else None
-        return self._remade(self.images, degrade(self.masks, how, amount, self.seed) if worse is None else worse)
+        if how == "grabcut":
+            return self._remade(self.images, grabcut_of(self.images / 255, boxes(self.masks), self.seed))
+        return self._remade(self.images, degrade(self.masks, how, amount, self.seed))
 
     def cut_out(self) -> VariantSplit:
         """Return the products on black, to make variants of: small products without their background, say."""

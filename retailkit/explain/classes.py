@@ -176,24 +176,22 @@ def _clusters(
     used: Mapping[int, LocalExplanation], weights: list[np.ndarray], totals: np.ndarray, encoder: ImageEncoder | None
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Return what `ClassExplanation` holds of clusters, and to which one each superpixel of each photo belongs."""
-    if encoder is None or not any(map(len, weights)):
-        table, _, members = _ranked(weights, [np.full(len(own), -1) for own in weights], totals, 0)
-        table = table.drop(columns="samples").assign(cluster=[], support=[], area=[], medoids=[])
-        note = NO_ENCODER if encoder is None else NO_IMAGES
-        found = {"image_features": table, "mean": np.zeros(0), "centres": np.zeros((0, 1)), "image_note": note}
-        return found, members
-    described = [_describe(e, len(own), encoder) for e, own in zip(used.values(), weights, strict=True)]
-    mean = np.concatenate([values for values in described if len(values)]).mean(0)
-    directions = [_directions(values, mean) for values in described]
-    centres = _centres(np.concatenate(directions))
-    members = [_nearest(own, centres) for own in directions]
+    note = NO_ENCODER if encoder is None else "" if any(map(len, weights)) else NO_IMAGES
+    mean, centres, members = np.zeros(0), np.zeros((0, 1)), [np.full(len(own), -1) for own in weights]
+    directions = [np.zeros((len(own), 1)) for own in weights]
+    if not note:
+        described = [_describe(e, len(own), encoder) for e, own in zip(used.values(), weights, strict=True)]
+        mean = np.concatenate([values for values in described if len(values)]).mean(0)
+        directions = [_directions(values, mean) for values in described]
+        centres = _centres(np.concatenate(directions))
+        members = [_nearest(own, centres) for own in directions]
     table, order, members = _ranked(weights, members, totals, len(centres))
     centres = centres[order]
     areas = [_areas(e, len(own)) for e, own in zip(used.values(), weights, strict=True)]
     table["cluster"], table["support"] = np.arange(len(order)), table.pop("samples")
     table["area"] = _sums(areas, members, len(order)).sum(0) / table["support"]
     table["medoids"] = [_medoids(list(used), directions, members, k, c) for k, c in enumerate(centres)]
-    return {"image_features": table, "mean": mean, "centres": centres, "image_note": ""}, members
+    return {"image_features": table, "mean": mean, "centres": centres, "image_note": note}, members
 
 
 def _phrases(

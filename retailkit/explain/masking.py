@@ -53,10 +53,8 @@ def segment(image: Tensor, segments: str | np.ndarray = "slic", count: int = 50)
             raise UsageError(f"n_segments={count} is too small; use 1 or more")
         segments = segmenter(image.permute(1, 2, 0).double().cpu().numpy(), count)
     labels = np.asarray(segments)
-    if labels.shape != image.shape[1:] or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(
-            f"segments are {labels.dtype} of shape {labels.shape}; give integers of {tuple(image.shape[1:])}"
-        )
+    if labels.shape != (size := tuple(image.shape[1:])) or not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(f"segments are {labels.dtype} of shape {labels.shape}; give integers of {size}")
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
@@ -84,7 +82,7 @@ def cut_out(segments: np.ndarray, tokens: Sequence[Token]) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of text that is kept or hidden as a whole: its text, and its words with their boxes on the image."""
+    """A piece of text that is kept or hidden as a whole, and its words with their boxes on the image."""
 
     text: str
     words: tuple[Word, ...]
@@ -272,9 +270,8 @@ class MaskedModel:
         self.tokens = tuple(token for token, use in zip(tokens, used, strict=True) if use)
         self.links = links[used]
         if self.image is None and not self.tokens:
-            raise UserError(
-                f"nothing to explain by: the model uses {' and '.join(uses)}; give it, or leave this photo out"
-            )
+            wanted = " and ".join(uses)
+            raise UserError(f"nothing to explain by: the model uses {wanted}; give it, or leave this photo out")
         self.segments, areas = None, np.zeros(0)
         if self.image is not None:
             self.segments = segment(self.image, np.zeros(image.shape[1:], int) if segments is None else segments)

@@ -103,8 +103,7 @@ class _Corpus:
         self.known = {word for text in vocabulary for word in _words(normalise(text))}
         self.right: dict[str, str] = {}
         self.heads: defaultdict = defaultdict(dict)  # folded -> word, by the first letter
-        doubts = {word: sum(mark.isdigit() for mark in word) for word in seen}
-        for word in sorted(seen, key=lambda word: (-seen[word], doubts[word], word)):
+        for word in sorted(seen, key=lambda word: (-seen[word], sum(map(str.isdigit, word)), word)):
             self.right[word] = self._corrected(word)
             if self.right[word] == word:
                 self.heads[_initial(word)].setdefault(_fold(word), word)

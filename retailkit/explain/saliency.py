@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,23 +87,18 @@ class Margin(nn.Module):
         text = None if self.text is None else self.text.rows(rows)
         return self.model.classify(Features.present(features), text)
 
-    @contextmanager
-    def _map_of_whole_images(self) -> Iterator[None]:
+    def _map_of_whole_images(self) -> AbstractContextManager:
         """Send the first output of the encoder's map layer through `map`."""
         encoder = getattr(self.model, "image_encoder", None)
         if encoder is None:
-            yield
-            return
+            return nullcontext()
 
         def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             handle.remove()
             return self.map(output)
 
         handle = encoder.map_layer.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return handle
 
 
 # -- Pixels: each method takes a margin and its images (B,3,H,W), and returns (B,H,W).
@@ -176,13 +171,11 @@ def guided_gradcam(margin: Margin, images: Tensor) -> Tensor:
         return (copy,)
 
     cam = gradcam(margin, images, positive=True)
-    rectifiers = [module for module in margin.modules() if isinstance(module, (nn.ReLU, nn.ReLU6))]
-    handles = [module.register_forward_pre_hook(only_positive_gradients) for module in rectifiers]
-    try:
+    with ExitStack() as hooks:
+        for module in margin.modules():
+            if isinstance(module, (nn.ReLU, nn.ReLU6)):
+                hooks.enter_context(module.register_forward_pre_hook(only_positive_gradients))
         return saliency(margin, images) * cam
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
@@ -193,15 +186,8 @@ def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
     """
     side = window or max(1, min(images.shape[2:]) // 6)
     step = max(1, side // 2)
-    attr = Occlusion(margin).attribute(
-        images,
-        sliding_window_shapes=(3, side, side),
-        strides=(3, step, step),
-        baselines=GREY,
-        perturbations_per_eval=max(1, BATCH // len(images)),
-        additional_forward_args=_rows(images),
-    )
-    return attr.mean(1)
+    options = {"additional_forward_args": _rows(images), "perturbations_per_eval": max(1, BATCH // len(images))}
+    return Occlusion(margin).attribute(images, (3, side, side), (3, step, step), GREY, **options).mean(1)
 
 
 def rise(margin: Margin, images: Tensor, masks: int = 512, cells: int = 7, seed: int = 0) -> Tensor:
@@ -389,13 +375,8 @@ def _tokens(model: nn.Module, words: list[str], label: Tensor, image: Features |
     ids = torch.tensor([read.ids], device=encoder.network.device)
     special = torch.tensor([read.special_tokens_mask], device=ids.device).bool()
     baseline = ids.where(special, encoder.network.config.pad_token_id or 0)
-    values = LayerIntegratedGradients(margins, encoder.embedding).attribute(
-        ids,
-        baseline,
-        additional_forward_args=torch.ones_like(ids),
-        n_steps=steps,
-        internal_batch_size=TOKEN_BATCH,
-    )
+    options = {"additional_forward_args": torch.ones_like(ids), "internal_batch_size": TOKEN_BATCH}
+    values = LayerIntegratedGradients(margins, encoder.embedding).attribute(ids, baseline, n_steps=steps, **options)
     ends = np.cumsum([len(word) + 1 for word in words])  # of each word and the space after it
     marked = zip(special[0], read.offsets, strict=True)
     at = [-1 if mark else int(np.searchsorted(ends, end)) for mark, (_, end) in marked]

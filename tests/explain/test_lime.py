@@ -285,25 +285,6 @@ def test_pairs_are_closed_under_complementing_both_parts_so_that_even_effects_ca
     assert joint(found) == pytest.approx(np.eye(22)[5], abs=1e-5)
 
 
-# -- What the words have to do with it.
-
-
-def covers(found, share):
-    low, high = found.share_intervals[0]
-    return low <= share <= high
-
-
-def test_a_model_that_ignores_the_text():
-    shares = []
-    for seed in range(12):
-        network = tangled(20, seed=seed)
-        found = Puzzle(lambda z, t, network=network: network(z, None), 20, 8).explain(budget=150, seed=seed)
-        naive = np.abs(found.text_weights).sum() / np.abs(joint(found)).sum()
-        shares.append((found.share[0], naive, covers(found, 0), found.share_intervals[0, 1]))
-    corrected, naive, covered, high = np.array(shares).T
-    assert covered.all() and corrected.mean() < naive.mean() / 2 and naive.min() > 0.005 and np.median(high) < 0.1
-
-
 # -- How sure it is.
 
 
@@ -326,7 +307,7 @@ def noisy(seed, share):
     return Surrogate(samples, values, np.ones(len(kept)), np.zeros((28, 28))), weights
 
 
-@pytest.mark.parametrize("share", [0.1, 0.9])
+@pytest.mark.parametrize("share", [0, 0.1, 0.9])
 def test_95_percent_of_intervals_hold_the_weights_and_the_share(share):
     inside, hits, shares = [], 0, []
     for seed in range(40):
