@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,10 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.explain import metrics
+from retailkit.explain.lime import LocalExplanation
+from retailkit.explain.masking import MaskedModel
 from retailkit.explain.phrases import Spelling, group, match, normalise
-
-if TYPE_CHECKING:
-    from retailkit.explain.lime import LocalExplanation
-    from retailkit.explain.masking import MaskedModel
-    from retailkit.models.encoders import ImageEncoder
+from retailkit.models.encoders import ImageEncoder
 
 KINDS = ("image", "text")
 SCORES = ("accuracy", "margin")  # of the deletion check

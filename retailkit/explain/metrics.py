@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,19 +19,15 @@ from scipy.stats import rankdata, spearmanr
 from torch import nn
 
 from retailkit.config import UsageError
-from retailkit.explain.masking import targets
+from retailkit.explain.lime import LocalExplanation
+from retailkit.explain.masking import MaskedModel, Token, targets
+from retailkit.models.classifier import ProductClassifier
 from retailkit.models.pooling import FeatureScaler
-
-if TYPE_CHECKING:
-    from retailkit.explain.lime import LocalExplanation
-    from retailkit.explain.masking import MaskedModel, Token
-    from retailkit.models.classifier import ProductClassifier
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 MODALITIES = ("image", "text", "joint")
 BASELINES = ("mean", "blur")  # of hidden superpixels: the one of explanations, and another one
 RANDOM_ORDERS = 5
-AREAS = ("deletion", "insertion", "srg", "normalised_srg")
 OVERLAP = 0.5  # of the smaller box: from here on a word that was read is the word that is printed there
 
 
@@ -181,6 +177,9 @@ class Areas(NamedTuple):
     insertion: np.ndarray
     srg: np.ndarray
     normalised_srg: np.ndarray
+
+
+AREAS = Areas._fields[2:]
 
 
 def areas(
