@@ -153,17 +153,15 @@ class _Corpus:
         return same[0] if same else found[0] if len(found) == 1 else words
 
     def _is_reading(self, words: Words, right: Words) -> bool:
-        if len(words) > len(right) or len(words) < CONTEXT:
-            return False
         wrong = [at for at, (a, b) in enumerate(zip(words, right, strict=False)) if a != b]
         last, agree = len(words) - 1, len(words) - len(wrong)
-        if len(wrong) > 1 or agree < CONTEXT:
+        if len(words) > len(right) or len(wrong) > 1 or agree < CONTEXT:
             return False
         if len(words) < len(right):
             lost = right[last:] if wrong else right[len(words) :]
             stump = not wrong or (wrong == [last] and right[last].startswith(words[last]) and len(words[last]) > 1)
             half = 2 * len("".join(words)) >= len("".join(right))
-            rare = self._dominates(lost[0], words[last]) if wrong else self._dominates(lost[0], None)
+            rare = self._dominates(lost[0], words[last] if wrong else None)
             return stump and half and rare and not any(map(_is_number, lost))
         word, other = words[wrong[0]], right[wrong[0]]
         if _is_number(word) or _is_number(other) or not self._dominates(other, word):

@@ -200,34 +200,14 @@ def test_gradcam_is_autograd_on_the_whole_picture(name, options):
     assert maps.min() < 0 < maps.max() or name != "image"
 
 
-class Guided(nn.Module):
-    """relu (or relu6), and on the way back only positive gradients."""
-
-    class Rectifier(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, top):
-            ctx.open = (x > 0) & (x < top)
-            return x.clamp(0, top)
-
-        @staticmethod
-        def backward(ctx, slope):
-            return slope.relu() * ctx.open, None
-
-    def __init__(self, top):
-        super().__init__()
-        self.top = top
-
-    def forward(self, x):
-        return self.Rectifier.apply(x, self.top)
-
-
-def with_guided_rectifiers(module):
-    for name, child in module.named_children():
-        if isinstance(child, (nn.ReLU, nn.ReLU6)):
-            setattr(module, name, Guided(6.0 if isinstance(child, nn.ReLU6) else float("inf")))
-        else:
-            with_guided_rectifiers(child)
-    return module
+def with_guided_rectifiers(model):
+    """A copy that lets only positive gradients through its rectifiers."""
+    guided = copy.deepcopy(model)
+    for module in guided.modules():
+        if isinstance(module, (nn.ReLU, nn.ReLU6)):
+            module.inplace = False
+            module.register_full_backward_hook(lambda module, slopes, _: (slopes[0].relu(),))
+    return guided
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "efficientnet_b0"])
@@ -235,7 +215,7 @@ def test_guided_gradcam_lets_no_negative_gradient_through_a_rectifier(backbone):
     model, images, labels = network(backbone=backbone), pictures(), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "guided_gradcam")
     slopes = []
-    for net in (with_guided_rectifiers(copy.deepcopy(model)), model):
+    for net in (with_guided_rectifiers(model), model):
         pixels = images.clone().requires_grad_()
         slopes.append(torch.autograd.grad(margins(net(pixels), labels).sum(), pixels)[0].sum(1))
     cam = by_hand_gradcam(model, images, labels, positive=True)
