@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from retailkit.config import UsageError, UserError, pick
 
@@ -348,13 +349,9 @@ def boxes(masks: Tensor) -> Tensor:
 
     x0, y0, x1, y1 are in pixels, x1 and y1 just outside.
     """
-    planes = masks[:, 0].cpu().numpy()
-    ends = []
-    for hit in (planes.any(1), planes.any(2)):  # columns, rows
-        first, last = hit.argmax(1), hit.shape[1] - hit[:, ::-1].argmax(1)
-        ends.append((first, np.where(hit.any(1), last, 0)))
-    (x0, x1), (y0, y1) = ends
-    return torch.from_numpy(np.stack([x0, y0, x1, y1], axis=1))
+    found, there = torch.zeros(len(masks), 4, dtype=torch.int64), masks.flatten(1).any(1)
+    found[there.cpu()] = masks_to_boxes(masks[there, 0]).cpu().long() + torch.tensor([0, 0, 1, 1])
+    return found
 
 
 def _box_shares(around: Tensor, masks: Tensor) -> Tensor:
