@@ -13,6 +13,7 @@ from retailkit.data.boxes import load_coco
 from retailkit.data.synthetic.boxes import TARGET
 
 ANNOTATION = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]}
+NOWHERE = ANNOTATION | {"image_id": 8}
 
 
 def test_the_same_seed_draws_the_same_scenes_and_another_seed_others():
@@ -81,14 +82,11 @@ def test_wrong_options_of_scenes_say_so(options):
 
 def coco(tmp_path, **changes):
     Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "one.png")
+    door = ANNOTATION | {"category_id": 90, "bbox": [0, 0, 60.4, 40]}
     content = {
         "images": [{"id": 7, "file_name": "one.png", "width": 60, "height": 40}],
         "categories": [{"id": 3, "name": "milk"}, {"id": 90, "name": "door"}],
-        "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]},
-            {"id": 2, "image_id": 7, "category_id": 90, "bbox": [0, 0, 60.4, 40]},
-            {"id": 3, "image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "iscrowd": 1},
-        ],
+        "annotations": [ANNOTATION, door, ANNOTATION | {"bbox": [0, 0, 5, 5], "iscrowd": 1}],
     }
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(content | changes), encoding="utf-8-sig")
@@ -113,10 +111,7 @@ def test_a_coco_file_becomes_scenes_with_labels_from_one_on(tmp_path):
         ({"images": [{"id": 7, "file_name": "one.png", "width": 600, "height": 400}]}, "60x40 pixels but"),
         ({"images": []}, "lists no images"),
         ({"annotations": [ANNOTATION | {"bbox": [50, 5, 20, 30]}]}, r"annotation 5: bbox .* outside .* 60x40"),
-        (
-            {"annotations": [ANNOTATION | {"bbox": [10, 5, 0, 30]}, ANNOTATION | {"image_id": 8}]},
-            r"(?s)is empty.*image_id 8 is not among the images",  # all faults are listed
-        ),
+        ({"annotations": [ANNOTATION | {"bbox": [10, 5, 0, 30]}, NOWHERE]}, r"(?s)is empty.*8 is not among the images"),
         ({"annotations": [ANNOTATION | {"bbox": [10, 5, 20]}]}, "is not four numbers"),
         ({"annotations": [ANNOTATION | {"category_id": 4}]}, r"unknown category_id 4 \(known: 3, 90\)"),
         ({"annotations": [{"image_id": 7, "category_id": 3}]}, r"annotations\[0\] lacks bbox"),
@@ -137,11 +132,8 @@ def test_a_faulty_coco_file_is_refused_with_place_and_cure(tmp_path, changes, sa
 @pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": "60", "height": 40.0}])
 def test_sizes_may_be_missing_or_text_folders_windows_and_flags_text(tmp_path, size):
     (tmp_path / "a").mkdir()
-    path = coco(
-        tmp_path,
-        images=[{"id": 7, "file_name": "a\\one.png"} | size],
-        annotations=[ANNOTATION | {"iscrowd": "0"}, ANNOTATION | {"iscrowd": "1"}],
-    )
+    rows = [ANNOTATION | {"iscrowd": "0"}, ANNOTATION | {"iscrowd": "1"}]
+    path = coco(tmp_path, images=[{"id": 7, "file_name": "a\\one.png"} | size], annotations=rows)
     (tmp_path / "one.png").rename(tmp_path / "a" / "one.png")
     scenes = load_coco(path, tmp_path)
     assert scenes.sizes == [(40, 60)] and scenes.boxes[0].tolist() == [[10, 5, 30, 35]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -62,10 +63,9 @@ def samples(tmp_path) -> Path:
 def full(tmp_path) -> Path:
     """The full set's layout, with two classes, and a folder around it."""
     root = tmp_path / "full" / "FineGrainOCR"
-    for split, count in COUNTS.items():
-        for label in GTINS:
-            for n, stem in enumerate(stems(count)):
-                put(root, split, label, stem, colour=n)
+    for (split, count), label in itertools.product(COUNTS.items(), GTINS):
+        for n, stem in enumerate(stems(count)):
+            put(root, split, label, stem, colour=n)
     return root.parent
 
 
@@ -86,34 +86,26 @@ def test_words_are_upright_boxes_in_pixels_with_confidence_one(samples):
     assert table["words"][1] == [Word("MILK", (0.0, 40.0, 64.0, 48.0))], "clipped to the image"
 
 
-@pytest.mark.parametrize("words", [None, [], vision(), [{"description": ""}]])
-def test_no_words_are_an_empty_text(tmp_path, words):
-    put(tmp_path, "", "1", "a", words)
+WITHOUT_PLACES = [
+    *((nothing, "", []) for nothing in (None, [], vision(), [{"description": ""}])),
+    ([{"description": "LEAN\nGROUND BEEF\n"}], "LEAN GROUND BEEF", []),
+    ([{"description": "LEAN\n"}, {"description": "LEAN"}], "LEAN", [Word("LEAN", (0.0, 0.0, 0.0, 0.0))]),
+]
+
+
+@pytest.mark.parametrize("given, text, words", WITHOUT_PLACES)
+def test_no_words_are_an_empty_text_and_a_text_without_places_is_still_a_text(tmp_path, given, text, words):
+    put(tmp_path, "", "1", "a", given)
     row = load("finegrainocr", tmp_path).table.iloc[0]
-    assert row["text"] == "" and row["words"] == []
+    assert row["text"] == text and row["words"] == words
 
 
-def test_a_text_without_places_is_still_a_text(tmp_path):
-    put(tmp_path, "", "1", "a", [{"description": "LEAN\nGROUND BEEF\n"}])
-    put(tmp_path, "", "1", "b", [{"description": "LEAN\n"}, {"description": "LEAN"}])
-    table = load("finegrainocr", tmp_path).table
-    assert table["text"].tolist() == ["LEAN GROUND BEEF", "LEAN"]
-    assert table["words"].tolist() == [[], [Word("LEAN", (0.0, 0.0, 0.0, 0.0))]]
+NO_WORDS = [b"", b"{}", b"7", b'["LEAN"]', b'[{"description": 5}]', b'[{"locale": "en"}]']
+NO_TEXT = b'[{"description": "\xff\xfe\xfa"}]'
+NO_PLACE = b'[{"description": "A", "bounding_poly": {"vertices": [{"x": "left"}]}}]'
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{}",
-        b"7",
-        b'["LEAN"]',
-        b'[{"description": 5}]',
-        b'[{"locale": "en"}]',
-        b'[{"description": "\xff\xfe\xfa"}]',
-        b'[{"description": "A", "bounding_poly": {"vertices": [{"x": "left"}]}}]',
-    ],
-)
+@pytest.mark.parametrize("content", [*NO_WORDS, NO_TEXT, NO_PLACE])
 def test_a_broken_json_names_file_and_cure(samples, content):
     path = samples / "samples" / "Text" / GTINS[1] / f"{stems(2)[1]}.json"
     path.write_bytes(content)
@@ -197,12 +189,8 @@ def copy(archive: Path, root: Path, *options: str) -> list[str]:
 def test_the_subset_is_the_published_draw_byte_by_byte(archive, full, tmp_path):
     counts = {"train": 4, "val": 2}
     photos = copy(archive, tmp_path / "subset", "--per-class", "4", "2")
-    assert photos == sorted(
-        f"{split}/{label}/{name}"
-        for split in COUNTS
-        for label in GTINS
-        for name in published([f"{stem}.jpg" for stem in stems(COUNTS[split])], counts[split])
-    )
+    names = {split: published([f"{stem}.jpg" for stem in stems(COUNTS[split])], counts[split]) for split in COUNTS}
+    assert photos == sorted(f"{split}/{label}/{name}" for split in COUNTS for label in GTINS for name in names[split])
     for photo in photos:
         own = full / "FineGrainOCR" / "Images" / photo
         assert (tmp_path / "subset" / "Images" / photo).read_bytes() == own.read_bytes()
