@@ -1,7 +1,4 @@
-"""Capture conditions: front, side, dark and blurry, as source 2 tests them, and how severe they are.
-
-Table 3 of *Fine-grained Retail Goods Recognition* photographs each product under four conditions. A condition here
-is a function of an image that always gives the same result for the same image, applied to test images only.
+"""Capture conditions of test images: front, side, dark and blurry, as Table 3 of source 2 has them, by severity.
 
 - `blurry`: 3 % of the original's pixels and at most 80 pixels on the longer side (the paper's values): a loss of
   resolution. `defocus` and `motion` are real blur, for comparison.

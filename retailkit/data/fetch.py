@@ -1,8 +1,7 @@
 """Downloads of data sets: licence and size are told first, the content is verified.
 
 A data set comes as one zip of a pinned commit. GitHub does not promise the bytes of its zips, so what is unpacked is
-verified. The test photos of Grocery Store were not at hand: of them, the zip's own checksums and their number are
-checked.
+verified (of the test photos of Grocery Store, which were not at hand, only their number).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """FineGrainOCR: photos of a checkout's camera with the words that Google Vision read on them.
 
 The repository's samples are `Images/<gtin>/<stem>.jpg` and `Text/<gtin>/<stem>.json`, by article number (GTIN). The
-full set was not at hand when this was written: others report a folder for the split as well, before or after the kind,
-so either order is read, and any folder around.
+full set was not at hand: others report a folder for the split, before or after the kind, so either order is read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The one way to read photos and masks: known formats, bounded sizes, upright, eight bits, on white.
 
-Every image file of a user goes through `opened`, so that none starts a foreign program (Pillow hands EPS to
-Ghostscript) and none is decoded before its size is known.
+No file starts a foreign program (Pillow hands EPS to Ghostscript), and none is decoded before its size is known.
 """
 
 from __future__ import annotations
@@ -51,10 +50,7 @@ def file_beside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def opened(source: Source) -> Iterator[Image.Image]:
-    """Yield an image file whose header has been checked; its pixels are decoded when they are asked for.
-
-    Args:
-        source: path, or the content of an upload.
+    """Yield an image file, or the content of an upload, with a sound header; its pixels are decoded when asked for.
 
     Raises:
         DataError: the file is missing, of another format, too large, too narrow, or cannot be decoded (also when that
@@ -114,11 +110,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Return an image of any mode as (H,W,3) uint8 RGB.
-
-    White is 255 or 65535 in whole numbers of more than eight bits and 1, 255 or 65535 in floats: the first of them that
-    no pixel exceeds.
-    """
+    """Return an image of any mode as (H,W,3) uint8 RGB; white is the first usual level that no pixel exceeds."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False)
         levels = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)

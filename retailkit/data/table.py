@@ -1,7 +1,6 @@
 """The contract of a data set: a table with one row per image, its classes, and the samples and batches made from them.
 
-A reader fills the table and reads no pixels; `ProductData.split` turns one of its splits into tensors. Image, product
-mask, ground truth and words go through one and the same geometric transform (torchvision `tv_tensors`).
+A reader fills the table and reads no pixels. Image, mask, ground truth and words go through one geometric transform.
 """
 
 from __future__ import annotations
@@ -119,12 +118,9 @@ def make_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write_truth(path: str | Path, planes: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Write ground truth as one PNG: masks as bit planes, everything else as JSON in a text chunk.
+    """Write ground truth as one PNG: (H,W) bool `planes` as bits, the `facts` as JSON in a text chunk.
 
-    Args:
-        path: of the PNG.
-        planes: (H,W) bool masks by their `TRUTH_PLANES` name.
-        facts: `words` (list of [text, [x0,y0,x1,y1], discriminative]), `pose`, `background`, `lighting`.
+    Facts are `words` (list of [text, [x0,y0,x1,y1], discriminative]), `pose`, `background` and `lighting`.
     """
     packed = sum(planes[name] * np.uint8(bit) for name, bit in TRUTH_PLANES.items())
     info = PngImagePlugin.PngInfo()

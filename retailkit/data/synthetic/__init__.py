@@ -151,10 +151,7 @@ def _check(per_class: Sequence[int], **options: float) -> None:
 
 
 def _render(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
-    """Render the images that are not there yet, or whose files are not what was written.
-
-    In threads: they share the packages and shelves drawn so far, and OpenCV works outside the interpreter's lock.
-    """
+    """Render, in threads that share packages and shelves, what is not there yet or not as it was written."""
     sums = _read_sums(folder / SUMS)
     files = {shot: list(_files(folder, shot).values()) for shot in shots}
     missing = [shot for shot, paths in files.items() if not all(_is_whole(path, sums) for path in paths)]

@@ -117,11 +117,12 @@ def compose(
     return Rendered(image, mask, planes, words, {"pose": pose, "background": background, "lighting": light})
 
 
+@dataclass(frozen=True)
 class _Streams:
     """Random generators by name; `jitter` also depends on the shot of a burst."""
 
-    def __init__(self, key: Sequence[int], shot: int) -> None:
-        self.key, self.shot = tuple(key), shot
+    key: Sequence[int]
+    shot: int
 
     def __call__(self, name: str) -> np.random.Generator:
         return np.random.default_rng([*self.key, STREAMS.index(name)])
@@ -161,10 +162,6 @@ class _Camera:
         stand = size * np.array([x, y])
         return cls(np.column_stack([turn, stand - turn @ shelf_point]), turn, stand)
 
-    def see(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Return (N,2) points around the product's stand in pixels of the image."""
-        return self.stand + size * points @ self.turn.T
-
 
 @dataclass(frozen=True)
 class _Subject:
@@ -186,23 +183,23 @@ class _Subject:
     @classmethod
     def place(cls, product: Product, draw: _Streams, pose: str, camera: _Camera, size: int, calm: bool) -> _Subject:
         """Put a product in front of a camera."""
-        corners = _corners(product, pose, _yaw(product, draw, pose, calm))
-        spread = np.ptp(np.concatenate(list(corners["upright"].values())), axis=0)
+        yaw, tall = _yaw(product, draw, pose, calm), extent(product)[1]
+        edges = _edges(product, pose, yaw)
+        upright, mirrors = ({k: _project(*edge, high, yaw) for k, edge in edges.items()} for high in (tall, -tall))
+        spread = np.ptp(np.concatenate(list(upright.values())), axis=0)
         shrink = min(1.0, 0.66 / spread[0])
-        seen = {
-            way: {name: camera.see(shrink * quad, size) for name, quad in faces.items()}
-            for way, faces in corners.items()
-        }
+        for faces in (upright, mirrors):
+            faces |= {k: camera.stand + size * (shrink * quad) @ camera.turn.T for k, quad in faces.items()}
         patch, words = np.zeros((size, size), bool), []
-        for name, quad in seen["upright"].items():
+        for name, quad in upright.items():
             words += _warp_words(packaging.face(product, name), quad, size)
-        if "front" in seen["upright"]:
-            flat = _scaled_patch(product, _rows(seen["upright"]))
+        if "front" in upright:
+            flat = _scaled_patch(product, _rows(upright))
             # Rounding may differ between look-alikes by one pixel beyond the patch.
-            patch = grow(_warp(flat, seen["upright"]["front"], size) > 0, 1)
-        whole = _faces_layer(product, seen["upright"], size)
+            patch = grow(_warp(flat, upright["front"], size) > 0, 1)
+        whole = _faces_layer(product, upright, size)
         patch &= whole[..., 3] > 0
-        return cls(product, whole, patch, words, seen["mirrored"], camera.stand, size * shrink * spread[0])
+        return cls(product, whole, patch, words, mirrors, camera.stand, size * shrink * spread[0])
 
     def mirrored(self, gloss: np.ndarray) -> np.ndarray:
         """Return the reflection as a layer: fading downwards, only where the ground is glossy.
@@ -255,29 +252,19 @@ def _yaw(product: Product, draw: _Streams, pose: str, calm: bool) -> float:
     return float(np.deg2rad(sign * (span[0] + amount * (span[1] - span[0])) + shake.normal(0, 1.2)))
 
 
-def _corners(product: Product, pose: str, yaw: float) -> dict[str, dict[str, np.ndarray]]:
-    """Project a product that stands at the origin.
-
-    Returns:
-        `upright` and `mirrored` (in the board) -> face name -> (4,2) corners from the face's top left, clockwise;
-        x to the right, y down.
-    """
-    width, height = extent(product)
+def _edges(product: Product, pose: str, yaw: float) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+    """Return the left and right foot (x, z) of each face that is seen of a product at the origin."""
+    width = extent(product)[0]
     depth = width * product.size_cm[2] / product.size_cm[0] if product.shape in ANGULAR else 0.0
     x, z = width / 2, depth / 2
-    edges = {"front": ((-x, -z), (x, -z))}
+    front = ((-x, -z), (x, -z))
     if product.shape in ANGULAR:
-        edges["side"] = ((x, -z), (x, z)) if yaw > 0 else ((-x, z), (-x, -z))
-    elif pose == "side":
-        edges = {"side": edges["front"]}
-    return {
-        way: {name: _project(left, right, tall, yaw) for name, (left, right) in edges.items()}
-        for way, tall in (("upright", height), ("mirrored", -height))
-    }
+        return {"front": front, "side": ((x, -z), (x, z)) if yaw > 0 else ((-x, z), (-x, -z))}
+    return {pose: front}
 
 
 def _project(left: tuple[float, float], right: tuple[float, float], tall: float, yaw: float) -> np.ndarray:
-    """Return the image (4,2) of an upright wall between two points (x, z) of the ground."""
+    """Return the corners (4,2) of a wall between two points (x, z), clockwise from its top left; y points down."""
     ground = np.array([left, right, right, left])
     y = np.array([tall, tall, 0.0, 0.0])
     across = ground[:, 0] * np.cos(yaw) + ground[:, 1] * np.sin(yaw)

@@ -56,22 +56,15 @@ def smooth(points: Points, closed: bool = True, steps: int = 12) -> list[tuple[f
 
 
 class Sheet:
-    """A printed sheet of `width` x `height` pixels.
-
-    Attributes:
-        image: the print, SCALE times larger.
-        alpha: the silhouette, as large.
-        words: (text, box, discriminative) of every printed word.
-        slots: boxes outside of which look-alikes are the same.
-    """
+    """A printed sheet of `width` x `height` pixels."""
 
     def __init__(self, width: int, height: int, ground: str):
         self.width, self.height = width, height
         size = (width * SCALE, height * SCALE)
-        self.image = Image.new("RGB", size, ground)
-        self.alpha = Image.new("L", size, 255)
-        self.words: list[tuple[str, Box, bool]] = []
-        self.slots: list[Box] = []
+        self.image = Image.new("RGB", size, ground)  # the print
+        self.alpha = Image.new("L", size, 255)  # the silhouette
+        self.words: list[tuple[str, Box, bool]] = []  # text, box, discriminative, of every printed word
+        self.slots: list[Box] = []  # outside of them look-alikes are the same
 
     def rect(self, box: Box, fill: str, radius: float = 0) -> None:
         """Fill a rectangle, with round corners if asked."""
@@ -125,18 +118,10 @@ class Sheet:
         discriminative: bool = False,
         shade: str | None = None,
     ) -> None:
-        """Print a line of words; letters are condensed where the line is wider than `width`.
+        """Print a line of words, with capitals `cap` high; letters are condensed where it is wider than `width`.
 
-        Args:
-            words: separated by single spaces.
-            at: middle (anchor m), left end (l) or right end (r) of the line, on its baseline.
-            cap: height of a capital.
-            fill: colour.
-            width: most that the line may take.
-            font: name in `FONTS`.
-            anchor: which end of the line is `at`.
-            discriminative: whether these words tell look-alikes apart.
-            shade: colour of a shadow that the letters cast, None for none.
+        `at` is the middle (anchor m), left end (l) or right end (r) of its baseline, `shade` the colour of the shadow
+        of the letters, and `discriminative` says whether the words tell look-alikes apart.
         """
         (x, base), face = at, _font(font, cap * SCALE)
         lengths = [face.getlength(word) / SCALE for word in words.split()]
@@ -167,12 +152,10 @@ class Sheet:
         self.words += [(t, (a + x, b + y, c + x, d + y), key) for t, (a, b, c, d), key in sheet.words]
         self.slots += [(a + x, b + y, c + x, d + y) for a, b, c, d in sheet.slots]
 
-    def roll(self, width: int, bow: float = 0.0) -> Sheet:
-        """Return the sheet wrapped around a cylinder `width` pixels wide, whose middle stays as it is.
+    def roll(self, width: int, bow: float) -> Sheet:
+        """Return the sheet wrapped around a cylinder `width` pixels wide, of which pi/2 diameters are seen.
 
-        Args:
-            width: diameter of the cylinder; pi/2 diameters of the sheet are seen.
-            bow: how much lower the middle stands than the edges, as seen from a little above.
+        The middle stands `bow` pixels lower than the edges, as seen from a little above.
         """
         rolled = Sheet(width, self.height, "#000000")
         radius = width / 2

@@ -36,10 +36,8 @@ def shelf(department: str, number: int, size: int) -> np.ndarray:
     """Draw a shelf, twice as wide as an image, with other products on it.
 
     What stands there depends on the department and the number only, never on the product that will be put in front, so
-    that the background tells no more about a product than its department.
-
-    Returns:
-        (H,W,4) uint8: RGB and how glossy it is (255 on the board in front).
+    that the background tells no more about a product than its department. (H,W,4) uint8 are RGB and how glossy it is:
+    255 on the board in front.
     """
     rng = np.random.default_rng([DEPARTMENTS.index(department), number])
     style, px = STYLES[department], lambda share: round(share * size)
