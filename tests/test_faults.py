@@ -8,9 +8,7 @@ import itertools
 import json
 import os
 import shutil
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +27,15 @@ SIDE = 48
 CLASSES = {"milk": (235, 230, 220), "soup": (200, 60, 40)}
 
 
-def draw(seed, size=(SIDE, SIDE)):
-    noise = np.random.default_rng(seed).normal(0, 12, (*size[::-1], 3))
-    return Image.fromarray(np.clip(list(CLASSES.values())[seed % 2] + noise, 0, 255).astype(np.uint8))
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """Photos of two classes in `photos`, and what was made of them: a checkpoint and an explanation."""
     home = tmp_path_factory.mktemp("shop")
-    for n, label in itertools.product(range(4), CLASSES):
+    rng = np.random.default_rng(0)
+    for n, (label, colour) in itertools.product(range(4), CLASSES.items()):
         (home / "photos" / label).mkdir(parents=True, exist_ok=True)
-        draw(2 * n + list(CLASSES).index(label)).save(home / "photos" / label / f"{n}.png")
+        pixels = np.clip(colour + rng.normal(0, 12, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(home / "photos" / label / f"{n}.png")
     torch.manual_seed(0)
     model = models.build("image", sorted(CLASSES), backbone="shufflenet_v2_x1_0", weights=None).eval()
     model.fit_scalers(model.encode_frozen(torch.rand(4, 3, SIDE, SIDE)))
@@ -80,25 +75,12 @@ def call(here, monkeypatch, capsys):
 
 # -- Images.
 
-
-def png_header(width, height):
-    """A whole PNG of a few bytes that says it is large."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = {b"IHDR": header, b"IDAT": zlib.compress(b"\0"), b"IEND": b""}
-    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts.items()]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 OTHERS = {
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "pdf": b"%PDF-1.4\n",
     "heic": b"\0\0\0\x18ftypheic\0\0\0\0",
     "text": b"no image",
-    "60000 x 60000": png_header(60000, 60000),
-    "65500 x 1": png_header(65500, 1),
-    "0 x 0": png_header(0, 0),
-    "2**31 x 1": png_header(2**31 - 1, 1),
 }
 PLACES = {
     "pipe": os.mkfifo,

@@ -150,6 +150,8 @@ def test_a_jpg_that_is_eps_starts_no_ghostscript(tmp_path, monkeypatch):
         (60_000, 40_000, "too many pixels"),
         (65_500, 700, "too many"),
         (1, 16_000, "too narrow"),
+        (2**31 - 1, 1, "too many"),
+        (0, 0, "the image: "),
     ],
 )
 def test_huge_and_narrow_images_are_refused_before_they_are_decoded(width, height, says):
