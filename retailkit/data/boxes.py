@@ -68,8 +68,8 @@ class Scenes:
 def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> Scenes:
     """Read boxes in the format of COCO: `images`, `categories` and `annotations` with `bbox` as x, y, width, height.
 
-    Annotations with `iscrowd` are left out. Every image is decoded once here, so that a broken one is found before a
-    training begins. Boxes refer to the upright image.
+    Annotations with `iscrowd` are left out. Boxes refer to the upright image. Every image is decoded once here, so that
+    all that is broken is listed before a training begins.
 
     Args:
         annotations: the JSON file; a byte order mark does no harm.
@@ -77,8 +77,7 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
         region: category that comes with all others; "" for none.
 
     Raises:
-        DataError: the file is not in this format, an image is missing or broken, or a box is empty or outside its
-            image. All faults of images and boxes are listed.
+        DataError: not in this format, an image is missing or broken, or a box is empty or outside its image.
         UsageError: `region` is no category of the file.
     """
     path, faults = Path(annotations), []
@@ -97,10 +96,8 @@ def load_coco(annotations: str | Path, images: str | Path, region: str = "") -> 
             continue
         declared = (row.get("width") or width, row.get("height") or height)  # some tools write null
         if [str(side).removesuffix(".0") for side in declared] != [str(width), str(height)]:
-            faults.append(
-                f"{file}: has {width}x{height} pixels but {path} says {declared[0]}x{declared[1]}: "
-                "its boxes are of another size; scale them or restore the image"
-            )
+            what = f"has {width}x{height} pixels but {path} says {declared[0]}x{declared[1]}"
+            faults.append(f"{file}: {what}: its boxes are of another size; scale them or restore the image")
     boxes: dict[Any, list[Box]] = {key: [] for key in files}
     labels: dict[Any, list[int]] = {key: [] for key in files}
     for row in (row for row in content["annotations"] if str(row.get("iscrowd", 0)) in ("0", "False", "None")):

@@ -80,14 +80,8 @@ def motion(image: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarra
 
 
 CONDITIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
-    "front": front,
-    "side": side,
-    "dark": dark,
-    "blurry": blurry,
-    "defocus": defocus,
-    "motion": motion,
+    condition.__name__: condition for condition in (front, side, dark, blurry, defocus, motion)
 }
-
 MOVES_PIXELS = {"side"}
 
 

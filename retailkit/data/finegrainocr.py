@@ -67,10 +67,8 @@ def load(root: str | Path) -> ProductData:
     files = {place(path): path for path in sorted(path.relative_to(root).as_posix() for path in below)}
     photos = sorted(found for found in files if found and found.kind == "image")
     if not photos:
-        raise DataError(
-            f"{root}: no FineGrainOCR here (Images/<class>/*.jpg, or with train and val below Images); "
-            "run `retailkit fetch finegrainocr` or point --root at the folder with Images and Text"
-        )
+        cure = "run `retailkit fetch finegrainocr` or point --root at the folder with Images and Text"
+        raise DataError(f"{root}: no FineGrainOCR here (Images/<class>/*.jpg, or train and val below Images); {cure}")
     if any(photo.split for photo in photos):
         photos = [photo for photo in photos if photo.split]
     rows = [_row(root, photo, files) for photo in tqdm(photos, "finegrainocr", delay=2, leave=False)]
@@ -78,10 +76,8 @@ def load(root: str | Path) -> ProductData:
     counts = table["label"].value_counts()
     if single := int((counts == 1).sum()):
         warnings.warn(f"{single} of {len(counts)} classes have one photo: they are for training only", stacklevel=2)
-    hints = {
-        "missing_val": "the samples are for training only; the full set has val",
-        "missing_test": "FineGrainOCR publishes none",
-    }
+    hints = {"missing_val": "the samples are for training only; the full set has val"}
+    hints["missing_test"] = "FineGrainOCR publishes none"
     return ProductData("finegrainocr", table, sorted(counts.index), FINEGRAINOCR | hints)
 
 

@@ -68,8 +68,7 @@ def load_grocery_store(root: str | Path, *, subset: str | None = None) -> Produc
 
     Raises:
         UsageError: unknown subset.
-        DataError: the folder, a list or a listed photo is missing, or a line is broken; the message names the list, the
-            line and the cure. Only `test.txt` may be missing.
+        DataError: the folder, a list (but `test.txt`) or a listed photo is missing, or a line is broken.
     """
     root, cure = Path(root), "run `retailkit fetch grocery_store` or point --root at the folder with classes.csv"
     area = SUBSETS[pick(SUBSETS, subset, "subset")] if subset else None
@@ -206,10 +205,8 @@ def _read_grozi_lists(root: Path, crops: Mapping[int, Mapping[int, str]]) -> dic
         lacking = [(product, n) for product, n in wanted if n not in crops.get(product, {})]
         if 0 < len(lacking) < len(wanted):
             product, n = lacking[0]
-            raise DataError(
-                f"{root / 'inSitu' / str(product) / 'video'}: video{n} is missing, the first of {len(lacking)} crops "
-                f"that {LISTS[0]} has in {split}; restore them, or remove the list"
-            )
+            what = f"video{n} is missing, the first of {len(lacking)} crops that {LISTS[0]} has in {split}"
+            raise DataError(f"{root / 'inSitu' / str(product) / 'video'}: {what}; restore them, or remove the list")
     return listed
 
 
@@ -241,17 +238,11 @@ def _numbered_files(folder: Path, stem: str) -> dict[int, str]:
 
 
 def _load_folders(root: str | Path, *, name: str, info: dict[str, str]) -> ProductData:
-    """Read `train` and `test` folders with a folder per class, or a `mapping.csv` with image, label and split.
-
-    Raises:
-        DataError: neither is there, or a row of the CSV is broken.
-    """
+    """Read `train` and `test` folders with a folder per class, or a `mapping.csv` with image, label and split."""
     root, mapping = Path(root), Path(root) / "mapping.csv"
     if not mapping.is_file() and not all((root / split).is_dir() for split in ("train", "test")):
-        raise DataError(
-            f"{root}: no {name} data set here; put `train` and `test` with a folder per class there, or a mapping.csv "
-            "with the columns image, label and split"
-        )
+        cure = "put `train` and `test` with a folder per class there, or a mapping.csv with image, label and split"
+        raise DataError(f"{root}: no {name} data set here; {cure}")
     found = load_folder(mapping if mapping.is_file() else root)
     return replace(found, name=name, info=found.info | info)
 
@@ -297,11 +288,8 @@ def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductDat
             rows += _read_imagenet9_class(root, variant, folder, at)
     if not rows:
         raise DataError(f"{root / variant}: no images (train or val/<NN_class>/*.JPEG); {cure}")
-    hints = {
-        "missing_train": f"{root / variant / 'train'} is not there; {cure}",
-        "missing_val": "ImageNet-9 has none; hold out part of train",
-        "missing_test": f"{root / variant / 'val'} is not there; {cure}",
-    }
+    hints = {f"missing_{RELEASED[folder]}": f"{root / variant / folder} is not there; {cure}" for folder in RELEASED}
+    hints["missing_val"] = "ImageNet-9 has none; hold out part of train"
     classes = sorted({row["label"] for row in rows})
     # The released images are 224 px wide and high; the paper uses them whole.
     return ProductData("imagenet9", make_table(rows), classes, IMAGENET9 | hints, fit="stretch")

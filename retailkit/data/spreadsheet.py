@@ -63,10 +63,8 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
             raise DataError(f"{path}: no column {name!r} (found: {', '.join(columns)}); {cure}")
     for number, row in rows.items():
         if len(row) > len(columns):
-            raise DataError(
-                f"{path} row {number}: {len(row)} fields, but the header has {len(columns)}; "
-                f"put values that hold {separator!r} in double quotes"
-            )
+            what = f"{len(row)} fields, but the header has {len(columns)}"
+            raise DataError(f"{path} row {number}: {what}; put values that hold {separator!r} in double quotes")
     filled = [row + [""] * (len(columns) - len(row)) for row in rows.values()]
     return pd.DataFrame(filled, index=body, columns=columns, dtype=object)
 
