@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retailkit import cache, data
+from retailkit import data
 from retailkit.config import DataError, UsageError
 from retailkit.data import synthetic
 from retailkit.data.synthetic import scene
@@ -217,8 +217,3 @@ def test_bad_options(tmp_path, option):
     with pytest.raises(UsageError, match=f"{option}( '|=)"):
         data.load("synthetic", tmp_path, **{option: BAD[option]})
     assert not list(tmp_path.iterdir())
-
-
-def test_the_drawings_decide_where_images_are_kept_too():
-    files = {path.name for path in cache.sources("retailkit.data.synthetic")}
-    assert {"artwork.yaml", "catalogue.yaml", "drawing.py", "packaging.py", "shelf.py", "scene.py"} <= files
