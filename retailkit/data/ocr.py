@@ -56,7 +56,7 @@ def read_words(image: np.ndarray) -> list[Word]:
     return [word for line in lines for word in _split_line(*line, shape=image.shape[:2])]
 
 
-def add_text(data: ProductData, limit: int | None = None, progress: bool = True) -> ProductData:
+def add_text(data: ProductData, limit: int | None = None) -> ProductData:
     """Return the data set with `text` and `words` read from its images, and `read`: whether the engine read a row.
 
     Each image is read once: results are cached by the file's bytes, the settings and the engine's version.
@@ -66,7 +66,6 @@ def add_text(data: ProductData, limit: int | None = None, progress: bool = True)
     Args:
         data: the data set; it is not changed.
         limit: read at most this many images, spread evenly over splits and classes; None reads all.
-        progress: show a bar while images are read that are not in the cache.
 
     Raises:
         DataError: an image cannot be read; the message names file and row. What was read before is cached.
@@ -74,7 +73,7 @@ def add_text(data: ProductData, limit: int | None = None, progress: bool = True)
     table = data.table.copy()
     words = [redact_words(found) if isinstance(found, list) else [] for found in table.get("words", table["text"])]
     rows = _spread(table, limit)
-    read = _read_files(data.name, table["image"].iloc[rows], progress)
+    read = _read_files(data.name, table["image"].iloc[rows])
     for row in rows:
         words[row] = redact_words(read[row])
     table["words"], table["read"] = words, np.isin(np.arange(len(table)), rows)
@@ -129,20 +128,18 @@ def _spread(table: pd.DataFrame, limit: int | None) -> np.ndarray:
 # -- The cache: one small file per image, so that an interrupt loses at most the image being read.
 
 
-def _read_files(name: str, files: pd.Series, progress: bool) -> dict[int, list[Word]]:
+def _read_files(name: str, files: pd.Series) -> dict[int, list[Word]]:
     """Return the words of each file by its row (the series' index)."""
     keys = {row: _key(name, row, path) for row, path in files.items()}
     known = {key: words for key in set(keys.values()) if (words := _cached(key)) is not None}
     missing = {key: row for row, key in keys.items() if key not in known}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         tasks = {pool.submit(_read_file, name, row, files[row], key): key for key, row in missing.items()}
-        shown = {"desc": "OCR", "mininterval": 2, "disable": not (progress and tasks), "leave": False}
-        try:
-            for task in tqdm(as_completed(tasks), total=len(tasks), **shown):
-                known[tasks[task]] = task.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for task in tqdm(as_completed(tasks), "OCR", len(tasks), delay=2, leave=False, disable=len(tasks) < 2):
+            known[tasks[task]] = task.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return {row: known[key] for row, key in keys.items()}
 
 

@@ -311,7 +311,7 @@ class Desk:
             Image.fromarray(pixels).save(path, compress_level=1)
             outside = folder.photos([path], self.classes)
             if any("text" in p.model.modalities for p in self.predictors.values()):
-                outside = ocr.add_text(outside, progress=False)
+                outside = ocr.add_text(outside)
             sample = outside.split("test", self.images.size, self.images.fit)[0]
         return self._laid(name, sample, -1)
 

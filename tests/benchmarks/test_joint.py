@@ -88,7 +88,7 @@ def readable(shop, predictor):
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("all_cores")
 def test_joint(tmp_path, compare, quick):
-    shop = ocr.add_text(data.load("synthetic", tmp_path, per_class=(4, 0, 2), families=2), progress=False)
+    shop = ocr.add_text(data.load("synthetic", tmp_path, per_class=(4, 0, 2), families=2))
     torch.manual_seed(0)
     model = models.build("concat", shop.classes, "efficientnet_lite0", text_encoder=reader())
     training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=30))

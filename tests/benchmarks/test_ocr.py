@@ -19,10 +19,10 @@ def test_ocr(tmp_path, compare, quick, monkeypatch):
 
     def in_threads():
         monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{next(caches)}"))
-        return list(ocr.add_text(shop, progress=False).table["words"])
+        return list(ocr.add_text(shop).table["words"])
 
     def again():
-        return list(ocr.add_text(shop, progress=False).table["words"])
+        return list(ocr.add_text(shop).table["words"])
 
     def differences(a, b):
         return sum(x != y for x, y in zip(a, b, strict=True))

@@ -95,7 +95,7 @@ def test_a_line_the_engine_did_not_cut_is_divided_by_characters(monkeypatch):
 
 def test_add_text_fills_text_and_words_and_leaves_its_input(tmp_path):
     data = make_data(tmp_path, [label()[0], np.zeros((40, 40, 3), np.uint8)])
-    read = ocr.add_text(data, progress=False)
+    read = ocr.add_text(data)
     assert read.table["text"].tolist() == ["EXTRA LEAN GROUND BEEF 450 g", ""]
     assert [len(words) for words in read.table["words"]] == [6, 0]
     assert "words" not in data.table and (data.table["text"] == "").all()
@@ -105,30 +105,30 @@ def test_add_text_fills_text_and_words_and_leaves_its_input(tmp_path):
 
 def test_a_picture_is_read_once(tmp_path, engine_calls, cache):
     data = make_data(tmp_path, [label()[0], label()[0], milk()])
-    first = ocr.add_text(data, progress=False)
+    first = ocr.add_text(data)
     assert len(engine_calls) == 2  # the same content twice
-    assert ocr.add_text(data, progress=False).table["text"].tolist() == first.table["text"].tolist()
+    assert ocr.add_text(data).table["text"].tolist() == first.table["text"].tolist()
     assert len(engine_calls) == 2 and len(list(cache.rglob("*.json"))) == 2
 
 
 def test_other_settings_or_content_are_read_again(tmp_path, engine_calls, monkeypatch):
     data = make_data(tmp_path, [milk()])
-    ocr.add_text(data, progress=False)
+    ocr.add_text(data)
     monkeypatch.setitem(ocr.SETTINGS, "Det.limit_side_len", 352)
-    ocr.add_text(data, progress=False)
+    ocr.add_text(data)
     Image.fromarray(milk("SOUP")).save(data.table["image"][0])
-    assert ocr.add_text(data, progress=False).table["text"][0] == "SOUP"
+    assert ocr.add_text(data).table["text"][0] == "SOUP"
     assert len(engine_calls) == 3
 
 
 @pytest.mark.parametrize("change", [lambda text: "", lambda text: text.replace("MILK", "MOLK"), lambda text: "null"])
 def test_a_damaged_entry_is_read_again(tmp_path, engine_calls, cache, change):
     data = make_data(tmp_path, [milk()])
-    ocr.add_text(data, progress=False)
+    ocr.add_text(data)
     (kept,) = cache.rglob("*.json")
     kept.write_text(change(kept.read_text()))
     for calls in (2, 2):
-        assert ocr.add_text(data, progress=False).table["text"][0] == "MILK"
+        assert ocr.add_text(data).table["text"][0] == "MILK"
         assert len(engine_calls) == calls
 
 
@@ -136,19 +136,19 @@ def test_a_kill_loses_nothing_that_was_read(tmp_path, engine_calls):
     data = make_data(tmp_path, [milk(), milk("SOUP")])
     (tmp_path / "1.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"row 1 of 'mine': .*1\.png: not an image that can be read; replace"):
-        ocr.add_text(data, progress=False)
+        ocr.add_text(data)
     assert len(engine_calls) == 1
-    ocr.add_text(data.select(np.array([0])), progress=False)
+    ocr.add_text(data.select(np.array([0])))
     assert len(engine_calls) == 1
     (tmp_path / "1.png").unlink()
     with pytest.raises(DataError, match=r"row 1 of 'mine': .*1\.png: .*correct the path"):
-        ocr.add_text(data, progress=False)
+        ocr.add_text(data)
 
 
 def test_a_limit_is_spread_over_classes_and_splits(tmp_path, engine_calls):
     pictures = [milk(f"MILK {i}") for i in range(8)]
     columns = {"label": list("aaaabbbb"), "split": ["train", "train", "train", "test"] * 2}
-    read = ocr.add_text(make_data(tmp_path, pictures, **columns), limit=4, progress=False)
+    read = ocr.add_text(make_data(tmp_path, pictures, **columns), limit=4)
     assert read.table["text"].ne("").tolist() == [True, False, False, True] * 2
     assert len(engine_calls) == 4
 
@@ -157,7 +157,7 @@ def test_words_that_come_with_a_data_set_are_kept_without_barcodes(tmp_path, eng
     """`add_text` used to empty the words of rows with a text of their own."""
     data = make_data(tmp_path, [milk()] * 2, text=["LEAN 4006381333931", ""])
     data.table["words"] = [[Word("LEAN", (1, 2, 3, 4)), Word("4006381333931", (5, 6, 7, 8))], []]
-    read = ocr.add_text(data, progress=False).table
+    read = ocr.add_text(data).table
     assert read["text"].tolist() == ["LEAN", "MILK"] and len(engine_calls) == 1
     assert [[w.text for w in words] for words in read["words"]] == [["LEAN"], ["MILK"]]
 
@@ -165,7 +165,7 @@ def test_words_that_come_with_a_data_set_are_kept_without_barcodes(tmp_path, eng
 def test_barcodes_never_reach_text_or_words(tmp_path):
     picture = label((("MILK", 20), ("0 60383 05933 0", 70), ("500 ml", 120)))[0]
     assert "60383" in " ".join(w.text for w in ocr.read_words(picture)), "the engine does read it"
-    read = ocr.add_text(make_data(tmp_path, [picture]), progress=False).table.iloc[0]
+    read = ocr.add_text(make_data(tmp_path, [picture])).table.iloc[0]
     for text in (read["text"], " ".join(word.text for word in read["words"])):
         assert "MILK" in text and "500" in text and "60383" not in text and "05933" not in text
 

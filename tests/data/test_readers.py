@@ -97,7 +97,7 @@ def test_descriptions_iconic_texts_and_file_names_never_become_text(store, monke
     monkeypatch.setattr(ocr, "read_words", lambda image: [Word("PULP", (1, 1, 9, 9))])
     raw = load("grocery_store", store)
     assert (raw.table["text"] == "").all()
-    read = ocr.add_text(raw, progress=False)
+    read = ocr.add_text(raw)
     assert (read.table["text"] == "PULP").all() and not read.table["image"].str.endswith("i.jpg").any()
     folders = load("folder", Path(raw.table["image"][0]).parent.parent)
     assert (folders.table["text"] == "").all(), "nor does the name of a folder or file"

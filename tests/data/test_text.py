@@ -84,7 +84,7 @@ def test_nothing_printed_has_no_rate():
 
 def test_the_error_rate_of_a_set_is_that_of_all_its_characters(tmp_path):
     shop = data.load("synthetic", tmp_path, per_class=(0, 0, 1), families=1, side=0)
-    read = ocr.add_text(shop, progress=False)
+    read = ocr.add_text(shop)
     pairs = [(read_truth(t)[1]["words"], w) for t, w in zip(read.table["truth"], read.table["words"], strict=True)]
     counts = [character_errors(*pair) for pair in pairs]
     rate, words = error_rate(read)
@@ -93,5 +93,5 @@ def test_the_error_rate_of_a_set_is_that_of_all_its_characters(tmp_path):
     assert math.isnan(error_rate(shop)[0])
     blind = replace(read, table=read.table.assign(words=[[]] * len(read), text=""))
     assert error_rate(blind) == (1.0, words), "where nothing was found, everything is wrong"
-    one = ocr.add_text(shop, limit=1, progress=False)
+    one = ocr.add_text(shop, limit=1)
     assert one.table["read"].sum() == 1 and error_rate(one)[1] < words
