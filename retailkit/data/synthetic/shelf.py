@@ -55,7 +55,8 @@ def shelf(department: str, number: int, size: int) -> np.ndarray:
     _rail(image, style, rng, px(FLOOR + BOARD), px(0.10), size)
     below = px(FLOOR + BOARD + 0.10)
     image[below:] = 0.25 * np.array(style.panel)
-    _fill_row(image, department, rng, px(CANVAS[0] + 0.35), size, 0.55, 0.95, top=below + px(0.05))
+    lowest = below + px(0.05)
+    _fill_row(image[lowest:], department, rng, px(CANVAS[0] + 0.35) - lowest, size, 0.55, 0.95)
     gloss = np.zeros((height, width), np.float32)
     gloss[px(back) : px(FLOOR + BOARD)] = 255
     return np.clip(np.dstack([image, gloss]), 0, 255).astype(np.uint8)
@@ -107,14 +108,7 @@ def _price_tag(colour: tuple[int, int, int], height: int, cents: int) -> np.ndar
 
 
 def _fill_row(
-    image: np.ndarray,
-    department: str,
-    rng: np.random.Generator,
-    base: int,
-    size: int,
-    dim: float,
-    scale: float,
-    top: int = 0,
+    image: np.ndarray, department: str, rng: np.random.Generator, base: int, size: int, dim: float, scale: float
 ) -> None:
     """Stand facings of a department's goods side by side, from edge to edge."""
     goods, x = goods_of(department), -int(rng.integers(0, size // 4))
@@ -123,16 +117,16 @@ def _fill_row(
         height = round(scale * extent(product)[1] * size)
         pack = scaled(product, "front", height)
         for _ in range(int(rng.integers(1, 4))):
-            _stand(image, pack, x, base + int(rng.integers(-1, 2)), dim * rng.uniform(0.92, 1.04), top)
+            _stand(image, pack, x, base + int(rng.integers(-1, 2)), dim * rng.uniform(0.92, 1.04))
             x += round(pack.shape[1] * rng.uniform(1.01, 1.05))
         x += int(rng.integers(0, max(size // 30, 1)))
 
 
-def _stand(image: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float, top: int) -> None:
-    """Paste a pack with its lower left corner at (x, base), cut at the image's edges and above `top`."""
+def _stand(image: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float) -> None:
+    """Paste a pack with its lower left corner at (x, base), cut at the image's edges."""
     height, width = pack.shape[:2]
     y = base - height
-    y0, y1 = max(y, top), min(base, image.shape[0])
+    y0, y1 = max(y, 0), min(base, image.shape[0])
     x0, x1 = max(x, 0), min(x + width, image.shape[1])
     if y0 < y1 and x0 < x1:
         part = pack[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.float32)
