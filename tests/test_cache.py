@@ -92,8 +92,8 @@ def test_sources_follow_imports(tmp_path, monkeypatch):
     assert code_fingerprint.__wrapped__("shop.a") != before
 
 
-def test_damaged_features_are_made_again(monkeypatch, tmp_path):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-4], lambda whole: b"", lambda whole: b"[1]"])
+def test_damaged_features_are_made_again(own_cache, damage):
     made = []
 
     def make():
@@ -104,9 +104,11 @@ def test_damaged_features_are_made_again(monkeypatch, tmp_path):
         assert torch.equal(kept_tensors("features", "key", make)["values"], torch.arange(3.0))
     assert len(made) == 1
     path = cache_dir("features") / "key.safetensors"
-    path.write_bytes(path.read_bytes()[:-4])
+    shutil.copy(path, path.with_stem("other"))
+    kept_tensors("features", "other", make)
+    path.write_bytes(damage(path.read_bytes()))
     kept_tensors("features", "key", make)
-    assert len(made) == 2 and [p.name for p in path.parent.iterdir()] == ["key.safetensors"]
+    assert len(made) == 3 and len(list(path.parent.iterdir())) == 2
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):

@@ -24,8 +24,7 @@ def test_a_device_that_is_not_there_is_one_message(chosen, monkeypatch):
         config.device()
 
 
-def test_data_are_looked_for_where_the_user_says_then_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+def test_data_are_looked_for_where_the_user_says_then_in_the_cache(tmp_path, own_cache, monkeypatch):
     monkeypatch.setenv("RETAILKIT_DATA", str(tmp_path / "data"))
     assert config.data_root("shop") == tmp_path / "cache" / "data" / "shop"
     (tmp_path / "data" / "shop").mkdir(parents=True)

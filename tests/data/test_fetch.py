@@ -72,9 +72,8 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def shop(server, tmp_path, monkeypatch):
+def shop(server, own_cache, monkeypatch):
     """Put a small Grocery Store on the server in place of the published one."""
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
     known = {name.removeprefix("dataset/"): content for name, content in store().items() if "dataset/" in name}
     listed = [name for name in sorted(known) if not name.startswith(("test", "."))]
     lines = "".join(f"{hashlib.sha256(known[name]).hexdigest()}  {name}\n" for name in listed)

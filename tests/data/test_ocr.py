@@ -21,8 +21,7 @@ LINES = (("EXTRA LEAN", 20), ("GROUND BEEF", 70), ("450 g", 120))
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+def cache(tmp_path, own_cache):
     return tmp_path / "cache" / "ocr"
 
 

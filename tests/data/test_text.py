@@ -13,10 +13,7 @@ from retailkit.data import ocr
 from retailkit.data.table import Word, read_truth
 from retailkit.data.text import character_errors, error_rate, misread, redact_barcodes, redact_words
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_misreading_is_as_bad_as_asked_and_repeatable():
