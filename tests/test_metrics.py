@@ -140,16 +140,9 @@ def test_an_evaluation_says_in_sentences_what_it_found():
     assert second == "a and b are confused in 2 of 4 photos."
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "sign", "says"),
-    [
-        (0.1, 0.2, 1, "as claimed"),
-        (0.1, 0.2, -1, "the opposite"),
-        (-0.1, 0.2, -1, "not decided"),
-        (0.1, 0.2, 0, "more"),
-        (-0.2, -0.1, 0, "less"),
-        (float("nan"), float("nan"), 1, "not decided"),
-    ],
-)
+@pytest.mark.parametrize(("low", "high", "sign", "says"), [
+    (0.1, 0.2, 1, "as claimed"), (0.1, 0.2, -1, "the opposite"), (-0.1, 0.2, -1, "not decided"),
+    (0.1, 0.2, 0, "more"), (-0.2, -0.1, 0, "less"), (float("nan"), float("nan"), 1, "not decided"),
+])  # fmt: skip
 def test_a_verdict_follows_the_interval(low, high, sign, says):
     assert metrics.verdict(low, high, sign) == says

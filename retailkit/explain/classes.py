@@ -127,18 +127,17 @@ def explain_class(
         reason = f": {explanations[0].nothing}" if len(explanations) else "; give at least one explanation"
         raise UserError(f"none of {len(explanations)} photos has anything to explain{reason}")
     names, index = _common_class(used, label)
-    kept = list(used.values())
-    rows = [explanation.row(index) for explanation in kept]
-    weights = {kind: [getattr(e, f"{kind}_weights")[row] for e, row in zip(kept, rows, strict=True)] for kind in KINDS}
-    totals = np.array([sum(np.abs(weights[kind][n]).sum() for kind in KINDS) for n in range(len(kept))])
-    shares = np.array([e.share[row] for e, row in zip(kept, rows, strict=True)], dtype=float)
-    contrasts = [e.contrasts[row] for e, row in zip(kept, rows, strict=True)]
-    clusters, segments = _clusters(used, weights["image"], totals, encoder)
-    text_features, phrases, tokens = _phrases(kept, weights["text"], totals, vocabulary)
+    rows = [(explanation, explanation.row(index)) for explanation in used.values()]
+    images, texts = ([getattr(e, f"{kind}_weights")[row] for e, row in rows] for kind in KINDS)
+    totals = np.array([np.abs(image).sum() + np.abs(text).sum() for image, text in zip(images, texts, strict=True)])
+    shares = np.array([e.share[row] for e, row in rows], dtype=float)
+    contrasts = [names[e.contrasts[row]] for e, row in rows if e.contrasts[row] >= 0]
+    clusters, segments = _clusters(used, images, totals, encoder)
+    text_features, phrases, tokens = _phrases(list(used.values()), texts, totals, vocabulary)
     return ClassExplanation(
         label=index,
         name=names[index],
-        contrasts=pd.Series([names[c] for c in contrasts if c >= 0], dtype=object).value_counts().to_dict(),
+        contrasts=pd.Series(contrasts, dtype=object).value_counts().to_dict(),
         photos=tuple(used),
         skipped=len(explanations) - len(used),
         text_features=text_features,
@@ -146,7 +145,7 @@ def explain_class(
         top=top,
         phrases=phrases,
         members=tuple(map(Assignment, segments, tokens)),
-        explanations=tuple(kept),
+        explanations=tuple(used.values()),
         encoder=encoder,
         vocabulary=frozenset(vocabulary),
         **clusters,

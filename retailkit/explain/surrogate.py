@@ -21,32 +21,22 @@ DRAWS = 300  # of the bootstrap
 
 
 class Drawn(NamedTuple):
-    """Masks that were drawn independently of others: which features they hide, and (N,) the pair of each evaluation.
+    """Masks that were drawn independently of others."""
 
-    `complete` says whether these are all possible masks; `freedom` counts pairs beyond those that determine weights.
-    """
-
-    features: np.ndarray
-    pair: np.ndarray
-    complete: bool
-    freedom: int
+    features: np.ndarray  # which they hide
+    pair: np.ndarray  # (N,) of complements, for each evaluation
+    complete: bool  # whether these are all possible masks
+    freedom: int  # how many pairs there are beyond those that determine the weights
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Which masks have been evaluated, and the model's answers.
+    """Which masks have been evaluated, and the model's answers."""
 
-    Attributes:
-        image_masks: (U,S) bool, True = kept; rows 2n and 2n+1 are complements.
-        text_masks: (V,T) bool, likewise. Where words are hidden together with their boxes, row n of both is one mask.
-        pairs: (N,2) int, rows of the two that were combined, none twice.
-        logits: (N,K) float32 of each pair.
-    """
-
-    image_masks: np.ndarray
-    text_masks: np.ndarray
-    pairs: np.ndarray
-    logits: np.ndarray
+    image_masks: np.ndarray  # (U,S) bool, True = kept; rows 2n and 2n+1 are complements
+    text_masks: np.ndarray  # (V,T) bool, likewise; where boxes are hidden with their words, row n of both is one mask
+    pairs: np.ndarray  # (N,2) int, rows of the two that were combined, none twice
+    logits: np.ndarray  # (N,K) float32 of each pair
 
     @property
     def kept(self) -> np.ndarray:

@@ -328,21 +328,17 @@ def test_boxes_are_the_tightest():
     assert backgrounds.boxes(masks).tolist() == [list(box) for box in expected]
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"name": "mixed_sane"}, "did you mean 'mixed_same'"),
-        ({"name": "mixed_rand"}, "needs donors .*given: none.*choose_donors"),
-        ({"name": "mixed_rand", "donors": torch.zeros(4, 3, 9, 13)}, r"given: \(4, 3, 9, 13\)"),
-        ({"name": "only_fg", "masks": torch.ones(4, 9, 14)}, r"masks torch.float32 .*give images \(B,3,H,W\)"),
-        ({"name": "only_fg", "images": torch.ones(4, 1, 9, 14)}, r"images are \(4, 1, 9, 14\)"),
-        ({"name": "coloured", "colour": "hugh"}, "did you mean 'high'"),
-        ({"name": "region_reduced", "reach": -1}, "reach=-1 is out of range"),
-        ({"name": "shadow", "strength": 2}, "strength=2 is out of range; use 0 to 1"),
-        ({"name": "occlusion", "share": float("nan")}, "share=nan"),
-        ({"name": "object_size", "scale": 0}, "scale=0"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [
+    ({"name": "mixed_sane"}, "did you mean 'mixed_same'"),
+    ({"name": "mixed_rand"}, "needs donors .*given: none.*choose_donors"),
+    ({"name": "mixed_rand", "donors": torch.zeros(4, 3, 9, 13)}, r"given: \(4, 3, 9, 13\)"),
+    ({"name": "only_fg", "masks": torch.ones(4, 9, 14)}, r"masks torch.float32 .*give images \(B,3,H,W\)"),
+    ({"name": "only_fg", "images": torch.ones(4, 1, 9, 14)}, r"images are \(4, 1, 9, 14\)"),
+    ({"name": "coloured", "colour": "hugh"}, "did you mean 'high'"), ({"name": "object_size", "scale": 0}, "scale=0"),
+    ({"name": "region_reduced", "reach": -1}, "reach=-1 is out of range"),
+    ({"name": "shadow", "strength": 2}, "strength=2 is out of range; use 0 to 1"),
+    ({"name": "occlusion", "share": float("nan")}, "share=nan"),
+])  # fmt: skip
 def test_wrong_calls_are_named(change, says):
     images, masks = random_batch(9, 14)
     with pytest.raises(config.UsageError, match=says):

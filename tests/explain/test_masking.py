@@ -348,16 +348,6 @@ def test_masks_of_another_size_are_refused(both):
             game.logits(*(np.ones(shape, bool) for shape in wrong))
 
 
-def test_nothing_to_play_with_is_an_error(both):
-    for model, given in (
-        (network("text"), {"image": picture()}),
-        (network("image"), {"tokens": tokens_of("a")}),
-        (both, {}),
-    ):
-        with pytest.raises(UserError, match="nothing to explain by: the model uses"):
-            MaskedModel(Predictor(model, SIDE), **given)
-
-
 # -- Predictors.
 
 

@@ -404,16 +404,12 @@ def test_the_table_has_a_row_for_each_modality_and_baseline():
         metrics.faithfulness(loaded)
 
 
-@pytest.mark.parametrize(
-    ("target", "contrast", "score"),
-    [
-        ("margin", 1, lambda worth: worth - 1),
-        ("margin", -1, lambda worth: worth),
-        ("prob", 1, lambda worth: 1 / (1 + math.exp(1 - worth))),
-        ("log_prob", 1, lambda worth: -math.log1p(math.exp(1 - worth))),
-        ("sqrt_prob", 1, lambda worth: (1 + math.exp(1 - worth)) ** -0.5),
-    ],
-)
+@pytest.mark.parametrize(("target", "contrast", "score"), [
+    ("margin", 1, lambda worth: worth - 1), ("margin", -1, lambda worth: worth),
+    ("prob", 1, lambda worth: 1 / (1 + math.exp(1 - worth))),
+    ("log_prob", 1, lambda worth: -math.log1p(math.exp(1 - worth))),
+    ("sqrt_prob", 1, lambda worth: (1 + math.exp(1 - worth)) ** -0.5),
+])  # fmt: skip
 def test_the_score_is_what_is_explained(target, contrast, score):
     masked = Additive([4.0, -1.0, 2.0], [-5.0, 0.5])
     found = metrics.faithfulness(explained(masked, target, contrast)).set_index(["modality", "baseline"])

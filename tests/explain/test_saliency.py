@@ -265,12 +265,8 @@ def test_regions_add_up_to_the_margin_less_the_whole_picture():
 # -- Behaviour
 
 
-QUICK = {
-    "rise": {"masks": 12},
-    "smoothgrad": {"samples": 2},
-    "integrated_gradients": {"steps": 2},
-    "occlusion": {"window": 32},
-}
+QUICK = {"rise": {"masks": 12}, "smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2},
+         "occlusion": {"window": 32}}  # fmt: skip
 
 
 def example(method, count=2):
