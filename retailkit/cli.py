@@ -47,16 +47,19 @@ def _name(dataset: str, root: Path | None) -> str:
 
 
 @app.command()
-def check(
-    dataset: Dataset = "",
-    root: Root = None,
-):
+def check(dataset: Dataset = "", root: Root = None):
     """Check the installation, or a data set: lists every broken row at once.
 
     Example: `retailkit check --dataset folder --root photos`
     """
     if dataset or root:
-        return _check_data(_name(dataset, root), root)
+        from retailkit.data.check import report
+
+        found = report(_name(dataset, root), root)
+        print(found)
+        if found.faults:
+            raise UserError(f"{len(found.faults)} to be mended, see above")
+        return print("every row can be read")
     from retailkit import runs
 
     table, grid = runs.environment(), Table("", "what", "found", "cure")
@@ -65,16 +68,6 @@ def check(
     Console().print(grid)
     if not table["fine"].all():
         raise typer.Exit(1)
-
-
-def _check_data(dataset: str, root: Path | None) -> None:
-    from retailkit.data.check import report
-
-    found = report(dataset, root)
-    print(found)
-    if found.faults:
-        raise UserError(f"{len(found.faults)} to be mended, see above")
-    print("every row can be read")
 
 
 @app.command(name="list")

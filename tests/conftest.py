@@ -56,6 +56,27 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout without notebooks, entered; `add(name, parameters, body)` writes one and returns its path."""
+    import nbformat
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETAILKIT_RUN_DIR", raising=False)
+    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")  # torch need not be imported to know
+    (tmp_path / "notebooks").mkdir()
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+    def add(name, parameters, body=""):
+        cells = [nbformat.v4.new_code_cell(source) for source in (parameters, body)]
+        cells[0].metadata["tags"] = ["parameters"]
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+        return path
+
+    return add
+
+
 @pytest.fixture(scope="session")
 def draw():
     """Return a function that draws a data set, given a folder and the images of each class in each split.
@@ -114,7 +135,7 @@ def made_up_explanation():
             r2=np.array([0.2]),
             share=np.array([0.6]),
             share_intervals=np.array([[0.5, 0.7]]),
-            samples=Samples(masks, masks, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
+            samples=Samples(masks, masks.copy(), np.zeros((1, 2), int), np.zeros((1, 2), np.float32)),
             options=Options(),
             nothing=nothing,
         )

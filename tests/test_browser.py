@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -71,16 +70,10 @@ def told(path):
     return " ".join(word.text for word in read_truth(path)[1]["words"] if word.box[2] > word.box[0])
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(params=["lab", "app"], scope="module")
 def place(request, browser, photos, tmp_path_factory):
     """Return the page of the tool, opened in JupyterLab or as an app, and its name."""
-    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    folder, port = tmp_path_factory.mktemp(request.param), app.free_port("127.0.0.1", 0)
     parameters = {"DATASET": "folder", "ROOT": str(photos), "MODELS": MODELS}
     settings = {"JUPYTER_CONFIG_DIR": folder / "config", "JUPYTERLAB_SETTINGS_DIR": folder / "config" / "lab"}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
@@ -119,6 +112,11 @@ def place(request, browser, photos, tmp_path_factory):
         page.close()
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+@pytest.fixture
+def page(place):
+    return place[0]
 
 
 def prepare_lab(folder):
@@ -170,22 +168,27 @@ def changed(page):
     return any(before != after for before, after in rows)
 
 
-def until(page, holds, told=lambda: ""):
+def until(page, holds):
     for _ in range(SLOW // 200):
         if holds():
             return
         page.wait_for_timeout(200)
-    raise AssertionError(f"it did not come to hold: {told()}")
+    raise AssertionError("it did not come to hold")
 
 
-def test_a_click_on_a_thumbnail_opens_that_photo(place):
-    page, where = place
-    strip = page.locator(".rk-tool .rk-strip canvas")
-    title = page.locator(".rk-tool .rk-told")
-    expect(title).to_contain_text("photo 1 of")
-    strip.click(position={"x": 118 * 2 + 60, "y": 60})
-    expect(title).to_contain_text("photo 3 of", timeout=SLOW)
-    shot(page, where, "chosen")
+def choose(page, number):
+    page.locator(".rk-tool .rk-strip canvas").click(position={"x": 118 * number - 58, "y": 60})
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text(f"photo {number} of", timeout=SLOW)
+
+
+def undo(page):
+    page.locator("button.rk-undo").click()
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
+
+
+def test_a_click_on_a_thumbnail_opens_that_photo(page):
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text("photo 1 of")
+    choose(page, 3)
 
 
 def take_masks(page, count):
@@ -197,8 +200,7 @@ def take_masks(page, count):
 
 def test_an_explanation_comes_with_its_words_and_badges(place):
     page, where = place
-    page.locator(".rk-tool .rk-strip canvas").click(position={"x": 60, "y": 60})
-    expect(page.locator(".rk-tool .rk-told")).to_contain_text("photo 1 of", timeout=SLOW)
+    choose(page, 1)
     tab(page, "Why?")
     take_masks(page, 640)  # with few, or on the next photos, the fit is too bad for a map
     page.locator("button.rk-explain").click()
@@ -216,16 +218,13 @@ def test_a_click_switches_a_superpixel_off(place):
     expect(page.locator(".rk-what_if .rk-hint")).to_contain_text("click to show it", timeout=SLOW)
     expect(part(page)).to_have_attribute("aria-label", re.compile("1 superpixels and 0 words hidden"))
     shot(page, where, "what_if")
-    page.locator("button.rk-undo").click()
-    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
+    undo(page)
 
 
 def test_the_answer_follows_the_twins_word_and_the_tool_poses_for_its_picture(place):
     page, where = place
-    page.locator(".rk-tool .rk-strip canvas").click(position={"x": 118 * 4 + 60, "y": 60})
-    expect(page.locator(".rk-tool .rk-told")).to_have_text(
-        re.compile(r"photo 5 of \d+\): NORDBY MILK 0.5 %"), timeout=SLOW
-    )
+    choose(page, 5)
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text("NORDBY MILK 0.5 %")
     tab(page, "What if?")
     expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
     before, text = bars(page), page.locator(".rk-text textarea")
@@ -238,47 +237,39 @@ def test_the_answer_follows_the_twins_word_and_the_tool_poses_for_its_picture(pl
         page.wait_for_timeout(1000)  # the bars follow
         shown = {"x": 0, "y": 15, "width": 1366, "height": 840}
         page.screenshot(path=ROOT / path, type="jpeg", quality=85, clip=shown)
-    page.locator("button.rk-undo").click()
-    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
+    undo(page)
 
 
-def test_a_slider_changes_the_picture_and_the_answer(place):
-    page, where = place
+def test_a_slider_changes_the_picture_and_the_answer(page):
     tab(page, "What if?")
     until(page, lambda: not changed(page))
     readout = page.locator(".rk-brightness .widget-readout")
     readout.fill("0.3")
     readout.press("Enter")
     until(page, lambda: changed(page))
-    shot(page, where, "darker")
     page.locator("button.rk-undo").click()
     until(page, lambda: not changed(page))
 
 
-def test_the_keyboard_reaches_every_part(place):
-    page, _ = place
+def test_the_keyboard_reaches_every_part(page):
     tab(page, "What if?")
     part(page).focus()
     for key in ("ArrowRight", "ArrowRight", "Enter"):
         page.keyboard.press(key)
     expect(part(page)).to_have_attribute("aria-label", re.compile("1 superpixels"), timeout=SLOW)
-    page.locator("button.rk-undo").click()
-    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels"), timeout=SLOW)
+    undo(page)
 
 
-def test_a_running_explanation_can_be_stopped(place):
-    page, where = place
+def test_a_running_explanation_can_be_stopped(page):
     tab(page, "Why?")
     take_masks(page, 2048)
     page.locator("button.rk-explain").click()
     page.locator(".rk-panel p:has-text('R²')").first.wait_for()
     page.locator("button.rk-stop").click()
     expect(page.locator(".rk-tool .rk-status")).to_contain_text("Stopped", timeout=SLOW)
-    shot(page, where, "stopped")
 
 
-def test_a_view_can_be_saved(place, tmp_path):
-    page, _ = place
+def test_a_view_can_be_saved(page, tmp_path):
     tab(page, "Why?")
     page.locator("button.rk-html").click()
     link = page.locator(".rk-tool a.rk-link")
@@ -289,13 +280,11 @@ def test_a_view_can_be_saved(place, tmp_path):
     assert (tmp_path / "view").read_bytes().startswith(b"<!doctype html>")
 
 
-def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(place, tmp_path):
-    page, where = place
+def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(page, tmp_path):
     (tmp_path / "list.jpg").write_bytes(b"%PDF-1.7 this is no photo")
     field = page.locator(".rk-tool input[type=file]")
     field.set_input_files(tmp_path / "list.jpg")
     expect(page.locator(".rk-tool [role=alert]")).to_contain_text("list.jpg: not an image", timeout=SLOW)
-    shot(page, where, "bad_file")
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "mine.png")
     (tmp_path / "large.jpg").write_bytes(bytes(30_000_000))
@@ -305,15 +294,13 @@ def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(place, tmp_path
     expect(page.locator(".rk-tool .rk-told")).to_contain_text("mine.png", timeout=SLOW)
     expect(page.locator(".rk-tool [role=alert]")).to_have_count(0)
     expect(page.locator(".rk-tool button.rk-upload ~ [role=status]")).to_be_empty(timeout=SLOW)
-    shot(page, where, "own_photo")
 
 
 def test_a_whole_class_is_explained_on_the_page(place):
     page, where = place
     if where != "app":
         pytest.skip("takes a minute; the app has the same tab")
-    page.locator(".rk-tool .rk-strip canvas").click(position={"x": 60, "y": 60})
-    expect(page.locator(".rk-tool .rk-told")).to_contain_text("photo 1 of", timeout=SLOW)
+    choose(page, 1)
     tab(page, "The whole class")
     page.locator("button.rk-explain_class").click()
     expect(page.locator(".rk-tool .rk-summary")).to_contain_text("Text features", timeout=SLOW)
@@ -335,7 +322,7 @@ def test_the_app_asks_strangers_for_the_token(place):
 
 def test_a_kernel_ends_with_its_tab_and_other_names_of_the_host_are_refused(browser, photos, tmp_path):
     """Formerly each visit kept a gigabyte, and a page of somebody else could reach the tool by its own name."""
-    port = free_port()
+    port = app.free_port("127.0.0.1", 0)
     options = ["--dataset", "folder", "--root", str(photos), "--models", "text", "--port", str(port), "--no-browser"]
     with subprocess.Popen([sys.executable, "-m", "retailkit.cli", "app", *options], cwd=ROOT,
                           stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT) as server:  # fmt: skip

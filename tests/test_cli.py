@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,17 +25,9 @@ run.finish()"""
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Call the command in a checkout with one tiny notebook; returns exit code, stdout and stderr.
-
-    The folder of that checkout is also the working folder, so that commands name files in it by their relative paths.
-    """
-    (tmp_path / "notebooks").mkdir()
-    cells = [nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / "90_tiny.ipynb")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
+def call(checkout, monkeypatch, capsys):
+    """Call the command in a checkout with one tiny notebook; returns exit code, stdout and stderr."""
+    checkout("90_tiny", KNOBS, BODY)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RETAILKIT_DATA", raising=False)
 
@@ -190,11 +181,6 @@ def test_evaluate_says_which_classes_it_confuses(call, photos):
     assert "interval: 0.000, 0.490" in call(line)[1]
 
 
-def test_an_unknown_backbone_gets_a_hint(call, photos):
-    code, _, err = call("train --dataset folder --root photos --backbone efficientnet_lite")
-    assert code == 2 and "did you mean 'efficientnet_lite" in err and "Traceback" not in err
-
-
 def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_path):
     folder = tmp_path / "tests" / "benchmarks"
     folder.mkdir(parents=True)
@@ -236,6 +222,8 @@ def test_train_says_what_becomes_of_an_output_that_is_there(call, photos):
         "output: used again",
         "output: replaced",
     ]
+    code, _, err = call("train --root photos --backbone efficientnet_lite")
+    assert code == 2 and "did you mean 'efficientnet_lite" in err and "Traceback" not in err
 
 
 def test_a_changed_run_leaves_the_other_one_and_only_what_was_asked_for_counts(call, tmp_path):
@@ -272,18 +260,19 @@ ERRORS = {
     "too little memory": (MemoryError(), 1, "not enough memory; close"),
     "another encoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "save it as UTF-8"),
     "bad data": (UserError("a.csv, row 2: no label"), 1, "a.csv, row 2: no label"),
+    "a fault of the program": (ZeroDivisionError(), 1, r"ZeroDivisionError.*\(test_cli.py, line \d+\).*--debug"),
 }
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_an_error_that_a_user_can_mend_ends_in_one_line(monkeypatch, capsys, case):
+def test_an_error_ends_in_one_line(monkeypatch, capsys, case):
     error, code, part = ERRORS[case]
     monkeypatch.setattr(cli, "app", lambda words, **options: (_ for _ in ()).throw(error))
     monkeypatch.setattr(sys, "argv", ["retailkit", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     err = capsys.readouterr().err
-    assert ended.value.code == code and part in err and err.count("\n") == 1
+    assert ended.value.code == code and re.search(part, err) and err.count("\n") == 1
     monkeypatch.setattr(sys, "argv", ["retailkit", "run", "--debug"])
     with pytest.raises(type(error)):
         cli.main()
@@ -293,16 +282,6 @@ def test_an_interrupt_inside_a_command_is_not_silent(call, monkeypatch):
     monkeypatch.setattr(runs, "environment", lambda: signal.raise_signal(signal.SIGINT))
     code, _, err = call("check")
     assert code == 130 and "the same command goes on from here" in err
-
-
-def test_a_fault_of_the_program_says_where_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "app", lambda words, **options: 1 / 0)
-    monkeypatch.setattr(sys, "argv", ["retailkit", "run"])
-    with pytest.raises(SystemExit, match="1"):
-        cli.main()
-    assert re.fullmatch(
-        r"retailkit: ZeroDivisionError: .*\(test_cli.py, line \d+\).*--debug\n", capsys.readouterr().err
-    )
 
 
 def test_the_command_is_installed():
@@ -352,26 +331,13 @@ def shop(tmp_path):
     return tmp_path / "shop"
 
 
-def test_the_matrix_cuts_out_what_has_no_mask_yet(call, shop, tmp_path):
-    rows = [(path, path.parent.name, "") for path in sorted(shop.glob("*/?.png"))]
-    outline = Image.new("L", (64, 64))
-    ImageDraw.Draw(outline).rectangle((20, 14, 42, 50), fill=255)
-    outline.save(tmp_path / "mask.png")
-    rows[0] = (*rows[0][:2], tmp_path / "mask.png")
-    pd.DataFrame(rows, columns=["image", "label", "mask"]).to_csv(tmp_path / "shop.csv", index=False)
-    code, out, err = call("matrix --dataset folder --root shop.csv --size 48 --train original --test generic_paste")
-    assert code == 0, err
-    assert "15 of 15 masks accepted" in out and "left out" not in out
-    assert "2 test images are too few" in out
-
-
 def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
     line = "matrix --dataset folder --root shop --size 48 --folder cells --csv cells.csv --seeds 2 --train original"
     line += " --test mixed_same --test mixed_rand"
     code, out, err = call(line)
     assert code == 0, err
     assert "16 of 17 masks accepted" in out and "left out: 1, whose masks" in out
-    assert "BG-gap of original" in out and "mixed_same" in out
+    assert "BG-gap of original" in out and "mixed_same" in out and "test images are too few" in out
     cells = pd.read_csv(tmp_path / "cells.csv")
     assert cells[["train", "test", "seed"]].to_numpy().tolist() == [
         ["original", test, seed] for seed in (0, 1) for test in ("mixed_same", "mixed_rand")

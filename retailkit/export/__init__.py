@@ -54,10 +54,7 @@ def export(
 ) -> dict[str, Any]:
     """Export a checkpoint to `folder`, compare it with PyTorch on a split, and write its model card.
 
-    An earlier export is replaced; files that an export did not write only with `force`.
-
-    Returns:
-        The content of `report.json`.
+    Returns the content of `report.json`. An earlier export is replaced; other files only with `force`.
 
     Raises:
         UsageError: a model that cannot be exported, or a folder with files of somebody else.
@@ -210,11 +207,8 @@ def model_card(report: dict[str, Any]) -> str:
 
 def _write(folder: Path, graph: bytes, preparation: dict[str, Any], report: dict[str, Any]) -> None:
     program = Path(predict.__file__).read_bytes()
-    contents = (graph, _json(preparation), program, _json(report), model_card(report).encode())
-    for name, content in zip(FILES, contents, strict=True):
+    texts = (to_json(content, indent=1, ensure_ascii=False) + "\n" for content in (preparation, report))
+    described, measured = (text.encode() for text in texts)
+    for name, content in zip(FILES, (graph, described, program, measured, model_card(report).encode()), strict=True):
         with replacing(folder / name) as draft:
             draft.write_bytes(content)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (to_json(content, indent=1, ensure_ascii=False) + "\n").encode()

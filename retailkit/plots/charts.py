@@ -95,7 +95,7 @@ def intervals(
 
     Args:
         table: columns `name`, `low`, `high` (NaN for no interval), `value`, and `n` if it is to be written.
-        value: column to draw.
+        value: name of the column.
         xlabel: below the axis.
         by: column that colours the dots and labels them. "" colours differences by their sign: green where the interval
             lies above zero, orange where below, grey where it holds zero.
@@ -106,7 +106,8 @@ def intervals(
     ax = axes_of(ax, (9, 0.32 * len(names) + 1.2))
     if by:
         kind = table[by]
-        looks = looks or {k: (colour, "o") for k, colour in zip(kind.unique(), _palette(kind.nunique()), strict=True)}
+        shades = sns.color_palette(COLOURS, kind.nunique())  # again from the first where they run out
+        looks = looks or {key: (shade, "o") for key, shade in zip(kind.unique(), shades, strict=True)}
     else:
         kind, looks = np.select([table["low"] > 0, table["high"] < 0], list(SIGNS)[:2], "not decided"), SIGNS
     several = len(names) < len(table)
@@ -123,11 +124,6 @@ def intervals(
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     return literal(ax)
-
-
-def _palette(count: int) -> list[Any]:
-    """Return `count` colours, again from the first where they run out."""
-    return list(sns.color_palette(COLOURS, count))
 
 
 def before_after(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -176,7 +172,7 @@ def curves(
     marker: str | None = "o",
 ) -> Axes:
     """Draw column `y` against `x`, one line per value of `by`, with a band from `low` to `high` if there."""
-    ax, colours = axes_of(ax, (5.5, 3.6)), _palette(table[by].nunique())
+    ax, colours = axes_of(ax, (5.5, 3.6)), sns.color_palette(COLOURS, table[by].nunique())
     sns.lineplot(table, x=x, y=y, hue=by, palette=colours, marker=marker, errorbar=None, legend=False, ax=ax)
     lines, groups = ax.lines[-len(colours) :], table.groupby(by, sort=False)
     for line, (name, part), colour in zip(lines, groups, colours, strict=True):
@@ -199,12 +195,9 @@ def learning_curves(
 ) -> Sequence[Axes]:
     """Draw training histories, one Axes per column and one line per run; a dot marks the epoch that was kept.
 
-    Args:
-        histories: name of the run -> columns `x` and those of `columns`. Rows of one x, such as seeds, are averaged.
-        columns: column -> title of its Axes; a run that lacks the column is left out there.
-        axes: where to draw.
-        x: column on the horizontal axis.
-        smooth: share of the run over which a line is averaged.
+    `histories` are tables by the name of the run; rows of one `x`, such as seeds, are averaged. `columns` gives the
+    title of each column's Axes, where a run without the column is left out. `smooth` is the share of a run over which
+    a line is averaged.
     """
     for ax, (column, title) in zip(axes, columns.items(), strict=False):
         lines = {name: epochs.groupby(x)[column].mean() for name, epochs in histories.items() if column in epochs}

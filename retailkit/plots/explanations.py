@@ -36,15 +36,9 @@ def attribution(
 ) -> Axes:
     """Lay a signed attribution (H,W) over an image (3,H,W) that is paled to grey.
 
-    Args:
-        pixels: (3,H,W) in [0,1].
-        attr: (H,W) signed.
-        ax: where to draw.
-        limit: value of the full colour on both sides, to be shared across a grid; None takes the strength that one
-            pixel in 200 exceeds, so that a few extreme pixels do not pale all others.
-        title: above the image.
-        blur: standard deviation in pixels by which the map is blurred first, since gradients of single pixels are too
-            fine to see. Neighbours of opposite signs cancel.
+    `limit` is the value of the full colour on both sides, to be shared across a grid; None takes the strength that one
+    pixel in 200 exceeds, so that a few extreme pixels do not pale all others. `blur` is the standard deviation in
+    pixels by which the map is blurred first, since gradients of single pixels are too fine to see.
     """
     attr = gaussian_filter(array(attr), blur)
     strength = np.abs(attr)
@@ -66,9 +60,9 @@ def word_attributions(pixels: Any, found: Sequence[Word], values: Any, ax: Axes 
 
 def _tint_words(found: Sequence[Word], values: Any, ax: Axes, limit: float) -> None:
     for word, value in zip(found, values, strict=True):
-        for shown in visible([word]):
+        if visible([word]):
             shade = (*_shade(value, limit)[:3], 0.85 * min(1.0, abs(value) / limit) if limit else 0.0)
-            rectangle(shown.box, ax, facecolor=shade, edgecolor="#333333", linewidth=0.8)
+            rectangle(word.box, ax, facecolor=shade, edgecolor="#333333", linewidth=0.8)
 
 
 def _shade(value: float, limit: float) -> tuple[float, ...]:
@@ -245,13 +239,11 @@ def class_comparison(explained: Mapping[str, ClassExplanation], table: pd.DataFr
 
 
 def _note(text: str, ax: Axes) -> None:
-    """Write what is missing in place of it."""
     ax.set_axis_off()
     ax.text(0.5, 0.5, text, fontsize=9, color=QUIET, ha="center", transform=ax.transAxes)
 
 
 def _spellings(row: Any) -> str:
-    """Return a phrase with the photos that hold it and its spellings, if there are several."""
     spellings = f", {len(row.variants)} spellings" if len(row.variants) > 1 else ""
     photos = "photo" if row.samples == 1 else "photos"
     return f"{textwrap.shorten(row.canonical, 26, placeholder='…')}  ({row.samples} {photos}{spellings})"

@@ -26,23 +26,21 @@ SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "#F7F7F7", FOR])
 
 def use_style() -> None:
     """Set the workbook's style for the current session."""
-    sns.set_theme(style="white", palette=COLOURS, context="notebook")
-    plt.rcParams.update(
-        {
-            "figure.dpi": 80,
-            "savefig.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 11,
-            "axes.titleweight": "bold",
-            "axes.labelsize": 10,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "legend.frameon": False,
-            "font.size": 10,
-        }
-    )
+    own = {
+        "figure.dpi": 80,
+        "savefig.dpi": 100,
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.frameon": False,
+        "font.size": 10,
+    }
+    sns.set_theme(style="white", palette=COLOURS, context="notebook", rc=own)
 
 
 def literal(ax: Axes) -> Axes:

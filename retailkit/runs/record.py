@@ -69,12 +69,7 @@ def start(notebook: str) -> Run:
 
 
 class Run:
-    """What one run of a notebook leaves behind; notebooks make one with `start`.
-
-    Attributes:
-        folder: where the record, figures and tables go.
-        record: the content of the record so far.
-    """
+    """What one run of a notebook leaves behind in `folder`; notebooks make one with `start`."""
 
     def __init__(self, notebook: str, parameters: dict[str, Any]) -> None:
         profile, dataset = parameters.get("PROFILE", "fast"), parameters.get("DATASET", "synthetic")
@@ -119,7 +114,7 @@ class Run:
             n: images (or words, ...) behind it.
             chance: what knowing nothing would give.
             better: `higher`, `lower`, or `none` for plain facts.
-            interval: 95 % interval.
+            interval: of 95 %, low and high.
             unit: of what is no fraction ("s", "px"); plain facts (`better="none"`) need none.
 
         Raises:
@@ -143,11 +138,8 @@ class Run:
     def figure(self, name: str, figure: Any, alt: str = "", photos: bool = False) -> None:
         """Keep a matplotlib figure as a small file, close it and show that file.
 
-        Args:
-            name: of the file, after the notebook's.
-            figure: of matplotlib.
-            alt: what it shows, for those who do not see it.
-            photos: True where it shows photos of others, which are never committed.
+        `alt` says what it shows to those who do not see it. `photos` is True where it shows photos of others, which
+        are never committed.
         """
         import matplotlib.pyplot as plt
         from IPython.display import Image as Shown
@@ -178,15 +170,11 @@ class Run:
         """Close the record with status `ok` and say what is in it."""
         self.record["status"] = "ok"
         self._write()
-        print(f"{len(self.record['metrics'])} metrics, {len(self.record['figures'])} figures, {self.seconds:.0f} s")
-
-    @property
-    def seconds(self) -> float:
-        """Wall time since `start`."""
-        return time.monotonic() - self._started
+        counts = f"{len(self.record['metrics'])} metrics, {len(self.record['figures'])} figures"
+        print(f"{counts}, {self.record['seconds']:.0f} s")
 
     def _write(self) -> None:
-        self.record["seconds"] = round(self.seconds, 2)
+        self.record["seconds"] = round(time.monotonic() - self._started, 2)
         write_record(self.folder / f"{self.record['notebook']}.json", self.record)
 
 
@@ -239,9 +227,8 @@ def is_notebook(path: Path) -> bool:
 
 def _commit() -> str:
     """Return the short commit of the checkout, with `+` where files have changed since; "" outside git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(command, cwd=home(), capture_output=True, text=True, timeout=20)
+        return subprocess.run(command, cwd=home(), capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, UserError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip()

@@ -32,12 +32,12 @@ def publish(
     changed: Mapping[str, Any] | None = None,
     asked: Sequence[str] | None = None,
 ) -> list[str]:
-    """Write HTML pages and the index of a run.
+    """Write HTML pages and the index of the run of a profile on a data set.
 
     Args:
         folder: where the records and executed notebooks lie.
-        profile: of the run; so is `dataset`.
-        dataset: see `profile`.
+        profile: name.
+        dataset: name.
         update: also refresh the copies that the repository keeps; only a run without failures may.
         seconds: wall time of the whole run, for the page.
         changed: parameters with other values than their defaults. Expectations say what holds with all causes
@@ -55,7 +55,7 @@ def publish(
         broken = check_record(record, expected.get(path.stem, {}))
         counted = broken if judged else check_record(record, {})
         failures[path.stem] = [f"{path.stem}: {line}" for line in counted]
-        page = _write_html(folder / f"{path.stem}.ipynb")
+        page = _write_html(path.with_suffix(".ipynb"))
         record = {"seconds": 0.0} | record | {"notebook": path.stem}
         entries.append(_entry(record, broken, expected.get(path.stem, {}), page))
     lines = [line for name in failures for line in failures[name]]
@@ -90,10 +90,7 @@ def _entry(record: dict[str, Any], broken: list[str], expected: dict[str, Any], 
 
 
 def _write_html(notebook: Path) -> bool:
-    """Write an executed notebook as one HTML file that needs no network: no widgets, no MathJax.
-
-    Returns False, and removes an earlier page, where there is no whole notebook.
-    """
+    """Write an executed notebook as HTML that needs no network; return False where there is no whole notebook."""
     path = notebook.with_suffix(".html")
     if not is_notebook(notebook):
         path.unlink(missing_ok=True)
@@ -151,16 +148,13 @@ def kept_text(notebook: Path) -> str:
 
 
 def _keep(folder: Path, run: str) -> None:
-    """Copy what the repository holds: records always; notebooks and figures only of the built-in data set.
-
-    Notebooks that this run left out keep their copies; those that exist no more lose them.
-    """
+    """Copy what the repository holds: records always; notebooks and figures only of the built-in data set."""
     target = home() / "papermill_runs" / run
     records = {path.stem: read_record(path) for path in sorted(folder.glob("[0-9][0-9]_*.json"))}
     own = run.endswith("-synthetic")
     texts = {name: kept_text(folder / f"{name}.ipynb") for name in records} if own else {}
     target.mkdir(parents=True, exist_ok=True)
-    for path in target.iterdir():
+    for path in target.iterdir():  # copies of notebooks that exist no more; those that this run left out stay
         if not (home() / "notebooks" / f"{path.stem}.ipynb").is_file():
             path.unlink()
     for name, record in records.items():

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 
 import pandas as pd
 
 from retailkit.runs.record import home, read_record, run_dir
 
+HERE = Path(__file__).parent
 COLUMNS = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
 
 
 def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
-    """Return every metric of the latest run and of all committed ones, one row per metric.
+    """Return every metric of the latest run and of all committed ones, one row per metric, see `COLUMNS`.
 
     The latest run takes the place of the committed one of the same profile and data set.
-
-    Columns: `run`, `notebook`, `metric`, `value`, `low`, `high`, `n`, `chance`, `better`, `status`.
     """
     rows = []
     for run, record in _records(profile, dataset):
@@ -46,7 +44,7 @@ def _records(profile: str, dataset: str) -> list[tuple[str, dict]]:
 
 def published() -> pd.DataFrame:
     """Return published test results of the data sets, with their sources."""
-    return _packaged("published.csv")
+    return pd.read_csv(HERE / "published.csv")
 
 
 def claims(records: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +56,8 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     """
     from retailkit.metrics import verdict  # brings scikit-learn, which notebooks that only record do not need
 
-    found = _packaged("claims.csv").fillna("").merge(records[records["status"] == "ok"], on=["notebook", "metric"])
+    stated, finished = pd.read_csv(HERE / "claims.csv").fillna(""), records[records["status"] == "ok"]
+    found = stated.merge(finished, on=["notebook", "metric"])
     reverse = found["sign"] < 0  # measured the other way round
     found.loc[reverse, "value"] *= -1
     found.loc[reverse, ["low", "high"]] = -found.loc[reverse, ["high", "low"]].to_numpy()
@@ -67,8 +66,3 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     ]
     columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
     return found.rename(columns={"value": "here"}).astype({"n": "Int64"})[columns]
-
-
-def _packaged(name: str) -> pd.DataFrame:
-    with importlib.resources.as_file(importlib.resources.files(__package__) / name) as path:
-        return pd.read_csv(Path(path))

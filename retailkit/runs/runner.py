@@ -1,8 +1,4 @@
-"""Execute notebooks with papermill, several at a time, each resumable.
-
-A failed notebook is kept and reported while the others go on. A notebook whose record is finished, and whose sources,
-parameters and data set have not changed since, is not run again.
-"""
+"""Execute notebooks with papermill, several at a time; what has not changed since its last run is not run again."""
 
 from __future__ import annotations
 
@@ -61,12 +57,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the notebook."""
+        """Return the name of the notebook."""
         return self.notebook.stem
 
     @property
     def record(self) -> Path:
-        """File of its record."""
+        """Return the file of its record."""
         return self.output / f"{self.name}.json"
 
     def is_done(self) -> bool:
@@ -107,7 +103,7 @@ def execute(
         notebooks: files; see the function `notebooks`.
         profile: value of `PROFILE`.
         dataset: value of `DATASET`.
-        root: value of `ROOT`; made absolute, since notebooks run in their own folder.
+        root: value of `ROOT`.
         extra: further parameters; texts are read as the types of the defaults.
         jobs: notebooks at a time; None takes the number of cores, at most 4.
         fresh: run again what is done already.
@@ -253,8 +249,7 @@ def _papermill(job: Job) -> str:
 def _kernel_config() -> Iterator[Any]:
     """Yield a configuration by which the kernel is this very Python, reached through files where that is possible.
 
-    Kernels that start at the same time now and then draw the same TCP port, and one of them then never answers. Other
-    programs may have installed a kernel called `python3` that is another Python.
+    Kernels that start together may draw the same TCP port, and other programs may have installed another `python3`.
     """
     from traitlets.config import Config
 

@@ -1,6 +1,5 @@
 """How fast notebooks are executed."""
 
-import nbformat
 import pytest
 
 from retailkit import runs
@@ -13,16 +12,9 @@ run.finish()"""
 
 
 @pytest.mark.benchmark
-def test_run(tmp_path, compare, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    paths = []
-    (tmp_path / "notebooks").mkdir()
-    for name in ("10_one", "11_two", "12_three", "13_four"):
-        cells = [nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]})]
-        cells.append(nbformat.v4.new_code_cell(BODY.format(name=name)))
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        paths.append(tmp_path / "notebooks" / f"{name}.ipynb")
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), paths[-1])
+def test_run(checkout, compare):
+    names = ("10_one", "11_two", "12_three", "13_four")
+    paths = [checkout(name, KNOBS, BODY.format(name=name)) for name in names]
 
     def execute(**options):
         results = runs.execute(paths, **options)

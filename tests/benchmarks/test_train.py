@@ -7,9 +7,9 @@ from retailkit.training.encoded import load_batches
 
 
 @pytest.mark.benchmark
-def test_frozen_features(tmp_path, compare, quick, monkeypatch):
+@pytest.mark.usefixtures("own_cache")
+def test_frozen_features(tmp_path, compare, quick):
     """A head on features that are encoded once, against encoding the images again in each of the epochs."""
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
     epochs = 2 if quick else 5
     shop = data.load("synthetic", tmp_path, per_class=(4, 0, 0), families=4, size=224)
     train = shop.split("train", 224)

@@ -1,6 +1,5 @@
 """Values for parameters from a command line, and where a run with changed ones lies."""
 
-import nbformat
 import pytest
 
 from retailkit import runs
@@ -15,14 +14,8 @@ ASKED = ""  # a"""
 
 
 @pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RETAILKIT_RUN_DIR", raising=False)
-    cell = nbformat.v4.new_code_cell(KNOBS, metadata={"tags": ["parameters"]})
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "notebooks" / "10_a.ipynb")
-    return tmp_path / "notebooks" / "10_a.ipynb"
+def notebook(checkout):
+    return checkout("10_a", KNOBS)
 
 
 READ = {  # what is typed: the value

@@ -11,18 +11,21 @@ from retailkit.config import UserError
 from retailkit.runs.record import write_record
 
 
-def test_the_index_shows_expectations_and_survives_markup(workbook, tmp_path):
+@pytest.fixture
+def expected(tmp_path):
+    """Notebook 10_good has to show a `value` of 0.9."""
+    (tmp_path / "tests").mkdir()
+    entry = "{kind: bound, min: 0.9, reason: it should be high}"
+    (tmp_path / "tests/expected.yml").write_text(f"fast-synthetic:\n  10_good:\n    value: {entry}\n")
+
+
+def test_the_index_shows_expectations_and_survives_markup(workbook, expected):
     folder = runs.run_dir("fast", "synthetic")
-    folder.mkdir(parents=True)
     good, bad = runs.Run("10_good", {}), runs.Run("20_bad", {})
     good.metric("value", 0.5, n=1)
     good.finish()
     write_record(folder / "20_bad.json", bad.record | {"status": "failed", "error": "ValueError: <b>boom</b>"})
     workbook("10_good").rename(folder / "10_good.ipynb")
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests/expected.yml").write_text(
-        "fast-synthetic:\n  10_good:\n    value: {kind: bound, min: 0.9, reason: 'it should be high'}\n"
-    )
     failures = runs.publish(folder, "fast", "synthetic")
     assert any("10_good: value is 0.5, below 0.9" in f for f in failures)
     page, executed = (folder / "index.html").read_text(), (folder / "10_good.html").read_text()
@@ -32,15 +35,10 @@ def test_the_index_shows_expectations_and_survives_markup(workbook, tmp_path):
         runs.publish(folder, "fast", "synthetic", update=True)
 
 
-def test_expectations_are_not_judged_where_a_cause_was_switched_off(workbook, tmp_path):
+def test_expectations_are_not_judged_where_a_cause_was_switched_off(workbook, expected):
     folder = runs.run_dir("fast", "synthetic", {"PRETRAINED": False})
-    folder.mkdir(parents=True)
     write_record(folder / "10_good.json", runs.Run("10_good", {}).record | {"status": "ok"})
     write_record(folder / "20_bad.json", runs.Run("20_bad", {}).record | {"status": "failed"})
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests/expected.yml").write_text(
-        "fast-synthetic:\n  10_good:\n    gain: {kind: bound, min: 0.9, reason: 'of pretraining'}\n"
-    )
     assert len(runs.publish(folder, "fast", "synthetic")) == 2
     (left,) = runs.publish(folder, "fast", "synthetic", changed={"PRETRAINED": False})
     assert "status is 'failed'" in left
