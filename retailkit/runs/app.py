@@ -84,10 +84,7 @@ class Server(Voila):
 
 
 def page(parameters: dict[str, Any]) -> Any:
-    """Return the notebook of the tool, with values for its parameters cell, without everything but the tool.
-
-    What its cells print, progress bars above all, is not shown.
-    """
+    """Return the tool alone out of its notebook, with values for the parameters cell and without what cells print."""
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
@@ -111,11 +108,7 @@ def is_loopback(ip: str) -> bool:
 
 
 def free_port(ip: str, port: int) -> int:
-    """Return `port`, or for 0 one that is free.
-
-    Raises:
-        UsageError: this machine has no such address, or the port is taken.
-    """
+    """Return `port`, or for 0 one that is free; raise UsageError where it is taken or this machine has no such `ip`."""
     try:
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         with socket.create_server((ip, port), family=family) as probe:

@@ -43,10 +43,7 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def typed(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values for a notebook's parameters, each of the type of its default.
-
-    Texts, as they come from a command line, are read as that type: an article number stays text where the default is
-    text, and `no` is false where the default is true or false.
+    """Return values for a notebook's parameters, each of the type of its default; texts are read as that type.
 
     Raises:
         UsageError: an unknown parameter, or a value that does not go with its default.

@@ -26,7 +26,6 @@ from PIL import Image
 from retailkit.cache import digest, replacing, to_json
 from retailkit.config import UserError, device, pick
 
-SCHEMA = 1
 FIGURE_BYTES = 120_000
 BETTER = ("higher", "lower", "none")
 FIELDS = {"notebook": str, "profile": str, "dataset": str, "status": str, "seconds": (int, float), "metrics": dict,
@@ -76,7 +75,6 @@ class Run:
         self.folder = run_dir(profile, dataset)
         self._started = time.monotonic()
         self.record: dict[str, Any] = {
-            "schema": SCHEMA,
             "notebook": notebook,
             "profile": profile,
             "dataset": dataset,

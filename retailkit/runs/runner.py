@@ -23,7 +23,7 @@ from tqdm import tqdm
 from retailkit.cache import check_output, digest, file_identity
 from retailkit.config import data_root, pick, threads
 from retailkit.runs.parameters import changed, typed
-from retailkit.runs.record import SCHEMA, home, is_notebook, read_record, run_dir, write_record
+from retailkit.runs.record import home, is_notebook, read_record, run_dir, write_record
 
 LAST = "90"  # reads the records of all others
 CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}
@@ -200,8 +200,8 @@ def _execute(job: Job) -> Result:
     os.environ |= {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
     started = time.monotonic()
     # An earlier record goes, so that a notebook that fails before `runs.start` leaves a trace as well.
-    facts = {"schema": SCHEMA, "notebook": job.name, "status": "running", "key": job.key, "seconds": 0.0}
-    facts |= {"profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
+    facts = {"notebook": job.name, "profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
+    facts |= {"status": "running", "key": job.key, "seconds": 0.0}
     facts |= {"metrics": {}, "figures": [], "tables": {}, "skipped": {}}
     write_record(job.record, facts)
     error = _papermill(job)
@@ -253,7 +253,9 @@ def _kernel_config() -> Iterator[Any]:
     """
     from traitlets.config import Config
 
-    with tempfile.TemporaryDirectory(prefix="retailkit", dir=_short_folder()) as folder:
+    # The path of a socket has about 100 bytes.
+    long = len(os.fsencode(tempfile.gettempdir())) > 60 and os.access("/tmp", os.W_OK)
+    with tempfile.TemporaryDirectory(prefix="retailkit", dir="/tmp" if long else None) as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -265,11 +267,6 @@ def _kernel_config() -> Iterator[Any]:
             yield Config({"KernelManager": reached})
         finally:
             os.environ["JUPYTER_PATH"] = before
-
-
-def _short_folder() -> str | None:
-    """Return the folder for temporary files if a socket may lie in it, whose path has about 100 bytes; else /tmp."""
-    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 60 and os.access("/tmp", os.W_OK) else None
 
 
 def data_identity(given: dict[str, Any]) -> str:

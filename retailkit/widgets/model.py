@@ -105,11 +105,7 @@ class Change:
         return " ".join(token.text for n, token in enumerate(photo.tokens) if n not in self.unread)
 
     def image(self, photo: Photo) -> Tensor:
-        """Return the changed image (3,H,W).
-
-        Raises:
-            UserError: the background or the occlusion needs a product mask, and there is none to use.
-        """
+        """Return the changed image (3,H,W); raise UserError where it needs a product mask and there is none."""
         image, mask = photo.sample.image, photo.sample.mask
         variants = {BACKGROUNDS[pick(BACKGROUNDS, self.background, "background")]: {}}
         if self.occlusion:
@@ -167,10 +163,7 @@ def answers(predictors: Mapping[str, Predictor], image: Tensor, text: str) -> di
 def explaining(
     predictors: Mapping[str, Predictor], photo: Photo, label: int, contrast: int, budget: int
 ) -> Iterator[tuple[str, LocalExplanation | str]]:
-    """Yield explanations of several models in turn, first a coarse one of each, then better ones.
-
-    `budget` is the number of masks per model. Each step is the name of a model and its explanation, or why it has none.
-    """
+    """Yield each model's name and a coarse explanation, or why there is none, then better ones of `budget` masks."""
     options = {**MASKS, "segments": photo.segments, "classes": (label,), "contrast": contrast}
     found = {}
     for name, predictor in predictors.items():
@@ -219,8 +212,7 @@ def stability(explanation: LocalExplanation, row: int = 0, draws: int = 20) -> f
 def decode(content: bytes, name: str) -> np.ndarray:
     """Return the pixels of an uploaded photo, (H,W,3) uint8, upright and at most `LARGEST` wide and high.
 
-    Raises:
-        UserError: the file is empty or too large, is no image that can be read, or has too few or too many pixels.
+    Raises `UserError` for a file that is empty or too large, is no image, or has too few or too many pixels.
     """
     if not content:
         raise UserError(f"{name}: the file is empty; choose another one")
@@ -284,11 +276,7 @@ class Desk:
         return {n: training.evaluate(model, training.encode(model, self.images)) for n, model in models.items()}
 
     def find(self, name: str, label: str = "", show: str = "all") -> list[int]:
-        """Return positions of photos of a class, "" for all, with any answer of model `name` or only with wrong ones.
-
-        Raises:
-            UsageError: an unknown class, or `show` is none of `SHOWS`.
-        """
+        """Return positions of photos of a class, "" for all; `show` is one of `SHOWS`, as model `name` answers."""
         judged = self.judged[name]
         chosen = ~judged.correct if pick(SHOWS, show, "filter") == "wrong" else np.ones(len(self.images), dtype=bool)
         if label:

@@ -71,11 +71,7 @@ class ExplanationTool(Screen):
         self._open()
 
     def use(self, *models: str) -> None:
-        """Choose the models to show, up to three.
-
-        Raises:
-            UsageError: an unknown model, none, or too many.
-        """
+        """Choose the models to show, up to three; raise UsageError for an unknown model, none, or too many."""
         for name in models:
             pick(self.desk.predictors, name, "model")
         if not 1 <= len(models) <= SIDE_BY_SIDE:
@@ -85,11 +81,7 @@ class ExplanationTool(Screen):
         self._look(state.photo, models, found)
 
     def filter(self, label: str = "", show: str = "all") -> None:
-        """Choose the photos to show, see `Desk.find`, and select the first of them.
-
-        Raises:
-            UserError: no photo passes.
-        """
+        """Choose the photos to show, see `Desk.find`, and select the first; raise UserError where none passes."""
         found = self.desk.find(self.state.models[0], label, show)
         if not found:
             raise UserError("No photo passes these filters. Choose others.")
@@ -106,11 +98,7 @@ class ExplanationTool(Screen):
         self._look(self.desk.own_photo(content, name))
 
     def ask(self, label: str, contrast: str) -> None:
-        """Choose the class to explain and its contrast class.
-
-        Raises:
-            UsageError: an unknown class, or one class twice.
-        """
+        """Choose the class to explain and another one as its contrast class; raise UsageError for an unknown one."""
         if label == contrast:
             raise UsageError(f"{label!r} is chosen twice; choose two different classes")
         self.stop()
@@ -127,11 +115,7 @@ class ExplanationTool(Screen):
         self._work(self._explained(steps), budget * len(state.models), "masks", wait)
 
     def refine(self, budget: int = 160, wait: bool = True) -> None:
-        """Improve the explanations by `budget` further masks per model.
-
-        Raises:
-            UserError: there is nothing to refine yet.
-        """
+        """Improve the explanations by `budget` further masks per model; raise UserError where there is none yet."""
         self.stop()
         found = self.state.explanations
         if not found:
@@ -146,10 +130,9 @@ class ExplanationTool(Screen):
             self._worker.join()
 
     def switch(self, segment: int | None = None, word: int | None = None) -> None:
-        """Hide a superpixel or a word, or show it again; a text that was typed is dropped where a word is given.
+        """Hide a superpixel or a word, or show it again; raise UsageError where there is no such part.
 
-        Raises:
-            UsageError: there is no such part.
+        Where a word is given, a text that was typed is dropped.
         """
         change, photo = self.state.change, self.state.photo
         for part, count, what in ((segment, photo.n_segments, "superpixel"), (word, len(photo.tokens), "word")):
@@ -190,11 +173,7 @@ class ExplanationTool(Screen):
         self._work(self._summed(steps, name), photos, "photos", wait)
 
     def page(self, view: str) -> str:
-        """Return a view, a key of `VIEWS`, as an HTML page that needs no other file.
-
-        Raises:
-            UserError: there is nothing to show in it yet.
-        """
+        """Return a view as an HTML page that needs no other file; see `page.sections`."""
         shown = pages.sections(view, self.state, self.desk.classes)
         return pages.page(f"{VIEWS[view]} {self.state.photo.name}", shown)
 
@@ -284,16 +263,15 @@ class ExplanationTool(Screen):
     def _connect(self) -> None:
         c = self.controls
         values = {
-            "dataset": lambda: self.load(c["dataset"].value),
-            "label": lambda: self.filter(c["label"].value, c["show"].value),
-            "show": lambda: self.filter(c["label"].value, c["show"].value),
-            "class": lambda: self.ask(c["class"].value, c["contrast"].value),
-            "contrast": lambda: self.ask(c["class"].value, c["contrast"].value),
+            ("dataset",): lambda: self.load(c["dataset"].value),
+            ("label", "show"): lambda: self.filter(c["label"].value, c["show"].value),
+            ("class", "contrast"): lambda: self.ask(c["class"].value, c["contrast"].value),
         }
         for name in ("text", *SETTINGS):
-            values[name] = lambda name=name: self.change(replace(self.state.change, **{name: c[name].value}))
-        for name, act in values.items():
-            c[name].observe(self._safely(act), names="value")
+            values[(name,)] = lambda name=name: self.change(replace(self.state.change, **{name: c[name].value}))
+        for names, act in values.items():
+            for name in names:
+                c[name].observe(self._safely(act), names="value")
         clicks = {
             "back": lambda: self._turn(-1),
             "on": lambda: self._turn(1),
@@ -307,7 +285,7 @@ class ExplanationTool(Screen):
         for name, act in clicks.items():
             c[name].on_click(self._safely(act))
         self.upload_button.on_upload(lambda *photo: self._safely(lambda: self.upload(*photo))())
-        self.tabs.observe(self._safely(self._forget_link), names="selected_index")
+        self.tabs.observe(self._safely(lambda: self.link.set_trait("value", "")), names="selected_index")
         self.strip.on_click(lambda place: self._safely(lambda: self.select(self._shown[place]))())
         for picture in (self.scene, *(panel.picture for panel in self.panels)):
             picture.on_click(lambda part: self._safely(lambda: self._switch_part(part))())
@@ -318,9 +296,6 @@ class ExplanationTool(Screen):
 
     def _use_ticked(self) -> None:
         self.use(*[box.description for box in self.models.children[1:] if box.value])
-
-    def _forget_link(self) -> None:
-        self.link.value = ""  # of another view
 
     def _turn(self, step: int) -> None:
         self.select(self.state.found[(self._first + step * AT_ONCE) % len(self.state.found)])

@@ -104,6 +104,6 @@ def test_evaluation(compare, quick):
         "float32, part by part",
         straightforward,
         ours,
-        lambda a, b: (a.softmax(1) - b.softmax(1)).abs().max(),
+        lambda a, b: (a - b).abs().max(),
     )
     assert ratio >= 1
