@@ -51,7 +51,6 @@ BAD_CALLS = {  # command: exit code, and what the line names
     "run -p SEED": (2, "NAME=VALUE"),
     "run -p PROFILE=full": (2, "--profile"),
     "run --update -p SEED=1": (2, "--parameter"),
-    "run --jobs 0": (2, "--jobs"),
     "fetch weights": (2, "fetch weights NAME"),
     "fetch weights resnet5O": (2, "resnet50"),
     "fetch grozi12": (2, "grozi120"),
@@ -59,14 +58,12 @@ BAD_CALLS = {  # command: exit code, and what the line names
     "train --preset grocery_best --epochs 2": (2, "--epochs does not go with --preset"),
     "train --preset grocery_best --dataset synthetic": (2, "--dataset does not go with --preset"),
     "train --hold-out": (2, "--hold-out goes with --preset only"),
-    "train --output .": (2, "output=. is a folder; name a file"),
     "evaluate --checkpoint none.safetensors": (1, "none.safetensors"),
     "explain none.jpg --checkpoint none.safetensors": (1, "none.safetensors"),
     "explain none.jpg --checkpoint m.safetensors --output a.pdf": (2, ".html"),
     "export --checkpoint none.safetensors": (1, "none.safetensors"),
     "matrix --train orginal": (2, "did you mean 'original'"),
     "matrix --mode prob": (2, "did you mean 'probe'"),
-    "matrix --seeds 0": (2, "--seeds"),
     "bench rendr": (2, "rendr"),
 }
 
@@ -105,37 +102,15 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_check_lists_broken_files_and_fails(call, photos):
-    assert call("check --dataset folder --root photos")[0] == 0
+def test_a_broken_file_is_named_by_check_and_stops_training(call, photos):
     assert "6 images" in call("check --root photos")[1]
-    (photos / "milk" / "0.jpg").write_text("no picture")
+    broken = photos / "milk" / "1.jpg"
+    broken.write_bytes(broken.read_bytes()[:400])
     code, out, err = call("check --dataset folder --root photos")
-    assert code == 1 and "0.jpg" in out + err and err.count("\n") == 1
-
-
-SPOILT = {  # what is wrong with photos/milk/1.jpg, or with a table: what the error names
-    "text for a picture": "1.jpg",
-    "cut in half": "1.jpg",
-    "image,product\nphotos/milk/0.jpg,milk": "label",
-    "image,label\nphotos/none.jpg,milk": "none.jpg",
-    "empty folder": "empty",
-}
-
-
-@pytest.mark.parametrize("how", SPOILT)
-def test_training_on_spoilt_data_ends_in_one_line(call, photos, how):
-    root, victim = photos, photos / "milk" / "1.jpg"
-    if how.startswith("image,"):
-        root = photos.with_name("table.csv")
-        root.write_text(f"{how}\n")
-    elif how == "empty folder":
-        root = photos.with_name("empty")
-        root.mkdir()
-    else:
-        victim.write_bytes(victim.read_bytes()[:400] if how == "cut in half" else b"no picture")
-    code, _, err = call(f"train --dataset folder --root {root} --frozen --epochs 1")
+    assert code == 1 and "1.jpg" in out + err and err.count("\n") == 1
+    code, _, err = call("train --dataset folder --root photos --frozen --epochs 1")
     last = err.strip().splitlines()[-1]
-    assert code == 1 and last.startswith("retailkit: ") and SPOILT[how] in last and "Traceback" not in err
+    assert code == 1 and last.startswith("retailkit: ") and "1.jpg" in last and "Traceback" not in err
     assert not Path("model.safetensors").exists()
 
 
@@ -222,8 +197,6 @@ def test_train_says_what_becomes_of_an_output_that_is_there(call, photos):
         "output: used again",
         "output: replaced",
     ]
-    code, _, err = call("train --root photos --backbone efficientnet_lite")
-    assert code == 2 and "did you mean 'efficientnet_lite" in err and "Traceback" not in err
 
 
 def test_a_changed_run_leaves_the_other_one_and_only_what_was_asked_for_counts(call, tmp_path):

@@ -5,9 +5,6 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -1,10 +1,10 @@
 """Measure two ways of doing the same thing side by side, in one run."""
 
-import csv
 import os
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -28,7 +28,7 @@ def all_cores():
 
 @pytest.fixture
 def compare():
-    """Return a function that times two callables in turn, writes a row and returns the ratio of their medians."""
+    """Return `_compare`."""
     return _compare
 
 
@@ -50,13 +50,6 @@ def _compare(name, case, baseline, reference, ours, agreement=None, repeat=3, to
     row = (name, case, baseline, f"{slow:.4f}", f"{fast:.4f}", f"{slow / fast:.3f}", shown)
     print(f"\n{name}: {case}: {fast:.3f} s against {slow:.3f} s ({baseline}): {slow / fast:.2f} times as fast")
     if path := os.environ.get("RETAILKIT_BENCH_CSV"):
-        _append(Path(path), row)
+        pd.DataFrame([row], columns=COLUMNS).to_csv(path, mode="a", header=not Path(path).exists(), index=False)
     assert differ is None or differ <= tolerance, f"{name}: {case}: results differ by {shown}"
     return slow / fast
-
-
-def _append(path, row):
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([COLUMNS, row] if fresh else [row])

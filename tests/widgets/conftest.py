@@ -3,9 +3,6 @@
 import io
 from dataclasses import replace
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -2,9 +2,6 @@
 
 import io
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest

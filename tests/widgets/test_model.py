@@ -72,12 +72,8 @@ def test_a_change_does_what_it_says(photo):
     assert 0.3 < (covered != image).any(0)[mask].float().mean() < 0.7
     assert Change(unread=frozenset({0})).words(photo) == photo.text.split(" ", 1)[1]
     assert Change(unread=frozenset({0}), text="5901234123457 milk").words(photo) == "milk", "no barcodes"
-
-
-def test_a_photo_without_a_mask_keeps_its_background(photo):
-    bare = replace(photo, sample=replace(photo.sample, mask=None))
     with pytest.raises(UserError, match="no product mask"):
-        Change(background="blurred").image(bare)
+        Change(background="blurred").image(replace(photo, sample=replace(photo.sample, mask=None)))
 
 
 def test_stability_falls_with_the_width_of_the_intervals(desk):
