@@ -1,8 +1,4 @@
-"""What the background does: variants of images with known product masks, and the masks of photos.
-
-*Noise or Signal: The Role of Image Backgrounds in Object Recognition* (Xiao et al., ICLR 2021) and what *Object
-Recognition With Help From Background* adds to it.
-"""
+"""What the background does (Xiao et al., ICLR 2021): variants of images with known product masks, masks of photos."""
 
 # ruff: noqa: F401
 from retailkit.backgrounds.masks import degrade, grabcut_of, iou, masked

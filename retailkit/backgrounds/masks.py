@@ -31,49 +31,47 @@ SIDE = 256  # GrabCut sees a photo with this short side in pixels, never enlarge
 _RECIPE = 2  # raise when a mask changes for the same photo and settings
 
 
-def grabcut(image: np.ndarray, box: Sequence[float], seed: int = 0) -> np.ndarray | None:
+def grabcut(image: np.ndarray, box: Sequence[float], seed: int = 0) -> np.ndarray:
     """Cut what is inside a box (x0, y0, x1, y1) out of an image (H,W,3) uint8 (Rother et al. 2004).
 
     GrabCut starts from random clusters, again until the mask fills a tenth of the box (Xiao et al., appendix A).
-    Returns (H,W) bool; None where no try gives such a mask.
+    Returns (H,W) bool, empty where no try gives such a mask.
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(end) for end in box)
     area = (x1 - x0) * (y1 - y0)
-    if area <= 0 or area == width * height:
-        return None  # nothing inside, or nothing outside to tell it from
-    for attempt in range(1 + RETRIES):
-        mask = _one_try(image, (x0, y0, x1 - x0, y1 - y0), seed + attempt)
-        if mask is not None and mask.sum() >= LEAST_SHARE * area:
-            return mask
-    return None
+    if 0 < area < width * height:  # something inside, and something outside to tell it from
+        for attempt in range(1 + RETRIES):
+            mask = _one_try(image, (x0, y0, x1 - x0, y1 - y0), seed + attempt)
+            if mask.sum() >= LEAST_SHARE * area:
+                return mask
+    return np.zeros((height, width), bool)
 
 
-def _one_try(image: np.ndarray, rectangle: tuple[int, int, int, int], seed: int) -> np.ndarray | None:
-    """Return the mask (H,W) bool of one GrabCut; None where it fails."""
+def _one_try(image: np.ndarray, rectangle: tuple[int, int, int, int], seed: int) -> np.ndarray:
+    """Return the mask (H,W) bool of one GrabCut, empty where it fails."""
     mask = np.zeros(image.shape[:2], np.uint8)
     cv2.setRNGSeed(seed)
     try:
         cv2.grabCut(image, mask, rectangle, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_RECT)
     except cv2.error:
-        return None
+        mask[:] = cv2.GC_BGD
     return (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
 
 
-def central_grabcut(image: np.ndarray) -> np.ndarray | None:
+def central_grabcut(image: np.ndarray) -> np.ndarray:
     """Cut out of an image (H,W,3) uint8 a product that is taken to be in the middle, as no box is known.
 
     GrabCut starts once from each of the central boxes of 80 and of 90 % of the sides. The masks must agree
     (intersection over union of 0.7), and the larger box's mask, which is the result (H,W) bool, must fill between 10
-    and 90 % of the image; else the result is None.
+    and 90 % of the image; else the result is empty.
     """
     outer = _one_try(image, _central_box(image, CENTRAL[1]), seed=0)
-    if outer is None or not LEAST_SHARE <= outer.mean() <= MOST_SHARE:
-        return None
-    inner = _one_try(image, _central_box(image, CENTRAL[0]), seed=0)
-    if inner is None or (inner & outer).sum() < AGREEMENT * (inner | outer).sum():
-        return None
-    return outer
+    if LEAST_SHARE <= outer.mean() <= MOST_SHARE:
+        inner = _one_try(image, _central_box(image, CENTRAL[0]), seed=0)
+        if (inner & outer).sum() >= AGREEMENT * (inner | outer).sum():
+            return outer
+    return np.zeros_like(outer)
 
 
 def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
@@ -85,12 +83,9 @@ def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
 
 def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
     """Return masks (B,1,H,W) bool of images (B,3,H,W) in [0,1] by `grabcut` of boxes (B,4), empty where it fails."""
-    masks = torch.zeros(len(images), 1, *images.shape[2:], dtype=torch.bool)
     pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    for mask, image, box in zip(masks, pixels, boxes.tolist(), strict=True):
-        if (found := grabcut(image, box, seed)) is not None:
-            mask[0] = torch.from_numpy(found)
-    return masks
+    masks = [grabcut(image, box, seed) for image, box in zip(pixels, boxes.tolist(), strict=True)]
+    return torch.from_numpy(np.stack(masks))[:, None]
 
 
 def iou(masks: Tensor, others: Tensor) -> Tensor:
@@ -147,10 +142,8 @@ def _cut_out(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / min(height, width))
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    mask = central_grabcut(small)
-    if mask is None:
-        return np.zeros((height, width), bool)
-    return cv2.resize(np.float32(mask), (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
+    mask = np.float32(central_grabcut(small))
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
 
 
 # -- Degraded masks.

@@ -211,7 +211,9 @@ def vulnerable(
     tries, culprits, taken_for = (np.full(len(positions), start) for start in (len(drawn), -1, -1))
     standing = np.arange(len(positions))
     for tried, background in enumerate(tqdm(drawn, "backgrounds", delay=2, mininterval=2, leave=False), start=1):
-        predicted = _on_background(predict, split, positions[standing], background)
+        rows = torch.from_numpy(positions[standing]).split(BATCH)
+        pasted = (torch.where(split.masks[r], split.images[r], split.backgrounds[background]) for r in rows)
+        predicted = torch.cat([predict(images.float() / 255).argmax(1).cpu() for images in pasted]).numpy()
         fooled = predicted != labels[standing]
         fallen = standing[fooled]
         tries[fallen], culprits[fallen], taken_for[fallen] = tried, background, predicted[fooled]
@@ -220,14 +222,3 @@ def vulnerable(
             break
     facts = {"row": split.rows[positions], "position": positions, "label": labels, "vulnerable": culprits >= 0}
     return pd.DataFrame(facts | {"tried": tries, "background": culprits, "taken_for": taken_for})
-
-
-def _on_background(
-    predict: Callable[[Tensor], Tensor], split: VariantSplit, positions: np.ndarray, background: int
-) -> np.ndarray:
-    """Return the classes (N,) that foregrounds are predicted to be on one background."""
-    predicted = []
-    for rows in torch.from_numpy(positions).split(BATCH):
-        pasted = torch.where(split.masks[rows], split.images[rows], split.backgrounds[background])
-        predicted.append(predict(pasted.float() / 255).argmax(1).cpu())
-    return torch.cat(predicted).numpy()

@@ -46,8 +46,8 @@ class Ranking:
             precision = gained.cumsum(1) / seen
             reached = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             columns.append((gained * reached).sum(1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(total > 0, np.array(columns) / total, np.nan).T
+        areas = np.array(columns)
+        return np.divide(areas, total, out=np.full_like(areas, np.nan), where=total > 0).T
 
 
 def rank(detections: Detections, scenes: Scenes, label: int) -> Ranking:
