@@ -67,16 +67,13 @@ ARCHIVES = {
 
 
 def fetch(name: str, root: str | Path | None = None) -> Path:
-    """Download a data set; one that is there and right is left alone.
+    """Download a data set and return its folder; one that is there and right is left alone.
 
     Of FineGrainOCR, these are the 12 samples in its repository. Its full set (53.7 GB, one zip) is got by hand.
 
     Args:
         name: `grocery_store` or `finegrainocr`; `grozi120` says where to get it by hand.
         root: where it goes; None takes `$RETAILKIT_DATA/<name>` where that exists, else the cache folder.
-
-    Returns:
-        The folder to load from.
 
     Raises:
         UsageError: unknown name, or a data set that cannot be downloaded.

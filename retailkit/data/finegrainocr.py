@@ -50,8 +50,7 @@ def load(root: str | Path) -> ProductData:
     photo without JSON has an empty text. Printed article numbers are still in there (see `text.redact_barcodes`).
 
     Classes are the class folders (GTIN). `group` is the photos of a class on one day, by the date in the file names.
-    Photos without a split, as the samples, are for training only; where some are in split folders, the others are left
-    out.
+    Photos without a split, as the samples, train; where some are in split folders, the others are left out.
 
     Args:
         root: folder of the data set, or one around it.

@@ -48,14 +48,10 @@ def without_barcodes(words: Sequence[Word]) -> list[str]:
 
 
 def misread(text: str, rate: float, seed: int = 0) -> str:
-    """Make a text worse: each character but spaces fails with probability `rate`.
+    """Make a text worse: each character but spaces fails with probability `rate`, in [0, 1].
 
-    A character that fails becomes a look-alike (0 and O, 5 and S, 8 and B, ...) where it has one, else it is lost.
-
-    Args:
-        text: what was read.
-        rate: in [0, 1].
-        seed: the same text, rate and seed always give the same result.
+    A character that fails becomes a look-alike (0 and O, 5 and S, 8 and B, ...) where it has one, else it is lost. The
+    same text, rate and seed always give the same result.
     """
     rng = np.random.default_rng([seed, *text.encode()[:64]])
     fails = rng.random(len(text)) < rate
@@ -85,11 +81,7 @@ def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, 
 def error_rate(data: ProductData) -> tuple[float, int]:
     """Return the character error rate over all images with true words that were read, and the number of these words.
 
-    Args:
-        data: what `ocr.add_text` returned, of a data set with `truth`.
-
-    Returns:
-        Rate, NaN where no word is printed or no image was read, and number of printed words.
+    `data` is what `ocr.add_text` returned. The rate is NaN where no word is printed or no image was read.
     """
     if "read" not in data.table:
         return float("nan"), 0

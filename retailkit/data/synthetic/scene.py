@@ -86,10 +86,10 @@ def compose(
     """
     draw, calm = _Streams(key, shot), background == "studio"
     canvas = background_of(background, int(draw("scene").integers(SHELVES)), size)
-    camera = _Camera.point(draw, size, calm)
-    seen = cv2.warpAffine(canvas, camera.matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    matrix, stand = _camera(draw, size, calm)
+    seen = cv2.warpAffine(canvas, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
-    subject = _Subject.place(product, draw, pose, camera, size, calm)
+    subject = _Subject.place(product, draw, pose, calm, stand, matrix[:, :2], size)
     front = _occluder(subject, draw, background, size) if effects.occlusion else None
     mask, nothing = subject.mask, np.zeros((size, size), bool)
     planes = {"twin_patch": subject.patch, "shadow": nothing, "reflection": nothing}
@@ -142,25 +142,17 @@ def _scaled_patch(product: Product, height: int) -> np.ndarray:
     return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Camera:
-    """Where the image is taken."""
-
-    matrix: np.ndarray  # (2,3) affine map from shelf pixels to image pixels
-    turn: np.ndarray  # (2,2) zoom and roll
-    stand: np.ndarray  # (2,) where the product stands, in pixels of the image
-
-    @classmethod
-    def point(cls, draw: _Streams, size: int, calm: bool) -> _Camera:
-        rng, shake, reach = draw("camera"), draw.jitter("camera"), 0.3 if calm else 1.0
-        zoom = 1 + reach * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012)
-        roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
-        shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
-        x = 0.5 + reach * rng.uniform(-0.08, 0.08) + shake.normal(0, 0.012)
-        y = 0.875 + reach * rng.uniform(-0.03, 0.02)
-        turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-        stand = size * np.array([x, y])
-        return cls(np.column_stack([turn, stand - turn @ shelf_point]), turn, stand)
+def _camera(draw: _Streams, size: int, calm: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the affine map (2,3) from shelf to image, and where the product stands (2,), in pixels of the image."""
+    rng, shake, reach = draw("camera"), draw.jitter("camera"), 0.3 if calm else 1.0
+    zoom = 1 + reach * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012)
+    roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
+    shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
+    x = 0.5 + reach * rng.uniform(-0.08, 0.08) + shake.normal(0, 0.012)
+    y = 0.875 + reach * rng.uniform(-0.03, 0.02)
+    turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+    stand = size * np.array([x, y])
+    return np.column_stack([turn, stand - turn @ shelf_point]), stand
 
 
 @dataclass(frozen=True)
@@ -181,15 +173,17 @@ class _Subject:
         return (self.layer[..., 3] >= 127.5) | self.patch
 
     @classmethod
-    def place(cls, product: Product, draw: _Streams, pose: str, camera: _Camera, size: int, calm: bool) -> _Subject:
-        """Put a product in front of a camera."""
+    def place(
+        cls, product: Product, draw: _Streams, pose: str, calm: bool, stand: np.ndarray, turn: np.ndarray, size: int
+    ) -> _Subject:
+        """Put a product in front of a camera with zoom and roll `turn` (2,2)."""
         yaw, tall = _yaw(product, draw, pose, calm), extent(product)[1]
         edges = _edges(product, pose, yaw)
         upright, mirrors = ({k: _project(*edge, high, yaw) for k, edge in edges.items()} for high in (tall, -tall))
         spread = np.ptp(np.concatenate(list(upright.values())), axis=0)
         shrink = min(1.0, 0.66 / spread[0])
         for faces in (upright, mirrors):
-            faces |= {k: camera.stand + size * (shrink * quad) @ camera.turn.T for k, quad in faces.items()}
+            faces |= {k: stand + size * (shrink * quad) @ turn.T for k, quad in faces.items()}
         patch, words = np.zeros((size, size), bool), []
         for name, quad in upright.items():
             words += _warp_words(packaging.face(product, name), quad, size)
@@ -199,7 +193,7 @@ class _Subject:
             patch = grow(_warp(flat, upright["front"], size) > 0, 1)
         whole = _faces_layer(product, upright, size)
         patch &= whole[..., 3] > 0
-        return cls(product, whole, patch, words, mirrors, camera.stand, size * shrink * spread[0])
+        return cls(product, whole, patch, words, mirrors, stand, size * shrink * spread[0])
 
     def mirrored(self, gloss: np.ndarray) -> np.ndarray:
         """Return the reflection as a layer: fading downwards, only where the ground is glossy.
