@@ -7,9 +7,9 @@ two look-alikes rendered from one seed differ inside their `twin_patch` only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 
 import cv2
 import numpy as np
@@ -39,6 +39,7 @@ class Effects:
     noise: bool = True  # the camera adds blur and noise
 
 
+Streams = Callable[..., np.random.Generator]  # name -> its generator; see `_generator`
 Words = list[tuple[str, tuple[float, float, float, float], bool]]
 
 
@@ -84,7 +85,7 @@ def compose(
         shot: number inside a burst; shots of one key differ by a small movement of the camera and by noise.
         effects: what may happen.
     """
-    draw, calm = _Streams(key, shot), background == "studio"
+    draw, calm = partial(_generator, key, shot), background == "studio"
     canvas = background_of(background, int(draw("scene").integers(SHELVES)), size)
     matrix, stand = _camera(draw, size, calm)
     seen = cv2.warpAffine(canvas, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -117,18 +118,9 @@ def compose(
     return Rendered(image, mask, planes, words, {"pose": pose, "background": background, "lighting": light})
 
 
-@dataclass(frozen=True)
-class _Streams:
-    """Random generators by name; `jitter` also depends on the shot of a burst."""
-
-    key: Sequence[int]
-    shot: int
-
-    def __call__(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([*self.key, STREAMS.index(name)])
-
-    def jitter(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([*self.key, STREAMS.index(name), 1 + self.shot])
+def _generator(key: Sequence[int], shot: int, name: str, jitter: bool = False) -> np.random.Generator:
+    """Return the random generator of a stream; with `jitter` it also depends on the shot of a burst."""
+    return np.random.default_rng([*key, STREAMS.index(name), *([1 + shot] if jitter else [])])
 
 
 # ---------------------------------------------------------------- product
@@ -142,9 +134,9 @@ def _scaled_patch(product: Product, height: int) -> np.ndarray:
     return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
 
 
-def _camera(draw: _Streams, size: int, calm: bool) -> tuple[np.ndarray, np.ndarray]:
+def _camera(draw: Streams, size: int, calm: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the affine map (2,3) from shelf to image, and where the product stands (2,), in pixels of the image."""
-    rng, shake, reach = draw("camera"), draw.jitter("camera"), 0.3 if calm else 1.0
+    rng, shake, reach = draw("camera"), draw("camera", jitter=True), 0.3 if calm else 1.0
     zoom = 1 + reach * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012)
     roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
     shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
@@ -174,7 +166,7 @@ class _Subject:
 
     @classmethod
     def place(
-        cls, product: Product, draw: _Streams, pose: str, calm: bool, stand: np.ndarray, turn: np.ndarray, size: int
+        cls, product: Product, draw: Streams, pose: str, calm: bool, stand: np.ndarray, turn: np.ndarray, size: int
     ) -> _Subject:
         """Put a product in front of a camera with zoom and roll `turn` (2,2)."""
         yaw, tall = _yaw(product, draw, pose, calm), extent(product)[1]
@@ -235,9 +227,9 @@ def _tucked(side: np.ndarray, front: np.ndarray) -> np.ndarray:
     return side
 
 
-def _yaw(product: Product, draw: _Streams, pose: str, calm: bool) -> float:
+def _yaw(product: Product, draw: Streams, pose: str, calm: bool) -> float:
     """Return by how much the product is turned, in radians; positive shows its right side."""
-    rng, shake = draw("pose"), draw.jitter("pose")
+    rng, shake = draw("pose"), draw("pose", jitter=True)
     sign, amount = rng.choice([-1, 1]), rng.uniform()
     if product.shape in ANGULAR:
         span = (64, 74) if pose == "side" else (2, 10) if calm else (3, 32)
@@ -300,7 +292,7 @@ def _legible(text: str, box: tuple[float, float, float, float], mask: np.ndarray
 # ---------------------------------------------------------------- effects
 
 
-def _shade(subject: _Subject, draw: _Streams, size: int) -> np.ndarray:
+def _shade(subject: _Subject, draw: Streams, size: int) -> np.ndarray:
     """Return how much the product darkens what lies behind and below it, (S,S) float32 in [0,1]."""
     rng = draw("shadow")
     away = rng.choice([-1, 1]) * rng.uniform(0.03, 0.10)
@@ -320,7 +312,7 @@ def _shade(subject: _Subject, draw: _Streams, size: int) -> np.ndarray:
     return cv2.resize(np.maximum(cast, contact), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _occluder(subject: _Subject, draw: _Streams, background: str, size: int) -> np.ndarray | None:
+def _occluder(subject: _Subject, draw: Streams, background: str, size: int) -> np.ndarray | None:
     """Return something that hides a little of the product, as a layer, or None; never what tells look-alikes apart."""
     rng = draw("occluder")
     if background == "studio" or rng.uniform() > 0.3:
@@ -340,12 +332,12 @@ def _occluder(subject: _Subject, draw: _Streams, background: str, size: int) -> 
     return None if (subject.patch & (placed[..., 3] > 0)).any() else placed
 
 
-def _light(draw: _Streams, background: str) -> str:
+def _light(draw: Streams, background: str) -> str:
     names = ("neutral", "neutral", "gradient") if background == "studio" else tuple(LIGHTS)
     return names[int(draw("light").integers(len(names)))]
 
 
-def _gain(light: str, draw: _Streams, size: int) -> np.ndarray:
+def _gain(light: str, draw: Streams, size: int) -> np.ndarray:
     """Return the factors, (S,S,3) or (3,) float32, by which a light changes an image."""
     rng = draw("light")
     rng.integers(len(LIGHTS))  # the light itself
@@ -368,9 +360,9 @@ def _grain(size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((2 * size, 2 * size, 3), dtype=np.float32)
 
 
-def _expose(image: np.ndarray, draw: _Streams, light: str, size: int) -> np.ndarray:
+def _expose(image: np.ndarray, draw: Streams, light: str, size: int) -> np.ndarray:
     """Add what a hand-held camera adds: a little blur, and noise (more of it in dim light)."""
-    rng = draw.jitter("noise")
+    rng = draw("noise", jitter=True)
     if rng.uniform() < 0.5:
         image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.35, 0.75))
     y, x = rng.integers(0, size, 2)
