@@ -107,8 +107,8 @@ def _scene(
 
 def _extent(mask: np.ndarray) -> Box:
     """Return the box around a mask (S,S); an empty one around nothing."""
-    xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return (float(xs[0]), float(ys[0]), xs[-1] + 1.0, ys[-1] + 1.0) if len(xs) else (0.0,) * 4
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return x, y, x + width, y + height
 
 
 def _backdrop(rng: np.random.Generator, size: int) -> np.ndarray:

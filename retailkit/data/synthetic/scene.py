@@ -17,8 +17,7 @@ import numpy as np
 from retailkit.data.synthetic import packaging
 from retailkit.data.synthetic.catalogue import FAMILIES, Product, goods_of
 from retailkit.data.synthetic.packaging import ANGULAR
-from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, scaled
-from retailkit.data.synthetic.shelf import background as background_of
+from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, scaled, shelf, studio
 from retailkit.data.table import bounding_box
 
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
@@ -86,7 +85,8 @@ def compose(
         effects: what may happen.
     """
     draw, calm = partial(_generator, key, shot), background == "studio"
-    canvas = background_of(background, int(draw("scene").integers(SHELVES)), size)
+    number = int(draw("scene").integers(SHELVES))
+    canvas = studio(number, size) if calm else shelf(background, number, size)
     matrix, stand = _camera(draw, size, calm)
     seen = cv2.warpAffine(canvas, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image, gloss = seen[..., :3].astype(np.float32), seen[..., 3]

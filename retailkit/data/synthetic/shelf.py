@@ -26,11 +26,6 @@ BACK_ROW = 0.055  # how much higher the next row of products stands
 STYLES = {name: SimpleNamespace(**department["look"]) for name, department in CONTENT["departments"].items()}
 
 
-def background(name: str, number: int, size: int) -> np.ndarray:
-    """Return a shelf of a department, or the clean ground `studio`, as (H,W,4) uint8; see `shelf`."""
-    return _studio(number % 3, size) if name == "studio" else shelf(name, number, size)
-
-
 @cache
 def shelf(department: str, number: int, size: int) -> np.ndarray:
     """Draw a shelf, twice as wide as an image, with other products on it.
@@ -135,12 +130,12 @@ def _stand(image: np.ndarray, pack: np.ndarray, x: int, base: int, dim: float) -
 
 
 @cache
-def _studio(number: int, size: int) -> np.ndarray:
+def studio(number: int, size: int) -> np.ndarray:
     """Draw a seamless ground without an edge; same shape and meaning as `shelf`."""
     height, width = round(CANVAS[0] * size), round(CANVAS[1] * size)
     y = np.linspace(0, CANVAS[0], height, dtype=np.float32)[:, None, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
-    tone = np.array([(250, 250, 250), (232, 233, 235), (214, 219, 224)][number], np.float32)
+    tone = np.array([(250, 250, 250), (232, 233, 235), (214, 219, 224)][number % 3], np.float32)
     fall = 1 - 0.10 * np.exp(-(((y - FLOOR - 0.02) / 0.16) ** 2)) - 0.06 * x**2
     gloss = np.where(y > FLOOR - BACK_ROW, 255.0, 0.0) * np.ones_like(x)
     return np.clip(np.concatenate([tone * fall, gloss], axis=2), 0, 255).astype(np.uint8)
