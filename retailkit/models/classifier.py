@@ -34,12 +34,11 @@ TEXT_ONLY_SIZE = 32  # a model that uses no images still gets batches with image
 class ProductClassifier(nn.Module):
     """Two encoders and a head; see `build`.
 
+    The encoders and the pooling are None where the head does not use their modality.
+
     Attributes:
-        classes: names; a logit's index is an index into them.
+        classes: names in the order of the logits.
         modalities: what the head uses, of `image` and `text`.
-        image_encoder, pooling: None where images are not used.
-        text_encoder: None where texts are not used.
-        head: from features to logits.
         input_size: side in pixels of the images it expects by default.
         build_args: JSON-able arguments from which `rebuild` makes the same architecture.
     """
@@ -66,7 +65,14 @@ class ProductClassifier(nn.Module):
             encoder.freeze(frozen)
         return self
 
-    def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
+    def with_parts(self, **parts: nn.Module | None) -> ProductClassifier:
+        """Return a model that shares all parts with this one but the given ones, such as `image_encoder=None`."""
+        own = {name: getattr(self, name) for name in ("head", "image_encoder", "pooling", "text_encoder")}
+        twin = ProductClassifier(self.classes, **own | parts, build_args=self.build_args)
+        twin.input_size, twin.training = self.input_size, self.training
+        return twin
+
+    def prepare(self, train: ProductDataset) -> None:
         """Learn from the training split what is not learned by gradient: the text encoder's vocabulary."""
         if self.text_encoder is not None:
             self.text_encoder.prepare([redact_barcodes(str(t)) for t in train.table["text"]])
@@ -104,11 +110,7 @@ class ProductClassifier(nn.Module):
         return Features(values.masked_scatter(available[:, None], encoded), available)
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
-        """Return logits (B,K) of what `encode_image` and `encode_text` gave.
-
-        Raises:
-            UserError: some row has nothing that this model uses, and its head has no answer to that.
-        """
+        """Return logits (B,K) of what `encode_image` and `encode_text` gave; `UserError` for a row without either."""
         return self.head(self._answerable(image_features, text_features))
 
     def loss(
@@ -134,14 +136,9 @@ class ProductClassifier(nn.Module):
         return self.pooling.regions(self.image_encoder, images)
 
     def window_contributions(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Say how much each window of an `lca` pooling adds to the logits of `labels (B,)`.
+        """Return the windows of an `lca` pooling and how much each adds to the logits of `labels (B,)`.
 
-        Args:
-            images: (B,3,H,W) in [0,1].
-            labels: (B,) classes.
-
-        Returns:
-            Boxes (N,4) as x0, y0, x1, y1 in pixels, and contributions (B,N).
+        Images are (B,3,H,W) in [0,1]. Boxes are (N,4) as x0, y0, x1, y1 in pixels, contributions (B,N).
         """
         if not isinstance(self.pooling, LocalConceptsAccumulation):
             raise UsageError("this model has no windows; build it with pooling='lca'")
@@ -174,7 +171,6 @@ class ProductClassifier(nn.Module):
         return None if frozen is None else Features(self.pooling.pool(frozen.values), frozen.available)
 
     def _answerable(self, image_features: Features | None, text_features: Features | None) -> dict[str, Features]:
-        """Return the features by modality; raise where the head has nothing to go by."""
         features = self.by_modality(image_features, text_features)
         if not features:
             raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
@@ -196,8 +192,7 @@ class ProductClassifier(nn.Module):
 class ImageScorer(nn.Module):
     """The part of the interface of `ProductClassifier` that needs neither gradients nor texts.
 
-    A subclass sets `classes` and `build_args`; its `encode_image(images)` gives features, and `score` turns their
-    values into scores (B,K).
+    A subclass has `classes`, `build_args`, `encode_image(images)`, and `score`, from feature values to scores (B,K).
     """
 
     modalities = ("image",)
@@ -208,7 +203,7 @@ class ImageScorer(nn.Module):
         return self.encode_image(images)
 
     def pool(self, frozen: Features) -> Features:
-        """Return what `encode_frozen` gave: there is nothing left to learn."""
+        """Return the features as they are."""
         return frozen
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:

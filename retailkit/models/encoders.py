@@ -42,12 +42,12 @@ ARCHITECTURE = {
 
 
 class Encoder(nn.Module):
-    """A module that can be frozen: no gradients for its weights, batch statistics left alone."""
+    """A module that can be frozen."""
 
     frozen = False
 
     def freeze(self, frozen: bool = True) -> Encoder:
-        """Stop (or resume) learning; a frozen encoder stays in evaluation mode whatever `train` says."""
+        """Stop (or resume) learning; a frozen encoder keeps its batch statistics whatever `train` says."""
         self.frozen = frozen
         self.requires_grad_(not frozen)
         return self.train(self.training)
@@ -61,11 +61,10 @@ class ImageEncoder(Encoder):
     """An image network without its classifier; see `build_image_encoder`.
 
     Attributes:
-        name: key of `BACKBONES`, or `timm:NAME`.
         dim: D, channels of the last map and length of a pooled vector.
         stride: input pixels per cell of the last map.
         size: input side in pixels that the weights were made for; other sizes work.
-        mean, std: per channel, of images in [0,1], as (3,1,1).
+        mean, std: (3,1,1), of images in [0,1].
         map_layer: module whose output is the last feature map, whatever the network: hook it for Grad-CAM.
     """
 
@@ -106,34 +105,24 @@ def build_image_encoder(name: str, weights: str | Path | None = "auto") -> Image
     _, published = published_weights(name, "auto" if local else str(weights))
     described = describe(published.network)
     file = None if weights is None else find_weights(name, weights)
-    network = _network(published.network)
+    encoder = ImageEncoder(name, _network(published.network), described)
     if file:
-        load_trunk(network, file)
-    encoder = ImageEncoder(name, network, described)
+        load_trunk(encoder.network, file)
     if name.startswith("timm:"):
-        _require_map(encoder)
-    return encoder
-
-
-def _require_map(encoder: ImageEncoder) -> None:
-    with torch.no_grad():
-        shape = tuple(encoder.eval().forward_map(torch.zeros(1, 3, encoder.size, encoder.size)).shape)
-    encoder.train()
-    if len(shape) != 4 or shape[1] != encoder.dim:
-        raise UsageError(
-            f"backbone {encoder.name!r} gives {shape} and no feature map (B, {encoder.dim}, h, w); "
-            "choose a convolutional network"
-        )
+        with torch.no_grad():
+            shape = tuple(encoder.eval().forward_map(torch.zeros(1, 3, encoder.size, encoder.size)).shape)
+        if len(shape) != 4 or shape[1] != encoder.dim:
+            wanted = f"feature map (B, {encoder.dim}, h, w); choose a convolutional network"
+            raise UsageError(f"backbone {name!r} gives {shape} and no {wanted}")
+    return encoder.train()
 
 
 class _Trunk(nn.Sequential):
-    """Children of a plain feed-forward network, called as timm calls its own."""
-
     forward_features = nn.Sequential.forward
 
 
 def _network(name: str) -> nn.Module:
-    """Build a network of timm, or `torchvision:NAME`, randomly initialised and without its classifier."""
+    """Return a network of timm or torchvision, randomly initialised and without its classifier."""
     if not name.startswith("torchvision:"):
         import timm
 
@@ -150,13 +139,11 @@ class TextEncoder(Encoder):
     """Turns texts into vectors.
 
     Attributes:
-        name: one of `TEXT_ENCODERS`.
         dim: D, length of a vector.
         sparse: True where most features are zero for most texts, so that they share one scale.
         config: JSON-able description that rebuilds the architecture without a file; None where not needed.
     """
 
-    name: str
     dim: int
     sparse = False
     config: dict[str, Any] | None = None
@@ -164,20 +151,11 @@ class TextEncoder(Encoder):
     def prepare(self, texts: Sequence[str]) -> None:
         """Learn from training texts what is not learned by gradient."""
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Return one vector a text, (B,D)."""
-        raise NotImplementedError
-
 
 class TransformerEncoder(TextEncoder):
-    """A Hugging Face transformer with its tokenizer; both travel in the state dict.
+    """A Hugging Face transformer with its tokenizer, which is None until a vocabulary is loaded."""
 
-    Attributes:
-        tokenizer: cuts off at `max_tokens`, pads to the longest text; None until a vocabulary is loaded.
-        max_tokens: longer texts are cut off here.
-    """
-
-    max_tokens = 256
+    max_tokens = 256  # longer texts are cut off here
 
     def __init__(self, name: str, network: nn.Module, vocabulary: str = "") -> None:
         super().__init__()
@@ -189,7 +167,7 @@ class TransformerEncoder(TextEncoder):
         self._set_vocabulary(vocabulary)
 
     def _set_vocabulary(self, vocabulary: str) -> None:
-        """Take the text of a `tokenizer.json`; "" for none."""
+        # The text of a `tokenizer.json`.
         self.vocabulary, self.tokenizer = vocabulary, None
         if vocabulary:
             self.tokenizer = Tokenizer.from_str(vocabulary)
@@ -216,13 +194,13 @@ class TransformerEncoder(TextEncoder):
         return self.tokenizer.encode_batch(list(texts))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Return one vector a text, (B,D)."""
+        """Return one vector (B,D) per text."""
         encoded, device = self.tokenize(texts), self.network.device
         ids = torch.tensor([e.ids for e in encoded], device=device)
         return self.encode_tokens(ids, torch.tensor([e.attention_mask for e in encoded], device=device))
 
     def encode_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return one vector (B,D) a row of token ids (B,T); mask (B,T) is 0 on padding."""
+        """Return one vector (B,D) per row of token ids (B,T); mask (B,T) is 0 on padding."""
         states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         if self.pool == "first":
             return states[:, 0]
@@ -236,7 +214,7 @@ class CharNgramEncoder(TextEncoder):
     Vectors have length sqrt(D), so that a feature is of the order of 1 like those of other encoders.
     """
 
-    name, dim, sparse = "char_ngrams", 4096, True
+    dim, sparse = 4096, True
 
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -254,7 +232,7 @@ class CharNgramEncoder(TextEncoder):
         self.idf.copy_(((1 + counts.shape[0]) / (1 + frequency)).log() + 1)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Return one vector a text, (B,D)."""
+        """Return one vector (B,D) per text."""
         counts = torch.from_numpy(self.vectorizer.transform(texts).toarray()).float().to(self.idf.device)
         return functional.normalize(counts * self.idf, dim=1) * math.sqrt(self.dim)
 
@@ -295,7 +273,7 @@ def build_text_encoder(
 
 
 def _random_transformer(config: Mapping[str, Any]) -> nn.Module:
-    """Build a transformer by its architecture alone: a configuration may come from a file of somebody else."""
+    # By its architecture alone: a configuration may come from a file of somebody else.
     from transformers import AutoConfig, AutoModel
 
     kind = _require_known(config.get("model_type"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ class Ensemble(ImageScorer):
     are trained before they join.
 
     Args:
-        members: models of the same classes in the same order, each with its `input_size` set.
+        members: image models of the same classes in the same order, each with its `input_size` set.
         flips: which members also see the mirror image.
 
     Attributes:
@@ -53,7 +52,7 @@ class Ensemble(ImageScorer):
             | {"size": m.input_size, "flip": flip}
             for m, flip in zip(members, flips, strict=True)
         ]
-        self.build_args: dict[str, Any] = {"name": "ensemble", "classes": self.classes, "members": described}
+        self.build_args = {"name": "ensemble", "classes": self.classes, "members": described}
         self.input_size = max(m.input_size for m in members)
         self.register_buffer("weights", torch.ones(len(members)))
 
@@ -89,12 +88,7 @@ class Ensemble(ImageScorer):
         return values.view(len(values), len(self.members), len(self.classes))
 
     def _log_probs(self, member: nn.Module, flip: bool, images: Tensor) -> Tensor:
-        resized = _resized(images, member.input_size)
-        log_probs = member(resized).log_softmax(1)
-        return (log_probs + member(resized.flip(-1)).log_softmax(1)) / 2 if flip else log_probs
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    if images.shape[-1] == size:
-        return images
-    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        if images.shape[-1] != member.input_size:
+            images = functional.interpolate(images, [member.input_size] * 2, mode="bilinear", antialias=True)
+        log_probs = member(images).log_softmax(1)
+        return (log_probs + member(images.flip(-1)).log_softmax(1)) / 2 if flip else log_probs

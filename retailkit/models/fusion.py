@@ -23,9 +23,7 @@ class ScoreFusion(Head):
 
     Each classifier learns by itself, from the rows that have its modality. A row with one modality gets the answer of
     that classifier alone. The logits are log probabilities of the mean, so that their softmax is that mean.
-
-    Attributes:
-        shares: weight of each modality, in their order; they sum to 1. Equal until `tune` is called.
+    Their `shares`, in the order of the modalities, sum to 1 and are equal until `tune` is called.
     """
 
     tunes = True
@@ -114,16 +112,11 @@ class EmbraceNet(Head):
         docked = torch.stack(docked, 1)  # (B,M,c)
         if self.training:
             if torch.rand(()) < MODALITY_DROPOUT:
-                available = _one_of(available)
+                kept = torch.multinomial(available.float(), 1)  # of those that are there, each with the same chance
+                available = torch.zeros_like(available).scatter(1, kept, True)
             drawn = torch.multinomial(available.float(), WIDTH, replacement=True)  # (B,c)
             joint = docked.gather(1, drawn[:, None]).squeeze(1)
         else:
             chances = available / available.sum(1, keepdim=True)
             joint = (docked * chances[..., None]).sum(1)
         return self.linear(self.dropout(joint))
-
-
-def _one_of(available: Tensor) -> Tensor:
-    """Keep one of the modalities that are there, (B,M) bool, each with the same chance."""
-    kept = torch.multinomial(available.float(), 1)
-    return torch.zeros_like(available).scatter(1, kept, True)

@@ -12,6 +12,7 @@ along the other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +28,8 @@ CHANNELS = 512  # channels processed at a time, so that the running sums stay in
 class LocalConceptsAccumulation(Pooling):
     """The mean over all windows of ReLU(FC(window mean)).
 
-    Args:
-        encoder: whose last map is pooled.
-        n_classes: not used.
-        width: length of the result; 0 takes the number of channels, as the paper's figure suggests.
-        relu: False leaves the ReLU out. The layer then equals one linear layer on a centre-weighted mean.
-
-    Attributes:
-        dim: length of the result.
-        fc: the shared fully connected layer.
+    `width` is the length of the result; 0 takes the number of channels, as the paper's figure suggests. Without `relu`
+    the layer equals one linear layer on a centre-weighted mean. `fc` is the shared fully connected layer.
     """
 
     def __init__(self, encoder: ImageEncoder, n_classes: int, width: int = 0, relu: bool = True) -> None:
@@ -54,23 +48,19 @@ class LocalConceptsAccumulation(Pooling):
         self.scaler.fit(Features.present(cells))
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Return (B,dim) of feature maps (B,D,h,w).
-
-        Raises:
-            UsageError: a map of a single cell has no window larger than one cell.
-        """
-        sums = [self._checkpointed_sum(part) for part in self._cells(maps).split(CHANNELS, dim=-1)]
-        return torch.cat(sums, 1) / count_windows(*maps.shape[2:])
+        """Return (B,dim) of feature maps (B,D,h,w); `UsageError` for maps of a single cell."""
+        height, width = maps.shape[2:]
+        count = height * (height + 1) // 2 * (width * (width + 1) // 2) - height * width
+        parts, add_up = self._cells(maps).split(CHANNELS, dim=-1), self._sum
+        if torch.is_grad_enabled() and parts[0].requires_grad:  # then many intermediate values would have to be kept
+            add_up = partial(checkpoint, self._sum, use_reentrant=False)
+        return torch.cat([add_up(part) for part in parts], 1) / count
 
     def window_contributions(self, maps: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much each window adds to the pooled vector along `direction`.
 
-        With the gradient of a class logit with respect to the pooled vector as direction, these are the contributions
-        of the windows to that logit. They sum to `pool(maps) @ direction`.
-
-        Args:
-            maps: (B,D,h,w).
-            direction: (dim,) or (B,dim).
+        With the gradient of a class logit with respect to the pooled vector as direction (dim,) or (B,dim), these are
+        the contributions of the windows to that logit. They sum to `pool(maps) @ direction`.
 
         Returns:
             Boxes (N,4) as x0, y0, x1, y1 in cells, and contributions (B,N).
@@ -95,11 +85,7 @@ class LocalConceptsAccumulation(Pooling):
     def _by_height(self, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield each window height with the sums of row means of its windows, (B,positions,runs,channels).
 
-        Divided by the height they are the layer's outputs. The sums of one height are those of the height before plus
-        one more row.
-
-        Args:
-            cells: the layer applied to every cell, (B,h,w,channels).
+        Divided by the height they are the layer's outputs. Each height adds one more row to the sums of the last one.
         """
         height, width = cells.shape[1:3]
         rows = run_means(width, cells) @ cells
@@ -110,15 +96,8 @@ class LocalConceptsAccumulation(Pooling):
             yield kernel, sums[:, :, width if kernel == 1 else 0 :]  # the first runs of height 1 are single cells
 
     def _sum(self, cells: Tensor) -> Tensor:
-        """Return the sum of the activations of all windows, (B,channels)."""
         # ReLU(x / k) = ReLU(x) / k, so the division can wait for the sum.
         return sum(self._activate(sums).sum((1, 2)) / kernel for kernel, sums in self._by_height(cells))
-
-    def _checkpointed_sum(self, cells: Tensor) -> Tensor:
-        """Return `_sum`; in training, its many intermediate values are computed again instead of kept."""
-        if torch.is_grad_enabled() and cells.requires_grad:
-            return checkpoint(self._sum, cells, use_reentrant=False)
-        return self._sum(cells)
 
 
 def windows(height: int, width: int) -> Tensor:
@@ -135,11 +114,6 @@ def windows(height: int, width: int) -> Tensor:
         if a * b > 1
     ]
     return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
-
-
-def count_windows(height: int, width: int) -> int:
-    """Return the number of windows of a map; see `windows`."""
-    return height * (height + 1) // 2 * (width * (width + 1) // 2) - height * width
 
 
 def run_means(length: int, like: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ of the query votes for the classes of the points nearest to it in the whole gall
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
@@ -39,17 +40,11 @@ SIDE = 240  # smaller images are enlarged until their shorter side has this many
 
 
 class Keypoints(NamedTuple):
-    """Local features of one image.
+    """Local features of one image."""
 
-    Attributes:
-        points: (N,2) float32 x, y in pixels.
-        strengths: (N,) response of the detector.
-        descriptors: (N,D) float32 unit vectors; their dot product is the similarity.
-    """
-
-    points: np.ndarray
-    strengths: np.ndarray
-    descriptors: np.ndarray
+    points: np.ndarray  # (N,2) float32 x, y in pixels
+    strengths: np.ndarray  # (N,) response of the detector
+    descriptors: np.ndarray  # (N,D) float32 unit vectors; their dot product is the similarity
 
 
 Detector = Callable[[np.ndarray], Keypoints]
@@ -66,30 +61,21 @@ def signs(descriptors: np.ndarray) -> np.ndarray:
     return bits / np.sqrt(bits.shape[1])
 
 
-@dataclass(frozen=True)
-class OpenCVDetector:
-    """A detector of OpenCV: the function that creates it, its options, and what makes its descriptors unit vectors."""
-
-    create: str
-    unit: Callable[[np.ndarray], np.ndarray]
-    options: dict[str, float]
-
-    def __call__(self, grey: np.ndarray) -> Keypoints:
-        """Describe a grey image (H,W) uint8."""
-        if not hasattr(cv2, self.create):
-            raise UserError(f"OpenCV {cv2.__version__} has no {self.create}; use the detector sift, or OpenCV 4")
-        found, raw = getattr(cv2, self.create)(**self.options).detectAndCompute(grey, None)
-        if raw is None or not len(found):
-            return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
-        points, strengths = np.float32([k.pt for k in found]), np.float32([k.response for k in found])
-        return Keypoints(points, strengths, self.unit(raw).astype(np.float32))
+def _opencv(grey: np.ndarray, create: str, unit: Callable[[np.ndarray], np.ndarray], **options: float) -> Keypoints:
+    if not hasattr(cv2, create):
+        raise UserError(f"OpenCV {cv2.__version__} has no {create}; use the detector sift, or OpenCV 4")
+    found, raw = getattr(cv2, create)(**options).detectAndCompute(grey, None)
+    if raw is None or not len(found):
+        return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
+    points, strengths = np.float32([k.pt for k in found]), np.float32([k.response for k in found])
+    return Keypoints(points, strengths, unit(raw).astype(np.float32))
 
 
 OPENCV_DETECTORS = {
-    "sift": OpenCVDetector("SIFT_create", root_sift, {"contrastThreshold": 0.02}),
-    "orb": OpenCVDetector("ORB_create", signs, {"fastThreshold": 5}),
-    "brisk": OpenCVDetector("BRISK_create", signs, {"thresh": 15}),
-    "akaze": OpenCVDetector("AKAZE_create", signs, {"threshold": 5e-4}),
+    "sift": partial(_opencv, create="SIFT_create", unit=root_sift, contrastThreshold=0.02),
+    "orb": partial(_opencv, create="ORB_create", unit=signs, fastThreshold=5),
+    "brisk": partial(_opencv, create="BRISK_create", unit=signs, thresh=15),
+    "akaze": partial(_opencv, create="AKAZE_create", unit=signs, threshold=5e-4),
 }
 DETECTORS = (*OPENCV_DETECTORS, "superpoint")
 
@@ -97,9 +83,8 @@ DETECTORS = (*OPENCV_DETECTORS, "superpoint")
 class SuperPoint(nn.Module):
     """SuperPoint (DeTone et al. 2018) through `transformers`; it does not learn here.
 
-    Args:
-        weights: `auto` for the fetched folder (Magic Leap's licence: non-commercial), a local Hugging Face folder,
-            or None for a random start, into which a checkpoint can be loaded.
+    Its weights: `auto` for the fetched folder (Magic Leap's licence: non-commercial), a local Hugging Face folder, or
+    None for a random start, into which a checkpoint can be loaded.
     """
 
     def __init__(self, weights: str | Path | None = "auto") -> None:
@@ -121,11 +106,10 @@ class SuperPoint(nn.Module):
     @torch.no_grad()
     def forward(self, grey: np.ndarray) -> Keypoints:
         """Describe a grey image (H,W) uint8."""
-        device = next(self.parameters()).device
-        found = self.network(torch.from_numpy(grey).to(device).float().div(255).expand(1, 3, -1, -1))
+        found = self.network(torch.from_numpy(grey).float().div(255).expand(1, 3, -1, -1))
         real = found.mask[0].bool()
-        points = found.keypoints[0][real] * torch.tensor(grey.shape[::-1], device=device)
-        return Keypoints(*(part.cpu().numpy() for part in (points, found.scores[0][real], found.descriptors[0][real])))
+        points = found.keypoints[0][real] * torch.tensor(grey.shape[::-1])
+        return Keypoints(*(part.numpy() for part in (points, found.scores[0][real], found.descriptors[0][real])))
 
 
 def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
@@ -134,10 +118,7 @@ def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
 
 
 def detect(image: np.ndarray, detector: Detector, limit: int = 300) -> Keypoints:
-    """Return the strongest local features, at most `limit`, of an image (H,W,3) uint8 RGB.
-
-    A small image is enlarged before (`SIDE`); points stay in pixels of the original.
-    """
+    """Return the strongest local features of an image (H,W,3) uint8 RGB; a small one is enlarged before (`SIDE`)."""
     scale = max(1.0, SIDE / min(image.shape[:2]))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if scale > 1:
@@ -178,12 +159,12 @@ def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float,
     return torch.where(good, nearest, -1)
 
 
-def inliers(source: np.ndarray, target: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+def inliers(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return which matches (N,2) one plausible homography explains, (N,) bool; all False where there is none."""
     none = np.zeros(len(source), dtype=bool)
     if len(source) < 4:
         return none
-    matrix, kept = cv2.findHomography(source, target, cv2.USAC_MAGSAC, tolerance, maxIters=1000, confidence=0.995)
+    matrix, kept = cv2.findHomography(source, target, cv2.USAC_MAGSAC, TOLERANCE, maxIters=1000, confidence=0.995)
     return kept[:, 0] > 0 if matrix is not None and _plausible(matrix, source) else none
 
 
@@ -202,12 +183,7 @@ def local_naive_bayes(query: Tensor, gallery: Tensor, labels: Tensor, classes: i
     Algorithm 2 of McCann and Lowe 2012: a point adds, to each class among its nearest neighbours, the squared distance
     of the first neighbour beyond them minus that of the nearest neighbour of the class.
 
-    Args:
-        query: (Q,D) unit vectors.
-        gallery: (N,D) unit vectors.
-        labels: (N,) class indices.
-        classes: K.
-        neighbours: of each point.
+    Query (Q,D) and gallery (N,D) are unit vectors; `labels` (N,) are the classes of the gallery's points.
     """
     similarity, nearest = (query @ gallery.T).topk(min(neighbours + 1, len(gallery)), dim=1)
     margin = 2 * (similarity[:, :-1] - similarity[:, -1:])  # of squared distances, since all are unit vectors
@@ -226,12 +202,6 @@ class KeypointMatcher(ImageScorer):
         detector: one of `DETECTORS`.
         weights: of SuperPoint.
         keypoints: at most this many per image.
-
-    Attributes:
-        points: (G,N,2) of the G gallery images, padded.
-        descriptors: (G,N,D); zeros where there is no point.
-        counts: (G,) real points per image.
-        labels: (G,) their classes.
     """
 
     name = "matching"
@@ -239,26 +209,18 @@ class KeypointMatcher(ImageScorer):
     probabilistic = False
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        detector: str = "sift",
-        weights: str | Path | None = "auto",
-        keypoints: int = 300,
+        self, classes: Sequence[str], detector: str = "sift", weights: str | Path | None = "auto", keypoints: int = 300
     ) -> None:
         super().__init__()
         self.detector = build_detector(detector, weights)
-        self.binary = getattr(self.detector, "unit", None) is signs
+        self.binary = detector not in ("sift", "superpoint")
         self.classes, self.keypoints = list(classes), keypoints
-        self.build_args: dict[str, Any] = {
-            "name": self.name,
-            "classes": self.classes,
-            "detector": detector,
-            "weights": weights and str(weights),
-            "keypoints": keypoints,
-        }
+        self.build_args = {"name": self.name, "classes": self.classes, "detector": detector, "keypoints": keypoints}
+        self.build_args["weights"] = weights and str(weights)
         self._fill(torch.zeros(0, 0, 2), torch.zeros(0, 0, 0), torch.zeros(0), torch.zeros(0))
 
     def _fill(self, points: Tensor, descriptors: Tensor, counts: Tensor, labels: Tensor) -> None:
+        # Of G gallery images: points (G,N,2) and descriptors (G,N,D), padded with zeros; how many are real; classes.
         self.register_buffer("points", points)
         self.register_buffer("descriptors", descriptors)
         self.register_buffer("counts", counts.long())
@@ -272,7 +234,7 @@ class KeypointMatcher(ImageScorer):
         self._fill(*(state_dict[prefix + name] for name in ("points", "descriptors", "counts", "labels")))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def prepare(self, train: ProductDataset, val: ProductDataset | None = None) -> None:
+    def prepare(self, train: ProductDataset) -> None:
         """Describe every training image once."""
         bar = tqdm(range(len(train)), "gallery", mininterval=2, leave=False, disable=len(train) < 100)
         found = [self._describe(train[i].image) for i in bar]
@@ -280,13 +242,10 @@ class KeypointMatcher(ImageScorer):
         if not counts.any():
             detector = self.build_args["detector"]
             raise UserError(f"no keypoint on any of {len(found)} gallery images; try another detector than {detector}")
-        shape = len(found), int(counts.max())
-        points = torch.zeros(*shape, 2)
-        descriptors = torch.zeros(*shape, max(k.descriptors.shape[1] for k in found))
-        for row, k in enumerate(found):
-            points[row, : len(k.points)] = torch.from_numpy(k.points)
-            descriptors[row, : len(k.points), : k.descriptors.shape[1]] = torch.from_numpy(k.descriptors)
-        self._fill(points, descriptors, counts, torch.tensor(train.labels))
+        width = max(k.descriptors.shape[1] for k in found)
+        points = pad_sequence([torch.from_numpy(k.points) for k in found], batch_first=True)
+        descriptors = [torch.from_numpy(k.descriptors).reshape(-1, width) for k in found]
+        self._fill(points, pad_sequence(descriptors, batch_first=True), counts, torch.tensor(train.labels))
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Features:
@@ -310,7 +269,6 @@ class KeypointMatcher(ImageScorer):
         return detect(pixels, self.detector, self.keypoints)
 
     def _matches(self, query: Keypoints) -> Tensor:
-        """Return (G,Q) index of the matching point in each gallery image, -1 for none."""
         descriptors = torch.from_numpy(query.descriptors)
         chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
         return torch.cat([mutual_matches(descriptors, d, c, RATIO, self.binary) for d, c in chunks])
@@ -326,10 +284,7 @@ class KeypointMatcher(ImageScorer):
         return torch.where(best >= UNKNOWN_BELOW, best, 0.0).log1p()
 
     def _scores(self, query: Keypoints) -> Tensor:
-        """Return the row of `encode_image` for one image: (G,) inliers.
-
-        A fraction below one is added, which breaks ties by the number of mutual matches.
-        """
+        # (G,) inliers, plus a fraction below one that breaks ties by the number of mutual matches.
         scores = torch.zeros(len(self.labels))
         if not len(query.points):
             return scores

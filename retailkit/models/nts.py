@@ -29,26 +29,17 @@ IOU = 0.25
 
 
 class Regions(NamedTuple):
-    """What the navigator chose, best first.
+    """What the navigator chose, best first."""
 
-    Attributes:
-        boxes: (B,M,4) int64 as x0, y0, x1, y1 in pixels of the input; they may overhang it.
-        scores: (B,M) the navigator's, unbounded.
-    """
-
-    boxes: Tensor
-    scores: Tensor
+    boxes: Tensor  # (B,M,4) int64 as x0, y0, x1, y1 in pixels of the input; they may overhang it
+    scores: Tensor  # (B,M) the navigator's, unbounded
 
 
 def anchors(size: tuple[int, int], stride: int) -> Tensor:
-    """Return the fixed boxes, (N,4) float as y0, x0, y1, x1 in pixels.
+    """Return the fixed boxes of an input of height and width `size`, (N,4) float as y0, x0, y1, x1 in pixels.
 
     The order is that of the navigator's flattened maps: level, scale, ratio, row, column. 1,614 boxes at 448 px and
-    a stride of 32, 426 at 224.
-
-    Args:
-        size: height and width of the input.
-        stride: input pixels per cell of the last map.
+    a stride of 32 pixels per cell, 426 at 224.
     """
     boxes = []
     for cells, share, scales in LEVELS:
@@ -74,20 +65,10 @@ def overlapping(size: tuple[int, int], stride: int) -> Tensor:
 
 
 def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
-    """Greedy hard non-maximum suppression of a whole batch.
+    """Greedy hard non-maximum suppression of a whole batch: `count` indices (B,M) by scores (B,N), best first.
 
-    Where fewer than M boxes survive, the best suppressed ones follow.
-
-    Args:
-        scores: (B,N).
-        overlaps: (N,N) bool, from `overlapping`.
-        count: M.
-
-    Returns:
-        (B,M) indices, best first.
-
-    Raises:
-        UsageError: there are fewer than M boxes at all.
+    `overlaps` (N,N) come from `overlapping`. Where fewer than M boxes survive, the best suppressed ones follow;
+    `UsageError` where there are fewer at all.
     """
     if count > scores.shape[1]:
         raise UsageError(f"M={count} regions of {scores.shape[1]} anchors; use larger images or a smaller M")
@@ -108,16 +89,8 @@ def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
 def cut(images: Tensor, boxes: Tensor, size: int, fill: Tensor) -> Tensor:
     """Cut boxes out of images and bring each to `size` pixels, in one call.
 
-    Equal to padding with `fill`, slicing and `F.interpolate(..., align_corners=True)` box by box.
-
-    Args:
-        images: (B,3,H,W).
-        boxes: (B,M,4) int64 as x0, y0, x1, y1; they may overhang the image.
-        size: side of a part.
-        fill: (3,1,1) colour of what lies outside.
-
-    Returns:
-        (B,M,3,size,size).
+    Equal to padding with the colour `fill` (3,1,1), slicing and `F.interpolate(..., align_corners=True)` box by box.
+    Images (B,3,H,W) and `boxes` (B,M,4) as in `Regions` give (B,M,3,size,size).
     """
     batch, count = boxes.shape[:2]
     height, width = images.shape[2:]
@@ -154,11 +127,7 @@ def ranking_loss(scores: Tensor, losses: Tensor) -> Tensor:
     """Return the pairwise hinge loss of the navigator (equation 2), averaged over the batch.
 
     A region that the teacher finds easier must score higher by one: the sum over pairs with losses_j > losses_i of
-    relu(1 - scores_i + scores_j).
-
-    Args:
-        scores: (B,M) the navigator's.
-        losses: (B,M) the teacher's cross entropy on each part; no gradient flows through it.
+    relu(1 - scores_i + scores_j), for scores (B,M) and the teacher's cross entropy `losses` (B,M) on each part.
     """
     harder = losses[:, None, :] > losses[:, :, None]  # [b,i,j]
     gap = 1 - scores[:, :, None] + scores[:, None, :]
@@ -169,8 +138,7 @@ class NavigatedParts(Pooling):
     """NTS-Net as a pooling: the features of the K best regions, then that of the whole image.
 
     Args:
-        encoder: backbone of images and of parts.
-        n_classes: of the auxiliary classifiers.
+        encoder, n_classes: see `Pooling`.
         propose: M, regions that the teacher judges.
         parts: K, regions that the scrutiniser looks at; 0 leaves the whole image alone.
         ranking_weight: lambda, of the navigator's loss.
@@ -207,7 +175,7 @@ class NavigatedParts(Pooling):
         whole = maps.mean((2, 3))
         if not self.parts:
             return whole
-        boxes = self._navigate(encoder, maps, images)[0].boxes[:, : self.parts]
+        boxes = self._navigate(encoder, maps, images).boxes[:, : self.parts]
         return torch.cat([self._encode(encoder, images, boxes).flatten(1), whole], 1)
 
     def learn(
@@ -215,7 +183,7 @@ class NavigatedParts(Pooling):
     ) -> tuple[Tensor, Tensor]:
         """Return vectors as `forward` does, and the weighted sum of the whole, part and ranking losses."""
         maps = encoder.forward_map(images)
-        regions, scores = self._navigate(encoder, maps, images)
+        regions = self._navigate(encoder, maps, images)
         parts = self.dropout(self._encode(encoder, images, regions.boxes))  # (B,M,D)
         whole = self.dropout(maps.mean((2, 3)))
         logits = self.part_head(parts).float()
@@ -225,17 +193,16 @@ class NavigatedParts(Pooling):
         further = (
             criterion(self.whole_head(whole).float(), labels)
             + self.part_weight * part_loss
-            + self.ranking_weight * ranking_loss(scores.float(), judged.detach())
+            + self.ranking_weight * ranking_loss(regions.scores.float(), judged.detach())
         )
         return torch.cat([parts[:, : self.parts].flatten(1), whole], 1), further
 
     @torch.no_grad()
     def regions(self, encoder: ImageEncoder, images: Tensor) -> Regions:
         """Return the M regions that the navigator proposes on images (B,3,H,W) in [0,1]."""
-        return self._navigate(encoder, encoder.forward_map(images), images)[0]
+        return self._navigate(encoder, encoder.forward_map(images), images)
 
-    def _navigate(self, encoder: ImageEncoder, maps: Tensor, images: Tensor) -> tuple[Regions, Tensor]:
-        """Return the chosen regions, and their scores (B,M) with gradient."""
+    def _navigate(self, encoder: ImageEncoder, maps: Tensor, images: Tensor) -> Regions:
         size = (images.shape[2], images.shape[3])
         boxes = anchors(size, encoder.stride).to(maps.device)
         scores = self.navigator(maps.detach())  # the ranking loss trains the navigator only
@@ -247,11 +214,10 @@ class NavigatedParts(Pooling):
             order = torch.rand(len(boxes), generator=generator).to(scores).expand_as(scores)
         chosen = select(order, overlapping(size, encoder.stride).to(maps.device), self.propose)
         picked = boxes[chosen].floor().long()[..., [1, 0, 3, 2]]
-        seen = scores.gather(1, chosen)
-        return Regions(picked, seen.detach()), seen
+        return Regions(picked, scores.gather(1, chosen))
 
     def _encode(self, encoder: ImageEncoder, images: Tensor, boxes: Tensor) -> Tensor:
-        """Return the features (B,N,D) of boxes (B,N,4), at half the side of the input; no gradient to the pixels."""
+        # At half the side of the input; no gradient goes to the pixels.
         parts = cut(images.detach(), boxes, images.shape[-1] // 2, encoder.mean)
         return encoder(parts.flatten(0, 1)).view(len(images), boxes.shape[1], -1)
 
@@ -267,12 +233,9 @@ REFERENCE_PREFIXES = {
 
 
 def from_reference(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename the tensors of a checkpoint of the authors' code to those of our `nts` model.
+    """Rename the tensors of a checkpoint of the authors' code to those of our `nts` model; `UserError` for another.
 
     The layouts agree: anchors in the same order, parts before the whole image in the classifier.
-
-    Raises:
-        UserError: a tensor that such a checkpoint does not have, or no classifier at all; the message names `source`.
     """
     renamed = {}
     for name, value in state.items():

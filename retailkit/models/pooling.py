@@ -15,15 +15,10 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Features(NamedTuple):
-    """What an encoder says about a batch.
+    """What an encoder says about a batch."""
 
-    Attributes:
-        values: (B,D) float; zeros where unavailable.
-        available: (B,) bool; False where there was nothing to encode.
-    """
-
-    values: Tensor
-    available: Tensor
+    values: Tensor  # (B,D) float; zeros where unavailable
+    available: Tensor  # (B,) bool; False where there was nothing to encode
 
     def rows(self, index: Tensor | slice) -> Features:
         """Return the features of some rows."""
@@ -41,12 +36,9 @@ class Features(NamedTuple):
 
 
 class FeatureScaler(nn.Module):
-    """Brings features to mean 0 and standard deviation 1; does nothing until `fit` is called.
+    """Brings D features to mean 0 and standard deviation 1; does nothing until `fit` is called.
 
-    Args:
-        dim: D.
-        shared: one standard deviation for all features. Rare features of a sparse encoder would otherwise
-            be blown up to hundreds.
+    With `shared`, one standard deviation serves all: rare features of a sparse encoder would become hundreds.
     """
 
     def __init__(self, dim: int, shared: bool = False) -> None:
@@ -57,7 +49,7 @@ class FeatureScaler(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Features) -> None:
-        """Measure mean and standard deviation over the available rows of (N,D) features."""
+        """Measure the available rows of (N,D) features."""
         values = features.values[features.available].float().to(self.mean.device)
         if len(values) < 2:
             return
@@ -76,7 +68,7 @@ class FeatureScaler(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Turns what an encoder sees into vectors.
+    """Turns what an encoder sees into vectors of length `dim`.
 
     `look` uses the encoder and nothing that the pooling learns, so that its result may be kept while the encoder is
     frozen; `pool` does the rest. NTS-Net looks at the images again, has no such division and overrides `forward`.
@@ -84,12 +76,7 @@ class Pooling(nn.Module):
     Args:
         encoder: whose maps are pooled.
         n_classes: K, for poolings that learn from the labels directly.
-
-    Attributes:
-        dim: length of the vectors.
     """
-
-    dim: int
 
     def __init__(self, encoder: ImageEncoder, n_classes: int) -> None:
         super().__init__()
@@ -111,7 +98,7 @@ class Pooling(nn.Module):
         return self.pool(self.look(encoder, images))
 
     def learn(
-        self, encoder: ImageEncoder, images: Tensor, labels: Tensor, criterion: Callable[..., Tensor]
+        self, encoder: ImageEncoder, images: Tensor, labels: Tensor, criterion: Criterion
     ) -> tuple[Tensor, Tensor | float]:
         """Return vectors as `forward` does, and the loss of what the pooling learns besides them."""
         return self(encoder, images), 0.0
@@ -131,14 +118,10 @@ class Head(nn.Module):
     Args:
         scalers: one per modality, in the order of the model's modalities. A subclass also takes `n_classes`, K, and may
             take options such as `dropout`, the share of features left out in training.
-
-    Attributes:
-        answers_without_features: True where a row without any feature gets logits instead of an error.
-        tunes: True where `tune` does something.
     """
 
-    answers_without_features = False
-    tunes = False
+    answers_without_features = False  # True where a row without any feature gets logits instead of an error
+    tunes = False  # True where `tune` does something
 
     def __init__(self, scalers: Mapping[str, FeatureScaler]) -> None:
         super().__init__()
@@ -159,9 +142,7 @@ class Head(nn.Module):
 class LinearHead(Head):
     """Scale, drop out, one linear layer: logistic regression on the features of a single modality.
 
-    Args:
-        scalers, n_classes, dropout: see `Head`.
-        missing: what a row without features gets: `raise` an error, or the `prior`: the logits of the average row.
+    A row without features gets what `missing` says: `raise` an error, or the `prior`: the logits of the average row.
     """
 
     def __init__(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -19,32 +18,18 @@ from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, from_reference
-from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LinearHead, Pooling
+from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LinearHead
 from retailkit.models.weights import read_state, require_same_shapes
 
-DEFAULT_BACKBONE = "efficientnet_lite0"
-DEFAULT_TEXT_ENCODER = "minilm"
-
-POOLINGS: dict[str, type[Pooling]] = {
-    "gap": GlobalAveragePool,
-    "lca": LocalConceptsAccumulation,
-    "nts": NavigatedParts,
-}
+POOLINGS = {"gap": GlobalAveragePool, "lca": LocalConceptsAccumulation, "nts": NavigatedParts}
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a model name stands for.
+class ModelSpec(NamedTuple):
+    """What a model name stands for."""
 
-    Attributes:
-        modalities: `image`, `text` or both.
-        head: called as `head(scalers, n_classes, **options)`; its further arguments are the model's options.
-        pooling: key of `POOLINGS` unless `build` is told another one.
-    """
-
-    modalities: tuple[str, ...]
-    head: Callable[..., Head]
-    pooling: str = "gap"
+    modalities: tuple[str, ...]  # `image`, `text` or both
+    head: Callable[..., Head]  # called as `head(scalers, n_classes, **options)`; its further arguments are options
+    pooling: str = "gap"  # key of `POOLINGS` unless `build` is told another one
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -92,7 +77,12 @@ def build(
         UserError: weights are not on this machine; the message says which command fetches them.
     """
     pick((*MODELS, *MATCHERS, "ensemble"), name, "model")
-    classes = _checked_classes(classes)
+    classes = list(classes)
+    if not classes:
+        raise UsageError("a model needs at least one class, and got none")
+    if len(set(classes)) < len(classes):
+        twice = min(name for name, count in Counter(classes).items() if count > 1)
+        raise UsageError(f"class {twice!r} is named twice; give each class once")
     if name == "ensemble":
         return _build_ensemble(classes, weights, **options)
     if name in MATCHERS:
@@ -100,11 +90,11 @@ def build(
         _require_known(options, _options_of(MATCHERS[name]), name)
         return MATCHERS[name](classes, **options)
     pooling = MODELS[name].pooling if pooling == "auto" else pooling
-    text_encoder = DEFAULT_TEXT_ENCODER if text_encoder == "auto" else text_encoder
+    text_encoder = "minilm" if text_encoder == "auto" else text_encoder
     arguments = {
         "name": name,
         "classes": classes,
-        "backbone": DEFAULT_BACKBONE if backbone == "auto" else backbone,
+        "backbone": "efficientnet_lite0" if backbone == "auto" else backbone,
         "pooling": pick(POOLINGS, pooling, "pooling"),
         "text_encoder": pick(TEXT_ENCODERS, text_encoder, "text encoder"),
         "weights": weights and str(weights),
@@ -187,13 +177,3 @@ def load_nts_checkpoint(
     model.load_state_dict(state, strict=False)
     model.input_size = 448
     return model.eval()
-
-
-def _checked_classes(classes: Sequence[str]) -> list[str]:
-    names = list(classes)
-    if not names:
-        raise UsageError("a model needs at least one class, and got none")
-    if len(set(names)) < len(names):
-        twice = min(name for name, count in Counter(names).items() if count > 1)
-        raise UsageError(f"class {twice!r} is named twice; give each class once")
-    return names

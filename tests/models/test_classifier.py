@@ -101,7 +101,9 @@ def test_gradients_reach_what_learns(images):
     model.training_loss(batch, criterion).backward()
     assert all(p.grad is not None for p in model.parameters())
     frozen = models.build("image", CLASSES, "resnet18", weights=None, freeze=True)
+    before = frozen.image_encoder.network.bn1.running_mean.clone()
     frozen.train().training_loss(batch, criterion).backward()
+    assert torch.equal(before, frozen.image_encoder.network.bn1.running_mean)
     assert not frozen.image_encoder.training and frozen.head.training
     assert {n for n, p in frozen.named_parameters() if p.grad is not None} == {"head.linear.weight", "head.linear.bias"}
     assert all(p.requires_grad for p in frozen.freeze(False).parameters())

@@ -1,5 +1,6 @@
 """An ensemble against its members, one by one."""
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
@@ -22,8 +23,8 @@ def network(seed, size=48):
     return model
 
 
-def matcher(name="matching"):
-    model = models.build(name, CLASSES)
+def matcher():
+    model = models.build("matching", CLASSES)
     generator = torch.Generator().manual_seed(0)
     gallery = functional.normalize(torch.rand(3, 9, 128, generator=generator), dim=2)
     model._fill(torch.rand(3, 9, 2, generator=generator) * 48, gallery, torch.full((3,), 9), torch.arange(3))
@@ -36,16 +37,13 @@ def images():
     return torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def smaller(images):
-    return functional.interpolate(images, size=48, mode="bilinear", antialias=True, align_corners=False)
-
-
 def test_log_probabilities_are_added_with_weights(images):
     plain, flipped, match = network(0), network(1, 64), matcher()
     ensemble = Ensemble([plain, flipped, match], [False, True, False]).eval()
     ensemble.weights.copy_(torch.tensor([1.0, 0.5, 2.0]))
+    smaller = functional.interpolate(images, size=48, mode="bilinear", antialias=True, align_corners=False)
     with torch.inference_mode():
-        one = plain(smaller(images)).log_softmax(1)
+        one = plain(smaller).log_softmax(1)
         two = (flipped(images).log_softmax(1) + flipped(images.flip(-1)).log_softmax(1)) / 2
         three = match(images).log_softmax(1)
         assert torch.allclose(ensemble(images), one + 0.5 * two + 2 * three, atol=1e-5)
@@ -69,8 +67,7 @@ def test_a_member_that_knows_nothing_gets_little_weight():
 def test_a_checkpoint_holds_the_whole_ensemble(images, tmp_path):
     ensemble = Ensemble([network(0), network(1, 64), matcher()], [True, False, False]).eval()
     ensemble.weights.copy_(torch.tensor([1.0, 0.25, 4.0]))
-    path = training.save_checkpoint(ensemble, tmp_path / "c.safetensors", History.from_dict(
-        {"epochs": [{"epoch": 1, "loss": 1.0}], "best_epoch": 1, "seconds": 1.0}), size=64, fit="crop")  # fmt: skip
+    path = training.save_checkpoint(ensemble, tmp_path / "c.safetensors", History(pd.DataFrame(), 0, 0.0), size=64)
     loaded, _, _ = training.load_checkpoint(path)
     with torch.inference_mode():
         assert torch.allclose(loaded(images), ensemble(images), atol=1e-6)

@@ -31,7 +31,7 @@ def tensor(found):
     return torch.from_numpy(found.descriptors)
 
 
-@pytest.mark.parametrize("detector", sorted(d for d, o in OPENCV_DETECTORS.items() if hasattr(cv2, o.create)))
+@pytest.mark.parametrize("detector", [d for d, o in OPENCV_DETECTORS.items() if hasattr(cv2, o.keywords["create"])])
 def test_a_product_seen_askew_is_recognised(detector):
     gallery = [detect(pattern(seed), OPENCV_DETECTORS[detector]) for seed in range(3)]
     query = detect(seen_askew(pattern(1)), OPENCV_DETECTORS[detector])
@@ -44,18 +44,13 @@ def test_a_product_seen_askew_is_recognised(detector):
     assert counts[1] >= 15 and counts[1] > 2 * max(counts[0], counts[2])
 
 
-def test_matches_are_opencvs_mutual_ones():
+def test_matches_are_opencvs_mutual_ones_and_the_ratio_test_is_lowes():
     one, two = (tensor(detect(pattern(seed), OPENCV_DETECTORS["sift"])) for seed in (1, 2))
     matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
     expected = {(m.queryIdx, m.trainIdx) for m in matcher.match(one.numpy(), two.numpy())}
-    (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
-    assert {(i, j) for i, j in enumerate(pairs.tolist()) if j >= 0} == expected
-
-
-def test_the_ratio_test_is_lowes():
-    one, two = (tensor(detect(pattern(seed), OPENCV_DETECTORS["sift"])) for seed in (1, 2))
-    (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=0.9)
     (mutual,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
+    assert {(i, j) for i, j in enumerate(mutual.tolist()) if j >= 0} == expected
+    (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=0.9)
     nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.numpy(), two.numpy(), k=2)
     clear = torch.tensor([a.distance < 0.9 * b.distance for a, b in nearest])
     assert torch.equal(pairs >= 0, (mutual >= 0) & clear)
@@ -103,6 +98,13 @@ def shop(tmp_path_factory):
     return data.load("synthetic", root, regime="packshot", per_class=(0, 1, 2), families=2, side=0, correlation=0)
 
 
+@pytest.fixture(scope="module")
+def matcher(shop):
+    model = models.build("matching", shop.classes)
+    model.prepare(shop.split("train", 240))
+    return model
+
+
 def reloaded(model, history, tmp_path):
     return training.load_checkpoint(training.save_checkpoint(model, tmp_path / "m.safetensors", history))[0]
 
@@ -123,11 +125,8 @@ def test_it_is_a_classifier_like_the_others(shop, tmp_path, name):
     assert torch.equal(reloaded(model, history, tmp_path)(image), model(image))
 
 
-def test_the_matched_points_lie_on_the_best_gallery_image(shop):
-    model = models.build("matching", shop.classes)
-    train = shop.split("train", 240)
-    model.prepare(train)
-    best, source, target = model.matched(train[3].image)
+def test_the_matched_points_lie_on_the_best_gallery_image(matcher, shop):
+    best, source, target = matcher.matched(shop.split("train", 240)[3].image)
     assert best == 3 and len(source) > 20
     assert np.allclose(source, target, atol=1), "an image matches itself point by point"
 
@@ -170,11 +169,8 @@ def test_superpoint_loads_from_a_folder_and_stays_in_the_checkpoint(shop, superp
     assert torch.equal(again.encode_image(image).values, model.encode_image(image).values)
 
 
-def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
-    model = models.build("matching", shop.classes)
-    model.prepare(shop.split("train", 240))
-    test = shop.split("test", 240)
+def test_matches_of_a_split_are_computed_once(matcher, shop, own_cache, monkeypatch):
+    model, test = matcher, shop.split("test", 240)
     direct = training.evaluate(model, test)
     kept = training.evaluate(model, training.encode(model, test))
     assert np.array_equal(direct.probs, kept.probs)
@@ -183,7 +179,9 @@ def test_matches_of_a_split_are_computed_once(shop, tmp_path, monkeypatch):
     assert np.array_equal(training.evaluate(model, training.encode(model, test)).probs, direct.probs)
     other = models.build("matching", shop.classes, keypoints=100)
     other.prepare(shop.split("train", 240))
-    assert training.encoder_fingerprint(other) != training.encoder_fingerprint(model), "its settings count too"
+    assert training.encoded.encoder_fingerprint(other) != training.encoded.encoder_fingerprint(model), (
+        "its settings count too"
+    )
 
 
 def test_votes_are_those_of_the_definition():
@@ -203,8 +201,6 @@ def test_votes_are_those_of_the_definition():
         assert np.allclose(found, wanted, atol=1e-5)
 
 
-def test_its_gallery_stays_in_main_memory_whatever_to_says(shop):
-    model = models.build("matching", shop.classes)
-    model.prepare(shop.split("train", 240))
-    assert model.to("meta").points.device.type == "cpu"
-    assert model(shop.split("test", 240)[0].image[None]).isfinite().all()
+def test_its_gallery_stays_in_main_memory_whatever_to_says(matcher, shop):
+    assert matcher.to("meta").points.device.type == "cpu"
+    assert matcher(shop.split("test", 240)[0].image[None]).isfinite().all()
