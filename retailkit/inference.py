@@ -18,25 +18,24 @@ from torch import Tensor, nn
 
 from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
-from retailkit.models.encoders import Encoder, ImageEncoder
+from retailkit.models.encoders import ImageEncoder
 
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
 
 # -- Compiling the encoder.
 
 
-class CompiledEncoder(Encoder):
-    """Stands in for an image encoder, with the same weights, wherever no gradient is needed.
+class CompiledEncoder(nn.Module):
+    """Stands in for an image encoder, with the weights of the first call, wherever no gradient is needed.
 
-    On a CPU that is ONNX Runtime in float32; on other devices it is PyTorch itself. The weights are those of the first
-    call. Differences are those of rounding: below 1e-5 of the largest value of the map.
+    On a CPU that is ONNX Runtime in float32, whose values differ by rounding: below 1e-5 of the largest one. On other
+    devices it is PyTorch itself.
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
-        self.original, self.frozen = encoder, encoder.frozen
+        self.original, self._sessions = encoder, {}
         self.name, self.dim, self.stride, self.size = encoder.name, encoder.dim, encoder.stride, encoder.size
-        self._sessions = {}
 
     @property
     def mean(self) -> Tensor:
@@ -60,7 +59,7 @@ class CompiledEncoder(Encoder):
 
 
 class _MapOnly(nn.Module):
-    """`forward_map` under the name that an exporter calls."""
+    # `forward_map` under the name that an exporter calls.
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
@@ -74,23 +73,14 @@ def compiled(model: ProductClassifier) -> ProductClassifier:
     """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is."""
     if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
         return model
-    encoder = CompiledEncoder(model.image_encoder)
-    twin = ProductClassifier(
-        model.classes, model.head, encoder, model.pooling, model.text_encoder, build_args=model.build_args
-    )
-    twin.input_size, twin.training = model.input_size, model.training
-    return twin
+    return model.with_parts(image_encoder=CompiledEncoder(model.image_encoder))
 
 
 def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:
-    """Return a module that maps images to one tensor as an ONNX graph for any number of images of one size.
+    """Return a module on the CPU that maps `images` to one tensor, called `output`, as an ONNX graph.
 
-    The exporter computes batch normalisation into the convolutions before it.
-
-    Args:
-        module: `forward(images)` on the CPU; it is put into evaluation mode.
-        shape: of images to trace it with, (B,3,H,W); B does not matter.
-        output: name of what it returns. The input is called `images`.
+    The module is put into evaluation mode. The graph takes any number of images of the size of `shape` (B,3,H,W), and
+    the exporter computes batch normalisation into the convolutions before it.
     """
     file, free = io.BytesIO(), {0: "batch"}
     logger = logging.getLogger("torch.onnx")
@@ -132,14 +122,8 @@ def onnx_session(graph: bytes, threads: int):
 class Predictor:
     """Probabilities of many images, fast; the model itself is left untouched.
 
-    Make another predictor after the model's weights have changed.
-
-    Args:
-        model: any model of `models.build`, on any device.
-        size: side in pixels of the images to come; None takes the model's input size.
-
-    Attributes:
-        batch_size: images per forward pass; it does not change results.
+    Make another predictor after the model's weights have changed. `size` is the side in pixels of the images to come;
+    None takes the model's input size.
     """
 
     def __init__(self, model: ProductClassifier, size: int | None = None) -> None:
@@ -148,18 +132,13 @@ class Predictor:
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         if self.size < 1:
             raise UsageError(f"size={self.size}: it must be at least 1")
-        # A CPU is fastest where a layer's output still fits into its cache.
+        # Images per forward pass. A CPU is fastest where a layer's output still fits into its cache.
         self.batch_size = max(4, 2 * torch.get_num_threads()) if self.device.type == "cpu" else 64
 
     def __call__(self, images: Tensor | None = None, texts: Sequence[str | None] | str | None = None) -> Tensor:
-        """Return probs (B,K).
+        """Return probs (B,K) of images (B,3,size,size) in [0,1] and B texts, or one for all.
 
-        Args:
-            images: (B,3,size,size) float in [0,1].
-            texts: B texts, or one for all; what the model does not use is ignored.
-
-        Raises:
-            UserError: other shapes or values, numbers that do not match, or nothing that this model uses.
+        What the model does not use is ignored. Other shapes, values or numbers, or nothing to use, are a `UserError`.
         """
         modalities = self.model.modalities
         image = self.encode_image(images) if "image" in modalities and images is not None else None
@@ -176,12 +155,10 @@ class Predictor:
         return self._encoded(lambda rows: images[rows], len(images))
 
     def encode_perturbed(self, image: Tensor, masks: Tensor, baseline: Tensor) -> Features:
-        """Return features of N variants of one image, never holding more than a batch of them.
+        """Return features of N variants of one image (3,size,size), never holding more than a batch of them.
 
-        Args:
-            image: (3,size,size) float in [0,1].
-            masks: (N,size,size) or (N,1,size,size), bool or float in [0,1]; 1 keeps the image.
-            baseline: (3,size,size), or (3,1,1) for a colour, in [0,1]: what takes its place.
+        Masks (N,size,size) or (N,1,size,size), bool or float in [0,1], are 1 where the image is kept; elsewhere the
+        baseline (3,size,size), or a colour (3,1,1), takes its place.
         """
         image = self._checked(image[None])[0].to(self.device)
         baseline = in_range(baseline, "the baseline").to(self.device)
@@ -258,13 +235,7 @@ class SharedPredictor(Predictor):
 
 
 def composite(image: Tensor, masks: Tensor, baseline: Tensor) -> Tensor:
-    """Return `image` where masks are 1, `baseline` where they are 0, (N,3,H,W).
-
-    Args:
-        image: (3,H,W).
-        masks: (N,1,H,W) bool, or float in [0,1] that mixes the two.
-        baseline: (3,H,W) or (3,1,1).
-    """
+    """Return `image` (3,H,W) where masks (N,1,H,W) are 1, `baseline` where they are 0, and mixtures between."""
     if masks.dtype == torch.bool:
         return torch.where(masks, image, baseline)
     return baseline + masks * (image - baseline)

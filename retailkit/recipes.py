@@ -95,16 +95,6 @@ def load(name: str, root: str | Path | None = None) -> ProductData:
     return datasets.load(recipe.dataset, root, **recipe.data_options)
 
 
-def spec(
-    recipe: Recipe, member: Member, root: str | Path | None, seed: int, finetune: Mapping[str, Any] | None = None
-) -> TrainSpec:
-    """Return the training run of one member; see `fit`."""
-    changes = (finetune or {}) if member.config.get("mode") == "finetune" else {}
-    config = TrainConfig(**{**member.config, **changes, "seed": seed})
-    where = recipe.dataset, str(root) if root else None
-    return TrainSpec(*where, model=member.model, model_options=dict(member.options), size=member.size, config=config)
-
-
 def fit(
     name: str,
     root: str | Path | None = None,
@@ -125,18 +115,23 @@ def fit(
         finetune: fields of `TrainConfig` that fine-tuned members get instead of the recipe's, such as fewer epochs.
 
     Returns:
-        The ensemble, the epochs of all members (column `member`), and facts for the checkpoint: input size, fit,
-        seconds of each member, and the peak memory of the process in MB.
+        The ensemble, the epochs of all members (column `member`), and facts for the checkpoint.
     """
     recipe = RECIPES[pick(RECIPES, name, "preset")]
     data = data or load(name, root)
     if hold_out and "val" not in data.splits:
         raise UserError(f"{data.name!r} has no split 'val' to hold out; train without it")
-    learned = data if hold_out else _as_train(data, recipe.learn_from)
+    learned, where = data, (recipe.dataset, str(root) if root else None)
+    if not hold_out:  # what they learn from is the training split and nothing else, so that no image chooses an epoch
+        learned = data.select(data.table["split"].isin(recipe.learn_from).to_numpy())
+        learned = replace(learned, table=learned.table.assign(split="train"))
     members, histories = [], []
     for number, member in enumerate(recipe.members, 1):
         print(f"member {number} of {len(recipe.members)}: {member}")
-        model, history = training.fit_or_load(spec(recipe, member, root, seed, finetune), learned)
+        changes = (finetune or {}) if member.config.get("mode") == "finetune" else {}
+        config = TrainConfig(**{**member.config, **changes, "seed": seed})
+        spec = TrainSpec(*where, member.model, dict(member.options), member.size, config)
+        model, history = training.fit_or_load(spec, learned)
         model.input_size = member.size
         members.append(model)
         histories.append(history)
@@ -181,9 +176,3 @@ def log_probs(ensemble: Ensemble, photos: ProductDataset) -> EncodedDataset:
     parts = [training.encode(single, photos) for single in singles]
     values = torch.cat([part.image.values for part in parts], 1)
     return EncodedDataset(Features(values, parts[0].image.available), None, parts[0].labels, parts[0].rows)
-
-
-def _as_train(data: ProductData, splits: tuple[str, ...]) -> ProductData:
-    """Return some splits as the training split and nothing else, so that no other image chooses an epoch."""
-    kept = data.select(data.table["split"].isin(splits).to_numpy())
-    return replace(kept, table=kept.table.assign(split="train"))

@@ -11,52 +11,9 @@
 the rest of the model on them: minutes become seconds. `finetune` trains everything.
 """
 
-from retailkit.training.checkpoints import (
-    learned_from,
-    load_checkpoint,
-    photo_hashes,
-    save_checkpoint,
-    with_classes,
-)
+# ruff: noqa: F401
+from retailkit.training.checkpoints import learned_from, load_checkpoint, photo_hashes, save_checkpoint, with_classes
 from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
-from retailkit.training.encoded import (
-    EncodedDataset,
-    data_fingerprint,
-    encode,
-    encoder_fingerprint,
-    fingerprint,
-    seeded,
-)
+from retailkit.training.encoded import EncodedDataset, data_fingerprint, encode, fingerprint, seeded
 from retailkit.training.loop import RATES, History, TrainConfig, TrainingError, evaluate, fit
 from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, reference, resample
-
-__all__ = [
-    "RATES",
-    "CrossValidation",
-    "EncodedDataset",
-    "History",
-    "TrainConfig",
-    "TrainSpec",
-    "TrainingError",
-    "cross_validate",
-    "data_fingerprint",
-    "encode",
-    "encoder_fingerprint",
-    "evaluate",
-    "fingerprint",
-    "fit",
-    "fit_head",
-    "fit_once",
-    "fit_or_load",
-    "folds",
-    "learned_from",
-    "load_checkpoint",
-    "one_shot",
-    "photo_hashes",
-    "reference",
-    "repetition",
-    "resample",
-    "save_checkpoint",
-    "seeded",
-    "with_classes",
-]

@@ -60,10 +60,7 @@ SCHEMA = {
 
 
 def save_checkpoint(model: ProductClassifier, path: str | Path, history: History, **facts: Any) -> Path:
-    """Write weights and what is needed to build the model again as one safetensors file, in one step.
-
-    The JSON in the file's header holds `build` (arguments of `models.rebuild`), `history` and `facts`.
-    """
+    """Write one safetensors file, in one step, whose header holds all that is needed to build the model again."""
     header = {"build": model.build_args, "history": history.to_dict(), "facts": facts, "format": FORMAT}
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(path) as draft:
@@ -145,11 +142,7 @@ def _fault(value: Any, rule: Any, key: str) -> str:
 
 
 def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:
-    """Return `data` with the model's class order, so that labels and logits agree.
-
-    Raises:
-        UserError: names the first row whose label the model has never seen.
-    """
+    """Return `data` with the model's class order; `UserError` names the first row whose label it has never seen."""
     strange = ~data.table["label"].isin(model.classes)
     if strange.any():
         row = data.table[strange].iloc[0]

@@ -22,17 +22,11 @@ CLUSTERS = 5  # of similar images in each class; fewer make folds harder
 
 
 def folds(data: ProductData, count: int = 5) -> np.ndarray:
-    """Deal all images of `data` into folds so that those that look alike stay together.
+    """Deal all images of `data` into three or more folds so that those that look alike stay together.
 
     Photos of one shop are near-copies of each other, and a fold that holds the copy of a training photo tests memory.
     So each class is cut into clusters of similar images (Ward linkage of frozen EfficientNet-Lite0 features), and
-    whole clusters go to a fold.
-
-    Returns:
-        (N,) fold of each row, 0 to count - 1.
-
-    Raises:
-        UsageError: fewer than three folds.
+    whole clusters go to a fold. The result (N,) is the fold of each row, 0 to count - 1.
     """
     if count < 3:
         raise UsageError(f"{count} folds are too few: one tests, one validates, the others train; use at least 3")
@@ -66,24 +60,18 @@ def repetition(data: ProductData, seed: int) -> ProductData:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """One model per fold, all with the same frozen encoders: each image is judged by the one that has not seen it.
-
-    Attributes:
-        models: one per fold.
-        folds: (N,) fold of each image.
-        encoded: what the encoders say about all N images.
-    """
+    """One model per fold, all with the same frozen encoders: each image is judged by the one that has not seen it."""
 
     models: list[ProductClassifier]
-    folds: np.ndarray
-    encoded: EncodedDataset
+    folds: np.ndarray  # (N,) fold of each image
+    encoded: EncodedDataset  # all N images
 
     def evaluate(self, text: Features | None = None, images: bool = True) -> Evaluation:
         """Classify every image by the model that has not seen it.
 
         Args:
             text: features of N other texts; None keeps those that were read.
-            images: False leaves the images out, so that only texts count; an image without a text then has no answer.
+            images: False leaves the images out; an image without a text then has no answer.
         """
         image, text = self.encoded.image if images else None, text or self.encoded.text
         model = self.models[0]

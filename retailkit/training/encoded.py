@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +22,12 @@ from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
 @dataclass
 class EncodedDataset(torch.utils.data.Dataset):
-    """A split as features. A part of it, given by positions, is of the same kind and stands in for a `Batch`.
+    """A split as features. A part of it, given by positions, is of the same kind and stands in for a `Batch`."""
 
-    Attributes:
-        image, text: features of N images and texts; None for what the model does not use.
-        labels: (N,) class indices.
-        rows: (N,) of the data set's table; None counts them.
-    """
-
-    image: Features | None
+    image: Features | None  # None for what the model does not use
     text: Features | None
-    labels: Tensor
-    rows: np.ndarray | None = None
+    labels: Tensor  # (N,) class indices
+    rows: np.ndarray | None = None  # (N,) of the data set's table; None counts them
 
     def __post_init__(self) -> None:
         self.rows = np.arange(len(self.labels)) if self.rows is None else self.rows
@@ -60,7 +54,7 @@ class EncodedDataset(torch.utils.data.Dataset):
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], rows: np.ndarray) -> EncodedDataset:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], rows: np.ndarray | None = None) -> EncodedDataset:
         """Return the split whose `tensors` these are."""
         image, text = (
             Features(tensors[f"{name}.values"], tensors[f"{name}.available"]) if f"{name}.values" in tensors else None
@@ -75,7 +69,7 @@ def encode(
     """Return what frozen encoders say about a split, in float32; computed once and kept in the cache.
 
     Args:
-        model: its `encode_frozen` and `encode_text` are used, in evaluation mode, on the fastest device.
+        model: it is used in evaluation mode, on the fastest device.
         dataset: the split, at the size it was made with.
         views: passes over the split, laid end to end; with an `augment` each sees other random changes.
         seed: of the augmentation.
@@ -95,10 +89,12 @@ def encode(
         parts = []
         with placed(model) as where, evaluating(model):
             fast = _compiled(model, where)
+            encode_image = fast.encode_image if pooled else fast.encode_frozen
             for view in range(views):
                 with seeded(first + view):
-                    batches = bar(load_batches(dataset, 32), "encode")
-                    parts += [_encode_batch(fast, batch.to(where), pooled) for batch in batches]
+                    for batch in bar(load_batches(dataset, 32), "encode"):
+                        tensors = encode_batch(fast, batch.to(where), encode_image).tensors()
+                        parts.append({name: value.cpu().contiguous() for name, value in tensors.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return EncodedDataset.from_tensors(kept_tensors("features", key, make), np.tile(dataset.rows, views))
@@ -114,15 +110,14 @@ def _compiled(model: ProductClassifier, where: torch.device) -> ProductClassifie
     if key not in _COMPILED:
         _COMPILED.clear()
         _COMPILED[key] = compiled(model).image_encoder
-    parts = (_COMPILED[key], model.pooling, model.text_encoder)
-    return ProductClassifier(model.classes, model.head, *parts, build_args=model.build_args).eval()
+    return model.with_parts(image_encoder=_COMPILED[key])
 
 
-def _encode_batch(model: ProductClassifier, batch: Batch, pooled: bool) -> dict[str, Tensor]:
-    encode_image = model.encode_image if pooled else model.encode_frozen
+def encode_batch(model: ProductClassifier, batch: Batch, encode_image: Callable[[Tensor], Features]) -> EncodedDataset:
+    """Return the features of a batch."""
     image = encode_image(batch.images) if "image" in model.modalities else None
     text = model.encode_text(batch.texts) if "text" in model.modalities else None
-    return {k: v.cpu().contiguous() for k, v in EncodedDataset(image, text, batch.labels).tensors().items()}
+    return EncodedDataset(image, text, batch.labels)
 
 
 # -- What identifies splits and models.
@@ -138,8 +133,8 @@ def data_fingerprint(data: ProductData, rows: np.ndarray | None = None, text: bo
 
 def encoder_fingerprint(model: ProductClassifier) -> str:
     """Return a hash of what a model's encoders are: their weights, or all of a model that has none, and their kind."""
-    kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
     whole = model.image_encoder is None and model.text_encoder is None
+    kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
     kind += [model.build_args if whole else None]
     return digest(kind, {n: t for n, t in model.state_dict().items() if whole or "_encoder." in n})
 

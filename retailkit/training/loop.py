@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductDataset
 from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
-from retailkit.models.classifier import Features, ProductClassifier, evaluating
+from retailkit.models.classifier import ProductClassifier, evaluating
 from retailkit.models.weights import first_line
-from retailkit.training.encoded import EncodedDataset, bar, encode, load_batches, placed, seeded
+from retailkit.training.encoded import EncodedDataset, bar, encode, encode_batch, load_batches, placed, seeded
 
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
 MODES = ("frozen", "finetune")
@@ -41,38 +41,21 @@ RATES = {"adamw": {}, "sgd": {"lr": 0.02, "encoder_lr": 0.005}}  # in place of t
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Sizes are pixels, rates are per step.
+    """How to train. Rates are per step: a linear warm-up over a tenth of all steps, then a cosine down to zero."""
 
-    Attributes:
-        mode: `frozen` (encoders stay as they are) or `finetune`.
-        epochs: passes over the training split.
-        batch_size: images per step.
-        optimizer: `adamw`, or `sgd` with momentum, which needs higher rates (`RATES`).
-        lr: peak learning rate of the head (linear warm-up over a tenth of all steps, cosine decay to zero).
-        encoder_lr: peak learning rate of the encoders in `finetune` mode.
-        criterion: name in `losses.CRITERIA`.
-        criterion_options: its options.
-        augment: name in `AUGMENTATIONS`.
-        train_size: side of training images; None takes the split's. Smaller is faster, and test images may be larger
-            (Touvron et al. 2019).
-        views: augmented views per image whose features are kept, in `frozen` mode.
-        ema: decay of the exponential moving average of weights; 0 keeps the last weights.
-        seed: of weights, order and augmentation.
-    """
-
-    mode: str = "frozen"
-    epochs: int = 60
-    batch_size: int = 32
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    encoder_lr: float = 5e-4
-    criterion: str = "label_smoothing"
+    mode: str = "frozen"  # encoders stay as they are; or `finetune`
+    epochs: int = 60  # passes over the training split
+    batch_size: int = 32  # images per step
+    optimizer: str = "adamw"  # or `sgd` with momentum, which needs higher rates (`RATES`)
+    lr: float = 2e-3  # peak learning rate of the head
+    encoder_lr: float = 5e-4  # peak learning rate of the encoders in `finetune` mode
+    criterion: str = "label_smoothing"  # name in `losses.CRITERIA`
     criterion_options: dict[str, Any] = field(default_factory=dict)
-    augment: str = "none"
-    train_size: int | None = None
-    views: int = 1
-    ema: float = 0.0
-    seed: int = 0
+    augment: str = "none"  # name in `AUGMENTATIONS`
+    train_size: int | None = None  # side in pixels, often less than in a test (Touvron et al. 2019); None: the split's
+    views: int = 1  # augmented views per image whose features are kept, in `frozen` mode
+    ema: float = 0.0  # decay of the exponential moving average of weights; 0 keeps the last weights
+    seed: int = 0  # of weights, order and augmentation
 
     def __post_init__(self) -> None:
         pick(MODES, self.mode, "training mode")
@@ -88,16 +71,13 @@ class TrainConfig:
 class History:
     """What happened while training.
 
-    Attributes:
-        epochs: one row per epoch: `epoch`, `loss` (mean of the steps), `lr`, `seconds`, and `val_top1`, `val_loss`
-            where there is a validation split.
-        best_epoch: epoch whose weights were kept.
-        seconds: wall time of all epochs, encoding and what happened before an interrupt included.
+    `epochs` has one row for each: `epoch`, `loss` (mean of the steps), `lr`, `seconds`, and `val_top1`, `val_loss` if
+    there is a validation split.
     """
 
     epochs: pd.DataFrame
-    best_epoch: int
-    seconds: float
+    best_epoch: int  # whose weights were kept
+    seconds: float  # wall time of all epochs, encoding and what happened before an interrupt included
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -123,7 +103,7 @@ def fit(
     """Train `model` in place and leave it in evaluation mode with the best weights.
 
     Args:
-        model: what to train; `model.prepare(train, val)` is called first.
+        model: what to train; `model.prepare(train)` is called first.
         train: training split; its `augment` is replaced by the configuration's. From an encoded split only the head
             (and a pooling with weights) learns, whatever the mode.
         val: validation split; with it the weights of the epoch with the best top-1 (then the lowest loss) are kept.
@@ -136,7 +116,7 @@ def fit(
     """
     config, started = config or TrainConfig(), time.monotonic()
     if isinstance(train, ProductDataset):
-        model.prepare(train, val)
+        model.prepare(train)
     if not any(p.requires_grad for p in model.parameters()):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
     with placed(model) as where, seeded(config.seed):
@@ -149,7 +129,7 @@ def fit(
                 val = None if val is None else encode(model, val)
         if isinstance(train, EncodedDataset):
             model.fit_scalers(train.image, train.text)
-            learner, resume = _without_encoders(model), None
+            learner, resume = model.with_parts(image_encoder=None, text_encoder=None), None
             sampler = BatchSampler(RandomSampler(train), config.batch_size, drop_last=False)
             loader = DataLoader(train, batch_size=None, sampler=sampler)  # each index is a whole batch
         else:
@@ -158,36 +138,19 @@ def fit(
         loop.run()
         model.eval()
         if val is not None and model.head.tunes:
-            _tune(model, val)
+            with evaluating(model):
+                parts = [part.tensors() for part in _encoded(model, val, where)]
+                whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                seen = EncodedDataset.from_tensors(whole)
+                model.tune(seen.image, seen.text, seen.labels)
     seconds = time.monotonic() - started + loop.seconds_before
     return History(pd.DataFrame(loop.rows), loop.best["epoch"], seconds)
-
-
-def _without_encoders(model: ProductClassifier) -> ProductClassifier:
-    """Return what learns from encoded features: the same head and pooling, and no encoder."""
-    return ProductClassifier(model.classes, model.head, pooling=model.pooling, build_args=model.build_args)
-
-
-def _tune(model: ProductClassifier, val: ProductDataset | EncodedDataset) -> None:
-    """Let the head choose on the validation split what it does not learn by gradient."""
-    with evaluating(model):
-        images, texts, labels = zip(*_batches(model, val, next(model.parameters()).device), strict=True)
-        joined = (None if given[0] is None else Features.joined(given) for given in (images, texts))
-        model.tune(*joined, torch.cat(labels))
 
 
 class _Loop:
     """The state of one training run: what an epoch changes and an interrupted run goes on from."""
 
-    def __init__(
-        self,
-        model: ProductClassifier,
-        loader: DataLoader,
-        val: ProductDataset | EncodedDataset | None,
-        config: TrainConfig,
-        where: torch.device,
-        resume: Path | None,
-    ) -> None:
+    def __init__(self, model, loader, val, config, where, resume) -> None:
         self.model = model.to(where, memory_format=torch.channels_last)
         self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
         self.criterion = criterion(config.criterion, **config.criterion_options)
@@ -313,24 +276,21 @@ def computes_bf16(where: torch.device) -> bool:
 def evaluate(model: ProductClassifier, dataset: ProductDataset | EncodedDataset) -> Evaluation:
     """Classify a whole split, of images or encoded, in float32; the model's mode and device stay as they were."""
     with placed(model) as where, evaluating(model):
-        batches = _batches(model, dataset, where)
-        probs = torch.cat([model.classify(image, text).softmax(-1) for image, text, _ in batches])
+        parts = _encoded(model, dataset, where)
+        probs = torch.cat([model.classify(part.image, part.text).softmax(-1) for part in parts])
     labels = dataset.labels if isinstance(dataset, ProductDataset) else dataset.labels.numpy()
     probabilistic = getattr(model, "probabilistic", True)
     return Evaluation(probs.cpu().numpy(), labels, list(model.classes), dataset.rows, probabilistic)
 
 
-def _batches(
+def _encoded(
     model: ProductClassifier, split: ProductDataset | EncodedDataset, where: torch.device
-) -> Iterator[tuple[Features | None, Features | None, Tensor]]:
-    """Yield the features of images and texts that `classify` takes, and the labels."""
+) -> Iterator[EncodedDataset]:
+    """Yield the features that `classify` takes, batch by batch."""
     if isinstance(split, EncodedDataset):
         for positions in torch.arange(len(split)).split(POOLED_AT_ONCE):
             part = split[positions].to(where)
-            yield model.pool(part.image), part.text, part.labels
-        return
-    for batch in bar(load_batches(split, 32), "evaluate"):
-        batch = batch.to(where)
-        image = model.encode_image(batch.images) if "image" in model.modalities else None
-        text = model.encode_text(batch.texts) if "text" in model.modalities else None
-        yield image, text, batch.labels
+            yield replace(part, image=model.pool(part.image))
+    else:
+        for batch in bar(load_batches(split, 32), "evaluate"):
+            yield encode_batch(model, batch.to(where), model.encode_image)

@@ -74,30 +74,20 @@ def fit_head(
     `model` stays as it is: the head (and a pooling with weights) starts from a copy of its own.
     """
     head, pooling = copy.deepcopy((model.head, model.pooling))
-    learner = ProductClassifier(model.classes, head, pooling=pooling, build_args=model.build_args)
-    history = fit_once(learner, train, val, config)
-    parts = (model.image_encoder, pooling, model.text_encoder)
-    return ProductClassifier(model.classes, head, *parts, build_args=model.build_args).eval(), history
+    learner = model.with_parts(head=head, pooling=pooling)
+    history = fit_once(learner.with_parts(image_encoder=None, text_encoder=None), train, val, config)
+    return learner.eval(), history
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """A training run, written down: data, model and configuration.
+    """A training run, written down: data, model and configuration."""
 
-    Attributes:
-        dataset: name for `data.load`.
-        root: its folder; None takes the default.
-        model: name for `models.build`.
-        model_options: its options (`backbone`, `pooling`, `weights`, ...).
-        size: side of validation and test images; None takes the encoder's.
-        config: how to train.
-    """
-
-    dataset: str = "synthetic"
-    root: str | None = None
-    model: str = "image"
-    model_options: dict[str, Any] = field(default_factory=dict)
-    size: int | None = None
+    dataset: str = "synthetic"  # name for `data.load`
+    root: str | None = None  # its folder; None takes the default
+    model: str = "image"  # name for `models.build`
+    model_options: dict[str, Any] = field(default_factory=dict)  # `backbone`, `pooling`, `weights`, ...
+    size: int | None = None  # side of validation and test images in pixels; None takes the encoder's
     config: TrainConfig = field(default_factory=TrainConfig)
 
     def build(self, classes: Sequence[str]) -> ProductClassifier:
@@ -109,12 +99,9 @@ class TrainSpec:
 def fit_or_load(
     spec: TrainSpec, data: ProductData | None = None, path: str | Path | None = None
 ) -> tuple[ProductClassifier, History]:
-    """Train what `spec` says, or load it if the very same run has been done before.
+    """Train what `spec` says, or load it if the very same run has been done before; see `fit_once`.
 
-    Args:
-        spec: data, model and configuration.
-        data: the data set if it is loaded already (with its OCR text, say); None loads it.
-        path: checkpoint file; see `fit_once`.
+    `data` is the data set if it is loaded already (with its OCR text, say).
     """
     data = data or datasets.load(spec.dataset, spec.root)
     model = spec.build(data.classes)
