@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -83,24 +82,18 @@ def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:
     the exporter computes batch normalisation into the convolutions before it.
     """
     file, free = io.BytesIO(), {0: "batch"}
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")  # that sizes become constants, and that this exporter is the older one
-            torch.onnx.export(
-                module.eval(),
-                (torch.full(shape, 0.5),),  # no random numbers: augmentation may be drawing some
-                file,
-                dynamo=False,
-                opset_version=17,
-                input_names=["images"],
-                output_names=[output],
-                dynamic_axes={"images": free, output: free},
-            )
-    finally:
-        logger.setLevel(level)
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # that sizes become constants, and that this exporter is the older one
+        torch.onnx.export(
+            module.eval(),
+            (torch.full(shape, 0.5),),  # no random numbers: augmentation may be drawing some
+            file,
+            dynamo=False,
+            opset_version=17,
+            input_names=["images"],
+            output_names=[output],
+            dynamic_axes={"images": free, output: free},
+        )
     return file.getvalue()
 
 

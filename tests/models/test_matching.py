@@ -138,15 +138,6 @@ def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
         model.prepare(shop.split("val", 240))
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [({"detector": "sfit"}, "did you mean 'sift'"), ({"keypoint": 9}, "did you mean 'keypoints'")],
-)
-def test_wrong_options_are_named(options, says):
-    with pytest.raises(UsageError, match=says):
-        models.build("matching", ["a"], **options)
-
-
 @pytest.fixture(scope="module")
 def superpoint_folder(tmp_path_factory):
     """A SuperPoint of random weights, as the hub lays it out."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from retailkit import models
-from retailkit.config import UsageError, UserError
+from retailkit.config import UserError
 from retailkit.data.table import ProductData, make_table
 from retailkit.models import nts
 
@@ -135,15 +135,6 @@ def test_k_of_zero_classifies_by_the_whole_image(model):
     assert whole.encode_image(images).values.shape == (2, 512)
     assert torch.allclose(whole.encode_image(images).values, whole.image_encoder(images))
     assert model.encode_image(images).values.shape == (2, 3 * 512)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [({"parts": 7}, "parts=7"), ({"propose": 0, "parts": 0}, "M from 1 on"), ({"navgate": 1}, "navigate")],
-)
-def test_wrong_options_are_named(options, says):
-    with pytest.raises(UsageError, match=says):
-        models.build("nts", CLASSES, "resnet18", weights=None, **options)
 
 
 def test_random_regions_are_the_same_each_time():
