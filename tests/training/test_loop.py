@@ -169,19 +169,15 @@ def test_bfloat16_is_for_gpus_that_have_it(kind, units, expected, monkeypatch):
     assert computes_bf16(torch.device(kind)) is expected
 
 
-@pytest.mark.parametrize("damage", ["cut", "list", "missing", "other"])
-def test_a_damaged_state_of_an_interrupted_run_is_made_again(small_model, train, tmp_path, damage, capsys):
+def test_a_damaged_state_of_an_interrupted_run_is_made_again(small_model, train, tmp_path, capsys):
     """The file ended the same command with a traceback, again and again."""
     whole, state, config = small_model(), tmp_path / "state.pt", replace(TUNED, epochs=1)
     training.fit(whole, train, None, config, resume=state)
-    kept = torch.load(state, weights_only=True)
-    if damage == "cut":
-        state.write_bytes(state.read_bytes()[:1000])
-    else:
-        changes = {"missing": {"rows": None}, "other": {"schedule": {}, "optimizer": {}}}
-        torch.save([1, 2] if damage == "list" else kept | changes[damage], state)
-    again = small_model()
-    training.fit(again, train, None, config, resume=state)
-    assert "state.pt: the interrupted training cannot be read" in capsys.readouterr().out
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    content, kept = state.read_bytes(), torch.load(state, weights_only=True)
+    for damaged in (content[:1000], [1, 2], kept | {"rows": None}, kept | {"schedule": {}, "optimizer": {}}):
+        state.write_bytes(damaged) if isinstance(damaged, bytes) else torch.save(damaged, state)
+        again = small_model()
+        training.fit(again, train, None, config, resume=state)
+        assert "state.pt: the interrupted training cannot be read" in capsys.readouterr().out
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name

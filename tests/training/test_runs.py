@@ -26,7 +26,7 @@ def trainings(monkeypatch):
     return done
 
 
-def test_the_same_run_is_trained_once(data, trainings):
+def test_the_same_run_is_trained_once_and_another_one_anew(data, trainings):
     first, history = training.fit_or_load(SPEC, data)
     again, loaded = training.fit_or_load(SPEC, data)
     assert torch.equal(first.head.linear.weight, again.head.linear.weight) and not again.training
@@ -35,20 +35,14 @@ def test_the_same_run_is_trained_once(data, trainings):
     with_text = replace(data, table=data.table.assign(text="words"))
     training.fit_or_load(SPEC, with_text)
     assert len(trainings) == 1, "this model does not read"
-
-
-@pytest.mark.parametrize("what", ["data", "seed", "weights"])
-def test_another_run_is_another_training(data, trainings, what):
-    training.fit_or_load(SPEC, data)
-    spec = replace(SPEC, config=replace(SPEC.config, seed=1)) if what == "seed" else SPEC
-    given = data.select(np.arange(len(data)) != 0) if what == "data" else data
-    if what == "weights":
-        model = spec.build(data.classes)
-        model.head.linear.weight.data += 1
-        training.fit_once(model, data.split("train", 48), data.split("val", 48), spec.config)
-    else:
-        training.fit_or_load(spec, given)
-    assert len(trainings) == 2
+    training.fit_or_load(SPEC, data.select(np.arange(len(data)) != 0))
+    assert len(trainings) == 2, "other data"
+    training.fit_or_load(replace(SPEC, config=replace(SPEC.config, seed=1)), data)
+    assert len(trainings) == 3, "another seed"
+    first = SPEC.build(data.classes)
+    first.head.linear.weight.data += 1
+    training.fit_once(first, data.split("train", 48), data.split("val", 48), SPEC.config)
+    assert len(trainings) == 4, "other weights"
 
 
 def test_a_training_outlives_a_checkpoint_that_cannot_be_written(data, tmp_path, trainings):
