@@ -49,12 +49,10 @@ class LocalConceptsAccumulation(Pooling):
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return (B,dim) of feature maps (B,D,h,w); `UsageError` for maps of a single cell."""
-        height, width = maps.shape[2:]
-        count = height * (height + 1) // 2 * (width * (width + 1) // 2) - height * width
         parts, add_up = self._cells(maps).split(CHANNELS, dim=-1), self._sum
         if torch.is_grad_enabled() and parts[0].requires_grad:  # then many intermediate values would have to be kept
             add_up = partial(checkpoint, self._sum, use_reentrant=False)
-        return torch.cat([add_up(part) for part in parts], 1) / count
+        return torch.cat([add_up(part) for part in parts], 1) / count_windows(*maps.shape[2:])
 
     def window_contributions(self, maps: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much each window adds to the pooled vector along `direction`.
@@ -114,6 +112,11 @@ def windows(height: int, width: int) -> Tensor:
         if a * b > 1
     ]
     return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+
+
+def count_windows(height: int, width: int) -> int:
+    """Return the number of windows of a map; see `windows`."""
+    return height * (height + 1) // 2 * (width * (width + 1) // 2) - height * width
 
 
 def run_means(length: int, like: Tensor) -> Tensor:
