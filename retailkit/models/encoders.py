@@ -22,8 +22,8 @@ from retailkit.models.weights import (
     describe,
     find_folder,
     find_weights,
-    first_line,
     load_trunk,
+    one_line,
     published_weights,
 )
 
@@ -260,7 +260,7 @@ def build_text_encoder(
 
     folder = find_folder(name, weights)
     logging.disable_progress_bar()
-    try:
+    with one_line(f"{folder}: cannot be read as a transformer"):
         with open_file(folder / "tokenizer.json") as file:
             vocabulary = file.read().decode()
         network = AutoModel.from_pretrained(
@@ -268,8 +268,6 @@ def build_text_encoder(
         )
         _require_known(network.config.model_type)
         return TransformerEncoder(name, network, vocabulary).eval()
-    except Exception as error:  # the libraries below fail in a dozen ways, and each means the same to the reader
-        raise UserError(f"{folder}: cannot be read as a transformer ({first_line(error)})") from None
 
 
 def _random_transformer(config: Mapping[str, Any]) -> nn.Module:
@@ -278,11 +276,9 @@ def _random_transformer(config: Mapping[str, Any]) -> nn.Module:
 
     kind = _require_known(config.get("model_type"))
     known = {key: config[key] for key in ARCHITECTURE[kind] if key in config}
-    try:
+    with one_line("text_config describes no transformer", "train the model again"):
         described = AutoConfig.for_model(kind, **known)
         return AutoModel.from_config(described, trust_remote_code=False, attn_implementation="eager")
-    except Exception as error:
-        raise UserError(f"text_config describes no transformer ({first_line(error)}); train the model again") from None
 
 
 def _require_known(kind: str | None) -> str:

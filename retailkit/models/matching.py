@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from retailkit.config import UsageError, UserError, pick
 from retailkit.models.classifier import ImageScorer
 from retailkit.models.pooling import Features
-from retailkit.models.weights import find_folder, first_line
+from retailkit.models.weights import find_folder, one_line
 
 if TYPE_CHECKING:
     from retailkit.data.table import ProductDataset
@@ -97,10 +97,8 @@ class SuperPoint(nn.Module):
             network = SuperPointForKeypointDetection(SuperPointConfig())
         else:
             folder = find_folder("superpoint", weights)
-            try:
+            with one_line(f"{folder}: cannot be read as SuperPoint"):
                 network = SuperPointForKeypointDetection.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise UserError(f"{folder}: cannot be read as SuperPoint ({first_line(error)})") from None
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()

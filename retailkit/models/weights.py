@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAGIC_LEAP = "Magic Leap, academic or non-profit, non-commercial"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 LARGEST = 16 << 30  # bytes of a weights file
+AGAIN = "check the connection and run the same command again"
 
 
 # -- What is published.
@@ -232,7 +233,7 @@ def fetch_weights(name: str) -> Path:
     if not described.url:
         return _from_hub(described.hf_hub_id, path.name, cache_dir("weights", path.parent.name))
     if not path.is_file():
-        with _one_line(described.url):
+        with one_line(f"{described.url}: cannot be downloaded", AGAIN):
             torch.hub.download_url_to_file(described.url, str(path), hash_prefix=_digits_in_name(path) or None)
     return _checked(path)
 
@@ -244,18 +245,8 @@ def _tell(name: str, licence: str | None, source: str | None) -> None:
 def _from_hub(repo: str, file: str, folder: Path) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _one_line(f"{repo}/{file}"):
+    with one_line(f"{repo}/{file}: cannot be downloaded", AGAIN):
         return Path(hf_hub_download(repo, file, local_dir=folder))
-
-
-@contextmanager
-def _one_line(source: str) -> Iterator[None]:
-    """Turn whatever a download raises into one line; the libraries below raise errors of many kinds."""
-    try:
-        yield
-    except Exception as error:
-        cure = "check the connection and run the same command again"
-        raise UserError(f"{source}: cannot be downloaded ({first_line(error)}); {cure}") from None
 
 
 # -- How they are read.
@@ -295,16 +286,12 @@ def require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read tensors by name in the file's order, without wrappers and batch counters."""
-    try:
+    with one_line(f"{path}: cannot be read as weights", but=UserError):
         if path.suffix == ".safetensors":
             _, state = read_tensors(path)
         else:
             with open_file(path, LARGEST) as file:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
-        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     for wrapper in ("state_dict", "model", "net_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -314,6 +301,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {k: v for k, v in named.items() if not k.endswith("num_batches_tracked")}
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what a library says went wrong."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+@contextmanager
+def one_line(what: str, cure: str = "", but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Turn all errors of the block, except those of kind `but`, into one `UserError`.
+
+    The libraries below fail in a dozen ways on a damaged file, and each means the same to the reader.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({reason(error)}){cure and '; '}{cure}") from None
+
+
+def reason(error: Exception) -> str:
+    """Return in one line what a library says went wrong."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -15,7 +15,7 @@ from retailkit.cache import content_hash, read_tensors, replacing
 from retailkit.config import UserError
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
-from retailkit.models.weights import first_line
+from retailkit.models.weights import one_line
 from retailkit.training.loop import History
 
 FORMAT = 1  # of the header; a later one may mean other things by the same keys
@@ -79,17 +79,10 @@ def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[
             finite or not those of the model that its header describes.
     """
     header, weights = read_checkpoint(path)
-    try:
+    with one_line(f"{path}: its header describes no model", TRAIN_AGAIN):
         model = models.rebuild(header["build"])
-    except Exception as error:  # what a wrong value ends in depends on the library that meets it
-        raise UserError(f"{path}: its header describes no model ({first_line(error)}); {TRAIN_AGAIN}") from None
-    try:
+    with one_line(f"{path}: its weights are those of another model than its header describes", TRAIN_AGAIN):
         model.load_state_dict(weights)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path}: its weights are those of another model than its header describes ({reason}); {TRAIN_AGAIN}"
-        ) from None
     known = {name: value for name, value in header["facts"].items() if value is not None}
     facts = {"size": model.input_size, "fit": None} | known
     return model.eval(), History.from_dict(header["history"]), facts
@@ -99,13 +92,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     """Return the header and the weights of a checkpoint, both checked; see `load_checkpoint`."""
     if not Path(path).exists():
         raise UserError(f"{path}: no such checkpoint; train one with `retailkit train`")
-    try:
+    with one_line(f"{path}: not a retailkit checkpoint", TRAIN_AGAIN, but=UserError):
         metadata, weights = read_tensors(path)
         header = json.loads(metadata["retailkit"])
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file fails in a dozen ways, and each means the same to the reader
-        raise UserError(f"{path}: not a retailkit checkpoint ({first_line(error)}); {TRAIN_AGAIN}") from None
     if isinstance(header, dict) and isinstance(later := header.get("format"), int) and later > FORMAT:
         raise LaterFormatError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; update retailkit")
     if fault := _fault(header, SCHEMA, "header"):

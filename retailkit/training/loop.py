@@ -27,7 +27,7 @@ from retailkit.data.table import Batch, ProductDataset
 from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import ProductClassifier, evaluating
-from retailkit.models.weights import first_line
+from retailkit.models.weights import reason
 from retailkit.training.encoded import EncodedDataset, bar, encode, encode_batch, load_batches, placed, seeded
 
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
@@ -237,7 +237,7 @@ class _Loop:
             for name, part in self.parts.items():
                 part.load_state_dict(fresh[name])
             self.rows, self.seconds_before = [], 0.0
-            print(f"{self.resume}: the interrupted training cannot be read ({first_line(error)}); it begins anew")
+            print(f"{self.resume}: the interrupted training cannot be read ({reason(error)}); it begins anew")
 
 
 def _parameter_groups(model: ProductClassifier, config: TrainConfig) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from retailkit.training import TrainConfig, TrainSpec
 WIDTHS = {"image": 5, "text": 3}
 CLASSES = ["lean", "extra lean", "medium", "regular"]
 FUSIONS = ("score_fusion", "concat", "embracenet")
+SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"}
 
 
 def head(kind, **options):
@@ -143,30 +144,22 @@ def products(tmp_path_factory):
 
 
 def small(name, classes, **options):
-    network = {"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"}
     torch.manual_seed(0)
-    return models.build(name, classes, **network, **options).eval()
+    return models.build(name, classes, **SMALL, **options).eval()
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_fusion_learns_what_neither_modality_knows(name, products, tmp_path, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
-    spec = TrainSpec(
-        "folder",
-        model=name,
-        model_options={"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"},
-        size=40,
-        config=TrainConfig(epochs=40, batch_size=8, lr=1e-2),
-    )
-    model, _ = training.fit_or_load(spec, products)
+def test_fusion_learns_what_neither_modality_knows(name, products, tmp_path):
+    config = TrainConfig(epochs=40, batch_size=8, lr=1e-2)
+    model, _ = training.fit_or_load(TrainSpec(model=name, model_options=SMALL, size=40, config=config), products)
     result = training.evaluate(model, products.split("val", 40))
     readable = products.split("val", 40).table["text"].ne("").to_numpy()
     assert result.correct[readable].mean() > 0.7, "either modality alone can reach 0.5"
     again, _, _ = training.load_checkpoint(training.save_checkpoint(model, tmp_path / "model.safetensors", _))
-    batch = torch.stack([products.split("val", 40)[i].image for i in range(3)])
-    texts = [products.split("val", 40)[i].text for i in range(3)]
+    samples = [products.split("val", 40)[i] for i in range(3)]
+    given = torch.stack([sample.image for sample in samples]), [sample.text for sample in samples]
     with torch.no_grad():
-        assert torch.allclose(again(batch, texts), model(batch, texts), atol=1e-5)
+        assert torch.allclose(again(*given), model(*given), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FUSIONS)

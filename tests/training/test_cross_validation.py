@@ -16,6 +16,11 @@ from retailkit.training import TrainConfig, TrainSpec
 CLASSES = ["lean", "medium"]
 
 
+@pytest.fixture
+def a_cache_of_its_own():
+    """No: the tests of this file share the features of the same photos."""
+
+
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
     """Two classes in five scenes each; the photos of one scene are all but equal."""
