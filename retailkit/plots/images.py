@@ -189,10 +189,10 @@ def confusion_pairs(evaluation: Evaluation, dataset: ProductDataset, pairs: int 
         a, b = evaluation.classes.index(row.first), evaluation.classes.index(row.second)
         for true, other in ((a, b), (b, a)):
             missed = np.flatnonzero((evaluation.labels == true) & (evaluation.predicted == other))
-            typical = np.flatnonzero(evaluation.labels == other)
             if not len(missed):
                 images, titles = [*images, None, None], [*titles, "", ""]
                 continue
+            typical = np.flatnonzero(evaluation.labels == other)
             worst = missed[evaluation.probs[missed, other].argmax()]
             best = typical[evaluation.probs[typical, other].argmax()] if len(typical) else worst
             name, wrong = evaluation.classes[true], evaluation.classes[other]

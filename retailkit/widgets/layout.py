@@ -91,6 +91,7 @@ class Panel(W.VBox):
         self.head, self.picture, self.foot = W.HTML(), Picture(), W.HTML()
         width = f"{SIDE + 14}px"
         super().__init__([self.head, self.picture, self.foot], layout=W.Layout(width=width, padding="0 8px 0 0"))
+        self.add_class("rk-panel")
 
     def show(self, state: State, name: str, classes: Sequence[str]) -> None:
         """Show the answer of the model `name` and its explanation; `classes` are K names."""
@@ -150,8 +151,6 @@ class Screen(W.VBox):
         parts = {name: getattr(self, name) for name in ("strip", "told", "status", "bars", "summary")}
         for name, widget in (self.controls | parts | {"what_if": self.scene}).items():
             widget.add_class(f"rk-{name}")
-        for panel in self.panels:
-            panel.add_class("rk-panel")
 
     def _rows(self) -> list[W.Widget]:
         c, wrap = self.controls, W.Layout(flex_flow="row wrap", grid_gap="16px")
@@ -187,11 +186,10 @@ class Screen(W.VBox):
 
     def _show_strip(self) -> None:
         state, desk = self.state, self.desk
-        place = state.found.index(state.photo.position) if state.photo.position in state.found else 0
-        self._first = first = place - place % AT_ONCE
+        at = state.found.index(state.photo.position) if state.photo.position in state.found else -1
+        self._first = first = max(at, 0) // AT_ONCE * AT_ONCE
         self._shown = shown = state.found[first : first + AT_ONCE]
-        chosen = shown.index(state.photo.position) if state.photo.position in shown else -1
-        ax = plots.strip([desk.images[p].image for p in shown], chosen, THUMBNAIL)
+        ax = plots.strip([desk.images[p].image for p in shown], at - first if at >= 0 else -1, THUMBNAIL)
         labels = np.tile(np.repeat(np.arange(len(shown)), 20), (20, 1))
         judged, captions = desk.judged[state.models[0]], []
         for p in shown:
