@@ -1,8 +1,7 @@
 """The fast way to push many masked images through a model.
 
-An explanation asks for the probabilities of thousands of variants of one image. The image encoder does nearly all of
-that work, so it alone is compiled; poolings, text encoders and heads run as they are. There is one way for each kind of
-device, so that the same model, image and seed give the same explanation.
+The image encoder does nearly all of the work, so it alone is compiled, in one way for each kind of device: the same
+model, image and seed give the same explanation.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Local-Concepts-Accumulation (LCA): a pooling to which every region of the image contributes equally.
 
-Srivastava 2020, *Bag of Tricks for Retail Product Image Classification*, section 3.1 and figure 2: the last feature map
-is averaged over every rectangular window larger than one cell. Each window mean passes the same fully connected layer
-and a ReLU, and the results are averaged with equal weights. A 7x7 map has 735 such windows.
-
-Two identities make this fast without changing a number. A mean commutes with a linear layer, so the layer runs once per
-cell (49 times) instead of once per window (735 times). And the mean over a rectangle is a mean along one axis of means
-along the other.
+Srivastava 2020, *Bag of Tricks for Retail Product Image Classification*, section 3.1 and figure 2. Two identities make
+it fast without changing a number. A mean commutes with a linear layer, so the layer runs once per cell (49 times on a
+7x7 map) instead of once per window (735 times). And the mean over a rectangle is a mean along one axis of means along
+the other.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ CHANNELS = 512  # channels processed at a time, so that the running sums stay in
 
 
 class LocalConceptsAccumulation(Pooling):
-    """The mean over all windows of ReLU(FC(window mean)).
+    """The mean of ReLU(FC(window mean)) over every rectangular window larger than one cell.
 
     `width` is the length of the result; 0 takes the number of channels, as the paper's figure suggests. Without `relu`
     the layer equals one linear layer on a centre-weighted mean. `fc` is the shared fully connected layer.
@@ -81,10 +78,8 @@ class LocalConceptsAccumulation(Pooling):
         return self.fc(self.scaler.scale(maps.permute(0, 2, 3, 1)))
 
     def _by_height(self, cells: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield each window height with the sums of row means of its windows, (B,positions,runs,channels).
-
-        Divided by the height they are the layer's outputs. Each height adds one more row to the sums of the last one.
-        """
+        # Each window height with the sums of row means of its windows, (B,positions,runs,channels). Divided by it
+        # they are the layer's outputs. Each height adds one more row to the sums of the last one.
         height, width = cells.shape[1:3]
         rows = run_means(width, cells) @ cells
         sums = rows

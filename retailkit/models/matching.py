@@ -1,11 +1,7 @@
 """Keypoint matching as a classifier: nothing is learned, a gallery of reference images takes the place of weights.
 
-The baseline of Srivastava 2020 (section 4): local descriptors of a query are matched against those of every gallery
-image, and the class of the image with the most geometrically consistent matches wins. Descriptors of many gallery
-images are compared in one matrix product, and only the best few images go on to RANSAC.
-
-Local naive Bayes nearest neighbour (NBNN; McCann and Lowe 2012) uses the same descriptors without geometry: each point
-of the query votes for the classes of the points nearest to it in the whole gallery.
+`KeypointMatcher` is the baseline of Srivastava 2020 (section 4): descriptors of many gallery images are compared in one
+matrix product, and only the best few images go on to RANSAC. `LocalNaiveBayes` does without geometry.
 """
 
 from __future__ import annotations

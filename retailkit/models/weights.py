@@ -1,8 +1,4 @@
-"""Published weights: which there are, where they lie on this machine, and how they are fetched and read.
-
-Weights come from an installed package, from the cache that `fetch_weights` fills, or from a file of yours. Only
-`fetch_weights` downloads anything.
-"""
+"""Published weights, in an installed package or in the cache that `fetch_weights` fills; nothing else downloads."""
 
 from __future__ import annotations
 
