@@ -19,9 +19,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NO_METHOD = [  # what teaches no method of its own
     "00_welcome",
     "10_data_exploration",
-    "50_saliency",
-    "51_local_explanations",
-    "52_global_explanations",
     "61_background_factors",
     "80_explanation_tool",
     "90_results",
