@@ -19,7 +19,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NO_METHOD = [  # what teaches no method of its own
     "00_welcome",
     "10_data_exploration",
-    "61_background_factors",
     "80_explanation_tool",
     "90_results",
 ]
