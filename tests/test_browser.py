@@ -21,6 +21,7 @@ from PIL import Image
 
 from retailkit import data
 from retailkit.data.table import read_truth
+from retailkit.plots.images import visible
 from retailkit.runs import app
 
 pytest.importorskip("playwright", reason="playwright is missing; run: pip install playwright")
@@ -58,16 +59,11 @@ def photos(tmp_path_factory):
     """A CSV of rendered products with the words that are printed on them, so that nothing has to be read."""
     root = tmp_path_factory.mktemp("photos")
     shop = data.load("synthetic", root, per_class=(4, 0, 2), families=2)
-    table = shop.table.assign(text=[told(path) for path in shop.table["truth"]])
+    printed = [visible(read_truth(path)[1]["words"]) for path in shop.table["truth"]]
+    table = shop.table.assign(text=[" ".join(word.text for word in words) for words in printed])
     columns = ["image", "label", "family", "split", "text", "mask"]
-    table[columns].assign(**{c: [os.path.relpath(p, root) for p in table[c]] for c in ("image", "mask")}).to_csv(
-        root / "photos.csv", index=False
-    )
+    table[columns].to_csv(root / "photos.csv", index=False)
     return root / "photos.csv"
-
-
-def told(path):
-    return " ".join(word.text for word in read_truth(path)[1]["words"] if word.box[2] > word.box[0])
 
 
 @pytest.fixture(params=["lab", "app"], scope="module")
