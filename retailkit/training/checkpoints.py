@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from retailkit import models
@@ -79,9 +80,13 @@ def load_checkpoint(path: str | Path) -> tuple[ProductClassifier, History, dict[
             finite or not those of the model that its header describes.
     """
     header, weights = read_checkpoint(path)
-    with one_line(f"{path}: its header describes no model", TRAIN_AGAIN):
+    other = f"{path}: its weights are those of another model than its header describes"
+    with one_line(f"{path}: its header describes no model", TRAIN_AGAIN), torch.device("meta"):  # takes no memory
+        described = sum(value.numel() for value in models.rebuild(header["build"]).state_dict().values())
+    if described > sum(value.numel() for value in weights.values()):
+        raise UserError(f"{other} ({described:,} of them); {TRAIN_AGAIN}")
+    with one_line(other, TRAIN_AGAIN):
         model = models.rebuild(header["build"])
-    with one_line(f"{path}: its weights are those of another model than its header describes", TRAIN_AGAIN):
         model.load_state_dict(weights)
     known = {name: value for name, value in header["facts"].items() if value is not None}
     facts = {"size": model.input_size, "fit": None} | known
