@@ -2,18 +2,23 @@
 
 lime draws 1,000 random masks. Ours has to be as good with fewer of them: of `BUDGETS`, the smallest counts that is as
 stable (Spearman correlation of weights between seeds) and as faithful (area under the deletion curve of the class's
-probability, lower is better), each on average over photos.
+probability, lower is better), each on average over photos. How good both are, is measured once for every photo and
+kept in the cache folder, so that a second run goes on where the first one stopped. Times are taken anew in each run.
 
 Photos are real ones, from the validation split of Grocery Store. The predictor is made once for a model and all its
-photos, so that it is not part of the times.
+photos, so that it is not part of the times; what it costs is printed.
 """
 
 import contextlib
 import copy
 import io
 import itertools
+import json
+import os
+import time
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,6 +30,8 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from retailkit import data, metrics, training
+from retailkit.cache import code_fingerprint, digest, replacing
+from retailkit.config import cache_dir, data_root
 from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
 
@@ -35,6 +42,16 @@ SIZE = 224
 FILLINGS = ("mean", "blur")  # what shows where superpixels are deleted
 OURS = {"target": "sqrt_prob", "feather": 0.0, "progress": False}
 TARGETS = {"as_used": 15, "same_predictor": 3}  # times as fast
+CACHE = os.environ.get("RETAILKIT_CACHE")  # of the user: the session has another one, which goes with it
+
+
+@pytest.fixture
+def kept_cache(monkeypatch):
+    """The user's cache: the record, the features and the classifier outlive the run."""
+    if CACHE is None:
+        monkeypatch.delenv("RETAILKIT_CACHE")
+    else:
+        monkeypatch.setenv("RETAILKIT_CACHE", CACHE)
 
 
 # -- Both ways.
@@ -101,17 +118,30 @@ def deletion(game, weights, label):
 
 
 def measured(predictor, photo, seeds):
-    """How stable and how faithful both are on one photo, and how far they agree."""
-    weights = {"lime": np.array([by_lime(same_predictor(predictor), photo, seed) for seed in range(seeds)])}
+    """What is kept of one photo."""
+    probs, seconds = same_predictor(predictor), [time.perf_counter()]
+    weights = {"lime": np.array([by_lime(probs, photo, seed) for seed in range(seeds)])}
+    seconds.append(time.perf_counter())
     found = [by_us(predictor, photo, BUDGETS[-1], seed) for seed in range(seeds)]
+    seconds.append(time.perf_counter())
     weights |= {str(n): np.array([first(one, n).image_weights[0] for one in found]) for n in BUDGETS}
     hard = masking.MaskedModel(predictor, photo["image"], photo["segments"], feather=0.0)
-    games, row = [hard.with_baseline(filling) for filling in FILLINGS], {}
+    row = {"photo": photo["name"], "seeds": seeds, "superpixels": hard.n_segments}
     for who, rows in weights.items():
         row[f"stability_{who}"] = stability(rows)
         row[f"agreement_{who}"] = float(spearmanr(weights["lime"].mean(0), rows.mean(0)).statistic)
-        row[f"deletion_{who}"] = np.mean([deletion(game, one, photo["label"]) for game in games for one in rows])
+        row[f"deletion_{who}"] = 0.0
+    for filling in FILLINGS:
+        game = hard.with_baseline(filling)
+        for who, rows in weights.items():
+            area = float(np.mean([deletion(game, one, photo["label"]) for one in rows]))
+            row[f"deletion_{filling}_{who}"] = area
+            row[f"deletion_{who}"] += area / len(FILLINGS)
+    row["seconds_lime"], row[f"seconds_{BUDGETS[-1]}"] = (np.diff(seconds) / seeds).tolist()
     return row
+
+
+# -- Which photos, and what is known of them.
 
 
 def chosen(predictor, split, count):
@@ -120,17 +150,43 @@ def chosen(predictor, split, count):
     for place in np.random.default_rng(0).permutation(len(split)):
         sample = split[place]
         if predictor(sample.image[None]).argmax() == sample.label:
+            name = Path(split.table["image"].iloc[place]).relative_to(data_root("grocery_store")).as_posix()
             segments = masking.segment(sample.image, "slic", SEGMENTS)
-            found.append({"image": sample.image, "label": sample.label, "segments": segments})
+            found.append({"name": name, "image": sample.image, "label": sample.label, "segments": segments})
         if len(found) == count:
             return found
     raise AssertionError(f"the model gets only {len(found)} photos right")
 
 
+def folder_for(model, seeds):
+    """Where the record is: another model, source, version or number of seeds has another one."""
+    ours = training.fingerprint(model), code_fingerprint("retailkit.explain.lime"), Path(__file__).read_bytes()
+    return cache_dir("bench", "lime", f"{digest(*ours, version('lime'))}-{seeds}")
+
+
+def recorded(folder, predictor, photo, seeds):
+    """One row of the record, measured unless it is there."""
+    path = folder / f"{photo['name'].replace('/', '_')}.json"
+    if not path.exists():
+        row = measured(predictor, photo, seeds)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(row, indent=1))
+        print(f"{photo['name']}: measured")
+    return json.loads(path.read_text())
+
+
+def with_means(table):
+    """The table with rows `mean`, `low` and `high`: of 95 % of bootstrap samples of photos."""
+    numbers = table.set_index("photo")
+    span = numbers.apply(lambda column: pd.Series(metrics.bootstrap(column.to_numpy()), ["low", "high"]))
+    return pd.concat([numbers, numbers.mean().to_frame("mean").T, span]).rename_axis("photo")
+
+
 @pytest.mark.benchmark
 @pytest.mark.timeout(3 * 3600)
-@pytest.mark.usefixtures("all_cores")
+@pytest.mark.usefixtures("kept_cache", "all_cores")
 def test_lime(compare, quick):
+    pytest.importorskip("lime", reason="lime is not installed; run: pip install lime==0.2.0.1")
     if version("lime") != "0.2.0.1":
         pytest.skip(f"lime is {version('lime')}; what is claimed is about 0.2.0.1")
     try:
@@ -138,11 +194,21 @@ def test_lime(compare, quick):
     except data.DataError as error:
         pytest.skip(f"needs real photos: {error}; or set RETAILKIT_DATA to the folder above it")
     model, _ = training.fit_or_load(training.reference("probe", "grocery_store"), shop)
+    val = shop.split("val", SIZE)
+    start = time.perf_counter()
     predictor = Predictor(model, SIZE)
-    photos, seeds = chosen(predictor, shop.split("val", SIZE), 2 if quick else 8), 3 if quick else SEEDS
-    table = pd.DataFrame([measured(predictor, photo, seeds) for photo in photos])
-    print(table.T.round(4).to_string())
-    mean, good = table.mean(), []
+    making = time.perf_counter() - start
+    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s")
+
+    photos, seeds = chosen(predictor, val, 2 if quick else 8), 3 if quick else SEEDS
+    folder = folder_for(model, seeds)
+    table = pd.DataFrame([recorded(folder, predictor, photo, seeds) for photo in photos])
+    whole = with_means(table)
+    print(whole.rename(index=lambda name: Path(name).stem).T.round(4).to_string())
+    if path := os.environ.get("RETAILKIT_BENCH_CSV"):
+        whole.to_csv(Path(path).with_name(f"{Path(path).stem}_lime_photos.csv"))
+
+    mean, good = table.mean(numeric_only=True), []
     for n in BUDGETS:
         more_stable, worse = (table[f"{what}_{n}"] - table[f"{what}_lime"] for what in ("stability", "deletion"))
         told = [
