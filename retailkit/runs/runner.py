@@ -235,8 +235,9 @@ def _papermill(job: Job) -> str:
         told = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
     except TimeoutError as error:
         slow = type(error).__name__ == "CellTimeoutError"  # else messages of the kernel came too late
-        told = f"a cell took more than {job.timeout} seconds" if slow else "the machine is too busy: the kernel is silent"
-        told += "; run it again, what is trained or encoded by now is kept" + ", or give it longer: --cell-seconds" * slow
+        told = f"a cell took more than {job.timeout} seconds" if slow else "the machine is too busy for the kernel"
+        told += "; run it again, what is trained or encoded by now is kept"
+        told += ", or give it longer: --cell-seconds" if slow else ""
     except Exception as error:  # whatever fails here fails this notebook only
         told = f"{type(error).__name__}: {error}"
     else:
