@@ -19,6 +19,8 @@ from retailkit.runs.record import home, is_notebook, read_record, write_record
 NOTEBOOK_BYTES = 1_000_000
 # nbconvert's loader of mermaid diagrams, which asks a CDN.
 DIAGRAM_LOADER = re.compile(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>", re.S)
+# Formulas as the notebooks write them; code between backticks is none.
+FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$]+?)\$", re.S)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
 
@@ -98,12 +100,29 @@ def _write_html(notebook: Path) -> bool:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
-    page, _ = exporter.from_notebook_node(_readable(notebook))
+    content = _readable(notebook)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            text = cell.source.replace("](../", f"]({os.path.relpath(home(), notebook.parent)}/")
+            text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", text)
+            cell.source = FORMULA.sub(_mathml, text)
+    page, _ = exporter.from_notebook_node(content)
     page = DIAGRAM_LOADER.sub("", page)
     page = page.replace("<title>Notebook</title>", f"<title>{html.escape(notebook.stem)}</title>")
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return True
+
+
+def _mathml(formula: re.Match[str]) -> str:
+    """Return a formula as MathML, which browsers draw without a script, on one line and with no markdown in it."""
+    from latex2mathml.converter import convert
+
+    kind = formula.lastgroup
+    if kind is None:
+        return formula[0]
+    drawn = convert(" ".join(formula[kind].split()), display=kind)
+    return re.sub(r"[*_~`]", lambda sign: f"&#{ord(sign[0])};", drawn)
 
 
 def _readable(notebook: Path) -> Any:
@@ -141,6 +160,8 @@ def kept_text(notebook: Path) -> str:
     content.metadata = {"kernelspec": content.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in content.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "markdown":  # a copy lies one folder deeper than its notebook
+            cell.source = cell.source.replace("](../", "](../../")
     text = nbformat.writes(content) + "\n"
     if len(text) > NOTEBOOK_BYTES:
         raise UserError(f"{notebook.name}: {len(text) / 1e6:.1f} MB executed; draw fewer or smaller images")

@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from retailkit import runs
 from retailkit.config import UserError
 from retailkit.runs.record import write_record
+from retailkit.runs.report import kept_text
 
 
 @pytest.fixture
@@ -65,3 +67,20 @@ display(ipywidgets.VBox())"""
     assert list(json.loads(Path("figures/index.json").read_text())) == ["grozi120__10_good__chart.png"]
     assert [p.name for p in Path("papermill_runs/fast-grozi120").iterdir()] == ["10_good.json"]
     assert str(tmp_path) not in Path("papermill_runs/fast-grozi120/10_good.json").read_text()
+
+
+def test_a_page_draws_formulas_without_a_script_and_its_links_lead_somewhere(workbook):
+    path = workbook("10_good")
+    notebook = nbformat.read(path, as_version=4)
+    text = (
+        "In `$HOME`, $a_{ij} * b_k$:\n\n$$\n\\frac{1}{2}\n$$\n\n[a term](../docs/glossary.md#lca), [next](20_bad.ipynb)"
+    )
+    notebook.cells.append(nbformat.v4.new_markdown_cell(text))
+    folder = runs.run_dir("fast", "synthetic")
+    write_record(folder / "10_good.json", runs.Run("10_good", {}).record | {"status": "ok"})
+    nbformat.write(notebook, folder / "10_good.ipynb")
+    runs.publish(folder, "fast", "synthetic")
+    page = (folder / "10_good.html").read_text()
+    assert "<code>$HOME</code>" in page and page.count("<math") == 2 and "<em>" not in page and "<mfrac>" in page
+    assert 'href="../../../docs/glossary.md#lca"' in page and 'href="20_bad.html"' in page
+    assert "](../../docs/glossary.md#lca)" in kept_text(folder / "10_good.ipynb")
