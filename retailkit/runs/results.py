@@ -50,6 +50,8 @@ def published() -> pd.DataFrame:
 def claims(records: pd.DataFrame) -> pd.DataFrame:
     """Return what the papers claim beside what was measured in finished `records`, one row per claim and run.
 
+    Our own questions, which no paper answers, have the source `our question` and the sign 0 in `claims.csv`.
+
     Columns: `source`, `claim`, `published` (as the paper says it, "" where it gives no number), `run`, `here` (above
     zero where it supports the claim), `low`, `high`, `n` (missing where the notebook recorded none) and `verdict` (see
     `metrics.verdict`; "no interval" where there is none).
@@ -62,7 +64,7 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     found.loc[reverse, "value"] *= -1
     found.loc[reverse, ["low", "high"]] = -found.loc[reverse, ["high", "low"]].to_numpy()
     found["verdict"] = [
-        verdict(row.low, row.high, 1) if pd.notna(row.low) else "no interval" for row in found.itertuples()
+        verdict(row.low, row.high, abs(row.sign)) if pd.notna(row.low) else "no interval" for row in found.itertuples()
     ]
     columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
     return found.rename(columns={"value": "here"}).astype({"n": "Int64"})[columns]
