@@ -17,6 +17,7 @@ from retailkit.plots.style import AGAINST, BAD, COLOURS, FOR, GOOD, QUIET, array
 
 SIGNS = {"above zero": (GOOD, "o"), "below zero": (BAD, "X"), "not decided": (QUIET, "D")}  # of an interval
 VERDICTS = {"as claimed": (GOOD, "o"), "the opposite": (BAD, "X"), "not decided": (QUIET, "D")}
+VERDICTS |= {"more": (COLOURS[0], "^"), "less": (COLOURS[1], "v")}  # where no paper claims a direction
 COSTS = {"minutes": "training, min", "ms": "ms per image", "MB": "MB"}  # of one step of an ablation
 
 
