@@ -75,6 +75,12 @@ def test_notebooks_have_the_anatomy(notebook):
     assert sources(SimpleNamespace(cells=content.cells[:exercises]), "code")[-1] == "run.finish()"
 
 
+def test_pages_can_draw_every_formula(notebook):
+    for text in sources(notebook[1], "markdown"):
+        drawn = report.FORMULA.sub(report.mathml, text)
+        assert not re.search(r"<m[io][^>]*>\\\\", drawn), f"a command that latex2mathml does not know: {text}"
+
+
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in NO_METHOD], ids=lambda p: p.stem)
 def test_the_method_is_an_equation_a_diagram_and_plain_code_that_agrees_with_the_package(path):
     cells = nbformat.read(path, as_version=4).cells

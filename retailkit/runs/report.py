@@ -105,7 +105,7 @@ def _write_html(notebook: Path) -> bool:
         if cell.cell_type == "markdown":
             text = cell.source.replace("](../", f"]({os.path.relpath(home(), notebook.parent)}/")
             text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", text)
-            cell.source = FORMULA.sub(_mathml, text)
+            cell.source = FORMULA.sub(mathml, text)
     page, _ = exporter.from_notebook_node(content)
     page = DIAGRAM_LOADER.sub("", page)
     page = page.replace("<title>Notebook</title>", f"<title>{html.escape(notebook.stem)}</title>")
@@ -114,7 +114,7 @@ def _write_html(notebook: Path) -> bool:
     return True
 
 
-def _mathml(formula: re.Match[str]) -> str:
+def mathml(formula: re.Match[str]) -> str:
     """Return a formula as MathML, which browsers draw without a script, on one line and with no markdown in it."""
     from latex2mathml.converter import convert
 
