@@ -38,6 +38,7 @@ class VariantSplit(ProductDataset):
         options: of the variant `name`: the same for all images, or N, one for each.
         donors: (N,) whose background an image is pasted onto, or None.
         augment: random transform after the variant, as if the variant were what the camera saw.
+        own_class: see `choose_donors`.
     """
 
     source: ProductDataset
@@ -51,13 +52,14 @@ class VariantSplit(ProductDataset):
     options: Mapping[str, Any] | Sequence[Mapping[str, Any]] = field(default_factory=dict)
     donors: Tensor | None = None
     augment: v2.Transform | None = None
+    own_class: bool = True
 
     def __post_init__(self) -> None:
         source = self.source
         super().__init__(source.data, source.rows, source.size, source.fit, self.augment, source.condition)
 
     @classmethod
-    def read(cls, split: ProductDataset, seed: int = 0) -> VariantSplit:
+    def read(cls, split: ProductDataset, seed: int = 0, own_class: bool = True) -> VariantSplit:
         """Read the images of a split that have a product mask of which all variants of the paper can be made.
 
         Raises:
@@ -72,11 +74,11 @@ class VariantSplit(ProductDataset):
         for i in tqdm(range(len(rows)), desc="read images", delay=2, mininterval=2, leave=False):
             sample = source[i]
             images[i], masks[i] = _to_bytes(sample.image), sample.mask
-        return cls._with_usable_masks(source, images, masks, len(split), seed)
+        return cls._with_usable_masks(source, images, masks, len(split), seed, own_class)
 
     @classmethod
     def _with_usable_masks(
-        cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int
+        cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int, own_class: bool
     ) -> VariantSplit:
         good = usable(masks)
         if not good.any():
@@ -84,10 +86,12 @@ class VariantSplit(ProductDataset):
         source, images, masks = source.with_options(rows=source.rows[good.numpy()]), images[good], masks[good]
         pairs = zip(images.split(1), masks.split(1), strict=True)
         backgrounds = torch.cat([_to_bytes(apply_variant(i.float() / 255, m, "only_bg_t")) for i, m in pairs])
-        return cls(source, images, masks, backgrounds, total - len(images), digest(images, masks), seed)
+        content = digest(images, masks)
+        return cls(source, images, masks, backgrounds, total - len(images), content, seed, own_class=own_class)
 
     def _remade(self, images: Tensor, masks: Tensor) -> VariantSplit:
-        return self._with_usable_masks(self.source, images, masks, len(self) + self.left_out, self.seed)
+        total = len(self) + self.left_out
+        return self._with_usable_masks(self.source, images, masks, total, self.seed, self.own_class)
 
     def degraded(self, how: str, amount: float = 0.0) -> VariantSplit:
         """Return the original images with worse masks; those whose mask is of no use any more are left out.
@@ -110,7 +114,7 @@ class VariantSplit(ProductDataset):
         """
         donors = None
         if VARIANTS[pick(VARIANTS, name, "variant")].donors:
-            donors = choose_donors(self.labels, name, self.seed, options.pop("from_class", 0))
+            donors = choose_donors(self.labels, name, self.seed, options.pop("from_class", 0), self.own_class)
         result = replace(self, name=name, options=each or options, donors=donors)
         result.image(0)  # a wrong option fails here
         return result
@@ -156,22 +160,24 @@ def _to_bytes(image: Tensor) -> Tensor:
 # -- Donors.
 
 
-def choose_donors(labels: Tensor | Sequence[int], name: str, seed: int = 0, from_class: int = 0) -> Tensor:
+def choose_donors(
+    labels: Tensor | Sequence[int], name: str, seed: int = 0, from_class: int = 0, own_class: bool = True
+) -> Tensor:
     """Choose for each image the one whose background it gets (Xiao et al., section 2).
 
-    `mixed_same` draws from the own class, `mixed_rand` from a class drawn uniformly (which may be the own one, as the
-    paper's text has it), `mixed_next` from the next class (and the first after the last), and `generic_paste` from
-    `from_class` for all. Takes labels (N,) and returns (N,) int64 indices into them. No image is
+    `mixed_same` draws from the own class, `mixed_rand` from a class drawn uniformly (the own one among them, as in the
+    paper, unless `own_class` is False), `mixed_next` from the next class (and the first after the last), and
+    `generic_paste` from `from_class` for all. Takes labels (N,) and returns (N,) int64 indices into them. No image is
     its own donor, unless it is the only one of its class.
 
     Raises:
         UsageError: the variant takes no donors, or `from_class` is none of the labels.
-        UserError: a background of the next class is asked for, and there is only one class.
+        UserError: a background of another class is asked for, and there is only one class.
     """
     pick([variant for variant in VARIANTS if VARIANTS[variant].donors], name, "variant with donors")
     labels = np.asarray(labels)
     classes, rng = np.unique(labels), np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if len(classes) < 2 and name == "mixed_next":
+    if len(classes) < 2 and (name == "mixed_next" or (name == "mixed_rand" and not own_class)):
         raise UserError(f"{name} takes backgrounds of another class, and there is only one class; add classes")
     if name == "mixed_same":
         targets = labels
@@ -181,8 +187,11 @@ def choose_donors(labels: Tensor | Sequence[int], name: str, seed: int = 0, from
         if from_class not in classes:
             raise UsageError(f"from_class={from_class} has no image; use one of {', '.join(map(str, classes))}")
         targets = np.full(len(labels), from_class)
-    else:
+    elif own_class:
         targets = classes[rng.integers(len(classes), size=len(labels))]
+    else:
+        drawn = rng.integers(np.full(len(labels), len(classes) - 1))
+        targets = classes[drawn + (drawn >= np.searchsorted(classes, labels))]
     return torch.from_numpy(_one_each(rng, labels, targets))
 
 

@@ -42,6 +42,14 @@ def test_any_class_is_equally_likely_whatever_its_size():
     assert (donors != torch.arange(1000)).all()
 
 
+def test_the_own_class_is_never_drawn_where_it_is_left_out():
+    others = LABELS[choose_donors(LABELS, "mixed_rand", 0, own_class=False)]
+    counts = np.bincount(others[LABELS == 2], minlength=6)
+    assert (others != LABELS).all() and (np.delete(counts, 2) > 8).all(), "the other five equally"
+    with pytest.raises(config.UserError, match="only one class"):
+        choose_donors(torch.zeros(4), "mixed_rand", own_class=False)
+
+
 def test_the_next_class_gives_and_the_first_follows_the_last():
     assert torch.equal(LABELS[choose_donors(LABELS, "mixed_next", 0)], (LABELS + 1) % 6)
     gap = torch.tensor([0, 2, 5, 0])  # classes that are not there are skipped
