@@ -196,7 +196,7 @@ def test_the_sign_or_the_verdict_of_an_interval_shows_in_colour_and_marker():
     assert [t.get_text() for t in ax.texts] == ["n = 4"] * 3
     said = table.assign(verdict=["as claimed", "the opposite", "less"])
     ax = plots.intervals(said, by="verdict", looks=plots.VERDICTS)
-    assert [line.get_color() for line in ax.lines] == [plots.GOOD, plots.BAD, plots.QUIET]
+    assert [line.get_color() for line in ax.lines] == [plots.GOOD, plots.BAD, plots.COLOURS[1]]
     assert ax.get_legend_handles_labels()[1] == said["verdict"].tolist()
 
 
