@@ -57,7 +57,7 @@ class CompiledEncoder(nn.Module):
 
 
 class _MapOnly(nn.Module):
-    # `forward_map` under the name that an exporter calls.
+    """`forward_map` under the name that an exporter calls."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
