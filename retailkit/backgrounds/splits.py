@@ -114,7 +114,7 @@ class VariantSplit(ProductDataset):
         """
         donors = None
         if VARIANTS[pick(VARIANTS, name, "variant")].donors:
-            donors = choose_donors(self.labels, name, self.seed, options.pop("from_class", 0), self.own_class)
+            donors = choose_donors(self.labels, name, self.seed, self.own_class, options.pop("from_class", 0))
         result = replace(self, name=name, options=each or options, donors=donors)
         result.image(0)  # a wrong option fails here
         return result
@@ -161,7 +161,7 @@ def _to_bytes(image: Tensor) -> Tensor:
 
 
 def choose_donors(
-    labels: Tensor | Sequence[int], name: str, seed: int = 0, from_class: int = 0, own_class: bool = True
+    labels: Tensor | Sequence[int], name: str, seed: int = 0, own_class: bool = True, from_class: int = 0
 ) -> Tensor:
     """Choose for each image the one whose background it gets (Xiao et al., section 2).
 
