@@ -14,7 +14,7 @@ from torch import nn
 from retailkit import models
 from retailkit.config import UsageError
 from retailkit.data.table import Word
-from retailkit.explain import metrics
+from retailkit.explain import metrics, saliency
 from retailkit.models import Features
 
 CLASSES = ["lean", "extra lean", "medium"]
@@ -34,6 +34,7 @@ def test_pointing_games_are_plain_loops():
     attr = rng.integers(-3, 4, (30, 9, 7)).astype(float)  # many ties
     truth = rng.random((30, 9, 7)) < 0.05
     truth[:2], attr[29] = False, -1
+    assert truth[29].any()
     hits, base = metrics.pointing_game(attr, truth), metrics.chance(truth)
     energy = metrics.energy_pointing(torch.from_numpy(attr), torch.from_numpy(truth))
     for b in range(30):
@@ -122,9 +123,19 @@ def test_energy_of_superpixels_and_words_by_hand():
 
 def test_equal_weights_score_chance():
     segments = np.arange(12).reshape(3, 4).repeat(2, 0).repeat(2, 1)
-    mask, units = np.random.default_rng(0).random((6, 8)) < 0.3, [unit((9 * n, 0, 9 * n + 5, 5)) for n in range(5)]
+    rng = np.random.default_rng(0)
+    mask, units = rng.random((6, 8)) < 0.3, [unit((9 * n, 0, 9 * n + 5, 5)) for n in range(5)]
     flat = explanation(np.ones((1, 12)), np.ones((1, 5)), segments=segments, tokens=units)
     assert metrics.energy_on(flat, mask, [(9, 0, 14, 5)])["ratio"].tolist() == pytest.approx([1, 1, 1])
+    ratios = [
+        metrics.energy_on(
+            explanation(rng.normal(size=(1, 12)), rng.normal(size=(1, 5)), segments=segments, tokens=units),
+            mask,
+            [(9, 0, 14, 5)],
+        )["ratio"]
+        for _ in range(3000)
+    ]
+    assert np.nanmean(ratios, axis=0) == pytest.approx([1, 1, 1], abs=0.08)
 
 
 def test_boxes_of_words_within_the_image_are_no_superpixels():
@@ -195,11 +206,11 @@ def test_intervals_that_are_not_known_count_neither_way():
 
 
 def test_random_explanations_are_stable_by_chance():
-    found = metrics.stability(np.random.default_rng(0).normal(size=(40, 20)), k=5)
-    assert found.spearman == pytest.approx(0, abs=0.03) and found.sign_flips == pytest.approx(0.5, abs=0.03)
-    assert found.vsi == pytest.approx(100 * 5 / 20, abs=2)
+    found = metrics.stability(np.random.default_rng(0).normal(size=(120, 20)), k=5)
+    assert found.spearman == pytest.approx(0, abs=0.02) and found.sign_flips == pytest.approx(0.5, abs=0.02)
+    assert found.vsi == pytest.approx(100 * 5 / 20, abs=1)
     expected = sum(math.comb(5, i) * math.comb(15, 5 - i) / math.comb(20, 5) * i / (10 - i) for i in range(6))
-    assert found.jaccard == pytest.approx(expected, abs=0.02)
+    assert found.jaccard == pytest.approx(expected, abs=0.02) and expected == pytest.approx(5 / 35, abs=0.02)
 
 
 # -- Randomised models
@@ -265,6 +276,16 @@ def test_rank_correlation_is_that_of_the_ranks(absolute):
         assert found[i] == pytest.approx(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
     assert found[1] == pytest.approx(1 if absolute else -1) and found[2] == pytest.approx(1)
     assert np.isnan(found[3])
+
+
+def test_maps_of_a_randomised_model_are_others():
+    model, images = network(), torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 3
+    first, again, random = (
+        saliency.attribute(m, images, labels, "saliency") for m in (model, model, metrics.randomised(model, 0))
+    )
+    assert metrics.rank_correlation(first, again).min() == pytest.approx(1)
+    assert abs(metrics.rank_correlation(first, random).mean()) < 0.3
 
 
 # -- Deletion, insertion and their gain on masked models that are solved by hand
@@ -335,6 +356,18 @@ def test_the_areas_are_those_of_a_plain_loop(modality):
     assert found.normalised_srg[0] == pytest.approx(found.srg[0] / costs, rel=1e-4, nan_ok=True)  # float32
     rows, others = masked.asked[0], np.setdiff1d(np.arange(8), played)
     assert rows[:, others].all() and not rows[:, played].all()
+    gone = (~rows[:, played]).reshape(2, 1 + metrics.RANDOM_ORDERS, -1, len(played))
+    assert not gone[0, :, 0].any() and gone[0, :, -1].all()  # from nothing hidden to everything
+
+
+def test_the_gain_of_the_true_weights_has_a_closed_form():
+    worth = np.array([4.0, -1.0, 2.5, 0.5, -3.0, 1.0])
+    found = metrics.areas(Additive(worth[:4], worth[4:]), worth[:4], worth[4:], first)
+    ranked, rank, features = np.sort(worth)[::-1], np.arange(1, 7), 6
+    assert found.deletion[0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * features))
+    assert found.srg[0] == pytest.approx(ranked @ (features - 2 * rank + 1) / features)
+    assert (found.full, found.empty) == (pytest.approx(7), pytest.approx(3))
+    assert found.normalised_srg[0] == pytest.approx(found.srg[0] / 4)
 
 
 def test_the_true_order_beats_every_other_one():
@@ -345,6 +378,7 @@ def test_the_true_order_beats_every_other_one():
         gains[ranks] = metrics.areas(Additive(worth[:2], worth[2:]), weights[:2], weights[2:], first).srg[0]
     best = max(gains, key=gains.get)
     assert best == tuple(worth.argsort().argsort()) and sorted(gains.values())[-2] < gains[best]
+    assert gains[tuple((-worth).argsort().argsort())] == pytest.approx(-gains[best])
     assert np.mean(list(gains.values())) == pytest.approx(0)
 
 
@@ -361,6 +395,9 @@ def test_random_orders_score_chance(monkeypatch):
     middle, spread = (found.full + found.empty) / 2, found.srg[1:].std() / math.sqrt(600)
     assert [found.deletion[1:].mean(), found.insertion[1:].mean()] == pytest.approx([middle] * 2, abs=2 * spread)
     assert found.srg[1:].mean() == pytest.approx(0, abs=4 * spread) and found.srg[0] > found.srg[1:].max()
+    # an order is drawn without replacement: variance of sum(w_i (P+1-2 rank_i)) / P
+    slopes = (13 - 2 * np.arange(1, 13)) / 12
+    assert found.srg[1:].std() == pytest.approx(12 * worth.std() * slopes.std() / math.sqrt(11), rel=0.15)
 
 
 def test_many_features_go_several_at_a_time():
@@ -368,6 +405,7 @@ def test_many_features_go_several_at_a_time():
     masked = Additive(worth[:100], worth[100:])
     found = metrics.areas(masked, worth[:100], worth[100:], first, steps=64)
     gone = (~masked.asked[0]).sum(1).reshape(2, 6, 65)
+    assert (gone[0, :, 0] == 0).all() and (gone[0, :, -1] == 130).all()
     assert set(np.diff(gone[0], axis=1).ravel()) == {2, 3} and (gone[0] + gone[1] == 130).all()
     ranked, rank = np.sort(worth)[::-1], np.arange(1, 131)
     assert found.srg[0] == pytest.approx(ranked @ (131 - 2 * rank) / 130, rel=0.01)

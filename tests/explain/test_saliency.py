@@ -117,8 +117,19 @@ def words(*texts):
 
 
 def test_rise_finds_where_the_model_looks():
-    maps = saliency.attribute(Corner(), torch.ones(2, 3, 16, 16), torch.tensor([1, 0]), "rise", masks=1000)
-    assert maps[0, :8, :8].mean() > 5 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
+    maps = saliency.attribute(Corner(), torch.ones(2, 3, 16, 16), torch.tensor([1, 0]), "rise", masks=2000)
+    assert maps[0, :8, :8].mean() > 10 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
+
+
+@pytest.mark.parametrize("method", ["occlusion", "integrated_gradients", "saliency", "smoothgrad"])
+def test_evidence_lies_where_the_model_looks(method):
+    images = torch.ones(2, 3, 16, 16)
+    options = {"baseline": 0.0} if method == "integrated_gradients" else {}
+    maps = saliency.attribute(Corner(), images, torch.tensor([1, 1]), method, **options)
+    assert maps.shape == (2, 16, 16)
+    assert (maps[:, :8, :8] > 0).all() and maps[:, 9:, 9:].abs().max() == 0
+    against = saliency.attribute(Corner(), images, torch.tensor([0, 0]), method, **options)
+    assert torch.allclose(against, -maps)
 
 
 def test_gradients_of_a_weighted_sum_are_its_weights():
@@ -188,11 +199,10 @@ def by_hand_gradcam(model, images, labels, positive=False):
     return F.interpolate(cam, images.shape[2:], mode="bilinear")[:, 0]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("image", {}), ("lca", {"freeze": True}), ("nts", {"propose": 4, "parts": 2, "freeze": True})]
-)
-def test_gradcam_is_autograd_on_the_whole_picture(name, options):
-    model, images, labels = network(name, **options), pictures(side=96), torch.tensor([2, 0])
+@pytest.mark.parametrize(("name", "options"), [("image", {}), ("lca", {}), ("nts", {"propose": 4, "parts": 2})])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_gradcam_is_autograd_on_the_whole_picture(name, options, freeze):
+    model, images, labels = network(name, freeze=freeze, **options), pictures(side=96), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "gradcam")
     expected = by_hand_gradcam(model, images, labels)
     assert expected.abs().max() > 0
@@ -200,14 +210,35 @@ def test_gradcam_is_autograd_on_the_whole_picture(name, options):
     assert maps.min() < 0 < maps.max() or name != "image"
 
 
-def with_guided_rectifiers(model):
-    """A copy that lets only positive gradients through its rectifiers."""
-    guided = copy.deepcopy(model)
-    for module in guided.modules():
-        if isinstance(module, (nn.ReLU, nn.ReLU6)):
-            module.inplace = False
-            module.register_full_backward_hook(lambda module, slopes, _: (slopes[0].relu(),))
-    return guided
+class GuidedRectifier(torch.autograd.Function):
+    """relu (or relu6), and on the way back only positive gradients."""
+
+    @staticmethod
+    def forward(ctx, x, top):
+        ctx.open = (x > 0) & (x < top)
+        return x.clamp(0, top)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope.relu() * ctx.open, None
+
+
+class Guided(nn.Module):
+    def __init__(self, top):
+        super().__init__()
+        self.top = top
+
+    def forward(self, x):
+        return GuidedRectifier.apply(x, self.top)
+
+
+def with_guided_rectifiers(module):
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ReLU, nn.ReLU6)):
+            setattr(module, name, Guided(6.0 if isinstance(child, nn.ReLU6) else float("inf")))
+        else:
+            with_guided_rectifiers(child)
+    return module
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "efficientnet_b0"])
@@ -215,7 +246,7 @@ def test_guided_gradcam_lets_no_negative_gradient_through_a_rectifier(backbone):
     model, images, labels = network(backbone=backbone), pictures(), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "guided_gradcam")
     slopes = []
-    for net in (with_guided_rectifiers(model), model):
+    for net in (with_guided_rectifiers(copy.deepcopy(model)), model):
         pixels = images.clone().requires_grad_()
         slopes.append(torch.autograd.grad(margins(net(pixels), labels).sum(), pixels)[0].sum(1))
     cam = by_hand_gradcam(model, images, labels, positive=True)
@@ -265,8 +296,12 @@ def test_regions_add_up_to_the_margin_less_the_whole_picture():
 # -- Behaviour
 
 
-QUICK = {"rise": {"masks": 12}, "smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2},
-         "occlusion": {"window": 32}}  # fmt: skip
+QUICK = {
+    "rise": {"masks": 40},
+    "smoothgrad": {"samples": 3},
+    "integrated_gradients": {"steps": 3},
+    "occlusion": {"window": 32},
+}
 
 
 def example(method, count=2):
@@ -341,7 +376,7 @@ def test_the_model_is_left_as_it_was_after_an_error(monkeypatch):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("method", ["gradcam", "occlusion"])
+@pytest.mark.parametrize("method", ["gradcam", "saliency", "occlusion"])
 @pytest.mark.parametrize("kind", [np.asarray, torch.Tensor.double, torch.Tensor.requires_grad_])
 def test_images_may_be_tensors_or_arrays_of_any_float(method, kind):
     model, labels, options = network(), torch.tensor([1]), QUICK.get(method, {})
@@ -449,7 +484,8 @@ def test_the_reader_is_left_as_it_was(reader):
     before = state(reader)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        once = saliency.attribute_tokens(reader, SENTENCES, LABELS3)
+        once, again = (saliency.attribute_tokens(reader, SENTENCES, LABELS3) for _ in range(2))
+    assert state(reader) == before and once == again
     with torch.inference_mode():
         assert saliency.attribute_tokens(reader, SENTENCES, LABELS3.clone()) == once
     assert state(reader) == before
