@@ -60,22 +60,37 @@ def test_classes_are_ordered_by_family_and_each_family_framed(evaluation):
     assert [p.get_xy() for p in ax.patches] == [(0, 0), (2, 2)]
 
 
+def test_bars_carry_their_intervals():
+    table = pd.DataFrame({"name": ["p", "q"], "accuracy": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]})
+    ax = plots.accuracy_bars(table, chance=0.25)
+    segments = ax.collections[0].get_segments()
+    assert np.allclose([s[:, 0] for s in segments], [[0.4, 0.6], [0.6, 0.8]])
+
+
 def drawn_map(attr, **options):
     return plots.attribution(torch.zeros(3, *attr.shape), attr, **options)
 
 
-def test_attributions_have_one_symmetric_scale_that_a_single_extreme_pixel_does_not_set():
+def test_attributions_share_one_symmetric_scale():
     attr = np.linspace(-1, 3, 64).reshape(8, 8)
     low, high = drawn_map(attr).images[-1].get_clim()
     assert -low == high == pytest.approx(3, abs=0.03)
     assert drawn_map(attr, limit=5).images[-1].get_clim() == (-5, 5)
     assert "no effect" in drawn_map(0 * attr, title="twin").get_title()
-    speck = np.zeros((21, 21))
-    speck[10, 10] = 99.0
-    assert drawn_map(speck + 1).images[-1].get_clim() == (-1, 1)
-    assert drawn_map(speck).images[-1].get_clim() == (-99, 99), "it is alone"
-    blurred = drawn_map(speck, blur=2).images[-1].get_array()
-    assert blurred.sum() == pytest.approx(99) and 0 < blurred[10, 14] < blurred[10, 12] < 25
+
+
+def test_a_single_extreme_pixel_does_not_pale_the_others_and_is_shown_where_it_is_alone():
+    attr = np.ones((20, 20))
+    attr[3, 3] = 100
+    assert drawn_map(attr).images[-1].get_clim() == (-1, 1)
+    assert drawn_map(attr - 1).images[-1].get_clim() == (-99, 99)
+
+
+def test_a_blurred_map_keeps_its_sum_and_spreads_its_specks():
+    attr = np.zeros((21, 21))
+    attr[10, 10] = 4.0
+    drawn = drawn_map(attr, blur=2).images[-1].get_array()
+    assert drawn.sum() == pytest.approx(4) and 0 < drawn[10, 14] < drawn[10, 12] < 1
 
 
 def test_words_are_tinted_by_what_they_say_on_a_shared_scale():

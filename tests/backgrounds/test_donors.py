@@ -10,9 +10,10 @@ from retailkit import config
 from retailkit.backgrounds import choose_donors
 
 LABELS = torch.arange(600) % 6
+NAMES = ["mixed_same", "mixed_rand", "mixed_next"]
 
 
-@pytest.mark.parametrize("name", ["mixed_same", "mixed_rand", "mixed_next"])
+@pytest.mark.parametrize("name", NAMES)
 def test_donors_follow_the_seed(name):
     one, same, other = (choose_donors(LABELS, name, seed) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other) and one.dtype == torch.int64
@@ -37,17 +38,18 @@ def test_every_other_image_of_the_class_is_equally_likely():
 
 def test_any_class_is_equally_likely_whatever_its_size():
     labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
-    donors = choose_donors(labels, "mixed_rand", 0)
-    assert (np.abs(np.bincount(labels[donors], minlength=3) - 1000 / 3) < 75).all()
-    assert (donors != torch.arange(1000)).all()
+    given = np.bincount(labels[choose_donors(labels, "mixed_rand", 0)], minlength=3)
+    assert (np.abs(given - 1000 / 3) < 75).all()
+    assert (choose_donors(labels, "mixed_rand", 0) != torch.arange(1000)).all()
 
 
-def test_the_own_class_is_never_drawn_where_it_is_left_out():
+def test_the_own_class_is_drawn_one_time_in_six_unless_it_is_left_out():
+    own = (LABELS[choose_donors(LABELS, "mixed_rand", 0)] == LABELS).float().mean()
+    assert own == pytest.approx(1 / 6, abs=0.06)
     others = LABELS[choose_donors(LABELS, "mixed_rand", 0, own_class=False)]
+    assert (others != LABELS).all()
     counts = np.bincount(others[LABELS == 2], minlength=6)
-    assert (others != LABELS).all() and (np.delete(counts, 2) > 8).all(), "the other five equally"
-    with pytest.raises(config.UserError, match="only one class"):
-        choose_donors(torch.zeros(4), "mixed_rand", own_class=False)
+    assert counts[2] == 0 and (np.delete(counts, 2) > 8).all(), "the other five equally"
 
 
 def test_the_next_class_gives_and_the_first_follows_the_last():
@@ -66,5 +68,6 @@ def test_what_cannot_be_chosen_is_named():
         choose_donors(LABELS, "only_fg")
     with pytest.raises(config.UsageError, match=r"from_class=6 .* use one of 0, 1, 2, 3, 4, 5"):
         choose_donors(LABELS, "generic_paste", from_class=6)
-    with pytest.raises(config.UserError, match="only one class"):
-        choose_donors(torch.zeros(4), "mixed_next")
+    for options in ({"name": "mixed_next"}, {"name": "mixed_rand", "own_class": False}):
+        with pytest.raises(config.UserError, match="only one class"):
+            choose_donors(torch.zeros(4), **options)
