@@ -220,7 +220,7 @@ def test_a_click_switches_a_superpixel_off(place):
 def test_the_answer_follows_the_twins_word_and_the_tool_poses_for_its_picture(place):
     page, where = place
     choose(page, 5)
-    expect(page.locator(".rk-tool .rk-told")).to_contain_text("NORDBY MILK 0.5 %")
+    expect(page.locator(".rk-tool .rk-told")).to_have_text(re.compile(r"photo 5 of \d+\): NORDBY MILK 0.5 %"))
     tab(page, "What if?")
     expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
     before, text = bars(page), page.locator(".rk-text textarea")

@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from retailkit import backgrounds, training
 from retailkit.config import UsageError, UserError, pick
 from retailkit.data import folder, ocr
-from retailkit.data.images import read_image
+from retailkit.data.images import image_size, read_image
 from retailkit.data.table import ProductData, Sample
 from retailkit.data.text import kept_apart, redact_barcodes
 from retailkit.explain import classes, lime
@@ -49,6 +49,7 @@ BACKGROUNDS = {
 }
 MEGABYTES = 9  # of an uploaded file: a Jupyter server passes messages of 10 MB
 SMALLEST, LARGEST = 32, 2048  # pixels per side of an uploaded photo; a larger one is made smaller
+MEGAPIXELS = 60  # of an uploaded photo
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,11 @@ def decode(content: bytes, name: str) -> np.ndarray:
     if len(content) > MEGABYTES * 1_000_000:
         raise UserError(f"{name}: {len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
     try:
+        width, height = image_size(io.BytesIO(content))
+        if width * height > MEGAPIXELS * 1_000_000:
+            raise UserError(
+                f": {width} x {height} pixels are more than {MEGAPIXELS} megapixels; make the photo smaller"
+            )
         image = Image.fromarray(read_image(io.BytesIO(content)))
     except UserError as error:
         reason = str(error).removeprefix("the image").removesuffix(" or drop its row")

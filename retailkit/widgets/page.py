@@ -93,9 +93,10 @@ def picture(ax: Any, alt: str, caption: str = "") -> Image:
 
 
 def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0) -> Image:
-    """Return the map of an explanation that may be shown, see `LocalExplanation.verdict`."""
+    """Return the map of an explanation, or the photo alone where `LocalExplanation.verdict` forbids a map."""
     ax = plots.explanation_map(explanation, row, plots.canvas(SIDE), pixels)
-    return picture(ax, f"Map of the photo. {finding(explanation, row)}")
+    alt = "The photo without a map" if explanation.verdict(row) else f"Map of the photo. {finding(explanation, row)}"
+    return picture(ax, alt)
 
 
 def finding(explanation: LocalExplanation, row: int = 0) -> str:

@@ -38,8 +38,9 @@ def test_an_explanation_that_fits_worse_than_a_constant_shows_no_map_and_no_word
     found = replace(made_up_explanation(), r2=np.array([-1571.0]))
     page = pages.explanation_page(found, found.image)
     assert page.count("<img") == 1 and "EXTRA" not in page and "Orange" not in page and "Raise the budget" in page
-    drawn = plots.explanation_map(found, 0, plots.canvas(pages.SIDE))
-    assert plots.png(drawn.figure) == plots.png(plots.image(found.image, ax=plots.canvas(pages.SIDE)).figure)
+    drawn = pages.explanation_map(found, found.image)
+    assert drawn.png == pages.picture(plots.image(found.image, ax=plots.canvas(pages.SIDE)), "").png
+    assert drawn.alt == "The photo without a map"
 
 
 def test_a_sentence_says_what_was_found_and_the_alternative_text_of_the_map_too(made_up_explanation):

@@ -90,17 +90,31 @@ def test_a_model_that_has_no_words_left_says_so(tool):
     assert "this model uses only words" not in tool.bars.value
 
 
-def test_an_uploaded_photo_is_read_and_stays_when_a_model_is_unticked(tool, png, reads_milk):
+def test_uploaded_photos_are_read_and_explained(tool, png, reads_milk):
+    for size in ((200, 100), (100, 100)):
+        tool.upload(png(size), "image.jpg")
+        assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
+        tool.explain(64)
+        assert len(tool.state.explanations) == 3
+
+
+def test_an_upload_that_is_no_picture_is_named_and_the_photo_stays(tool):
     before = tool.state
-    assert not tool.controls["background"].disabled and not tool.reason.value
     send(tool, b"%PDF", "list.pdf")
     assert "list.pdf: not an image" in tool.message.value and 'role="alert"' in tool.message.value
     assert tool.state is before
+
+
+def test_an_own_photo_stays_when_a_model_is_unticked(tool, png, reads_milk):
     send(tool, png((200, 100)), "mine.png")
-    assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
-    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
     tool.models.children[1].value = False
     assert tool.state.photo.name == "mine.png" and tool.state.models == ("image", "text")
+
+
+def test_what_a_photo_without_a_mask_does_not_offer_has_its_reason(tool, png, reads_milk):
+    assert not tool.controls["background"].disabled and not tool.reason.value
+    send(tool, png((200, 100)), "mine.png")
+    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
 
 
 def test_two_tools_share_nothing(shop, predictors):
@@ -164,13 +178,24 @@ def test_explaining_goes_on_in_the_background_and_can_be_stopped_and_refined(too
     tool.controls["stop"].click()
     spent = desks.spent(tool.state.explanations["score_fusion"])
     assert spent < 2048 and "the explanations so far are kept" in tool.status.value and not tool._worker.is_alive()
+    assert tool.page("why")
     tool.refine(64)
     assert desks.spent(tool.state.explanations["score_fusion"]) == spent + 64 and "Done" in tool.status.value
-    assert tool.progress.layout.display == "none"
+
+
+def test_choosing_another_photo_ends_what_goes_on(tool):
     tool.explain(2048, wait=False)
     until(lambda: tool.state.explanations)
     tool.select(4)
-    assert not tool.state.explanations and not tool._worker.is_alive(), "another photo ends what goes on"
+    assert not tool.state.explanations and not tool._worker.is_alive()
+
+
+def test_a_bar_that_is_done_does_not_stand_beside_another_photo(tool):
+    assert tool.progress.layout.display == "none"
+    tool.explain()
+    assert "Done" in tool.status.value and tool.progress.layout.display == "none"
+    tool.select(3)
+    assert not tool.status.value
 
 
 def test_a_stopped_explanation_of_a_class_says_that_nothing_is_kept(tool, monkeypatch):
