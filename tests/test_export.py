@@ -1,5 +1,6 @@
 """The exported folder: it answers as PyTorch does, its card counts correctly, and a failure writes nothing."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retailkit import data, export, models, training
+from retailkit import cli, data, export, models, training
 from retailkit.config import UsageError, UserError
 from retailkit.data.images import FORMATS, read_image
 from retailkit.export import predict
@@ -215,3 +216,14 @@ def test_a_graph_that_disagrees_is_not_written_and_the_old_export_stays(exported
     with pytest.raises(UserError, match=r"differ by .*nothing was written"):
         export.export(checkpoint, folder, "folder", shop)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_the_command_exports_and_prints_one_json_line(checkpoint, shop, tmp_path, monkeypatch, capsys):
+    words = ["export", "--checkpoint", checkpoint, "--dataset", "folder", "--root", shop, "--output", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["retailkit", *map(str, words), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not ended.value.code and facts["n"] == 15 and facts["difference_from_pytorch"]["model.onnx"] < 1e-4
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["evaluation"]["top1"] == facts["top1"] and len(saved["by_class"]) == len(CLASSES)

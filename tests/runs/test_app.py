@@ -41,14 +41,20 @@ def option(given, name):
     return next(word for word in given if word.startswith(f"--{name}=")).split("=", 1)[1]
 
 
-@pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0"])
-@pytest.mark.parametrize("token", ["", "mine"])
-def test_whoever_comes_from_outside_needs_a_token_and_other_names_need_one_too(launched, capsys, ip, token):
-    app.serve({}, ip=ip, port=0, token=token, browser=False)
-    used, printed = option(launched, "token"), capsys.readouterr().out
-    assert used == token or (ip == "0.0.0.0" and len(used) >= 32)
-    assert option(launched, "Voila.ip") == ip and f"'allow_remote_access': {bool(used)}" in option(launched, "settings")
-    assert re.search(rf"http://{ip}:\d+/" + (rf"\?token={used} " if used else " "), printed)
+def test_on_this_machine_no_token_is_needed(launched, capsys):
+    app.serve({}, port=0, browser=False)
+    assert option(launched, "token") == "" and option(launched, "Voila.ip") == "127.0.0.1"
+    assert re.search(r"http://127\.0\.0\.1:\d+/ ", capsys.readouterr().out)
+
+
+def test_a_page_that_others_reach_always_has_a_token(launched, capsys):
+    app.serve({}, ip="0.0.0.0", port=0, browser=False)
+    token = option(launched, "token")
+    assert len(token) >= 32 and f"?token={token}" in capsys.readouterr().out
+    launched.clear()
+    app.serve({}, ip="0.0.0.0", port=0, token="mine", browser=False)
+    assert option(launched, "token") == "mine" and "?token=mine " in capsys.readouterr().out
+    assert option(launched, "Voila.ip") == "0.0.0.0" and "'allow_remote_access': True" in option(launched, "settings")
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.4", "my-host"])
@@ -65,6 +71,14 @@ def test_a_wrong_address_and_a_busy_port_get_one_line(launched):
         with pytest.raises(UsageError, match=f"--port {port} is in use"):
             app.serve({}, port=port, browser=False)
     assert not launched
+
+
+def test_names_of_other_hosts_are_refused_unless_a_token_is_asked_for(launched):
+    app.serve({}, port=0, browser=False)
+    assert "'allow_remote_access': False" in option(launched, "settings")
+    launched.clear()
+    app.serve({}, port=0, token="secret", browser=False)
+    assert "'allow_remote_access': True" in option(launched, "settings")
 
 
 def test_kernels_are_few():
