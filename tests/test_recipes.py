@@ -53,7 +53,9 @@ def test_a_second_call_trains_nothing_and_gives_the_same(data, tiny):
     first, second = (recipes.fit("tiny", data=data)[0] for _ in range(2))
     image = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        assert len(tiny) == 2 and torch.allclose(first(image), second(image), atol=1e-5)
+        assert len(tiny) == 2 and torch.equal(first(image), second(image))
+    layouts = ([value.stride() for value in model.state_dict().values()] for model in (first, second))
+    assert next(layouts) == next(layouts), "in another memory layout the last digit may differ"
     recipes.fit("tiny", seed=1, data=data)
     assert len(tiny) == 4
 

@@ -177,7 +177,7 @@ class _Loop:
                 with replacing(self.resume) as draft:
                     torch.save(self._state(), draft)
         self.model.load_state_dict(self.best["weights"])
-        self.model.eval()
+        self.model.eval().to(memory_format=torch.contiguous_format)  # as a loaded one: the layout decides the rounding
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()

@@ -78,10 +78,21 @@ def test_map_layer_is_where_grad_cam_hooks_in(images):
     assert torch.autograd.grad(pooled.sum(), images)[0].abs().sum() > 0
 
 
+def test_frozen_encoder_keeps_its_batch_statistics(images):
+    encoder = build_image_encoder("resnet18", weights=None).freeze()
+    before = encoder.network.bn1.running_mean.clone()
+    encoder.train()(images)
+    assert torch.equal(before, encoder.network.bn1.running_mean)
+    assert not any(p.requires_grad for p in encoder.parameters())
+    encoder.freeze(False).train()(images)
+    assert not torch.equal(before, encoder.network.bn1.running_mean)
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
 # -- Official layouts of weights that are not at hand
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0", "shufflenet_v2_x1_0"])
 @torch.no_grad()
 def test_torchvision_file_gives_torchvision_features(name, images, tmp_path):
     official = lively(torchvision.models.get_model(name, weights=None))
@@ -94,7 +105,8 @@ def test_torchvision_file_gives_torchvision_features(name, images, tmp_path):
     assert torch.allclose(encoder(images), seen[0], rtol=1e-4, atol=1e-5 * seen[0].abs().max().item())
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("efficientnet_b0", ".safetensors"), ("efficientnet_lite1", ".pth")])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite1"])
 @torch.no_grad()
 def test_timm_file_gives_timm_features(name, suffix, images, tmp_path):
     official = lively(timm.create_model(BACKBONES[name]["V1"].network))
@@ -176,16 +188,24 @@ def test_distilbert_gives_its_first_token(tiny_distilbert):
 
 
 @torch.no_grad()
-def test_transformer_comes_back_without_its_folder_and_survives_averaging(tiny_distilbert, tmp_path):
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
+def test_transformer_comes_back_without_its_folder(tiny_distilbert):
     encoder = build_text_encoder("distilbert", tiny_distilbert)
     config = json.loads(json.dumps(encoder.config))
     assert str(tiny_distilbert) not in json.dumps(config)
     again = build_text_encoder("distilbert", None, config).eval()
     with pytest.raises(UserError, match="has no vocabulary yet"):
         again(["milk"])
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again(["oat milk", "beef"]), encoder(["oat milk", "beef"]))
+
+
+@torch.no_grad()
+def test_transformer_state_survives_safetensors_and_averaging(tiny_distilbert, tmp_path):
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    encoder = build_text_encoder("distilbert", tiny_distilbert)
     save_file(encoder.state_dict(), tmp_path / "state.safetensors")
+    again = build_text_encoder("distilbert", None, encoder.config).eval()
     again.load_state_dict(load_file(tmp_path / "state.safetensors"))
     assert torch.equal(again(["oat milk", "beef"]), encoder(["oat milk", "beef"]))
     average = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)

@@ -67,7 +67,8 @@ def test_a_member_that_knows_nothing_gets_little_weight():
 def test_a_checkpoint_holds_the_whole_ensemble(images, tmp_path):
     ensemble = Ensemble([network(0), network(1, 64), matcher()], [True, False, False]).eval()
     ensemble.weights.copy_(torch.tensor([1.0, 0.25, 4.0]))
-    path = training.save_checkpoint(ensemble, tmp_path / "c.safetensors", History(pd.DataFrame(), 0, 0.0), size=64)
+    history = History(pd.DataFrame({"epoch": [1], "loss": [1.0]}), 1, 1.0)
+    path = training.save_checkpoint(ensemble, tmp_path / "c.safetensors", history, size=64, fit="crop")
     loaded, _, _ = training.load_checkpoint(path)
     with torch.inference_mode():
         assert torch.allclose(loaded(images), ensemble(images), atol=1e-6)

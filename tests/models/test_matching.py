@@ -44,12 +44,17 @@ def test_a_product_seen_askew_is_recognised(detector):
     assert counts[1] >= 15 and counts[1] > 2 * max(counts[0], counts[2])
 
 
-def test_matches_are_opencvs_mutual_ones_and_the_ratio_test_is_lowes():
+def test_matches_are_opencvs_mutual_ones():
     one, two = (tensor(detect(pattern(seed), OPENCV_DETECTORS["sift"])) for seed in (1, 2))
     matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
     expected = {(m.queryIdx, m.trainIdx) for m in matcher.match(one.numpy(), two.numpy())}
     (mutual,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
     assert {(i, j) for i, j in enumerate(mutual.tolist()) if j >= 0} == expected
+
+
+def test_the_ratio_test_is_lowes():
+    one, two = (tensor(detect(pattern(seed), OPENCV_DETECTORS["sift"])) for seed in (1, 2))
+    (mutual,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=1)
     (pairs,) = matching.mutual_matches(one, two[None], torch.tensor([len(two)]), ratio=0.9)
     nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.numpy(), two.numpy(), k=2)
     clear = torch.tensor([a.distance < 0.9 * b.distance for a, b in nearest])
@@ -136,6 +141,15 @@ def test_a_gallery_without_keypoints_is_an_error(shop, monkeypatch):
     monkeypatch.setattr(model, "_describe", lambda image: NOTHING)
     with pytest.raises(UserError, match="no keypoint on any"):
         model.prepare(shop.split("val", 240))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"detector": "sfit"}, "did you mean 'sift'"), ({"keypoint": 9}, "did you mean 'keypoints'")],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(UsageError, match=says):
+        models.build("matching", ["a"], **options)
 
 
 @pytest.fixture(scope="module")

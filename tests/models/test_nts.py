@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from retailkit import models
-from retailkit.config import UserError
+from retailkit.config import UsageError, UserError
 from retailkit.data.table import ProductData, make_table
 from retailkit.models import nts
 
@@ -106,7 +106,7 @@ def test_ranking_loss_is_the_double_loop():
 @pytest.mark.parametrize("navigate", [True, False])
 @torch.no_grad()
 def test_evaluation_does_not_depend_on_the_batch(model, navigate):
-    model.pooling.navigate = navigate  # random regions are the same each time as well
+    model.pooling.navigate = navigate
     images = torch.rand(3, 3, 128, 128)
     together, alone = model(images), torch.cat([model(image[None]) for image in images])
     assert torch.allclose(together, alone, atol=1e-4) and torch.equal(together, model(images))
@@ -137,6 +137,25 @@ def test_k_of_zero_classifies_by_the_whole_image(model):
     assert whole.encode_image(images).values.shape == (2, 512)
     assert torch.allclose(whole.encode_image(images).values, whole.image_encoder(images))
     assert model.encode_image(images).values.shape == (2, 3 * 512)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"parts": 7}, "parts=7"),
+        ({"propose": 0, "parts": 0}, "M from 1 on"),
+        ({"navgate": 1}, "did you mean 'navigate'"),
+    ],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(UsageError, match=says):
+        models.build("nts", CLASSES, "resnet18", weights=None, **options)
+
+
+def test_random_regions_are_the_same_each_time():
+    model = models.build("nts", CLASSES, "resnet18", weights=None, navigate=False).eval()
+    images = torch.rand(2, 3, 96, 96)
+    assert torch.equal(model.regions(images).boxes, model.regions(images).boxes)
 
 
 @pytest.mark.parametrize("side", [32, 40])

