@@ -62,6 +62,8 @@ def photos(tmp_path_factory):
     printed = [visible(read_truth(path)[1]["words"]) for path in shop.table["truth"]]
     table = shop.table.assign(text=[" ".join(word.text for word in words) for words in printed])
     columns = ["image", "label", "family", "split", "text", "mask"]
+    for column in ("image", "mask"):
+        table[column] = [os.path.relpath(path, root) for path in table[column]]
     table[columns].to_csv(root / "photos.csv", index=False)
     return root / "photos.csv"
 
