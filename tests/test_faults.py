@@ -4,11 +4,14 @@ Whatever comes in, a command ends with exit code 0, 1 or 2 within a minute, says
 never in a traceback, and reads nothing wrongly without a word.
 """
 
+import io
 import itertools
 import json
 import os
 import shutil
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +30,18 @@ SIDE = 48
 CLASSES = {"milk": (235, 230, 220), "soup": (200, 60, 40)}
 
 
+def draw(seed, size=(SIDE, SIDE)):
+    noise = np.random.default_rng(seed).normal(0, 12, (*size[::-1], 3))
+    return Image.fromarray(np.clip(list(CLASSES.values())[seed % 2] + noise, 0, 255).astype(np.uint8))
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """Photos of two classes in `photos`, and what was made of them: a checkpoint and an explanation."""
     home = tmp_path_factory.mktemp("shop")
-    rng = np.random.default_rng(0)
-    for n, (label, colour) in itertools.product(range(4), CLASSES.items()):
+    for n, label in itertools.product(range(4), CLASSES):
         (home / "photos" / label).mkdir(parents=True, exist_ok=True)
-        pixels = np.clip(colour + rng.normal(0, 12, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(home / "photos" / label / f"{n}.png")
+        draw(2 * n + list(CLASSES).index(label)).save(home / "photos" / label / f"{n}.png")
     torch.manual_seed(0)
     model = models.build("image", sorted(CLASSES), backbone="shufflenet_v2_x1_0", weights=None).eval()
     model.fit_scalers(model.encode_frozen(torch.rand(4, 3, SIDE, SIDE)))
@@ -75,12 +81,71 @@ def call(here, monkeypatch, capsys):
 
 # -- Images.
 
+FORMATS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP", "ppm": "PPM"}
+
+
+def encoded(suffix):
+    stream = io.BytesIO()
+    draw(0).save(stream, FORMATS[suffix])
+    return stream.getvalue()
+
+
+def damaged(content, how):
+    kind, amount = how
+    rng, data = np.random.default_rng(amount), bytearray(content)
+    if kind == "cut":
+        return bytes(data[: len(data) * amount // 100])
+    if kind == "flip":
+        for place in rng.integers(0, len(data), 1 + len(data) // 200):
+            data[place] ^= 1 << int(rng.integers(8))
+    elif kind == "zero":
+        start = len(data) * amount // 100
+        data[start : start + 64] = bytes(len(data[start : start + 64]))
+    else:
+        data[:0] = bytes(rng.integers(0, 256, amount, dtype=np.uint8))
+    return bytes(data)
+
+
+DAMAGES = [
+    *(("cut", n) for n in (0, 1, 10, 50, 90)),
+    *(("flip", n) for n in range(4)),
+    ("zero", 0),
+    ("zero", 30),
+    ("junk", 9),
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES, ids=lambda how: f"{how[0]}{how[1]}")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_damaged_image_is_read_or_named(call, here, suffix, how):
+    (here / f"photos/milk/x.{suffix}").write_bytes(damaged(encoded(suffix), how))
+    code, out, _ = call("check", "--root", "photos")
+    assert code in (0, 1) and ("every row can be read" in out) == (code == 0)
+    assert code == 0 or f"x.{suffix}" in out
+    assert code == 1 or how[0] != "cut" or how[1] > 50, "half an image is no image"
+
+
+def png_header(width, height):
+    """A whole PNG of a few bytes that says it is large."""
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(b"\0"),
+        b"IEND": b"",
+    }
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 OTHERS = {
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "pdf": b"%PDF-1.4\n",
     "heic": b"\0\0\0\x18ftypheic\0\0\0\0",
     "text": b"no image",
+    "60000 x 60000": png_header(60000, 60000),
+    "65500 x 1": png_header(65500, 1),
+    "0 x 0": png_header(0, 0),
+    "2**31 x 1": png_header(2**31 - 1, 1),
 }
 PLACES = {
     "pipe": os.mkfifo,
@@ -105,19 +170,48 @@ def test_what_is_no_image_is_named(call, here, kind):
 # -- Tables.
 
 ROWS = [("image", "label"), *((f"photos/{label}/{n}.png", label) for label in CLASSES for n in range(3))]
+DIALECTS = itertools.product(",;\t|", ["\n", "\r\n", "\r"], ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+
+
+@pytest.mark.parametrize("separator, end, encoding", DIALECTS)
+@pytest.mark.parametrize("label", ["milk", "crème, 3 %"])
+def test_a_table_is_read_whatever_the_spreadsheet(call, here, separator, end, encoding, label):
+    text = end.join(separator.join([image, f'"{label}"' if kind == "milk" else kind]) for image, kind in ROWS)
+    (here / "t.csv").write_bytes(text.encode(encoding))
+    code, out, err = call("check", "--root", "t.csv")
+    if encoding == "cp1252" and label != "milk":
+        assert code == 1 and "save the table as CSV UTF-8" in out + err
+    else:
+        assert code == 0 and "6 images of 2 classes" in out
+
+
 TABLE = "\n".join(",".join(row) for row in ROWS)
 TABLES = {  # the table, and whether it can be read
+    "empty": ("", False),
+    "header alone": ("image,label\n", False),
     "no header": (TABLE.partition("\n")[2], False),
-    "quotes rows apart": (TABLE.replace("0.png,", '0.png,"').replace("2.png,milk", '2.png,milk"'), False),
+    "a comma too many": (TABLE.replace("0.png,milk", "0.png,milk, 3 %"), False),
+    "an open quote": (TABLE.replace("0.png,milk", '0.png,"milk'), False),
+    "quotes open and close rows later": (
+        TABLE.replace("0.png,", '0.png,"').replace("2.png,milk", '2.png,milk"'),
+        False,
+    ),
+    "two labels": (TABLE.replace("image,label", "image,label,Label"), False),
+    "no label": (TABLE.replace(",milk", ","), False),
+    "NUL": (TABLE.replace("milk", "mi\0lk"), False),
     "binary": ("\x01\x02\x03" * 99, False),
+    "a missing file": (TABLE.replace("0.png", "none.png"), False),
     "a folder as a file": (TABLE.replace("photos/milk/0.png", "photos/milk"), False),
     "a device": (TABLE.replace("photos/milk/0.png", "/dev/zero"), False),
     "a path of NUL": (TABLE.replace("photos/milk/0.png", "a\0.png"), False),
     "a path too long": (TABLE.replace("photos/milk/0.png", "x" * 5000 + ".png"), False),
+    "an unknown split": (TABLE.replace("label", "label,split", 1).replace(",milk", ",milk,trian"), False),
     "a formula": (TABLE + "\n=1+1,milk", False),
+    "sep=": ("sep=,\n" + TABLE, True),
     "blank rows": (TABLE.replace("\n", "\n\n"), True),
     "blanks": (TABLE.replace(",", " , "), True),
     "backslashes": (TABLE.replace("/", "\\"), True),
+    "empty columns": (TABLE.replace("\n", ",,,\n"), True),
     "no line end": (TABLE + "\n" * 9, True),
     "labels that look like numbers": (TABLE.replace(",milk", ",007").replace(",soup", ",7"), True),
     "labels that look like nothing": (TABLE.replace(",milk", ",NA").replace(",soup", ",null"), True),
@@ -135,14 +229,23 @@ def test_a_table_is_read_rightly_or_refused(call, here, case):
 
 # -- Folders.
 
-LAYOUTS = {  # what is done to the folder `photos`: exit code that is right, and what is said
+LAYOUTS = {  # what is done to the folder `photos`: exit codes that are right, and what is said
+    "hidden files": (lambda p: (p / "milk/.DS_Store").write_bytes(b"x"), 0, "8 images of"),
     "hidden folder": (lambda p: shutil.copytree(p / "milk", p / "milk/@eaDir"), 0, "8 images of"),
+    "loose photo": (lambda p: shutil.copy(p / "milk/0.png", p / "loose.png"), 0, "loose.png"),
+    "a note": (lambda p: (p / "milk/notes.txt").write_text("x"), 1, "notes.txt"),
     "a folder too many": (lambda p: shutil.move(p, p.parent / "q/a/b") and (p.parent / "q").rename(p), None, ""),
+    "splits": (lambda p: [shutil.copytree(p / c, p / s / c) for s in ("Training", "Testing") for c in CLASSES]
+               and [shutil.rmtree(p / c) for c in CLASSES], 0, "2 classes"),
+    "a split beside classes": (lambda p: shutil.copytree(p / "milk", p / "train/milk"), 1, "train"),
+    "empty class": (lambda p: (p / "tea").mkdir(), 0, "8 images of"),
     "no photo": (lambda p: [shutil.rmtree(p / c) for c in CLASSES], 1, "photos"),
+    "a rendered set": (lambda p: (p / "0123456789abcdef/images").mkdir(parents=True), 1, "0123456789abcdef"),
     "a loop": (lambda p: (p / "milk/loop").symlink_to(p), None, ""),
     "not UTF-8": (lambda p: shutil.copy(p / "milk/0.png", p / "milk" / os.fsdecode(b"\xe9.png")), None, ""),
+    "a file": (lambda p: shutil.rmtree(p) or p.write_text("x"), 1, "photos"),
     "a pipe": (lambda p: shutil.rmtree(p) or os.mkfifo(p), 1, "photos"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
@@ -212,7 +315,8 @@ def test_a_strange_header_of_a_checkpoint_is_refused(call, here, path, new):
 CUTS = ["empty", "text", "cut header", "cut weights", "huge header", "zip", "nan", "pipe", "folder", "device"]
 
 
-@pytest.mark.parametrize("command, how", [*(("evaluate", how) for how in CUTS), ("export", "nan"), ("explain", "zip")])
+@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("command", ["evaluate", "export", "explain"])
 def test_a_damaged_checkpoint_is_refused(call, here, how, command):
     path = here / "m.safetensors"
     content = path.read_bytes()
@@ -260,16 +364,17 @@ def test_damaged_caches_are_made_again(call, here, monkeypatch):
     train = ("train", "--root", "photos", "--frozen", "--epochs", 2, "--model", "concat", "--output", "new.safetensors")
     assert call(*train)[0] == 0
     before = safetensors.torch.load_file("new.safetensors")
-    Path("new.safetensors").unlink()
-    kept = sorted(path for path in (here / "cache").rglob("*") if path.is_file())
-    assert {path.relative_to(here / "cache").parts[0] for path in kept} >= {"ocr", "features"}
-    for number, path in enumerate(kept):
-        content, other = path.read_bytes(), next(p for p in kept if p.suffix == path.suffix and p != path)
-        pieces = [content[: len(content) // 2], other.read_bytes(), b"", b"[1]"]
-        path.write_bytes(pieces[number % 4 if path.suffix != ".json" else (0, 2, 3)[number % 3]])
-    assert call(*train)[0] == 0
-    after = safetensors.torch.load_file("new.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    for turn in range(2):
+        Path("new.safetensors").unlink()
+        kept = sorted(path for path in (here / "cache").rglob("*") if path.is_file())
+        assert {path.relative_to(here / "cache").parts[0] for path in kept} >= {"ocr", "features"}
+        for number, path in enumerate(kept):
+            content, other = path.read_bytes(), next(p for p in kept if p.suffix == path.suffix and p != path)
+            pieces = [content[: len(content) // 2], other.read_bytes(), b"", b"[1]"]
+            path.write_bytes(pieces[(number + turn) % 4 if path.suffix != ".json" else (0, 2, 3)[number % 3]])
+        assert call(*train)[0] == 0
+        after = safetensors.torch.load_file("new.safetensors")
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 # -- Options and environment.
@@ -292,7 +397,7 @@ def test_a_number_out_of_range_is_bad_usage(call, command, option, value):
     assert code == 2 and option in err
 
 
-WORDS = ["", "../..", "x" * 300, "a\nb", "é\u0301", "\udcff", "{}"]
+WORDS = ["", " ", "$HOME", "../..", "x" * 300, "a\nb", "é\u0301", "\udcff", "{}", "0"]
 
 
 @pytest.mark.parametrize("value", WORDS, ids=ascii)
