@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE = Path(__file__).parent
-A_DAY = 86_400  # seconds; drafts that are younger may still be written
+A_DAY = 86_400  # seconds; drafts that are younger may be of another machine that shares the folder
 # Libraries whose version may change a result.
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn", "scipy",
              "timm", "torch", "torchvision", "transformers")  # fmt: skip
@@ -78,8 +78,8 @@ def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
 
-    An error, an interrupt, a full disk or nothing written inside the block leaves the old file as it was. A link stays
-    a link: the file that it points at is replaced.
+    An error, an interrupt or a full disk inside the block leaves the old file as it was. A link stays a link: the file
+    that it points at is replaced.
 
     Raises:
         UserError: the place cannot be written, or holds something that is not a file.
@@ -92,8 +92,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_drafts(target.parent)
         yield draft
-        if draft.exists():
-            os.replace(draft, target)
+        os.replace(draft, target)
     except OSError as error:
         if error.errno not in NOT_WRITABLE and error.filename != str(target.parent):
             raise
@@ -122,9 +121,20 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _remove_old_drafts(folder: Path) -> None:
     """Remove, once in each process, the temporary files that killed processes left in a folder."""
     for draft in folder.glob(".*.*-*.tmp"):
-        with suppress(OSError):  # it is somebody else's, or gone
-            if time.time() - draft.stat().st_mtime > A_DAY:
+        process = draft.suffixes[-2][1:].partition("-")[0]
+        with suppress(OSError, ValueError):  # it is somebody else's, or gone
+            if time.time() - draft.stat().st_mtime > A_DAY and not _is_running(int(process)):
                 draft.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def check_output(path: str | Path, inputs: Sequence[str | Path | None] = (), force: bool = False) -> None:
@@ -151,13 +161,17 @@ def check_output(path: str | Path, inputs: Sequence[str | Path | None] = (), for
         raise UsageError(f"{path} was not written by retailkit; choose another name, or replace it with --force")
     made = [folder for folder in target.parents if not folder.exists()]
     try:
-        with replacing(path) as draft:
+        with suppress(_TryOutError), replacing(path) as draft:
             draft.touch()
-            draft.unlink()
+            raise _TryOutError
     finally:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+class _TryOutError(Exception):
+    """Ends a writing that was only tried out."""
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +52,9 @@ def test_a_digest_changes_with_its_parts_and_with_nothing_else(case):
     one, other = PARTS[case]
     assert digest(one) == digest(one) != digest(other)
     assert digest({"a": one, "b": 1}) == digest({"b": 1, "a": one})
-    with pytest.raises(TypeError, match="object has no digest"):
-        digest([one, object()])
+    for part in (object(), [one, object()]):
+        with pytest.raises(TypeError, match="object has no digest"):
+            digest(part)
 
 
 @pytest.mark.parametrize("place", [0, 1 << 20, -1])
@@ -89,6 +91,13 @@ def test_sources_follow_imports(tmp_path, monkeypatch):
     assert code_fingerprint.__wrapped__("shop.a") != before
 
 
+def test_features_depend_on_how_texts_are_read_and_images_on_how_they_are_drawn():
+    names = {p.name for p in sources("retailkit.models")}
+    assert {"encoders.py", "classifier.py", "config.py"} <= names
+    assert not {"cli.py", "charts.py"} & names
+    assert len(sources("retailkit.data.synthetic")) > 4
+
+
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-4], lambda whole: b"", lambda whole: b"[1]"])
 def test_damaged_features_are_made_again(own_cache, damage):
     made = []
@@ -105,7 +114,8 @@ def test_damaged_features_are_made_again(own_cache, damage):
     kept_tensors("features", "other", make)
     path.write_bytes(damage(path.read_bytes()))
     kept_tensors("features", "key", make)
-    assert len(made) == 3 and len(list(path.parent.iterdir())) == 2
+    assert len(made) == 3
+    assert {p.name for p in path.parent.iterdir()} == {"key.safetensors", "other.safetensors"}
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
@@ -115,6 +125,8 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
     with pytest.raises(KeyboardInterrupt), replacing(path) as draft:
         draft.write_text("half")
         raise KeyboardInterrupt
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass  # a writer that wrote nothing
     assert path.read_text() == "old" and len(list(path.parent.iterdir())) == 1
 
 
@@ -131,12 +143,17 @@ def test_a_link_stays_and_a_device_is_not_replaced(tmp_path):
 
 
 def test_drafts_of_killed_processes_are_removed(tmp_path):
-    for name in ("old", "young"):
-        (tmp_path / f".{name}.csv.1-1.tmp").touch()
-    os.utime(tmp_path / ".old.csv.1-1.tmp", (0, 0))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".young.csv.{ended.pid}-1.tmp").touch()
+    for process in (ended.pid, 1):
+        draft = tmp_path / f".old.csv.{process}-1.tmp"
+        draft.touch()
+        os.utime(draft, (0, 0))
     with replacing(tmp_path / "new.csv") as draft:
         draft.touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".young.csv.1-1.tmp", "new.csv"]
+    left = [".old.csv.1-1.tmp", f".young.csv.{ended.pid}-1.tmp", "new.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_an_output_is_checked_before_any_work(tmp_path):
@@ -167,8 +184,8 @@ def test_what_is_no_regular_file_or_too_large_is_refused_and_does_not_hang(tmp_p
         assert file.read() == b"12345"
     with pytest.raises(UserError, match="5 bytes, and at most 4 are read"):
         open_file(path, 4)
-    with pytest.raises(UserError, match=r"below: cannot be written"), replacing(path / "below"):
-        pass
+    with pytest.raises(UserError, match=r"below: cannot be written"), replacing(path / "below") as draft:
+        draft.write_text("")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in (tmp_path / "pipe", tmp_path / "loop", tmp_path, "/dev/zero", tmp_path / "no", "a\0b", "x" * 5000):

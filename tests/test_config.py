@@ -1,6 +1,7 @@
 """Names with their nearest neighbour, profiles, and the device."""
 
 import pytest
+import torch
 
 from retailkit import config
 from retailkit.config import UsageError
@@ -22,6 +23,12 @@ def test_a_device_that_is_not_there_is_one_message(chosen, monkeypatch):
     monkeypatch.setenv("RETAILKIT_DEVICE", chosen)
     with pytest.raises(UsageError, match=r"RETAILKIT_DEVICE=.* is no device of this machine; set it to cpu, cuda"):
         config.device()
+
+
+def test_without_a_choice_a_gpu_is_taken_if_there_is_one(monkeypatch):
+    monkeypatch.delenv("RETAILKIT_DEVICE", raising=False)
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert config.device() == best
 
 
 def test_data_are_looked_for_where_the_user_says_then_in_the_cache(tmp_path, own_cache, monkeypatch):

@@ -21,6 +21,7 @@ from retailkit.data.finegrainocr import FINEGRAINOCR
 from retailkit.data.readers import GROCERY_STORE, GROZI120, LISTS, load_grocery_store
 
 AGAIN = "check the connection and run the same command again"
+UNPACKED = 1 << 32  # bytes that a download may unpack to
 BY_HAND = {
     "grozi120": f"grozi120 cannot be downloaded by this command: get it from {GROZI120['url']} and lay it out as "
     "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root; for "
@@ -121,6 +122,8 @@ def _unpack(packed: Path, folder: str, root: Path) -> None:
     """Unpack one folder of a zip whose paths begin with the repository's name, without hidden files."""
     try:
         with zipfile.ZipFile(packed) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > UNPACKED:
+                raise DataError(f"{packed}: unpacks to {size:,} bytes, which is not the published data set; delete it")
             for member in archive.infolist():
                 _, *parts = PurePosixPath(member.filename).parts or ("",)
                 if member.is_dir() or parts[:1] != [folder] or any(part.startswith(".") for part in parts):

@@ -46,12 +46,16 @@ def test_a_folder_per_class(tmp_path):
     assert data.table["group"].is_unique, "photos without groups were one group, which no five folds can share"
 
 
-def test_the_split_follows_the_seed_and_a_new_class_moves_no_other(tmp_path):
+def test_the_split_is_the_same_for_the_same_seed_and_no_other(tmp_path):
     folders(tmp_path, cola=20, fanta=20)
-    splits = [load("folder", tmp_path, seed=seed).table.set_index("image")["split"] for seed in (0, 0, 1)]
-    assert splits[0].equals(splits[1]) and not splits[0].equals(splits[2])
+    splits = [load("folder", tmp_path, seed=seed).table["split"].tolist() for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_a_new_class_moves_no_other(tmp_path):
+    before = load("folder", folders(tmp_path, cola=20, fanta=20)).table.set_index("image")["split"]
     after = load("folder", folders(tmp_path, beer=5)).table.set_index("image")["split"]
-    assert (after[splits[0].index] == splits[0]).all()
+    assert (after[before.index] == before).all()
 
 
 @pytest.mark.parametrize("splits", [["test", "train"], ["test", "train", "val"]])
@@ -80,17 +84,16 @@ def test_shares_may_be_zero_but_not_everything(tmp_path):
         load("folder", tmp_path, val=0.5, test=0.5)
 
 
-def test_a_folder_beside_the_splits_is_no_class(tmp_path):
-    folders(tmp_path / "Training", cola=4, fanta=4)
+@pytest.mark.parametrize(("train", "known"), [("train", "test, train"), ("Training", "Training, test")])
+def test_a_folder_beside_the_splits_is_no_class(tmp_path, train, known):
+    folders(tmp_path / train, cola=4, fanta=4)
     folders(tmp_path / "test", cola=2)
     draw(tmp_path / "__MACOSX" / "train" / "a.png")
     (tmp_path / "notes").mkdir()
     data = load("folder", tmp_path)
     assert data.classes == ["cola", "fanta"] and data.splits == ["train", "test"]
-    with pytest.raises(DataError, match="no 'val' split"):
-        data.split("val")
     draw(tmp_path / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"masks: no split, beside Training, test; move it out"):
+    with pytest.raises(DataError, match=rf"masks: no split, beside {known}; move it out"):
         load("folder", tmp_path)
 
 
@@ -110,15 +113,45 @@ def test_classes_that_are_never_learned_are_named(tmp_path):
 
 def test_deeper_folders_belong_to_their_class_and_clutter_to_none(tmp_path):
     draw(tmp_path / "cola" / "monday" / "a.JPG")
-    draw(tmp_path / "cola" / "b.jpg")
-    (tmp_path / "cola" / "b.jpg").rename(tmp_path / "cola" / "b.jfif")
+    draw(tmp_path / "cola" / "b.png")
     for name in (".DS_Store", "Thumbs.db"):
         (tmp_path / "cola" / name).write_bytes(b"x")
     for hidden in ("cola/.ipynb_checkpoints", "cola/@eaDir/0.jpg", "cola/__MACOSX", "@eaDir"):
         draw(tmp_path / hidden / "0.jpg")
     with pytest.warns(UserWarning, match="hidden by a program: 4 images"):
         data = load("folder", tmp_path, val=0, test=0)
-    assert sorted(Path(p).name for p in data.table["image"]) == ["a.JPG", "b.jfif"] and data.classes == ["cola"]
+    assert sorted(Path(p).name for p in data.table["image"]) == ["a.JPG", "b.png"]
+    assert data.classes == ["cola"]
+
+
+def test_training_and_testing_are_splits(tmp_path):
+    folders(tmp_path / "Training", milk=2, soup=2)
+    folders(tmp_path / "Testing", milk=1, soup=1)
+    data = load("folder", tmp_path)
+    assert data.classes == ["milk", "soup"] and data.splits == ["train", "test"]
+    with pytest.raises(DataError, match="no 'val' split"):
+        data.split("val")
+
+
+def test_photos_beside_the_classes_are_left_out_with_a_warning(tmp_path):
+    draw(folders(tmp_path, milk=3, soup=3) / "loose.jpg")
+    with pytest.warns(UserWarning, match=r"left out, as in no class folder: 1 images \('loose\.jpg'\)"):
+        assert len(load("folder", tmp_path)) == 6
+
+
+def test_a_jpeg_that_windows_called_jfif_is_a_jpeg(tmp_path):
+    folders(tmp_path, milk=3, soup=3)
+    (tmp_path / "milk" / "00.jpg").rename(tmp_path / "milk" / "00.jfif")
+    data = load("folder", tmp_path)
+    assert len(data) == 6 and data.split("train", 16)[0].image.shape == (3, 16, 16)
+
+
+def test_an_unsupported_file_names_itself_and_the_cure(tmp_path):
+    folders(tmp_path, cola=2)
+    (tmp_path / "cola" / "photo.heic").write_bytes(b"x")
+    (tmp_path / "cola" / "z.mov").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"photo\.heic: not a known kind of image; convert it to JPEG.*\n.*z\.mov: not"):
+        load("folder", tmp_path)
 
 
 def test_a_missing_and_an_empty_folder(tmp_path):
@@ -250,7 +283,7 @@ def test_names_that_look_the_same_are_a_warning(tmp_path, names):
 
 
 LEAKS = [
-    ("0.jpg,a,train,\n0.jpg,a,test,\n", r"photo in more than one split: 1 photo, as '.*0\.jpg = .*0\.jpg'"),
+    ("0.jpg,a,train,\n0.jpg,a,test,\n", r"the same photo in more than one split: 1 photo, as '.*0\.jpg = .*0\.jpg'"),
     ("0.jpg,a,train,\n0.jpg,b,train,\n", "the same photo in more than one class: 1 photo, as"),
     ("2.jpg,a,train,\ncopy.jpg,a,test,\n", r"more than one split: 1 photo, as '.*2\.jpg = .*copy\.jpg'; keep one"),
     ("2.jpg,a,train,\ncopy.jpg,a,train,\n", r"copies in one class and split: 1 photo, as '.*copy\.jpg'; delete"),
@@ -281,6 +314,13 @@ def test_splits_inside_of_classes_are_no_splits_but_said(tmp_path):
     for name in ("milk", "soup", "tea"):
         folders(tmp_path / name, train=2, test=1)
     with pytest.warns(UserWarning, match=r"with the folders 'test', 'train' in it; if these are classes or splits"):
+        load("folder", tmp_path)
+
+
+def test_a_folder_into_which_the_built_in_set_was_rendered_says_so(tmp_path):
+    folders(tmp_path, milk=2)
+    folders(tmp_path / "0123456789abcdef", images=2)
+    with pytest.raises(DataError, match=r"0123456789abcdef: images of the built-in data set, .* delete this folder"):
         load("folder", tmp_path)
 
 

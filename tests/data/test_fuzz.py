@@ -50,7 +50,7 @@ def solid(text: str) -> str:
     return "".join(sorted(c for c in text if c not in '",; \n\r\ufeff='))
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(200))
 def test_damaged_tables_lose_nothing_without_a_word(tmp_path, seed):
     rng = random.Random(seed)
     content = "\n".join(",".join(row) for row in ROWS).encode()
@@ -114,10 +114,12 @@ def test_damaged_boxes_are_read_or_refused(tmp_path, seed):
 def test_folders_of_odd_names_and_files_are_read_or_refused(tmp_path, seed):
     rng, root = random.Random(seed), tmp_path / "photos"
     names = ["milk", "tea", "train", "$5", "[b]", "-p", "a\nb", "é", "e\u0301", "CON", "x" * 200, " ", "test", "%s{}"]
+    count = 0
     for label in rng.sample(names, 4):
-        for number, name in enumerate(rng.sample(names, 3)):
+        for name in rng.sample(names, 3):
+            count += 1
             (root / label).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (9, 9), (number * 9, 0, 0)).save(root / label / f"{name}.png")
+            Image.new("RGB", (9, 9), (count * 9, 0, 0)).save(root / label / f"{name}.png")
     data = refused(load, "folder", root)
     if data is not None:
-        assert len(data) == 12 and data.split("train", 16)[0].image.shape == (3, 16, 16)
+        assert len(data) == count and data.split("train", 16)[0].image.shape == (3, 16, 16)

@@ -159,6 +159,14 @@ def test_huge_and_narrow_images_are_refused_before_they_are_decoded(width, heigh
         read_image(io.BytesIO(png(width, height)))
 
 
+def test_a_pipe_does_not_hang(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes here")
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_image(tmp_path / "x.jpg")
+
+
 def test_every_suffix_is_of_a_known_format():
     Image.init()
     assert {Image.EXTENSION[suffix] for suffix in images.SUFFIXES} <= {*images.FORMATS, "MPO"}

@@ -165,7 +165,8 @@ def test_grozi_with_one_split_of_the_list_alone(grozi):
     with pytest.raises(DataError, match="has no crops"):
         data.split("test")
     draw(grozi / "inSitu/1/video/video1.png")
-    with pytest.raises(DataError, match=r"video10 is missing, the first of 1 crops that recog_val_test\.json has in"):
+    says = r"video10 is missing, the first of 1 crops that recog_val_test\.json has in test"
+    with pytest.raises(DataError, match=says):
         load("grozi120", grozi)
 
 

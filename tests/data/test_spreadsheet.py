@@ -61,7 +61,10 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(tmp_path):
     ("content", "says"),
     [
         ("", "empty"),
-        ("image,label\na.jpg,milk\nb.jpg,milk, 3 %\n", "row 3: 3 fields, but the header has 2; put values that hold"),
+        (
+            "image,label\na.jpg,milk\nb.jpg,milk, 3 %\n",
+            "row 3: 3 fields, but the header has 2; put values that hold ','",
+        ),
         ("image,label,text\na.jpg,milk,MILK, 3 %\n", "row 2: 4 fields"),
         ('image,label\na.jpg,"milk\nb.jpg,tea\n', "row 2: a double quote does not end"),
         ('image,label\n\na.jpg,"milk\nb.jpg,tea"\n', "row 3: a double quote does not end"),

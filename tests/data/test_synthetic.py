@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retailkit import data
+from retailkit import cache, data
 from retailkit.config import DataError, UsageError
 from retailkit.data import synthetic
 from retailkit.data.synthetic import scene
@@ -48,10 +48,12 @@ def differs(a, b):
 
 def test_same_seed_same_bytes_with_any_number_of_workers(small, tmp_path):
     root, loaded = small
-    data.load("synthetic", tmp_path, **SMALL | {"workers": 2})
-    one, two = content(folder_of(root)), content(folder_of(tmp_path))
-    assert one == two and len(one) == 3 * 48 + 1
-    other = data.load("synthetic", tmp_path, **SMALL | {"seed": 1, "per_class": (0, 0, 1)})
+    options = SMALL | {"per_class": (11, 0, 0), "size": 64}
+    for workers in (1, 2):
+        data.load("synthetic", tmp_path / str(workers), **options | {"workers": workers})
+    one, two = (content(folder_of(tmp_path / str(workers))) for workers in (1, 2))
+    assert one == two and len(one) == 3 * 66 + 1
+    other = data.load("synthetic", root, **SMALL | {"seed": 1})
     names, others = ({Path(path).name for path in found.table["image"]} for found in (loaded, other))
     assert not names & others
 
@@ -204,16 +206,27 @@ def test_lost_and_damaged_files_are_rendered_again(tmp_path, sums):
 
 def test_the_built_in_set_was_rendered_into_a_folder_of_photos(tmp_path):
     (tmp_path / "milk").mkdir()
-    with pytest.raises(DataError, match=r"holds 'milk', and the built-in .* beside it; .*--dataset folder"):
+    says = r"holds 'milk', and the built-in .* not rendered beside it; .*--dataset folder"
+    with pytest.raises(DataError, match=says):
         data.load("synthetic", tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["milk"]
 
 
-BAD = {"regime": "pakshot", "correlation": 1.2, "per_class": (1, 2), "size": 8}
-
-
-@pytest.mark.parametrize("option", BAD)
-def test_bad_options(tmp_path, option):
-    with pytest.raises(UsageError, match=f"{option}( '|=)"):
-        data.load("synthetic", tmp_path, **{option: BAD[option]})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regime": "pakshot"}, "did you mean 'packshot'"),
+        ({"correlation": 1.2}, "correlation=1.2"),
+        ({"per_class": (1, 2)}, "per_class"),
+        ({"size": 8}, "size=8"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        data.load("synthetic", tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_drawings_decide_where_images_are_kept_too():
+    files = {path.name for path in cache.sources("retailkit.data.synthetic")}
+    assert {"artwork.yaml", "catalogue.yaml", "drawing.py", "packaging.py", "shelf.py", "scene.py"} <= files
