@@ -65,6 +65,7 @@ def changed(path, **changes):
         ({"build__backbone": "resnet"}, "its header describes no model .*'resnet50'"),
         ({"build__cheese": 1}, "its header describes no model .*option"),
         ({"build__backbone": "resnet18"}, "its weights are those of another model"),
+        ({"build__classes": ["a", "b"]}, "its weights are those of another model .*size mismatch for head"),
         ({"build__backbone": "timm:convnext_xxlarge"}, r"its weights are those of another model .*\(84\d,\d+,\d+ of"),
         ({"facts__size": 100_000}, "header.facts.size is '100000'"),
         ({"facts__size": "big"}, "header.facts.size is 'big'"),
