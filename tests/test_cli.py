@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+import retailkit
 from retailkit import cli, runs
 from retailkit.config import UserError
 from retailkit.explain.lime import LocalExplanation
@@ -301,6 +302,25 @@ def test_a_fault_of_the_program_says_where_it_is(monkeypatch, capsys):
 def test_the_command_is_installed():
     done = subprocess.run([Path(sys.executable).parent / "retailkit", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "evaluate" in done.stdout
+
+
+def test_the_command_says_its_version(call):
+    assert call("--version") == (0, f"retailkit {retailkit.__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell):
+    asked = {"_RETAILKIT_COMPLETE": f"complete_{shell}", "COMP_WORDS": "retailkit ev", "COMP_CWORD": "1"}
+    asked |= {"_TYPER_COMPLETE_ARGS": "retailkit ev", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    program = Path(sys.executable).parent / "retailkit"
+    done = subprocess.run([program], env=os.environ | asked, capture_output=True, text=True)
+    assert "evaluate" in done.stdout and "train" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("module", ["retailkit", "retailkit.cli"])
+def test_the_package_runs_as_a_module(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert done.stdout == f"retailkit {retailkit.__version__}\n"
 
 
 @pytest.mark.parametrize("model", ["text", "concat"])

@@ -30,6 +30,7 @@ ROOMS = [
     {"runs"},
     {"export"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Tools of notebooks, plots and runs: nothing that computes may need them.

@@ -1,0 +1,198 @@
+"""Commands for one recogniser: train it, measure it, explain it, export it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retailkit.cache import check_output, file_identity, replacing
+from retailkit.cli.options import RECOGNISERS, Checkpoint, Dataset, Force, JsonLine, Root, Seed, app, name_of, report
+from retailkit.config import UsageError, pick
+
+
+@app.command(rich_help_panel=RECOGNISERS)
+def train(
+    context: typer.Context,
+    dataset: Dataset = "",
+    root: Root = None,
+    output: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("model.safetensors"),
+    model: Annotated[str, typer.Option(help="image, lca, text, score_fusion, concat or embracenet.")] = "image",
+    backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
+    frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, max=10**6, help="Passes over the training split.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or sgd with momentum as in the papers.")] = "adamw",
+    preset: Annotated[str, typer.Option(help="grocery_best or grozi_best: the best for that data set.")] = "",
+    hold_out: Annotated[bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone.")] = False,
+    seed: Seed = 0,
+    force: Force = False,
+    json_line: JsonLine = False,
+):
+    """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
+
+    The same command goes on after an interrupt. An output that the same training made is used again, but for presets,
+    whose members are kept in the cache instead.
+
+    Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
+    `retailkit train --dataset folder --root photos --frozen --model concat`,
+    `retailkit train --preset grocery_best --root path/to/dataset`
+    """
+    check_output(output, [root], force)
+    before = file_identity(output)
+    if output.exists() and not preset:
+        print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
+    if preset:
+        for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer"):
+            if context.get_parameter_source(name).name == "COMMANDLINE":
+                raise UsageError(f"--{name} does not go with --preset, which decides it; leave one of them out")
+        from retailkit import recipes
+
+        return _trained(recipes.train(preset, output, root, seed, hold_out), before, json_line)
+    if hold_out:
+        raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
+
+    from retailkit import data, models, training
+    from retailkit.data import ocr
+
+    products = data.load(dataset := name_of(dataset, root), root)
+    if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
+        products = ocr.add_text(products)
+    name, profile = ("probe", "fast") if frozen else ("finetune", "full")
+    options = {} if backbone == "auto" else {"backbone": backbone}
+    if model == "text":
+        options["missing"] = "prior"  # the answer to an image without words; the others have the image
+    changes = {} if epochs is None else {"epochs": epochs}
+    changes |= {"optimizer": optimizer} | training.RATES[pick(training.RATES, optimizer, "optimizer")]
+    spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
+    print(products)
+    trained, history = training.fit_or_load(spec, products, output)
+    facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
+    if "val" in products.splits:
+        facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
+    _trained(facts, before, json_line)
+
+
+def _trained(facts: dict, before: str, json_line: bool) -> None:
+    """Report a training, and whether its checkpoint, whose identity was `before`, has been replaced."""
+    done = "written" if before == facts["checkpoint"] else "replaced"
+    report(facts | {"output": "used again" if file_identity(facts["checkpoint"]) == before else done}, json_line)
+
+
+@app.command(rich_help_panel=RECOGNISERS)
+def evaluate(
+    checkpoint: Checkpoint,
+    dataset: Dataset = "",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
+    predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
+    force: Force = False,
+    json_line: JsonLine = False,
+):
+    """Evaluate a checkpoint on a split: top-1, macro F1, n, the 95 % interval, and the classes most often confused.
+
+    Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
+    """
+    from retailkit import data, recipes, training
+    from retailkit.data import ocr
+
+    dataset = name_of(dataset, root)
+    if predictions:
+        check_output(predictions, [root, checkpoint], force)
+    model, _, facts = training.load_checkpoint(checkpoint)
+    recipe = recipes.RECIPES.get(facts.get("preset"))
+    options = recipe.data_options if recipe and recipe.dataset == dataset else {}
+    products = training.with_classes(data.load(dataset, root, **options), model)
+    if "text" in model.modalities:
+        products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
+    part = products.split(split, facts["size"], facts["fit"])
+    result = training.evaluate(model, part)
+    if predictions:
+        rows = result.to_frame().assign(image=part.table["image"].to_numpy())
+        with replacing(predictions) as draft:
+            rows.to_csv(draft, index=False, errors="surrogateescape")  # file names are bytes
+    print(*result.sentences(split), sep="\n")
+    if known := training.learned_from(facts, part):
+        print(f"{len(known)} of these photos trained this model, such as {known[0]}: they say nothing about new ones.")
+    report(result.summary() | {"split": split, "dataset": dataset}, json_line)
+
+
+@app.command(rich_help_panel=RECOGNISERS)
+def explain(
+    photo: Annotated[Path, typer.Argument(help="Image file.")],
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option(help="An .html page or a .safetensors file.")] = Path("explanation.html"),
+    classes: Annotated[str, typer.Option(help="top1, top3, ..., or the name of a class.")] = "top3",
+    contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
+    unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
+    link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the image together with it.")] = False,
+    budget: Annotated[int, typer.Option(min=1, max=10**5, help="Masked images; more are more stable.")] = 512,
+    seed: Seed = 0,
+    force: Force = False,
+    json_line: JsonLine = False,
+):
+    """Explain what a model says of one photo: which parts of the image and which words, and how far to trust it.
+
+    Example: `retailkit explain shelf.jpg --checkpoint model.safetensors --output why.html`
+    """
+    from retailkit import training
+    from retailkit.data import folder, ocr
+    from retailkit.explain import lime
+    from retailkit.widgets.page import explanation_page
+
+    if output.suffix not in (".html", ".safetensors"):
+        raise UsageError(f"output={output} has an unknown suffix; use .html or .safetensors")
+    check_output(output, [photo, checkpoint], force)
+    model, _, facts = training.load_checkpoint(checkpoint)
+    photos = folder.photos([photo], model.classes)
+    if "text" in model.modalities:
+        photos = ocr.add_text(photos)
+    sample = photos.split("test", facts["size"], facts["fit"])[0]
+    chosen = {"classes": classes, "contrast": contrast, "token": unit, "link_ocr": link_ocr, "seed": seed}
+    found = lime.explain(model, sample.image, sample.words, budget=budget, **chosen)
+    if output.suffix == ".html":
+        with replacing(output) as draft:
+            draft.write_text(explanation_page(found, sample.image), encoding="utf-8")
+    else:
+        found.save(output)
+    report(_gist(found) | {"output": str(output)}, json_line)
+
+
+def _gist(found) -> dict:
+    """Return the gist of a local explanation."""
+    words = found.words()
+    return {
+        "label": found.classes[found.explained[0]],
+        "probability": round(float(found.probs[found.explained[0]]), 4),
+        "question": found.question,
+        "speaks_for": words["text"][words["low"] > 0].head(3).tolist(),
+        "speaks_against": words["text"][words["high"] < 0].tail(3).tolist()[::-1],
+        "r2": None if found.nothing else round(float(found.r2[0]), 3),
+        "nothing": found.nothing,
+        **found.evaluations,
+    }
+
+
+@app.command(rich_help_panel=RECOGNISERS)
+def export(
+    checkpoint: Checkpoint,
+    dataset: Dataset = "",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="Photos to measure on: train, val or test.")] = "test",
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("export"),
+    force: Force = False,
+    json_line: JsonLine = False,
+):
+    """Export an `image` or `lca` model: ONNX, preprocessing, class names, a program that uses them, and a model card.
+
+    The ONNX model has to agree with PyTorch on the split, or nothing is written. The card says what this model reaches
+    on the split: accuracy by class and condition, confusions, calibration, speed and size.
+
+    Example: `retailkit export --checkpoint model.safetensors --dataset folder --root photos --output shop`
+    """
+    from retailkit.export import export as write
+
+    made = write(checkpoint, output, name_of(dataset, root), root, split, force)
+    gist = {name: made["evaluation"][name] for name in ("top1", "interval", "n", "calibration_error")}
+    gist |= {name: made[name] for name in ("difference_from_pytorch", "megabytes", "milliseconds")}
+    report({"output": str(output)} | gist, json_line)

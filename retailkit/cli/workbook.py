@@ -1,0 +1,181 @@
+"""Commands of the workbook: check the installation and data, run notebooks, fetch, show the tool, measure speed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from retailkit.cache import check_output
+from retailkit.cli.options import WORKBOOK, Dataset, Force, Profile, Root, app, name_of
+from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, pick, threads
+
+
+@app.command(rich_help_panel=WORKBOOK)
+def check(dataset: Dataset = "", root: Root = None):
+    """Check the installation, or a data set: lists every broken row at once.
+
+    Example: `retailkit check --dataset folder --root photos`
+    """
+    if dataset or root:
+        from retailkit.data.check import report
+
+        found = report(name_of(dataset, root), root)
+        print(found)
+        if found.faults:
+            raise UserError(f"{len(found.faults)} to be mended, see above")
+        return print("every row can be read")
+    from retailkit import runs
+
+    table, grid = runs.environment(), Table("", "what", "found", "cure")
+    for row in table.itertuples():
+        grid.add_row("[green]ok[/]" if row.fine else "[red]no[/]", row.what, row.found, row.cure)
+    Console().print(grid)
+    if not table["fine"].all():
+        raise typer.Exit(1)
+
+
+@app.command("list", rich_help_panel=WORKBOOK)
+def list_notebooks():
+    """List the notebooks, their parameters and how they last ended."""
+    from retailkit import runs
+
+    grid = Table("notebook", "parameters", "last runs")
+    for path in runs.notebooks():
+        files = sorted(runs.run_dir("fast", "synthetic").parent.glob(f"*/{path.stem}.json"))
+        records = [(file.parent.name, runs.read_record(file)) for file in files]
+        last = [f"{run}: {r['status']}, {r['seconds']:.0f} s" if r else f"{run}: damaged" for run, r in records]
+        knobs = [f"{name} = {p['default']}  [dim]{escape(p['help'])}[/]" for name, p in runs.parameters(path).items()]
+        grid.add_row(path.stem, "\n".join(knobs), escape("\n".join(last)) or "never")
+    Console().print(grid)
+
+
+@app.command(rich_help_panel=WORKBOOK)
+def run(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Names (20_training, or 20); none means all.")] = None,
+    profile: Profile = "fast",
+    dataset: Dataset = "",
+    root: Root = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=256, help="Notebooks at a time; default the cores.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE; repeat it.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
+    cell_seconds: Annotated[int | None, typer.Option(min=1, max=10**7, help="For a cell; 1800 in fast.")] = None,
+    update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
+):
+    """Execute notebooks and write records, figures and an index.html.
+
+    A run with -p has a folder of its own, which names the changed parameters.
+
+    Examples: `retailkit run`, `retailkit run 20 -p PRETRAINED=false`,
+    `retailkit run --dataset grocery_store --root path/to/dataset`
+    """
+    from retailkit import runs
+    from retailkit.data import DATASETS
+    from retailkit.runs.prepare import prepare
+
+    dataset = pick(DATASETS, name_of(dataset, root), "data set")
+    pick(PROFILES, profile, "profile")
+    if update and parameter:
+        raise UsageError("--update keeps results of the notebooks as they are; run it without --parameter")
+    files = runs.notebooks(notebooks or [])
+    extra = runs.parse_parameters(parameter or [])
+    changed = runs.changed(files, extra)
+    started, folder = time.monotonic(), runs.run_dir(profile, dataset, changed)
+    cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
+    if root and dataset != "synthetic" and not root.exists():  # the built-in set is rendered there
+        raise UserError(f"{root}: no such folder or CSV; check --root")
+    results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, folder, cell_seconds)
+    asked, seconds = [result.notebook for result in results], time.monotonic() - started
+    failures = runs.publish(folder, profile, dataset, update, seconds, changed, asked)
+    done = sum(result.status != "failed" for result in results)
+    print(*failures, sep="\n", end="\n" if failures else "")
+    print(f"{done} of {len(results)} notebooks are done in {seconds:.0f} s; see {os.path.relpath(folder)}/index.html")
+    if failures or done < len(results):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=WORKBOOK)
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set, or the word `weights`.")],
+    weights: Annotated[str, typer.Argument(help="Weights to fetch: resnet50, resnext101_32x8d.WSL ...")] = "",
+    root: Annotated[Path | None, typer.Option(help="Where to put the data set.")] = None,
+):
+    """Download a data set or weights: shows the licence and checks every file.
+
+    Examples: `retailkit fetch grocery_store`, `retailkit fetch weights resnet50`
+    """
+    if name == "weights":
+        from retailkit import models
+
+        if not weights:
+            known = ", ".join(sorted([*models.BACKBONES, *models.TRANSFORMERS, *models.KEYPOINT_NETWORKS]))
+            raise UsageError(f"which weights? retailkit fetch weights NAME, one of: {known}")
+        print(models.fetch_weights(weights))
+    else:
+        from retailkit.data.fetch import fetch as fetch_data
+
+        print(fetch_data(name, root))
+
+
+@app.command("app", rich_help_panel=WORKBOOK)
+def show(
+    dataset: Dataset = "",
+    root: Root = None,
+    profile: Profile = "fast",
+    checkpoint: Annotated[Path | None, typer.Option(help="Explain this model, which `retailkit train` wrote.")] = None,
+    models: Annotated[str, typer.Option(help="Models, with commas between them.")] = "score_fusion,image,text",
+    ip: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8866,
+    token: Annotated[str, typer.Option(envvar="RETAILKIT_TOKEN", help="What visitors have to give.")] = "",
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+):
+    """Show the explanation tool as a web page, reachable from this machine only, unless --ip says otherwise.
+
+    Examples: `retailkit app`, `retailkit app --dataset folder --root photos --checkpoint model.safetensors`,
+    `retailkit app --ip 0.0.0.0`
+    """
+    from retailkit.data import DATASETS
+    from retailkit.models import MODELS
+    from retailkit.runs import app as page
+
+    dataset = pick(DATASETS, name_of(dataset, root), "data set")
+    pick(PROFILES, profile, "profile")
+    for name in models.split(","):
+        pick(MODELS, name, "model")
+    where = {"ROOT": root, "CHECKPOINT": checkpoint}
+    given = {"PROFILE": profile, "DATASET": dataset, "MODELS": models}
+    given |= {name: str(path.resolve()) if path else "" for name, path in where.items()}
+    page.serve(given, ip, port, token, browser)
+
+
+@app.command(rich_help_panel=WORKBOOK)
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; none means all.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for the rows.")] = None,
+    quick: Annotated[bool, typer.Option(help="Under five minutes in all.")] = False,
+    force: Force = False,
+):
+    """Measure side by side in one run: rows of name, case, baseline, seconds, ratio, agreement.
+
+    Example: `retailkit bench render ocr --csv bench.csv --quick`
+    """
+    import subprocess
+
+    from retailkit import runs
+
+    folder = runs.record.home() / "tests" / "benchmarks"
+    known = {path.stem.removeprefix("test_"): path for path in sorted(folder.glob("test_*.py"))}
+    chosen = [known[pick(known, name, "benchmark")] for name in names or known]
+    environment = os.environ | {"RETAILKIT_BENCH_QUICK": str(int(quick))}
+    if csv:
+        check_output(csv, force=force)
+        environment["RETAILKIT_BENCH_CSV"] = str(csv.resolve())
+    command = [sys.executable, "-m", "pytest", "-m", "benchmark", "-n", "0", "-s", *map(str, chosen)]
+    raise typer.Exit(subprocess.run(command, cwd=runs.record.home(), env=environment).returncode)
