@@ -9,7 +9,7 @@ from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.parameters import changed, parameters, parse_parameters
 from retailkit.runs.record import Run, read_record, run_dir, start
 from retailkit.runs.report import publish
-from retailkit.runs.results import claims, collect, published, tables
+from retailkit.runs.results import claims, collect, published, tables, write_tables
 from retailkit.runs.runner import Result, execute, notebooks
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "run_dir",
     "start",
     "tables",
+    "write_tables",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from retailkit.cache import replacing
 from retailkit.runs.record import home, read_record, run_dir
 
 HERE = Path(__file__).parent
@@ -35,6 +37,27 @@ def tables(name: str, profile: str = "fast", dataset: str = "synthetic") -> dict
     return found
 
 
+def write_tables(folder: str | Path, profile: str = "fast", dataset: str = "synthetic") -> list[Path]:
+    """Write every table of every record as CSV and as LaTeX (booktabs) into `folder`, and return the files.
+
+    A file is called after its run, notebook and table: `fast-synthetic__30_bag_of_tricks__table_1.tex`. In LaTeX
+    numbers have three decimals and signs such as `_` are escaped. See `collect` for which runs.
+    """
+    written = []
+    for run, record in _records(profile, dataset):
+        for name, table in record.get("tables", {}).items():
+            frame = pd.DataFrame(table["data"], columns=table["columns"])
+            label = f"{run}__{record['notebook']}__{name}"
+            latex = frame.style.hide(axis="index").format(precision=3, na_rep="", escape="latex")
+            latex = latex.format_index(axis=1, escape="latex").to_latex(hrules=True, label=f"tab:{label}")
+            for suffix, text in ((".csv", frame.to_csv(index=False)), (".tex", latex)):
+                path = Path(folder) / (label + suffix)
+                with replacing(path) as draft:
+                    draft.write_text(text, encoding="utf-8")
+                written.append(path)
+    return written
+
+
 def _records(profile: str, dataset: str) -> list[tuple[str, dict]]:
     folders = {path.name: path for path in (home() / "papermill_runs").glob("*-*") if path.is_dir()}
     folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
@@ -53,8 +76,11 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     Our own questions, which no paper answers, have the source `our question` and the sign 0 in `claims.csv`.
 
     Columns: `source`, `claim`, `published` (as the paper says it, "" where it gives no number), `run`, `here` (above
-    zero where it supports the claim), `low`, `high`, `n` (missing where the notebook recorded none) and `verdict` (see
-    `metrics.verdict`; "no interval" where there is none).
+    zero where it supports the claim), `low`, `high`, `n` (missing where the notebook recorded none), `q` and `verdict`
+    (see `metrics.verdict`; "no interval" where there is none). Of many intervals of 95 % some miss zero by chance, so a
+    row is decided only if its `q` is at most 0.05: the p-value after the correction of Benjamini and Hochberg (1995)
+    for all rows of its run. The p-value is that of a normal distribution which gives the end of the interval that is
+    nearer to zero.
     """
     from retailkit.metrics import verdict  # brings scikit-learn, which notebooks that only record do not need
 
@@ -63,8 +89,25 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     reverse = found["sign"] < 0  # measured the other way round
     found.loc[reverse, "value"] *= -1
     found.loc[reverse, ["low", "high"]] = -found.loc[reverse, ["high", "low"]].to_numpy()
+    found["q"] = np.nan
+    for _, rows in found.dropna(subset=["low", "high"]).groupby("run"):
+        found.loc[rows.index, "q"] = _q_values(rows)
     found["verdict"] = [
-        verdict(row.low, row.high, abs(row.sign)) if pd.notna(row.low) else "no interval" for row in found.itertuples()
+        "no interval"
+        if pd.isna(row.q)
+        else "not decided"
+        if row.q > 0.05
+        else verdict(row.low, row.high, abs(row.sign))
+        for row in found.itertuples()
     ]
-    columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "verdict"]
+    columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "q", "verdict"]
     return found.rename(columns={"value": "here"}).astype({"n": "Int64"})[columns]
+
+
+def _q_values(rows: pd.DataFrame) -> np.ndarray:
+    """Return the corrected p-values of the differences of one run."""
+    from scipy.stats import false_discovery_control, norm
+
+    reach = np.where(rows["value"] > 0, rows["value"] - rows["low"], rows["high"] - rows["value"])
+    errors = np.maximum(reach, 1e-12) / norm.isf(0.025)
+    return false_discovery_control(2 * norm.sf(rows["value"].abs() / errors))

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from retailkit import runs
 from retailkit.runs.record import FIGURE_BYTES
@@ -42,7 +43,8 @@ def test_every_claim_has_a_record_and_a_verdict_of_its_interval(committed):
     assert set(stated["claim"]) == set(found["claim"]), "a claim whose metric no committed record has"
     ours = found["source"] == "our question"
     assert set(stated["sign"]) == {-1, 0, 1} and (stated["sign"] == 0).equals(stated["source"] == "our question")
-    assert (found["verdict"] == "the opposite").equals(~ours & (found["high"] < 0)), "above zero speaks for the claim"
+    opposite = ~ours & (found["high"] < 0) & (found["q"] <= 0.05)
+    assert (found["verdict"] == "the opposite").equals(opposite), "above zero speaks for the claim"
     assert set(found.loc[ours, "verdict"]) <= {"more", "less", "not decided"}, "no paper claims these"
     merged = found.merge(stated, on="claim").merge(
         records, on=["run", "notebook", "metric"], suffixes=("", "_measured")
@@ -53,6 +55,39 @@ def test_every_claim_has_a_record_and_a_verdict_of_its_interval(committed):
     assert unfinished.empty and list(unfinished.columns) == list(found.columns)
     bare = runs.claims(records.assign(low=np.nan, high=np.nan))
     assert set(bare["verdict"]) == {"no interval"}
+
+
+def test_among_many_claims_one_that_misses_zero_by_chance_is_not_decided(committed):
+    """Benjamini and Hochberg by hand: sort the p-values; the i-th of m counts with m/i times itself."""
+    records = runs.collect()
+    found = runs.claims(records)
+    errors = np.where(found["here"] > 0, found["here"] - found["low"], found["high"] - found["here"]) / 1.959964
+    for _, rows in found.assign(p=2 * norm.sf(np.abs(found["here"] / errors))).groupby("run"):
+        p = np.sort(rows["p"].to_numpy())
+        by_hand = [min(p[j] * len(p) / (j + 1) for j in range(i, len(p))) for i in range(len(p))]
+        assert np.allclose(np.sort(rows["q"]), by_hand, atol=1e-6)
+        assert (rows["q"] >= rows["p"] - 1e-12).all()
+    outside = (found["low"] > 0) | (found["high"] < 0)
+    assert (found["verdict"] == "not decided").equals(~outside | (found["q"] > 0.05))
+    alone = records[records["metric"] == "gain_lca"].groupby("run").head(1)
+    assert len(alone) and (runs.claims(alone)["verdict"] != "not decided").equals(
+        outside[found["claim"] == "LCA helps"].reset_index(drop=True)
+    )
+
+
+def test_all_tables_are_written_as_csv_and_latex_by_one_call(committed, tmp_path):
+    files = runs.write_tables(tmp_path)
+    names = {path.name for path in files}
+    assert "full-grozi120__30_bag_of_tricks__table_1.csv" in names and "fast-synthetic__90_results__claims.tex" in names
+    table = runs.tables("table_1")["full-grozi120, 30_bag_of_tricks"]
+    read = pd.read_csv(tmp_path / "full-grozi120__30_bag_of_tricks__table_1.csv")
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    latex = (tmp_path / "full-grozi120__30_bag_of_tricks__table_1.tex").read_text()
+    assert (
+        r"\toprule" in latex
+        and latex.count(r"\\") == len(table) + 1
+        and "_" not in latex.split("label")[1].split("}", 1)[1].replace(r"\_", "")
+    )
 
 
 def test_a_claimed_metric_without_n_has_a_verdict_too(committed):
