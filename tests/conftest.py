@@ -77,6 +77,45 @@ def checkout(tmp_path, monkeypatch):
     return add
 
 
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Call the command in an empty folder, word by word; returns exit code, stdout and stderr."""
+    import sys
+
+    from retailkit import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("RETAILKIT_DATA", raising=False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["retailkit", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        return ended.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory, draw):
+    """Twelve photos of three colours, four of each, and the checkpoint of a head that learned from nine of them."""
+    import torch
+
+    from retailkit import models, training
+    from retailkit.training import TrainConfig
+
+    folder = tmp_path_factory.mktemp("coloured")
+    data = draw(folder, {"train": 3, "test": 1})
+    torch.manual_seed(0)
+    model = models.build("image", data.classes, "resnet18", weights=None)
+    history = training.fit(model, data.split("train", 48), None, TrainConfig(epochs=20, batch_size=3))
+    training.save_checkpoint(model, folder / "model.safetensors", history, size=48, fit="crop")
+    return data, folder / "model.safetensors"
+
+
 @pytest.fixture(scope="session")
 def draw():
     """Return a function that draws a data set, given a folder and the images of each class in each split.

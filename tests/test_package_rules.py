@@ -22,7 +22,7 @@ ROOMS = [
     {"losses", "metrics"},
     {"inference"},
     {"training"},
-    {"recipes"},
+    {"recipes", "answers"},
     {"backgrounds", "detection"},
     {"explain"},
     {"plots"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from retailkit.cache import check_output, file_identity, replacing
 from retailkit.cli.options import RECOGNISERS, Checkpoint, Dataset, Force, JsonLine, Root, Seed, app, name_of, report
-from retailkit.config import UsageError, pick
+from retailkit.config import DataError, UsageError, pick
 
 
 @app.command(rich_help_panel=RECOGNISERS)
@@ -95,6 +96,7 @@ def evaluate(
     """
     from retailkit import data, recipes, training
     from retailkit.data import ocr
+    from retailkit.data.spreadsheet import write_table
 
     dataset = name_of(dataset, root)
     if predictions:
@@ -110,11 +112,54 @@ def evaluate(
     if predictions:
         rows = result.to_frame().assign(image=part.table["image"].to_numpy())
         with replacing(predictions) as draft:
-            rows.to_csv(draft, index=False, errors="surrogateescape")  # file names are bytes
+            write_table(rows, draft)
     print(*result.sentences(split), sep="\n")
     if known := training.learned_from(facts, part):
         print(f"{len(known)} of these photos trained this model, such as {known[0]}: they say nothing about new ones.")
     report(result.summary() | {"split": split, "dataset": dataset}, json_line)
+
+
+@app.command(rich_help_panel=RECOGNISERS)
+def predict(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders with photos in them.")],
+    checkpoint: Checkpoint,
+    output: Annotated[Path | None, typer.Option(help="A .csv or .json file; default CSV on the screen.")] = None,
+    unknown: Annotated[float | None, typer.Option(help="Mark answers that are less probable, 0 to 1.")] = None,
+    force: Force = False,
+):
+    """Say which products photos show: label, probability, runner-up, and whether the product may be unknown.
+
+    Photos that cannot be read are listed at the end; the others are answered all the same, and the exit code is 1. An
+    answer is marked as unknown where its probability is below --unknown, or below the threshold of a gallery model,
+    which judges the similarity.
+
+    Examples: `retailkit predict new_photos --checkpoint model.safetensors --output answers.csv`,
+    `retailkit predict shelf.jpg box.png --checkpoint model.safetensors --unknown 0.5`
+    """
+    from retailkit import answers, training
+    from retailkit.data import folder
+    from retailkit.data.advice import some
+    from retailkit.data.spreadsheet import write_table
+
+    if output and output.suffix.lower() not in (".csv", ".json"):
+        raise UsageError(f"output={output} has an unknown suffix; use .csv or .json")
+    if unknown is not None and not 0 <= unknown <= 1:
+        raise UsageError(f"--unknown {unknown:g} is no probability; use a number from 0 to 1")
+    if output:
+        check_output(output, [checkpoint, *photos], force)
+    model, _, facts = training.load_checkpoint(checkpoint)
+    files, others = folder.gather(photos)
+    found = answers.predict(model, facts, files, unknown)
+    if output and len(found.table):
+        answers.save(found, output, checkpoint=str(checkpoint))
+    elif len(found.table):
+        write_table(found.table, sys.stdout)
+    unsure = int(found.table["unknown"].sum()) if len(found.table) else 0
+    said = [f"{len(found.table)} of {len(files)} photos answered, {unsure} unknown"]
+    said += [f"left out, as no photos: {len(others)} files ({some(list(map(str, others)))})"] if others else []
+    print(*said, sep="\n", file=sys.stdout if output else sys.stderr)
+    if found.failed:
+        raise DataError.listing([f"{reason}" for reason in found.failed.values()])
 
 
 @app.command(rich_help_panel=RECOGNISERS)

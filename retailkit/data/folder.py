@@ -121,19 +121,39 @@ def _fill(groups: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict
     return split_of | dict.fromkeys(groups, "train")
 
 
-def photos(paths: Sequence[str | Path], classes: Sequence[str]) -> ProductData:
+def photos(paths: Sequence[str | Path], classes: Sequence[str], checked: bool = True) -> ProductData:
     """Return photos of unknown products as a data set, to ask a model about them.
 
     All are in `test`, labelled with the first of the model's `classes`, which means nothing.
 
     Raises:
-        DataError: a file is missing.
+        DataError: a file is missing, unless `checked` is False.
     """
     for path in paths:
-        if not os.path.isfile(path):
+        if checked and not os.path.isfile(path):
             raise DataError(f"{path}: no such photo; check the path")
     rows = [{"image": str(p), "label": classes[0], "split": "test", "condition": "front"} for p in paths]
     return ProductData("photos", make_table(rows), list(classes), OWN)
+
+
+def gather(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the photos that are named, or that lie in the folders that are named, and the other files in these.
+
+    Each file is returned once, in the order given; those of a folder are sorted.
+
+    Raises:
+        DataError: a folder cannot be listed, or there is no photo at all.
+    """
+    files, others, faults = [], [], []
+    for path in paths:
+        below = files_below(path, faults) if path.is_dir() else [path]
+        files += [file for file in below if file == path or _is_image(file)]
+        others += [file for file in below if not (file == path or _is_image(file))]
+    if faults:
+        raise DataError.listing(faults)
+    if not files:
+        raise DataError(f"{some(list(map(str, paths)))}: no photo there; name photos, or a folder that holds some")
+    return list(dict.fromkeys(files)), list(dict.fromkeys(others))
 
 
 def files_in_csv(path: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from retailkit.data import images
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
+FORMULA = re.compile(r"[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
 QUOTES = "a double quote does not end with its value; close it, or write two double quotes for one inside quotes"
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -67,6 +68,19 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
             raise DataError(f"{path} row {number}: {what}; put values that hold {separator!r} in double quotes")
     filled = [row + [""] * (len(columns) - len(row)) for row in rows.values()]
     return pd.DataFrame(filled, index=body, columns=columns, dtype=object)
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a CSV whose texts no spreadsheet takes for a formula; names of files may be any bytes.
+
+    A text that begins like a formula gets a leading apostrophe; a relative path, in the column `image`, gets `./`, so
+    that it still is one.
+    """
+    safe = table.copy()
+    for name in safe.select_dtypes(exclude=("number", "bool")):
+        mark = "./" if name == "image" else "'"
+        safe[name] = [mark + text if FORMULA.match(text) else text for text in map(str, safe[name])]
+    safe.to_csv(path, index=False, errors="surrogateescape")
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,125 @@
+"""What a recogniser answers about photos of products that nobody has named yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from retailkit.cache import replacing, to_json
+from retailkit.config import DataError
+from retailkit.data import folder, ocr
+from retailkit.data.spreadsheet import write_table
+from retailkit.data.table import Sample, collate
+from retailkit.models.classifier import ProductClassifier, evaluating
+from retailkit.training.encoded import encode_batch, placed
+
+AT_ONCE = 32  # photos that are read, then classified together
+
+
+class Answers(NamedTuple):
+    """What was answered about photos, and which photos could not be read."""
+
+    table: pd.DataFrame  # one row per photo: `image`, `label`, `probability`, `runner_up`, ..., see `predict`
+    failed: dict[str, str]  # path of a photo -> what is wrong with it, and the cure
+
+
+def predict(
+    model: ProductClassifier, facts: Mapping[str, Any], files: Sequence[str | Path], unknown: float | None = None
+) -> Answers:
+    """Classify photos; those that cannot be read are listed, and the rest is done.
+
+    Args:
+        model: in evaluation mode. For a model that reads, the OCR engine reads the photos.
+        facts: of its checkpoint: `size` and `fit` of the images.
+        files: paths of photos.
+        unknown: an answer is marked as unknown where its probability (of a gallery model: its similarity) is below this
+            value in [0,1]; None takes the model's own threshold, and without one marks only what gets no answer at all.
+
+    Returns:
+        A table with `image`, `label`, `probability`, `runner_up`, `runner_up_probability`, `unknown` (bool), the
+        `similarity` of a gallery model, and the `text` for models that read; and what failed.
+    """
+    photos = folder.photos(files, model.classes, checked=False)
+    split = photos.split("test", facts["size"], facts["fit"])
+    rows, failed = [], {}
+
+    def read(row: int) -> Sample | DataError:
+        try:
+            return split[row]
+        except DataError as error:
+            return error
+
+    bar = tqdm(total=len(files), desc="predict", unit="photo", delay=2, mininterval=2, leave=False)
+    with bar, placed(model) as where, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), AT_ONCE):
+            found = dict(zip(at := range(start, min(start + AT_ONCE, len(files))), pool.map(read, at), strict=True))
+            broken = [row for row in at if isinstance(found[row], DataError)]
+            failed |= {str(files[row]): _cure(found.pop(row)) for row in broken}
+            if found and "text" in model.modalities:
+                table = ocr.add_text(photos.select(np.array(list(found)))).table
+                found = {
+                    row: replace(sample, text=text)
+                    for (row, sample), text in zip(found.items(), table["text"], strict=True)
+                }
+            if found:
+                rows += _answers(model, list(found.values()), [str(files[row]) for row in found], where, unknown)
+            bar.update(len(at))
+    return Answers(pd.DataFrame(rows), failed)
+
+
+def _cure(error: DataError) -> str:
+    """Return what is wrong with a file, without the row of a table that the user does not have."""
+    return str(error).partition(": ")[2].replace("drop its row", "leave it out")
+
+
+def _answers(model, samples: list[Sample], files: list[str], where, unknown: float | None) -> list[dict[str, Any]]:
+    batch = collate(samples)
+    with evaluating(model):
+        part = encode_batch(model, batch.to(where), model.encode_image)
+        probs = model.classify(part.image, part.text).softmax(-1).float().cpu().numpy()
+        similarity = _similarity(model, part)
+    best = np.argsort(-probs, axis=1, kind="stable")[:, :2]
+    answered = np.ptp(probs, axis=1) > 0 if probs.shape[1] > 1 else np.ones(len(probs), bool)
+    sure = probs.max(1) if similarity is None else similarity.cpu().numpy()
+    threshold = float(getattr(getattr(model, "head", None), "threshold", 0.0)) if unknown is None else unknown
+    rows = []
+    for row, file in enumerate(files):
+        first, second = best[row, 0], best[row, -1]
+        answer = {
+            "image": file,
+            "label": model.classes[first] if answered[row] else "",
+            "probability": round(float(probs[row, first]), 6),
+            "runner_up": model.classes[second] if answered[row] and second != first else "",
+            "runner_up_probability": round(float(probs[row, second]), 6) if second != first else 0.0,
+            "unknown": bool(not answered[row] or sure[row] < threshold),
+        }
+        answer |= {} if similarity is None else {"similarity": round(float(sure[row]), 6)}
+        rows.append(answer | ({"text": samples[row].text} if "text" in model.modalities else {}))
+    return rows
+
+
+def _similarity(model, part) -> Tensor | None:
+    """Return how similar each image is to the nearest product of a gallery model, (B,); None for other models."""
+    measure: Callable[..., Tensor] | None = getattr(getattr(model, "head", None), "similarity", None)
+    return None if measure is None else measure(model.by_modality(part.image, part.text)).amax(1)
+
+
+def save(answers: Answers, path: Path, **facts: Any) -> None:
+    """Write answers as `.csv` or as `.json`, which also holds what failed, and the given facts."""
+    with replacing(path) as draft:
+        if path.suffix.lower() == ".csv":
+            write_table(answers.table, draft)
+        else:
+            rows = answers.table.to_dict("records")
+            failed = [{"image": image, "reason": reason} for image, reason in answers.failed.items()]
+            content = {"retailkit": "predict", **facts, "answers": rows, "failed": failed}
+            draft.write_text(to_json(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,153 @@
+"""`retailkit predict`: the same answers as `evaluate`, for any files, and no file stops the others."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from retailkit import answers, models, training
+from retailkit.config import DataError
+from retailkit.data import folder, spreadsheet
+
+NOTHING = training.History(pd.DataFrame(), 0, 0.0)
+
+
+def test_answers_are_those_of_evaluate(coloured):
+    data, checkpoint = coloured
+    model, _, facts = training.load_checkpoint(checkpoint)
+    split = data.split("train+test", facts["size"], facts["fit"])
+    expected = training.evaluate(model, split)
+    table, failed = answers.predict(model, facts, split.table["image"].tolist())
+    assert not failed and table["label"].tolist() == [data.classes[k] for k in expected.predicted]
+    ordered = -np.sort(-expected.probs, axis=1)
+    assert np.allclose(table["probability"], ordered[:, 0], atol=1e-5)
+    assert np.allclose(table["runner_up_probability"], ordered[:, 1], atol=1e-5)
+    assert (table["runner_up"] != table["label"]).all() and not table["unknown"].any()
+
+
+def test_what_cannot_be_read_is_listed_and_the_rest_is_done(coloured, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "AT_ONCE", 2)
+    data, checkpoint = coloured
+    (tmp_path / "new" / "deeper").mkdir(parents=True)
+    for n, path in enumerate(data.table["image"][:5]):
+        shutil.copy(path, tmp_path / "new" / f"{n}.png")
+    shutil.copy(data.table["image"][5], tmp_path / "new" / "deeper" / "5.png")
+    whole = (tmp_path / "new" / "1.png").read_bytes()
+    (tmp_path / "new" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "new" / "2.png").write_text("no image")
+    (tmp_path / "new" / "notes.txt").write_text("no photo")
+    line = ["predict", "new", "gone.png", "new/0.png", "--checkpoint", checkpoint, "--output"]
+    code, out, err = command(*line, "answers.csv")
+    assert code == 1 and err.count("\n") == 3 and "Traceback" not in err and "row" not in err
+    assert all(name in err for name in ("new/1.png: ", "new/2.png: not an image", "gone.png: cannot be read"))
+    assert "4 of 7 photos answered, 0 unknown" in out and "notes.txt" in out
+    table = pd.read_csv("answers.csv")
+    assert table["image"].tolist() == ["new/0.png", "new/3.png", "new/4.png", "new/deeper/5.png"]
+    assert command(*line, "answers.json")[0] == 1
+    content = json.loads((tmp_path / "answers.json").read_text())
+    assert [row["image"] for row in content["answers"]] == table["image"].tolist()
+    assert [row["image"] for row in content["failed"]] == ["new/1.png", "new/2.png", "gone.png"]
+    assert command("predict", "new/0.png", "--checkpoint", checkpoint, "--output", "answers.json")[0] == 0
+
+
+def test_without_an_output_the_table_is_all_that_is_on_stdout(coloured, command):
+    data, checkpoint = coloured
+    code, out, err = command("predict", *data.table["image"][:3], "--checkpoint", checkpoint, "--unknown", "1")
+    table = pd.read_csv(io.StringIO(out))
+    assert code == 0 and len(table) == 3 and table["unknown"].all() and "3 of 3 photos answered, 3 unknown" in err
+
+
+NAMES = [
+    "=cmd|' !A0.png",
+    "a,b.png",
+    'quote".png',
+    "two\nlines.png",
+    "-1.png",
+    "+1.png",
+    "@sum.png",
+    "\tt.png",
+    "ö.png",
+]
+
+
+def test_names_are_written_so_that_no_spreadsheet_computes_them(coloured, command, tmp_path):
+    data, checkpoint = coloured
+    for name in NAMES:
+        shutil.copy(data.table["image"][0], tmp_path / name)
+    shutil.copy(data.table["image"][0], tmp_path / b"\xff.png".decode("utf-8", "surrogateescape"))
+    code, _, err = command("predict", "--checkpoint", checkpoint, "--output", "a.csv", "--", *NAMES)
+    assert code == 0, err
+    with open("a.csv", newline="", encoding="utf-8") as file:
+        written = [row["image"] for row in csv.DictReader(file)]
+    assert [name.removeprefix("./") for name in written] == NAMES
+    assert not any(spreadsheet.FORMULA.match(name) for name in written)
+    assert all((tmp_path / name).is_file() for name in written), "they still are paths"
+    assert command("predict", tmp_path, "--checkpoint", checkpoint)[0] == 0, "a name that is no UTF-8"
+
+
+def test_labels_are_written_so_that_no_spreadsheet_computes_them(tmp_path):
+    table = pd.DataFrame({"image": ["a.png"], "label": ["=1+1"], "probability": [-0.5], "unknown": [True]})
+    spreadsheet.write_table(table, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "image,label,probability,unknown\na.png,'=1+1,-0.5,True\n"
+    assert table["label"][0] == "=1+1"
+
+
+BAD = {  # what is given: exit code, what the line names
+    ("photo.png", "--unknown", "1.5"): (2, "--unknown 1.5 is no probability"),
+    ("photo.png", "--output", "a.xlsx"): (2, "use .csv or .json"),
+    ("photo.png", "--output", "mine.csv"): (2, "mine.csv was not written by retailkit"),
+    ("shop", "--output", "shop/a.csv"): (2, "lies in the data folder"),
+    ("shop",): (1, "no photo there"),
+    (): (2, "photos"),
+    ("photo.png", "--checkpoint", "photo.png"): (1, "not a retailkit checkpoint"),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_a_bad_call_ends_in_one_line(coloured, command, tmp_path, words):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "mine.csv").write_text("my own table\n")
+    shutil.copy(coloured[0].table["image"][0], tmp_path / "photo.png")
+    code, _, err = command("predict", "--checkpoint", coloured[1], *words)
+    assert (code, err.count("\n")) == (BAD[words][0], 1) and BAD[words][1] in err
+
+
+def test_a_model_that_reads_gets_the_words_and_writes_them(tmp_path):
+    torch.manual_seed(0)
+    model = models.build("concat", ["a", "b"], "resnet18", text_encoder="char_ngrams", weights=None).eval()
+    picture = Image.new("RGB", (300, 120), "white")
+    ImageDraw.Draw(picture).text((20, 30), "LEAN", font=ImageFont.load_default(60), fill="black")
+    picture.save(tmp_path / "lean.png")
+    (tmp_path / "broken.png").write_text("")
+    files = [tmp_path / name for name in ("broken.png", "lean.png")]
+    table, failed = answers.predict(model, {"size": 64, "fit": "pad"}, files)
+    assert table["text"].tolist() == ["LEAN"] and list(failed) == [str(files[0])]
+
+
+def test_an_answer_without_any_preference_is_unknown(tmp_path):
+    """Keypoint matching finds nothing on a plain image: every class is as probable as any other."""
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "plain.png")
+    texture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(np.roll(texture, 32 * (label == "b"), 2)).save(tmp_path / label / "0.png")
+    data = folder.load(tmp_path, val=0, test=0)
+    model = models.build("matching", data.classes)
+    model.prepare(data.split("train", 64))
+    table, _ = answers.predict(model, {"size": 64, "fit": "crop"}, [tmp_path / "plain.png"])
+    assert table.loc[0, ["label", "runner_up", "unknown"]].tolist() == ["", "", True]
+
+
+def test_gathering_names_each_photo_once_and_refuses_what_holds_none(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "Thumbs.db").touch()
+    assert folder.gather([tmp_path / "a", tmp_path / "a" / "1.png"]) == ([tmp_path / "a" / "1.png"], [])
+    with pytest.raises(DataError, match="no photo there"):
+        folder.gather([])
