@@ -279,6 +279,28 @@ def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> I
     return crossed_bootstrap(_difference(ours, theirs))
 
 
+def mcnemar(ours: Evaluation, theirs: Evaluation) -> tuple[int, int, float]:
+    """Return on how many images only the first is correct, on how many only the second, and McNemar's exact p value.
+
+    Where both are equally good, each image on which one of them is correct is a fair coin toss: the p value is that of
+    the two-sided binomial test. Only images that both evaluations have are counted.
+    """
+    a, b = hits([ours]).align(hits([theirs]), join="inner")
+    first, second = (int(((one > other).to_numpy()).sum()) for one, other in ((a, b), (b, a)))
+    return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def difference_interval(first: float, of_first: Interval, second: float, of_second: Interval) -> Interval:
+    """Return the 95 % interval of `first - second`, two independent values with 95 % intervals (Newcombe 1998).
+
+    The distances to the ends of the two intervals are added as squares (his method 10).
+    """
+    (low, high), (other_low, other_high) = of_first, of_second
+    down = np.hypot(first - low, other_high - second)
+    up = np.hypot(high - first, second - other_low)
+    return float(first - second - down), float(first - second + up)
+
+
 def _difference(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> np.ndarray:
     """Return (P,S) differences; a method without randomness has one column, which stands beside every other."""
     a, b = hits(ours), hits(theirs)

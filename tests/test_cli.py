@@ -82,7 +82,20 @@ def test_a_bad_call_ends_in_one_line(call, tmp_path, line):
     assert part in err and err.count("\n") == 1 and err.startswith("retailkit: ") and "Traceback" not in err
 
 
-COMMANDS = ["check", "run", "fetch", "train", "evaluate", "predict", "explain", "export", "matrix", "app", "bench"]
+COMMANDS = [
+    "check",
+    "run",
+    "fetch",
+    "train",
+    "evaluate",
+    "predict",
+    "compare",
+    "explain",
+    "export",
+    "matrix",
+    "app",
+    "bench",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -28,7 +28,7 @@ ROOMS = [
     {"plots"},
     {"widgets"},
     {"runs"},
-    {"export"},
+    {"export", "comparison"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,130 @@
+"""`retailkit compare`: paired numbers beside plain references, and pages that show what differs."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from retailkit import metrics, training
+from retailkit.config import UserError
+from retailkit.metrics import Evaluation
+
+RECORD = Path(__file__).parents[1] / "papermill_runs" / "fast-synthetic" / "20_training.json"
+
+
+def evaluation(correct):
+    probs = np.where(np.array(correct)[:, None], [0.9, 0.1], [0.1, 0.9])
+    return Evaluation(probs, np.zeros(len(correct), int), ["a", "b"], np.arange(len(correct)))
+
+
+@pytest.mark.parametrize("only_first, only_second", [(0, 0), (1, 0), (0, 6), (3, 9), (7, 7), (12, 2)])
+def test_mcnemar_is_the_binomial_test_of_the_discordant_images(only_first, only_second):
+    first = evaluation([True] * 5 + [True] * only_first + [False] * only_second)
+    second = evaluation([True] * 5 + [False] * only_first + [True] * only_second)
+    n = only_first + only_second
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
+    one, other, p_value = metrics.mcnemar(first, second)
+    assert (one, other) == (only_first, only_second) and np.isclose(p_value, min(1, 2 * tail))
+
+
+def test_the_interval_of_an_unpaired_difference_is_newcombes():
+    """His first example (1998, table II, method 10): 56 of 70 and 48 of 80."""
+    low, high = metrics.difference_interval(56 / 70, metrics.wilson(56, 70), 48 / 80, metrics.wilson(48, 80))
+    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+
+
+@pytest.fixture(scope="module")
+def pair(coloured, tmp_path_factory):
+    """A folder with photos of three colours, a good checkpoint, and one whose head is mixed up."""
+    data, good = coloured
+    folder = tmp_path_factory.mktemp("pair")
+    for path, label in zip(data.table["image"], data.table["label"], strict=True):
+        (folder / "photos" / "test" / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / "photos" / "test" / label)
+    model, history, _ = training.load_checkpoint(good)
+    model.head.linear.weight.data = model.head.linear.weight.data.roll(1, 0)
+    training.save_checkpoint(model, folder / "bad.safetensors", history, size=48, fit="crop")
+    shutil.copy(good, folder / "good.safetensors")
+    return folder
+
+
+def test_two_checkpoints_are_compared_photo_by_photo(pair, command, tmp_path):
+    line = ["compare", pair / "bad.safetensors", pair / "good.safetensors", "--root", pair / "photos"]
+    code, out, err = command(*line, "--csv", "d.csv", "--html", "d.html", "--json")
+    assert code == 0, err
+    facts, rows = json.loads(out.splitlines()[-1]), pd.read_csv("d.csv")
+    right = [rows[letter] == rows["label"] for letter in "ab"]
+    assert facts["n"] == len(rows) == 12 and np.isclose(facts["difference"], right[1].mean() - right[0].mean())
+    assert facts["only_b"] == (right[1] & ~right[0]).sum() == (rows["outcome"] == "only B is correct").sum()
+    assert facts["difference"] > 0.5 and facts["interval"][0] > 0 and facts["p_value"] < 0.05
+    assert "B is better on such photos." in out
+    page = (tmp_path / "d.html").read_text()
+    assert page.count("data:image/png;base64,") == facts["differ"] == (rows["a"] != rows["b"]).sum()
+    assert "McNemar" in page and "http" not in page.replace("http-equiv", "")
+    assert command(*line, "--csv", "d.csv", "--html", "d.html")[0] == 0, "its own files are replaced"
+    same = [*line[:2], line[1], *line[3:]]
+    code, out, _ = command(*same)
+    assert code == 0 and "B minus A: +0.000" in out and "p = 1." in out and "The answers differ on 0 photos" in out
+
+
+def test_checkpoints_may_order_their_classes_in_another_way(pair, command):
+    model, history, _ = training.load_checkpoint(pair / "good.safetensors")
+    order = [2, 0, 1]
+    model.classes = model.build_args["classes"] = [model.classes[k] for k in order]
+    for part in model.head.linear.parameters():
+        part.data = part.data[order]
+    training.save_checkpoint(model, "turned.safetensors", history, size=48, fit="crop")
+    code, out, err = command("compare", "turned.safetensors", pair / "good.safetensors", "--root", pair / "photos")
+    Path("turned.safetensors").unlink()
+    assert code == 0 and "The answers differ on 0 photos" in out, err
+
+
+def test_two_records_are_compared_on_the_metrics_that_they_share(command, tmp_path):
+    record = json.loads(RECORD.read_text())
+    better = record["metrics"]["top1_frozen"] | {"value": 0.6, "interval": [0.53, 0.67]}
+    record["metrics"] = {"top1_frozen": better, "of_its_own": {"value": 1.0, "better": "none"}}
+    (tmp_path / "other.json").write_text(json.dumps(record))
+    code, out, err = command("compare", RECORD, "other.json", "--csv", "r.csv", "--html", "r.html")
+    assert code == 0, err
+    (row,) = pd.read_csv("r.csv").to_dict("records")
+    assert row["metric"] == "top1_frozen" and row["better"] == "b" and 0 < row["low"] < row["difference"] < row["high"]
+    assert "'of_its_own'" in out and re.search(r"top1_frozen +0\.354 0\.600", out)
+    assert "top1_frozen" in (tmp_path / "r.html").read_text()
+
+
+BAD = {
+    ("good.safetensors", "other.json"): (2, "cannot be compared; give two checkpoints"),
+    ("none.json", "none.json"): (1, "none.json: no record of a notebook"),
+    ("cut.json", "cut.json"): (1, "cut.json: no record of a notebook"),
+    ("good.safetensors", "none.safetensors", "--root", "photos"): (1, "none.safetensors: no such checkpoint"),
+    ("good.safetensors", "good.safetensors", "--root", "photos", "--split", "val"): (1, "has no 'val' split"),
+    ("good.safetensors", "good.safetensors", "--root", "photos", "--csv", "photos/a.csv"): (2, "lies in the data"),
+    ("good.safetensors", "good.safetensors", "--root", "photos", "--html", "mine.html"): (2, "--force"),
+    ("good.safetensors", "good.safetensors", "--root", "other"): (1, "'yellow' is unknown to this checkpoint"),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_a_bad_call_ends_in_one_line(pair, command, tmp_path, words):
+    shutil.copytree(pair / "photos", tmp_path / "photos")
+    shutil.copytree(pair / "photos" / "test", tmp_path / "other" / "test")
+    (tmp_path / "other" / "test" / "red").rename(tmp_path / "other" / "test" / "yellow")
+    shutil.copy(pair / "good.safetensors", tmp_path)
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    (tmp_path / "cut.json").write_text(RECORD.read_text()[:500])
+    code, _, err = command("compare", *words)
+    assert (code, err.count("\n")) == (BAD[words][0], 1) and BAD[words][1] in err, err
+
+
+def test_records_without_a_common_metric_are_refused(tmp_path):
+    from retailkit.comparison import compare_records
+
+    record = json.loads(RECORD.read_text())
+    (tmp_path / "empty.json").write_text(json.dumps(record | {"metrics": {}}))
+    with pytest.raises(UserError, match="share no metric; give two records of one notebook"):
+        compare_records(RECORD, tmp_path / "empty.json")
