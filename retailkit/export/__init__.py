@@ -31,7 +31,7 @@ from retailkit.cache import check_output, replacing, to_json
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import CROP_FRACTION, ProductDataset, collate
 from retailkit.export import predict
-from retailkit.inference import onnx_session, to_onnx
+from retailkit.inference import to_onnx
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 
@@ -137,7 +137,15 @@ def _pytorch(model: ProductClassifier) -> Classifier:
 
 
 def _onnx(graph: bytes, threads: int) -> Classifier:
-    session = onnx_session(graph, threads)
+    """Return the graph as ONNX Runtime computes it, which `predict.py` uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # Spinning threads starve others, torch's own among them: with them it takes twice the time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images.numpy()})[0]
 
 
