@@ -23,6 +23,9 @@ DIAGRAM_LOADER = re.compile(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</scr
 FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$]+?)\$", re.S)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
+STATES_NOTE = (
+    "<em>When the notebook is open in Jupyter, an explorer with controls stands here. Some of its pictures:</em>"
+)
 
 
 def publish(
@@ -145,7 +148,7 @@ def _shown(output: Any) -> Any:
     if output.get("name") == "stderr" or (WIDGET_VIEW in data and "%|" in data.get("text/plain", "")):
         return None
     if WIDGET_VIEW in data:
-        markup = WIDGET_NOTE
+        markup = STATES_NOTE + data["text/html"] if "text/html" in data else WIDGET_NOTE
     for kind, content in data.items():  # nbconvert's template leaves the alternative text out
         if kind.startswith("image/") and (alt := output.metadata.get(kind, {}).get("alt")):
             markup = f'<img alt="{html.escape(alt)}" src="data:{kind};base64,{content.strip()}">'

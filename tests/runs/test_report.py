@@ -48,6 +48,20 @@ def test_expectations_are_not_judged_where_a_cause_was_switched_off(workbook, ex
     assert "PRETRAINED=False" in (folder / "index.html").read_text()
 
 
+def test_a_page_shows_states_of_an_explorer(workbook):
+    code = """
+import matplotlib.pyplot as plt
+from retailkit import widgets
+display(widgets.explorer(lambda angle: plt.figure(figsize=(1, 1)), angle=[10, 20, 30]))"""
+    runs.execute([workbook("10_good", code)])
+    folder = Path("papermill_runs/latest/fast-synthetic")
+    runs.publish(folder, "fast", "synthetic", update=True)
+    for page in (folder / "10_good.html", Path("papermill_runs/fast-synthetic/10_good.ipynb")):
+        text = page.read_text()
+        assert "an explorer with controls stands here" in text and "An explorer stands here" not in text
+        assert re.findall("<summary>(.*?)</summary>", text) == ["angle: 20", "angle: 30"]
+
+
 def test_photos_of_others_are_never_kept(workbook, tmp_path):
     code = """
 import matplotlib.pyplot as plt
