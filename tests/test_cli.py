@@ -90,6 +90,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "compare",
+    "add",
     "explain",
     "export",
     "matrix",

@@ -19,13 +19,17 @@ def train(
     dataset: Dataset = "",
     root: Root = None,
     output: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("model.safetensors"),
-    model: Annotated[str, typer.Option(help="image, lca, text, score_fusion, concat or embracenet.")] = "image",
+    model: Annotated[
+        str, typer.Option(help="image, lca, gallery, text, score_fusion, concat or embracenet.")
+    ] = "image",
     backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, max=10**6, help="Passes over the training split.")] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, or sgd with momentum as in the papers.")] = "adamw",
     preset: Annotated[str, typer.Option(help="grocery_best or grozi_best: the best for that data set.")] = "",
     hold_out: Annotated[bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone.")] = False,
+    neighbours: Annotated[int | None, typer.Option(min=0, help="Of a gallery: photos that vote, or 0.")] = None,
+    false_accepts: Annotated[float | None, typer.Option(help="Of a gallery: unknown products it may accept.")] = None,
     seed: Seed = 0,
     force: Force = False,
     json_line: JsonLine = False,
@@ -37,6 +41,7 @@ def train(
 
     Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
     `retailkit train --dataset folder --root photos --frozen --model concat`,
+    `retailkit train --root photos --model gallery` (then `retailkit add`),
     `retailkit train --preset grocery_best --root path/to/dataset`
     """
     check_output(output, [root], force)
@@ -44,12 +49,7 @@ def train(
     if output.exists() and not preset:
         print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
     if preset:
-        for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer"):
-            if context.get_parameter_source(name).name == "COMMANDLINE":
-                raise UsageError(f"--{name} does not go with --preset, which decides it; leave one of them out")
-        from retailkit import recipes
-
-        return _trained(recipes.train(preset, output, root, seed, hold_out), before, json_line)
+        return _trained(_by_preset(context, preset, output, root, seed, hold_out), before, json_line)
     if hold_out:
         raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
 
@@ -59,8 +59,10 @@ def train(
     products = data.load(dataset := name_of(dataset, root), root)
     if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
         products = ocr.add_text(products)
-    name, profile = ("probe", "fast") if frozen else ("finetune", "full")
+    name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
     options = {} if backbone == "auto" else {"backbone": backbone}
+    chosen = {"neighbours": neighbours, "false_accepts": false_accepts}
+    options |= {option: value for option, value in chosen.items() if value is not None}
     if model == "text":
         options["missing"] = "prior"  # the answer to an image without words; the others have the image
     changes = {} if epochs is None else {"epochs": epochs}
@@ -72,6 +74,17 @@ def train(
     if "val" in products.splits:
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
     _trained(facts, before, json_line)
+
+
+def _by_preset(context: typer.Context, preset: str, *choices) -> dict:
+    """Train by a preset, which leaves no choice to most options."""
+    for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer", "neighbours", "false_accepts"):
+        if context.get_parameter_source(name).name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} does not go with --preset, which decides it; leave one of them out")
+    from retailkit import recipes
+
+    return recipes.train(preset, *choices)
 
 
 def _trained(facts: dict, before: str, json_line: bool) -> None:
@@ -160,6 +173,32 @@ def predict(
     print(*said, sep="\n", file=sys.stdout if output else sys.stderr)
     if found.failed:
         raise DataError.listing([f"{reason}" for reason in found.failed.values()])
+
+
+@app.command(rich_help_panel=RECOGNISERS)
+def add(
+    name: Annotated[str, typer.Argument(help="Of the product.")],
+    photos: Annotated[list[Path], typer.Argument(help="Its photos, or a folder with them; one to five are enough.")],
+    checkpoint: Checkpoint,
+    output: Annotated[Path | None, typer.Option(help="Checkpoint to write; default the same file.")] = None,
+    force: Force = False,
+    json_line: JsonLine = False,
+):
+    """Add a product to a gallery model in seconds, from a few photos and without training.
+
+    The model is one that `retailkit train --model gallery` wrote. A name that it knows already gets more photos.
+
+    Example: `retailkit add "oat milk 1 l" new_photos --checkpoint shop.safetensors`
+    """
+    from retailkit import training
+    from retailkit.data import folder
+
+    check_output(output or checkpoint, photos if output is None else [checkpoint, *photos], force)
+    model, history, facts = training.load_checkpoint(checkpoint)
+    training.require_gallery(model, f"{checkpoint}: cannot add a product")
+    done, facts = training.add_product(model, facts, name, folder.gather(photos)[0])
+    training.save_checkpoint(model, output or checkpoint, history, **facts)
+    report(done | {"checkpoint": str(output or checkpoint)}, json_line)
 
 
 @app.command(rich_help_panel=RECOGNISERS)

@@ -122,6 +122,7 @@ class Head(nn.Module):
 
     answers_without_features = False  # True where a row without any feature gets logits instead of an error
     tunes = False  # True where `tune` does something
+    remembers = False  # True where `fill` keeps the training images and nothing is learned by gradient
 
     def __init__(self, scalers: Mapping[str, FeatureScaler]) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from retailkit.models.classifier import ProductClassifier
 from retailkit.models.encoders import TEXT_ENCODERS, build_image_encoder, build_text_encoder
 from retailkit.models.ensemble import Ensemble
 from retailkit.models.fusion import Concatenation, EmbraceNet, ScoreFusion
+from retailkit.models.gallery import GalleryHead
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, from_reference
@@ -40,6 +41,7 @@ MODELS: dict[str, ModelSpec] = {
     "score_fusion": ModelSpec(("image", "text"), ScoreFusion),
     "concat": ModelSpec(("image", "text"), Concatenation),
     "embracenet": ModelSpec(("image", "text"), EmbraceNet),
+    "gallery": ModelSpec(("image",), GalleryHead),
 }
 MATCHERS = {"matching": KeypointMatcher, "nbnn": LocalNaiveBayes}
 

@@ -5,6 +5,7 @@
     fit_or_load     builds the model and reads the splits that a `TrainSpec` names, then `fit_once`
     fit_head        gives a model a head of its own that learns from encoded features, or loads it
     cross_validate  one such head per fold; see `folds`
+    add_product     adds a product to a gallery model, without training
     reference       the runs that several notebooks share, as `TrainSpec`
 
 `frozen` training encodes every image once (several augmented views if asked), keeps the features on disk and trains
@@ -15,5 +16,6 @@ the rest of the model on them: minutes become seconds. `finetune` trains everyth
 from retailkit.training.checkpoints import learned_from, load_checkpoint, photo_hashes, save_checkpoint, with_classes
 from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
 from retailkit.training.encoded import EncodedDataset, data_fingerprint, encode, fingerprint, seeded
+from retailkit.training.gallery import add_product, require_gallery
 from retailkit.training.loop import RATES, History, TrainConfig, TrainingError, evaluate, fit
 from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, reference, resample

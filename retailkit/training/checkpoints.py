@@ -51,6 +51,8 @@ _MODEL = {
     "parts?": (0, 64),
     "keypoints?": (1, 10_000),
     "size?": (8, 2048),
+    "neighbours?": (0, 10_000),
+    "false_accepts?": (0, 1),
 }
 SCHEMA = {
     "format": (1, FORMAT),

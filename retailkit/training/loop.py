@@ -117,7 +117,10 @@ def fit(
     config, started = config or TrainConfig(), time.monotonic()
     if isinstance(train, ProductDataset):
         model.prepare(train)
-    if not any(p.requires_grad for p in model.parameters()):
+    remembers = hasattr(model, "head") and model.head.remembers
+    if remembers and config.mode != "frozen" and isinstance(train, ProductDataset):
+        raise UsageError("a gallery learns nothing by gradient; train it with mode='frozen' (--frozen)")
+    if not (remembers or any(p.requires_grad for p in model.parameters())):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
     with placed(model) as where, seeded(config.seed):
         if isinstance(train, ProductDataset):
@@ -134,8 +137,13 @@ def fit(
             loader = DataLoader(train, batch_size=None, sampler=sampler)  # each index is a whole batch
         else:
             learner, loader = model, load_batches(train, config.batch_size, shuffle=True)
-        loop = _Loop(learner, loader, val, config, where, Path(resume) if resume else None)
-        loop.run()
+        if remembers:
+            model.head.fill(model.by_modality(train.image, train.text), train.labels)
+            rows, best, before = [], 0, 0.0
+        else:
+            loop = _Loop(learner, loader, val, config, where, Path(resume) if resume else None)
+            loop.run()
+            rows, best, before = loop.rows, loop.best["epoch"], loop.seconds_before
         model.eval()
         if val is not None and model.head.tunes:
             with evaluating(model):
@@ -143,8 +151,7 @@ def fit(
                 whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 seen = EncodedDataset.from_tensors(whole)
                 model.tune(seen.image, seen.text, seen.labels)
-    seconds = time.monotonic() - started + loop.seconds_before
-    return History(pd.DataFrame(loop.rows), loop.best["epoch"], seconds)
+    return History(pd.DataFrame(rows), best, time.monotonic() - started + before)
 
 
 class _Loop:

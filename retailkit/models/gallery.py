@@ -1,0 +1,118 @@
+"""A gallery in place of weights: a product is recognised by the photos that it resembles, and added in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from retailkit.config import UsageError
+from retailkit.models.pooling import Features, FeatureScaler, Head
+
+SCALES = tuple(2 ** (k / 4) for k in range(33))  # values from 1 to 256 that `tune` tries for the scale
+FLOOR = -1.0  # cosine with which a photo counts for all classes but its own
+
+
+class GalleryHead(Head):
+    """Compare an image with the photos of a gallery, by the cosine of standardised features.
+
+    With `neighbours=0` each class is the normalised mean of its photos (nearest class mean; Snell et al. 2017). With k
+    above 0 the k most similar photos vote, each with exp(scale * cosine) (Wu et al. 2018). Nothing is learned by
+    gradient.
+
+    Args:
+        scalers: one, of the image features.
+        n_classes: K.
+        neighbours: photos that vote; 0 compares with class means.
+        false_accepts: share of photos of products outside the gallery that may be taken for a known one; it decides
+            `threshold`.
+
+    Attributes:
+        vectors: (G,D) unit vectors of the photos, and `labels` (G,) their classes.
+        threshold: similarity below which a product is unknown.
+        scale: factor from similarities to logits.
+    """
+
+    tunes = True
+    remembers = True
+
+    def __init__(
+        self,
+        scalers: Mapping[str, FeatureScaler],
+        n_classes: int,
+        neighbours: int = 0,
+        false_accepts: float = 0.05,
+    ) -> None:
+        super().__init__(scalers)
+        ((self.modality, scaler),) = scalers.items()
+        if not 0 < false_accepts < 1 or neighbours < 0:
+            raise UsageError(f"false_accepts={false_accepts} and neighbours={neighbours}; use (0, 1), and 0 or more")
+        self.n_classes, self.neighbours, self.false_accepts = n_classes, int(neighbours), float(false_accepts)
+        self.register_buffer("threshold", torch.tensor(FLOOR))
+        self.register_buffer("scale", torch.tensor(16.0))
+        self._hold(torch.zeros(0, len(scaler.mean)), torch.zeros(0))
+
+    def _hold(self, vectors: Tensor, labels: Tensor) -> None:
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("labels", labels.long())
+        means = vectors.new_zeros(self.n_classes, vectors.shape[1]).index_add(0, self.labels, vectors)
+        self.register_buffer("means", functional.normalize(means, dim=1), persistent=False)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        if {prefix + "vectors", prefix + "labels"} <= state_dict.keys():
+            self._hold(state_dict[prefix + "vectors"].clone(), state_dict[prefix + "labels"].clone())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def embed(self, features: Mapping[str, Features]) -> Tensor:
+        """Return unit vectors (B,D)."""
+        return functional.normalize(self.scalers[self.modality](features[self.modality]), dim=1)
+
+    @torch.no_grad()
+    def fill(self, features: Mapping[str, Features], labels: Tensor) -> None:
+        """Make a gallery of the training photos; a threshold from these holds until `tune` chooses a better one."""
+        vectors = self.embed(features)
+        self._hold(vectors, labels.to(vectors.device))
+        self.threshold.fill_(self._choose_threshold(features, labels))
+
+    @torch.no_grad()
+    def add(self, features: Mapping[str, Features], label: int) -> None:
+        """Add photos of one class; `label` = K makes a new class."""
+        if not 0 <= label <= self.n_classes:
+            raise UsageError(f"label {label} is out of range; use 0 to {self.n_classes}")
+        vectors, self.n_classes = self.embed(features), max(self.n_classes, label + 1)
+        labels = torch.full((len(vectors),), label, device=vectors.device)
+        self._hold(torch.cat([self.vectors, vectors]), torch.cat([self.labels, labels]))
+
+    def similarity(self, features: Mapping[str, Features]) -> Tensor:
+        """Return (B,K) cosines with the class means or, with neighbours, with the most similar photo of each class."""
+        vectors = self.embed(features)
+        if not self.neighbours:
+            return vectors @ self.means.T
+        found = vectors.new_full((len(vectors), self.n_classes), FLOOR)
+        return found.scatter_reduce(1, self.labels.expand(len(vectors), -1), vectors @ self.vectors.T, "amax")
+
+    def forward(self, features: Mapping[str, Features]) -> Tensor:
+        """Return logits (B,K) of the features by modality."""
+        return self._logits(features, self.scale)
+
+    def _logits(self, features: Mapping[str, Features], scale: Tensor | float) -> Tensor:
+        if not self.neighbours or not len(self.vectors):
+            return scale * self.similarity(features)
+        cosines = self.embed(features) @ self.vectors.T
+        nearest, photos = cosines.topk(min(self.neighbours, len(self.vectors)), dim=1)
+        own = functional.one_hot(self.labels, self.n_classes).bool()[photos]  # (B,k,K)
+        return (scale * torch.where(own, nearest[..., None], FLOOR)).logsumexp(1)
+
+    @torch.no_grad()
+    def tune(self, features: Mapping[str, Features], labels: Tensor) -> None:
+        """Choose the scale (lowest cross entropy) and the threshold of unknown products on validation images."""
+        losses = [float(functional.cross_entropy(self._logits(features, s), labels)) for s in SCALES]
+        self.scale.fill_(SCALES[losses.index(min(losses))])
+        self.threshold.fill_(self._choose_threshold(features, labels))
+
+    def _choose_threshold(self, features: Mapping[str, Features], labels: Tensor) -> float:
+        """Return the similarity that a share of `false_accepts` of the images exceeds if their class were not there."""
+        others = self.similarity(features).scatter(1, labels[:, None].to(self.vectors.device), FLOOR).amax(1)
+        return float(others.quantile(1 - self.false_accepts)) if self.n_classes > 1 else FLOOR
