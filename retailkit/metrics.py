@@ -143,6 +143,20 @@ class Evaluation:
         """Share of images whose most probable class is the true one."""
         return float(self.correct.mean())
 
+    def top(self, k: int) -> float:
+        """Return the share of images whose true class is among the `k` most probable ones.
+
+        Among equally probable classes the true one is in a random place.
+        """
+        own = self.probs[np.arange(self.n), self.labels][:, None]
+        before, equal = (self.probs > own).sum(1), (self.probs == own).sum(1)
+        return float(np.clip((k - before) / equal, 0, 1).mean())
+
+    def coarse(self, groups: Sequence[str]) -> float:
+        """Return the share of images that are put into the right group, such as a department; `groups` (K,) name it."""
+        names = np.array([*groups, None], dtype=object)  # the last one: no answer
+        return float((names[self.predicted] == names[self.labels]).mean())
+
     @property
     def interval(self) -> Interval:
         """95 % Wilson interval of `top1`: it covers the choice of the images, not that of the random seed."""

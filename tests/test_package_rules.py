@@ -20,6 +20,7 @@ ROOMS = [
     {"data"},
     {"models"},
     {"losses", "metrics"},
+    {"calibration"},
     {"inference"},
     {"training"},
     {"recipes", "answers"},
