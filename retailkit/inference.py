@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from retailkit.cache import code_fingerprint, digest, kept_tensors
 from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.encoders import ImageEncoder
@@ -22,6 +23,8 @@ from retailkit.models.encoders import ImageEncoder
 if TYPE_CHECKING:
     import openvino
 
+LIBRARIES = ("retailkit", "timm", "torch", "torchvision")  # whose layers are known by their names
+MOST_NETWORKS = 8  # compiled ones that a process keeps: tens of megabytes each
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
 
 # -- Compiling the encoder.
@@ -36,7 +39,7 @@ class CompiledEncoder(nn.Module):
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
-        self.original, self._networks = encoder, {}
+        self.original, self._networks = encoder, {}  # by height and width
         self.name, self.dim, self.stride, self.size = encoder.name, encoder.dim, encoder.stride, encoder.size
 
     @property
@@ -50,8 +53,7 @@ class CompiledEncoder(nn.Module):
             return self.original.forward_map(images)
         side = tuple(images.shape[2:])  # paddings are computed from it, so that a graph serves one size
         if side not in self._networks:
-            graph = to_onnx(_MapOnly(copy.deepcopy(self.original).cpu()), (2, 3, *side), "maps")
-            self._networks[side] = openvino_network(graph, torch.get_num_threads())
+            self._networks[side] = _network(self.original, side)
         parts = images.detach().float().contiguous().split(images_at_once(*side))
         return torch.cat([_run(self._networks[side], part) for part in parts])
 
@@ -76,6 +78,43 @@ def compiled(model: ProductClassifier) -> ProductClassifier:
     if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
         return model
     return model.with_parts(image_encoder=CompiledEncoder(model.image_encoder))
+
+
+_NETWORKS: dict[tuple, openvino.CompiledModel] = {}  # those compiled last
+
+
+def _network(encoder: ImageEncoder, side: tuple[int, int]) -> openvino.CompiledModel:
+    """Return an encoder compiled for images of one size; the same encoder is compiled once in a process.
+
+    The graph of a frozen encoder is kept in the cache, because writing one takes seconds. What a notebook has changed
+    in a network is not seen from outside, so that a network of other classes than a library's is always made anew.
+    """
+
+    def graph() -> bytes:
+        return to_onnx(_MapOnly(copy.deepcopy(encoder).cpu()), (2, 3, *side), "maps")
+
+    threads = torch.get_num_threads()
+    if not all(map(_as_published, encoder.modules())):
+        return openvino_network(graph(), threads)
+    tensors = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    made = digest(repr(encoder), tensors, side, code_fingerprint("retailkit.models.encoders"))
+    if (key := (made, threads)) not in _NETWORKS:
+        written = graph() if not encoder.frozen else _kept_graph(made, graph)
+        if len(_NETWORKS) == MOST_NETWORKS:
+            _NETWORKS.pop(next(iter(_NETWORKS)))
+        _NETWORKS[key] = openvino_network(written, threads)
+    return _NETWORKS[key]
+
+
+def _as_published(module: nn.Module) -> bool:
+    """Return whether a layer does what its library's source says."""
+    changed = module._forward_hooks or module._forward_pre_hooks or {"forward", "forward_map"} & vars(module).keys()
+    return type(module).__module__.partition(".")[0] in LIBRARIES and not changed
+
+
+def _kept_graph(key: str, graph: Callable[[], bytes]) -> bytes:
+    kept = kept_tensors("graphs", key, lambda: {"onnx": torch.frombuffer(bytearray(graph()), dtype=torch.uint8)})
+    return kept["onnx"].numpy().tobytes()
 
 
 def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:

@@ -252,3 +252,54 @@ def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
     read, known = theirs.encode_text(texts), model.encode_text(texts)
     assert torch.equal(read.available, known.available) and torch.allclose(read.values, known.values)
     assert theirs.model is other and shared.model is model
+
+
+def test_one_encoder_is_compiled_once_for_all_who_ask(monkeypatch, tmp_path):
+    """Each predictor of a fold compiled the same frozen encoder again."""
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(inference, "_NETWORKS", {})
+    calls, export = [], inference.to_onnx
+    monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(a[1]) or export(*a))
+    model, images = make("resnet18").freeze(), blobs(2, seed=8)
+    wanted = Predictor(model, SIZE)(images)
+    assert torch.equal(Predictor(copy.deepcopy(model), SIZE)(images), wanted)
+    inference._NETWORKS.clear()  # as in another process
+    assert torch.equal(Predictor(model, SIZE)(images), wanted) and len(calls) == 1
+    Predictor(model, 32)(blobs(1, seed=8, size=32))
+    assert calls == [(2, 3, SIZE, SIZE), (2, 3, 32, 32)]
+
+
+@torch.no_grad()
+def _other_weights(encoder):
+    encoder.network.layer4[1].conv2.weight.mul_(1.5)
+
+
+@torch.no_grad()
+def _other_mean(encoder):
+    encoder.mean.add_(0.1)
+
+
+def _other_layer(encoder):
+    class Half(torch.nn.ReLU):
+        def forward(self, values):
+            return super().forward(values) / 2
+
+    encoder.network.layer4[1].act2 = Half(inplace=True)
+
+
+def _hook(encoder):
+    encoder.network.layer4.register_forward_hook(lambda layer, inputs, output: output * 0.5)
+
+
+def _method(encoder):
+    layer, forward = encoder.network.layer4, encoder.network.layer4.forward
+    layer.forward = lambda values: forward(values) * 0.5
+
+
+@pytest.mark.parametrize("change", [_other_weights, _other_mean, _other_layer, _hook, _method])
+def test_another_encoder_is_not_taken_for_one_that_is_known(change, images):
+    model = make("resnet18").freeze()
+    before = Predictor(model, SIZE)(images)
+    change(model.image_encoder)
+    assert not torch.allclose(plain(model, images), before, atol=1e-3), "so that a mistake would be seen"
+    assert torch.allclose(Predictor(model, SIZE)(images), plain(model, images), atol=1e-4)

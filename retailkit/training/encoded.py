@@ -88,7 +88,7 @@ def encode(
     def make() -> dict[str, Tensor]:
         parts = []
         with placed(model) as where, evaluating(model):
-            fast = _compiled(model, where)
+            fast = compiled(model)
             encode_image = fast.encode_image if pooled else fast.encode_frozen
             for view in range(views):
                 with seeded(first + view):
@@ -98,19 +98,6 @@ def encode(
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return EncodedDataset.from_tensors(kept_tensors("features", key, make), np.tile(dataset.rows, views))
-
-
-_COMPILED: dict[str, nn.Module] = {}  # the encoder used last, by fingerprint: compiling it takes seconds
-
-
-def _compiled(model: ProductClassifier, where: torch.device) -> ProductClassifier:
-    if model.image_encoder is None or where.type != "cpu":
-        return compiled(model)
-    key = encoder_fingerprint(model)
-    if key not in _COMPILED:
-        _COMPILED.clear()
-        _COMPILED[key] = compiled(model).image_encoder
-    return model.with_parts(image_encoder=_COMPILED[key])
 
 
 def encode_batch(model: ProductClassifier, batch: Batch, encode_image: Callable[[Tensor], Features]) -> EncodedDataset:

@@ -24,12 +24,14 @@ from retailkit.cache import replacing
 from retailkit.config import SEEDS, UsageError, UserError, pick
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductDataset
+from retailkit.inference import compiled
 from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import ProductClassifier, evaluating
 from retailkit.models.weights import reason
 from retailkit.training.encoded import EncodedDataset, bar, encode, encode_batch, load_batches, placed, seeded
 
+COMPILED_FROM = 64  # images to evaluate: compiling takes as long as PyTorch takes for about so many
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
 MODES = ("frozen", "finetune")
 OPTIMIZERS = {
@@ -160,6 +162,8 @@ class _Loop:
     def __init__(self, model, loader, val, config, where, resume) -> None:
         self.model = model.to(where, memory_format=torch.channels_last)
         self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
+        frozen = model.image_encoder is not None and model.image_encoder.frozen  # below a pooling that learns
+        self.learner = compiled(self.model) if frozen else self.model
         self.criterion = criterion(config.criterion, **config.criterion_options)
         self.optimizer = OPTIMIZERS[config.optimizer](_parameter_groups(model, config))
         rate = warm_cosine(len(loader) * config.epochs)
@@ -208,7 +212,7 @@ class _Loop:
             loss = self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.criterion)
         else:
             with torch.autocast(self.where.type, torch.bfloat16, enabled=computes_bf16(self.where)):
-                loss = self.model.training_loss(batch, self.criterion)
+                loss = self.learner.training_loss(batch, self.criterion)
         if not torch.isfinite(loss):
             epoch = len(self.rows)
             kept = f"; epoch {epoch} is kept in {self.resume}" if self.resume and epoch else ""
@@ -299,5 +303,6 @@ def _encoded(
             part = split[positions].to(where)
             yield replace(part, image=model.pool(part.image))
     else:
+        fast = compiled(model) if len(split) > COMPILED_FROM else model
         for batch in bar(load_batches(split, 32), "evaluate"):
-            yield encode_batch(model, batch.to(where), model.encode_image)
+            yield encode_batch(fast, batch.to(where), fast.encode_image)
