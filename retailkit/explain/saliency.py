@@ -28,8 +28,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from retailkit.config import UsageError, pick
 from retailkit.data.table import Word
 from retailkit.data.text import without_barcodes
-from retailkit.inference import in_range
-from retailkit.models.classifier import Features
+from retailkit.inference import CompiledEncoder, compiled, in_range
+from retailkit.models.classifier import Features, ProductClassifier
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.nts import NavigatedParts
 
@@ -90,7 +90,7 @@ class Margin(nn.Module):
     def _map_of_whole_images(self) -> AbstractContextManager:
         """Send the first output of the encoder's map layer through `map`."""
         encoder = getattr(self.model, "image_encoder", None)
-        if encoder is None:
+        if encoder is None or isinstance(encoder, CompiledEncoder):
             return nullcontext()
 
         def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -265,6 +265,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "windows": windows,
     "regions": regions,
 }
+FORWARD_ONLY = ("occlusion", "rise")  # they need no gradient and many forward passes
 
 
 @torch.inference_mode(False)
@@ -302,10 +303,11 @@ def attribute(
     labels = torch.as_tensor(labels).to(images.device).clone()
     maps = [images.new_zeros(0, *images.shape[2:])]
     with _evaluating(model):
+        fast = compiled(model) if method in FORWARD_ONLY and isinstance(model, ProductClassifier) else model
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
             few = images[part].detach().clone()
-            margin = Margin(model, few, labels[part], None if texts is None else texts[part])
+            margin = Margin(fast, few, labels[part], None if texts is None else texts[part])
             maps.append(attributor(margin, few.requires_grad_(), **options).detach())
     return torch.cat(maps).float()
 

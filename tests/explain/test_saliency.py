@@ -316,6 +316,16 @@ def close(a, b):
     return bool((a - b).abs().mean() <= 0.01 * b.abs().mean())
 
 
+@pytest.mark.parametrize("method", saliency.FORWARD_ONLY)
+@pytest.mark.parametrize("name", ["image", "lca"])
+def test_methods_without_gradient_give_in_the_compiled_encoder_what_pytorch_gives(name, method, monkeypatch):
+    model, (_, images, labels, options) = network(name), example(method)
+    fast = saliency.attribute(model, images, labels, method, **options)
+    monkeypatch.setattr(saliency, "compiled", lambda model: model)
+    slow = saliency.attribute(model, images, labels, method, **options)
+    assert slow.std() > 0 and (fast - slow).abs().max() <= 1e-3 * slow.abs().max()
+
+
 @pytest.mark.parametrize("method", saliency.METHODS)
 def test_a_map_does_not_depend_on_its_batch_nor_on_chance(method, monkeypatch):
     model, images, labels, options = example(method, 3)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from retailkit import training
+from retailkit import inference, training
 from retailkit.config import cache_dir
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.training import TrainConfig, encoded
@@ -53,7 +53,8 @@ def test_compiling_an_encoder_changes_no_augmented_view(small_model, data):
     rows = np.tile(np.arange(24), 2)  # more than one batch
     train = data.select(rows).split("train", 48).with_options(augment=AUGMENTATIONS["light"](48))
     model = small_model()
-    encoded._COMPILED.clear()
+    inference._NETWORKS.clear()
+    shutil.rmtree(cache_dir("graphs"))
     first = training.encode(model, train)
     shutil.rmtree(cache_dir("features"))
     again = training.encode(model, train)  # compiled before
