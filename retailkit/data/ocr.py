@@ -23,9 +23,11 @@ from retailkit.data.table import ProductData, Word, bounding_box
 from retailkit.data.text import redact_barcodes, redact_words
 
 # Packs stand upright, so the classifier of upside-down lines costs time and loses words; images smaller than
-# `limit_side_len` are enlarged to it before text is searched.
+# `limit_side_len` are enlarged to it before text is searched. A line is padded to the last number of `rec_img_shape`
+# before it is read: 96 halves the time of the default, 320, as most lines on packs are shorter.
 SETTINGS = {
     "Det.limit_side_len": 512,
+    "Rec.rec_img_shape": [3, 48, 96],
     "Global.use_cls": False,
     "EngineConfig.onnxruntime.intra_op_num_threads": 1,
     "EngineConfig.onnxruntime.inter_op_num_threads": 1,

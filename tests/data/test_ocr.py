@@ -110,6 +110,15 @@ def test_a_picture_is_read_once(tmp_path, engine_calls, cache):
     assert len(engine_calls) == 2 and len(list(cache.rglob("*.json"))) == 2
 
 
+def test_any_number_of_threads_reads_the_same_words(tmp_path, monkeypatch):
+    data, read = make_data(tmp_path, [label()[0], milk(), milk("SOUP 500 ml"), milk("TEA")]), []
+    for threads in (1, 4):
+        monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{threads}"))
+        monkeypatch.setattr(ocr.os, "cpu_count", lambda threads=threads: threads)
+        read.append(ocr.add_text(data).table["words"].tolist())
+    assert read[0] == read[1] and all(read[0])
+
+
 def test_other_settings_or_content_are_read_again(tmp_path, engine_calls, monkeypatch):
     data = make_data(tmp_path, [milk()])
     ocr.add_text(data)
