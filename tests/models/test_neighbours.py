@@ -1,0 +1,42 @@
+"""The search in two passes, against one product in float32 and a complete sort."""
+
+import pytest
+import torch
+
+from retailkit.models import neighbours
+from retailkit.models.neighbours import Neighbours
+
+
+def unit(count, dimensions, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, dimensions, generator=generator), dim=1)
+
+
+@pytest.mark.parametrize("count", [1, 5, 15, 16, 17, 100, 4096, 4097, 10_000])
+@pytest.mark.parametrize("first_pass", [torch.bfloat16, torch.float32])
+def test_it_finds_what_a_complete_sort_finds(count, first_pass, monkeypatch):
+    monkeypatch.setattr(neighbours, "_has_bfloat16", lambda: first_pass == torch.bfloat16)
+    query, vectors = unit(50, 64, 0), unit(count, 64, 1)
+    search = Neighbours(vectors)
+    assert search.coarse.dtype == first_pass
+    best, where = search(query, 5)
+    wanted, order = (query @ vectors.T).sort(dim=1, descending=True)
+    assert torch.equal(where, order[:, :5]) and torch.allclose(best, wanted[:, :5], atol=1e-6)
+
+
+def test_near_duplicates_do_not_mislead_the_first_pass():
+    """In bfloat16 all of them are equal."""
+    query = unit(20, 64, 2)
+    close = [query + 1e-4 * (1 + copy) * unit(20, 64, 3 + copy) for copy in range(30)]
+    vectors = torch.nn.functional.normalize(torch.cat([*close, unit(3000, 64, 99)]), dim=1)
+    best, _ = Neighbours(vectors)(query, 5)
+    wanted = (query @ vectors.T).topk(5, dim=1).values
+    assert torch.allclose(best, wanted, atol=1e-6)
+
+
+def test_all_similarities_may_be_negative():
+    query = unit(3, 8, 0).abs()
+    vectors = -unit(20, 8, 1).abs()
+    best, where = Neighbours(vectors)(query, 5)
+    wanted = (query @ vectors.T).topk(5, dim=1)
+    assert torch.equal(where, wanted.indices) and torch.allclose(best, wanted.values)
