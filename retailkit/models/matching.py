@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from retailkit.config import UsageError, UserError, pick
+from retailkit.models import neighbours
 from retailkit.models.classifier import ImageScorer
-from retailkit.models.neighbours import Neighbours
 from retailkit.models.pooling import Features
 from retailkit.models.weights import find_folder, one_line
 
@@ -34,6 +34,8 @@ UNKNOWN_BELOW = 5  # fewer inliers than this count as none
 NEIGHBOURS = 4  # points of the gallery for which each point of a query votes
 XFEAT_THRESHOLD, XFEAT_POINTS = 0.01, 4096  # of the detector's score; points that `detect` chooses from
 SIDE = 240  # smaller images are enlarged until their shorter side has this many pixels
+COLOUR_SIDE = 30  # pixels of the shorter side of the image in which colours are looked up
+DARK = 0.1  # of the brightest value, added to a colour: where it is dark, all colours are nearly grey
 
 
 class Keypoints(NamedTuple):
@@ -145,15 +147,41 @@ def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
     return NETWORKS[name](weights) if name in NETWORKS else OPENCV_DETECTORS[name]
 
 
-def detect(image: np.ndarray, detector: Detector, limit: int = 300) -> Keypoints:
-    """Return the strongest local features of an image (H,W,3) uint8 RGB; a small one is enlarged before (`SIDE`)."""
+def detect(image: np.ndarray, detector: Detector, limit: int = 300, colour: float = 0.0) -> Keypoints:
+    """Return the strongest local features of an image (H,W,3) uint8 RGB.
+
+    A small one is enlarged before (`SIDE`). With `colour` the descriptors also hold the colour around their points, see
+    `with_colour`.
+    """
     scale = max(1.0, SIDE / min(image.shape[:2]))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if scale > 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     found = detector(grey)
     best = np.argsort(-found.strengths, kind="stable")[:limit]
-    return Keypoints(found.points[best] / np.float32(scale), found.strengths[best], found.descriptors[best])
+    points, descriptors = found.points[best] / np.float32(scale), found.descriptors[best]
+    if colour and len(points):
+        descriptors = with_colour(descriptors, image, points, colour)
+    return Keypoints(points, found.strengths[best], descriptors)
+
+
+def with_colour(descriptors: np.ndarray, image: np.ndarray, points: np.ndarray, weight: float) -> np.ndarray:
+    """Return unit vectors (N,D+3): descriptors (N,D) beside the colours around their points (N,2), times sqrt(weight).
+
+    A colour is the direction of (red, green, blue) in an area of about a thirtieth of the image, so that brightness
+    does not count. The dot product of two results is (s + weight * c) / (1 + weight), where s is the similarity of the
+    descriptors and c the cosine between the colours.
+    """
+    scale = COLOUR_SIDE / min(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    small = cv2.resize(image.astype(np.float32) / 255, (width, height), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), 1.0)
+    x, y = (points * np.float32([width / image.shape[1], height / image.shape[0]]) - 0.5).T
+    found = cv2.remap(small, x[None], y[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+    found += DARK
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    joined = np.concatenate([descriptors, np.sqrt(weight) * found], axis=1) / np.sqrt(1 + weight)
+    return joined.astype(np.float32)
 
 
 def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float, binary: bool = False) -> Tensor:
@@ -241,6 +269,7 @@ class KeypointMatcher(ImageScorer):
         detector: one of `DETECTORS`.
         weights: of SuperPoint or XFeat.
         keypoints: at most this many per image.
+        colour: weight of the colour around each point in its descriptor; 0 leaves it out. See `with_colour`.
     """
 
     name = "matching"
@@ -248,14 +277,19 @@ class KeypointMatcher(ImageScorer):
     probabilistic = False
 
     def __init__(
-        self, classes: Sequence[str], detector: str = "sift", weights: str | Path | None = "auto", keypoints: int = 300
+        self,
+        classes: Sequence[str],
+        detector: str = "sift",
+        weights: str | Path | None = "auto",
+        keypoints: int = 300,
+        colour: float = 0.0,
     ) -> None:
         super().__init__()
         self.detector = build_detector(detector, weights)
         self.binary = detector not in ("sift", *NETWORKS)
-        self.classes, self.keypoints = list(classes), keypoints
+        self.classes, self.keypoints, self.colour = list(classes), keypoints, colour
         self.build_args = {"name": self.name, "classes": self.classes, "detector": detector, "keypoints": keypoints}
-        self.build_args["weights"] = weights and str(weights)
+        self.build_args |= {"colour": colour, "weights": weights and str(weights)}
         self._fill(torch.zeros(0, 0, 2), torch.zeros(0, 0, 0), torch.zeros(0), torch.zeros(0))
 
     def _fill(self, points: Tensor, descriptors: Tensor, counts: Tensor, labels: Tensor) -> None:
@@ -264,7 +298,7 @@ class KeypointMatcher(ImageScorer):
         self.register_buffer("descriptors", descriptors)
         self.register_buffer("counts", counts.long())
         self.register_buffer("labels", labels.long())
-        self._search: Neighbours | None = None
+        self._search: neighbours.Neighbours | None = None
 
     def _apply(self, fn, recurse=True) -> KeypointMatcher:
         """Stay in main memory whatever `to` asks for: OpenCV works there."""
@@ -306,18 +340,18 @@ class KeypointMatcher(ImageScorer):
 
     def _describe(self, image: Tensor) -> Keypoints:
         pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-        return detect(pixels, self.detector, self.keypoints)
+        return detect(pixels, self.detector, self.keypoints, self.colour)
 
     def _nearest(self, query: Keypoints) -> tuple[Tensor, Tensor]:
         """Return similarities (Q,k+1) to the query's nearest points of the gallery, and the images of these points."""
         if self._search is None:  # of real points: padding is nobody's neighbour
             real = torch.arange(self.descriptors.shape[1]) < self.counts[:, None]
-            self._search = Neighbours(self.descriptors[real])
+            self._search = neighbours.shared(self.descriptors[real])
         similarity, nearest = self._search(torch.from_numpy(query.descriptors), NEIGHBOURS + 1)
         return similarity, torch.bucketize(nearest, self.counts.cumsum(0), right=True)
 
     def _matches(self, query: Keypoints, images: Tensor) -> Tensor:
-        """Return the point of each of some gallery images (S,) that matches each point of a query, (S,Q); -1 for none."""
+        """Return the point of each image (S,) that matches each point of the query, (S,Q); -1 for none."""
         counts = self.counts[images]
         known = self.descriptors[images, : max(int(counts.max()), 1)]
         return mutual_matches(torch.from_numpy(query.descriptors), known, counts, RATIO, self.binary)

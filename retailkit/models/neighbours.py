@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from retailkit.cache import digest
 
 BLOCK = 16  # consecutive vectors of which the first pass keeps only the largest similarity
 SPARE = 8  # blocks beyond those that are needed: the first pass rounds
@@ -26,13 +30,20 @@ class Neighbours:
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors.contiguous()
         self.coarse = self.vectors.to(torch.bfloat16 if _has_bfloat16() else torch.float32)
+        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the similarities (Q,k), largest first, of query (Q,D) and its nearest vectors, and their numbers (Q,k).
+        """Return the similarities (Q,k) of query (Q,D) to its nearest vectors, largest first, and their numbers (Q,k).
 
-        There are fewer than k columns where there are fewer than k vectors.
+        There are fewer than k columns where there are fewer than k vectors. The last answer is kept: two members of an
+        ensemble ask the same question.
         """
         k = min(k, len(self.vectors))
+        if self._last is None or self._last[1][0].shape[1] != k or not torch.equal(self._last[0], query):
+            self._last = query, self._search(query, k)
+        return self._last[1]
+
+    def _search(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
         maxima = self._maxima(query)
         blocks = maxima.topk(min(k + SPARE, maxima.shape[1]), dim=1).indices
         numbers = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)
@@ -53,6 +64,15 @@ class Neighbours:
             similarity = functional.pad(similarity, (0, 0, 0, -len(part) % BLOCK), value=-torch.inf)
             maxima.append(similarity.view(-1, BLOCK, len(query)).amax(1))
         return torch.cat(maxima).T.contiguous()
+
+
+_SHARED: WeakValueDictionary[str, Neighbours] = WeakValueDictionary()
+
+
+def shared(vectors: Tensor) -> Neighbours:
+    """Return the search among some vectors; models with the same gallery share one."""
+    key = digest(vectors)
+    return _SHARED.setdefault(key, _SHARED.get(key) or Neighbours(vectors))
 
 
 def _has_bfloat16() -> bool:

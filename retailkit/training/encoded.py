@@ -122,7 +122,7 @@ def encoder_fingerprint(model: ProductClassifier) -> str:
     """Return a hash of what a model's encoders are: their weights, or all of a model that has none, and their kind."""
     whole = model.image_encoder is None and model.text_encoder is None
     kind = [type(model).__name__, list(model.modalities), type(model.pooling).__name__]
-    kind += [model.build_args if whole else None]
+    kind += [model.build_args, code_fingerprint("retailkit.models")] if whole else [None]
     return digest(kind, {n: t for n, t in model.state_dict().items() if whole or "_encoder." in n})
 
 

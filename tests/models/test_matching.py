@@ -92,6 +92,22 @@ def test_padding_has_no_vote(monkeypatch):
     assert votes.sum() == 0, "all real points are equally far, so no class is nearer than another"
 
 
+def test_descriptors_with_colour_have_the_similarity_that_is_promised():
+    image = pattern(3)
+    image[:, :100, 1:] //= 4  # the left half is reddish
+    plain, coloured = (detect(image, OPENCV_DETECTORS["sift"], 300, weight) for weight in (0, 0.5))
+    assert coloured.descriptors.shape[1] == 131 and np.array_equal(plain.points, coloured.points)
+    assert np.allclose(np.linalg.norm(coloured.descriptors, axis=1), 1, atol=1e-5)
+    colours = coloured.descriptors[:, 128:] / np.sqrt(0.5 / 1.5)
+    assert np.allclose(np.linalg.norm(colours, axis=1), 1, atol=1e-5)
+    wanted = (plain.descriptors @ plain.descriptors.T + 0.5 * colours @ colours.T) / 1.5
+    assert np.allclose(coloured.descriptors @ coloured.descriptors.T, wanted, atol=1e-5)
+    left, right = colours[plain.points[:, 0] < 85], colours[plain.points[:, 0] > 115]
+    assert left[:, 0].min() > 0.6 > right[:, 0].mean()
+    brighter = matching.with_colour(plain.descriptors, image // 2, plain.points, 0.5)
+    assert (brighter * coloured.descriptors).sum(1).min() > 0.98, "brightness hardly counts"
+
+
 def test_a_mirrored_match_does_not_count():
     points = np.random.default_rng(0).uniform(0, 100, (20, 2)).astype(np.float32)
     assert matching.inliers(points, points * 1.2 + 5).sum() == 20

@@ -40,3 +40,13 @@ def test_all_similarities_may_be_negative():
     best, where = Neighbours(vectors)(query, 5)
     wanted = (query @ vectors.T).topk(5, dim=1)
     assert torch.equal(where, wanted.indices) and torch.allclose(best, wanted.values)
+
+
+def test_equal_galleries_share_a_search_and_a_repeated_question_costs_nothing(monkeypatch):
+    one, same, other = (neighbours.shared(unit(200, 16, seed)) for seed in (0, 0, 1))
+    assert one is same and one is not other
+    query, asked, search = unit(5, 16, 9), [], one._search
+    monkeypatch.setattr(one, "_search", lambda *a: (asked.append(a), search(*a))[1])
+    first, again = one(query, 4), same(query.clone(), 4)
+    assert len(asked) == 1 and torch.equal(first[1], again[1])
+    assert one(query, 5)[0].shape == (5, 5) and one(unit(5, 16, 8), 5)[1].shape == (5, 5) and len(asked) == 3
