@@ -13,7 +13,7 @@ from retailkit.config import DataError, UsageError
 from retailkit.data import synthetic
 from retailkit.data.synthetic import scene
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
-from retailkit.data.synthetic.scene import Effects, compose, grow
+from retailkit.data.synthetic.scene import LEVELS, Effects, compose, grow
 
 SIZE = 112
 SMALL = {"per_class": (4, 2, 2), "families": 2, "side": 0.25, "size": SIZE, "workers": 1}
@@ -27,10 +27,10 @@ def small(tmp_path_factory):
     return root, data.load("synthetic", root, **SMALL)
 
 
-def render(label, *, seed=0, size=SIZE, pose="front", shot=0, **effects):
+def render(label, *, seed=0, size=SIZE, pose="front", shot=0, difficulty="hard", **effects):
     """One image of a product in its own department."""
     product = next(product for product in CATALOGUE if product.label == label)
-    look = {"background": product.department, "pose": pose, "shot": shot}
+    look = {"background": product.department, "pose": pose, "shot": shot, "difficulty": difficulty}
     return compose(product, [seed], size=size, effects=Effects(**effects), **look)
 
 
@@ -75,7 +75,7 @@ def test_samples_carry_the_truth(small):
     _, loaded = small
     sample = loaded.split("test", size=SIZE)[0]
     made = next(shot for shot in synthetic.plan("shelf", (4, 2, 2), 0.8, 0.25, 2, 0) if shot.split == "test")
-    look = {"background": made.background, "pose": made.pose, "shot": made.shot}
+    look = {"background": made.background, "pose": made.pose, "shot": made.shot, "difficulty": "easy"}
     again = compose(CATALOGUE[made.product], made.key, size=SIZE, **look)
     assert (sample.mask[0].numpy() == again.mask).all()
     for name, plane in again.planes.items():
@@ -96,9 +96,10 @@ def test_bursts_are_alike_but_not_the_same():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pose", ["front", "side"])
-def test_look_alikes_differ_inside_their_patch_only(family, pose):
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_look_alikes_differ_inside_their_patch_only(family, pose, difficulty):
     for seed in range(3):
-        one, *others = [render(p.label, seed=seed, pose=pose) for p in FAMILIES[family]]
+        one, *others = [render(p.label, seed=seed, pose=pose, difficulty=difficulty) for p in FAMILIES[family]]
         for other in others:
             assert not (differs(one.image, other.image) & ~one.planes["twin_patch"]).any()
             assert (one.mask == other.mask).all()
@@ -120,10 +121,11 @@ def test_mask_is_what_the_product_changes(label, monkeypatch):
 
 
 @pytest.mark.parametrize("label", ONE_PER_FAMILY)
-def test_truth_is_consistent(label):
+@pytest.mark.parametrize(("difficulty", "most"), [("easy", 0.9), ("medium", 0.75), ("hard", 0.6)])
+def test_truth_is_consistent(label, difficulty, most):
     for seed in range(4):
-        made = render(label, seed=seed, size=2 * SIZE)
-        assert 0.05 < made.mask.mean() < 0.6
+        made = render(label, seed=seed, size=2 * SIZE, difficulty=difficulty)
+        assert 0.05 < made.mask.mean() < most
         assert made.planes["twin_patch"].any() and not (made.planes["twin_patch"] & ~made.mask).any()
         for name in ("shadow", "reflection"):
             assert made.planes[name].any() and not (made.planes[name] & made.mask).any()
@@ -159,6 +161,31 @@ def test_something_hides_a_product_now_and_then():
         assert made.mask.sum() > 0.6 * free.mask.sum()
         hidden += made.mask.sum() < free.mask.sum()
     assert 2 <= hidden <= 20
+
+
+def test_harder_images_show_less_of_what_tells_look_alikes_apart():
+    for label in ONE_PER_FAMILY:
+        made = {name: [render(label, seed=seed, difficulty=name) for seed in range(4)] for name in LEVELS}
+        products, patches = (
+            [np.mean([choose(image).mean() for image in made[name]]) for name in ("easy", "medium", "hard")]
+            for choose in (lambda image: image.mask, lambda image: image.planes["twin_patch"])
+        )
+        assert products[0] > 1.2 * products[1] > 1.44 * products[2], label
+        assert patches[0] > patches[1] > patches[2], label
+
+
+def test_light_differs_less_between_easy_images():
+    def spread(name):
+        images = [render(ONE_PER_FAMILY[0], seed=seed, size=64, difficulty=name, shadow=False) for seed in range(12)]
+        return np.std([image.image[image.mask].mean() for image in images])
+
+    assert spread("easy") < 0.6 * spread("hard")
+
+
+def test_a_packshot_is_the_same_at_every_level():
+    look = {"size": 64, "background": "studio"}
+    images = [compose(CATALOGUE[0], [0], difficulty=name, **look).image for name in LEVELS]
+    assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
 
 
 def test_correlation():
@@ -216,6 +243,7 @@ def test_the_built_in_set_was_rendered_into_a_folder_of_photos(tmp_path):
     ("options", "message"),
     [
         ({"regime": "pakshot"}, "did you mean 'packshot'"),
+        ({"difficulty": "eazy"}, "did you mean 'easy'"),
         ({"correlation": 1.2}, "correlation=1.2"),
         ({"per_class": (1, 2)}, "per_class"),
         ({"size": 8}, "size=8"),

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,10 +25,10 @@ from retailkit.cache import code_fingerprint, digest, replacing
 from retailkit.config import DataError, UsageError, pick
 from retailkit.data.synthetic.boxes import RELATIONS, render_scenes
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
-from retailkit.data.synthetic.scene import Effects, compose
+from retailkit.data.synthetic.scene import LEVELS, Effects, compose
 from retailkit.data.table import RENDERING, SPLITS, ProductData, make_table, write_truth
 
-__all__ = ["REGIMES", "RELATIONS", "load", "render_scenes"]
+__all__ = ["LEVELS", "REGIMES", "RELATIONS", "load", "render_scenes"]
 
 # Training images: photos of shelves, or a few clean images per class, as a supplier's catalogue has them.
 REGIMES = {"shelf": None, "packshot": 5, "oneshot": 1}
@@ -64,7 +65,8 @@ def load(
     root: str | Path,
     *,
     regime: str = "shelf",
-    per_class: tuple[int, int, int] = (16, 4, 8),
+    difficulty: str = "easy",
+    per_class: tuple[int, int, int] = (48, 4, 8),
     correlation: float = 0.8,
     side: float = 1 / 8,
     size: int = 288,
@@ -82,6 +84,8 @@ def load(
         root: folder for rendered sets; each set of options has its own folder in it.
         regime: `shelf` (training images taken in shops), `packshot` (5 training images per class, on a clean
             ground) or `oneshot` (1 of these); validation and test images are always taken in shops.
+        difficulty: `easy`, `medium` or `hard`: how far the camera is, how far products are turned away from it, how
+            much the light differs between shop images, and how often something hides a little of a product.
         per_class: images per class in train, val and test; the first is ignored where `regime` fixes it.
         correlation: in [0, 1]. With this probability a product stands in its own department, otherwise in one drawn
             evenly from all departments (its own among them): 0 makes background and product independent, 1 ties
@@ -98,12 +102,13 @@ def load(
         DataError: the folder holds anything but rendered sets.
     """
     pick(REGIMES, regime, "regime")
+    pick(LEVELS, difficulty, "difficulty")
     _check(per_class, correlation=correlation, side=side, size=size, families=families, seed=seed)
     shots = plan(regime, per_class, correlation, side, families, seed)
     _check_place(Path(root))
-    switches = Effects(**effects)
-    folder = Path(root) / digest(shots, size, switches, code_fingerprint(__name__))[:16]
-    _render(folder, shots, size, switches, workers)
+    how = {"size": size, "effects": Effects(**effects), "difficulty": difficulty}
+    folder = Path(root) / digest(shots, how, LEVELS[difficulty], code_fingerprint(__name__))[:16]
+    _render(folder, shots, how, workers)
     table = make_table([_row(folder, shot) for shot in shots])
     info = INFO | {"size": f"{len(table)} images of {size}x{size} pixels"}
     return ProductData("synthetic", table, sorted(set(table["label"])), info, fit="stretch")
@@ -150,7 +155,7 @@ def _check(per_class: Sequence[int], **options: float) -> None:
             raise UsageError(f"{name}={value} is out of range; use {low} to {high}")
 
 
-def _render(folder: Path, shots: list[Shot], size: int, effects: Effects, workers: int | None) -> None:
+def _render(folder: Path, shots: list[Shot], how: dict[str, Any], workers: int | None) -> None:
     """Render, in threads that share packages and shelves, what is not there yet or not as it was written."""
     sums = _read_sums(folder / SUMS)
     files = {shot: list(_files(folder, shot).values()) for shot in shots}
@@ -162,7 +167,7 @@ def _render(folder: Path, shots: list[Shot], size: int, effects: Effects, worker
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        written = pool.map(lambda shot: _write_shot(folder, shot, size, effects), missing)
+        written = pool.map(lambda shot: _write_shot(folder, shot, how), missing)
         for _ in tqdm(written, "render", len(missing), unit="image", mininterval=2, disable=not missing):
             pass
     finally:
@@ -188,10 +193,10 @@ def _sum(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
-def _write_shot(folder: Path, shot: Shot, size: int, effects: Effects) -> None:
+def _write_shot(folder: Path, shot: Shot, how: dict[str, Any]) -> None:
     """Render an image and write it with its mask and truth; the image comes last, when all else is there."""
     look = {"background": shot.background, "pose": shot.pose, "shot": shot.shot}
-    made = compose(CATALOGUE[shot.product], shot.key, size=size, effects=effects, **look)
+    made = compose(CATALOGUE[shot.product], shot.key, **how, **look)
     files = _files(folder, shot)
     with replacing(files["mask"]) as draft:
         draft.write_bytes(cv2.imencode(".png", made.mask.astype(np.uint8) * 255)[1])

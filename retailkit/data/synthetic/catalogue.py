@@ -28,6 +28,7 @@ class Product:
     tint: str  # colour of the variant's small mark
     size_cm: tuple[float, float, float]  # width, height and depth
     index: int  # place in CATALOGUE
+    coded: bool = False  # the words of the variant stand on a field of its colour
 
 
 def _products() -> Iterator[Product]:

@@ -140,6 +140,9 @@ class Pen:
         """Print the discriminative words into a box, which is a slot."""
         x0, y0, x1, y1 = self.box(box)
         at, words = ((x0 + x1) / 2, y1 - 0.08 * (y1 - y0)), " ".join(self.product.variant)
+        if self.product.coded:
+            fill, box = "white", [x0 - self.x - 14, y0 - self.y - 5, x1 - self.x + 14, y1 - self.y + 5]
+            self.put("rect", box=box, fill="tint", radius=6)
         self.sheet.text(words, at, 0.84 * (y1 - y0), self.colour(fill), width=x1 - x0 - 2, discriminative=True)
         self.slot(box)
 

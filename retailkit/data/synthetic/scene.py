@@ -8,7 +8,7 @@ two look-alikes rendered from one seed differ inside their `twin_patch` only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
 
 import cv2
@@ -23,6 +23,7 @@ from retailkit.data.table import bounding_box
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
 DISTANCE = 2.6  # from the camera to the product, in sides of the image
 EYE = 0.42  # height of the camera above the board
+WIDEST = 0.66  # of a product, before the camera goes nearer
 LEGIBLE = (2.5, 5.0)  # pixels a character is wide and high at least
 FAINT = 0.05  # shadow and reflection weaker than this are not in the masks
 
@@ -37,6 +38,23 @@ class Effects:
     occlusion: bool = True  # now and then something hides a little of the product
     noise: bool = True  # the camera adds blur and noise
 
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard it is to recognise products in images of shops; packshots have the level `hard`."""
+
+    near: float | None  # side of the image that the product fills; None: photos from the same distance, large or small
+    turn: float  # factor of the angle by which a product's front is turned away from the camera
+    light: float  # how much of the difference between lights is left, 0 to 1
+    covered: float  # share of images on which something hides a little of the product
+    coded: bool  # the words of a variant stand on a field of its colour
+
+
+LEVELS = {
+    "easy": Difficulty(near=0.95, turn=0.25, light=0.2, covered=0.1, coded=True),
+    "medium": Difficulty(near=0.78, turn=0.6, light=0.6, covered=0.2, coded=False),
+    "hard": Difficulty(near=None, turn=1.0, light=1.0, covered=0.3, coded=False),
+}
 
 Streams = Callable[..., np.random.Generator]  # name -> its generator; see `_generator`
 Words = list[tuple[str, tuple[float, float, float, float], bool]]
@@ -72,6 +90,7 @@ def compose(
     pose: str = "front",
     shot: int = 0,
     effects: Effects = Effects(),
+    difficulty: str = "hard",
 ) -> Rendered:
     """Render one image.
 
@@ -83,15 +102,20 @@ def compose(
         pose: `front` or `side`.
         shot: number inside a burst; shots of one key differ by a small movement of the camera and by noise.
         effects: what may happen.
+        difficulty: a name in `LEVELS`.
     """
     draw, calm = partial(_generator, key, shot), background == "studio"
+    level = LEVELS["hard" if calm else difficulty]
+    product = replace(product, coded=level.coded)
     number = int(draw("scene").integers(SHELVES))
     canvas = studio(number, size) if calm else shelf(background, number, size)
-    matrix, stand = _camera(draw, size, calm)
+    near = _nearness(product, level.near) if level.near else 1.0
+    matrix, stand = _camera(draw, size, calm, near)
     seen = cv2.warpAffine(canvas, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
-    subject = _Subject.place(product, draw, pose, calm, stand, matrix[:, :2], size)
-    front = _occluder(subject, draw, background, size) if effects.occlusion else None
+    yaw = _yaw(product, draw, pose, calm) * (1.0 if pose == "side" else level.turn)
+    subject = _Subject.place(product, yaw, pose, stand, matrix[:, :2], size, near)
+    front = _occluder(subject, draw, background, size, level.covered) if effects.occlusion else None
     mask, nothing = subject.mask, np.zeros((size, size), bool)
     planes = {"twin_patch": subject.patch, "shadow": nothing, "reflection": nothing}
     if effects.shadow:
@@ -109,7 +133,7 @@ def compose(
         planes = {name: plane & free for name, plane in planes.items()}
     light = _light(draw, background) if effects.lighting else "neutral"
     if effects.lighting:
-        image *= _gain(light, draw, size)
+        image *= np.float32(1 - level.light) + np.float32(level.light) * _gain(light, draw, size)
     if effects.noise and not calm:
         image = _expose(image, draw, light, size)
         planes["twin_patch"] = grow(planes["twin_patch"], 1) & mask
@@ -134,14 +158,20 @@ def _scaled_patch(product: Product, height: int) -> np.ndarray:
     return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
 
 
-def _camera(draw: Streams, size: int, calm: bool) -> tuple[np.ndarray, np.ndarray]:
+def _nearness(product: Product, share: float) -> float:
+    """Return how much nearer than usual the camera goes until the product fills a `share` of the image's side."""
+    width, tall = extent(product)
+    return min(share / tall, 0.94 * share / min(width, WIDEST))
+
+
+def _camera(draw: Streams, size: int, calm: bool, near: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the affine map (2,3) from shelf to image, and where the product stands (2,), in pixels of the image."""
     rng, shake, reach = draw("camera"), draw("camera", jitter=True), 0.3 if calm else 1.0
-    zoom = 1 + reach * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012)
+    zoom = near * (1 + (reach if near == 1 else 0.3) * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012))
     roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
     shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
     x = 0.5 + reach * rng.uniform(-0.08, 0.08) + shake.normal(0, 0.012)
-    y = 0.875 + reach * rng.uniform(-0.03, 0.02)
+    y = 0.875 + reach * rng.uniform(-0.03, 0.02) + (0 if near == 1 else 0.08)
     turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
     stand = size * np.array([x, y])
     return np.column_stack([turn, stand - turn @ shelf_point]), stand
@@ -157,6 +187,7 @@ class _Subject:
     words: Words  # see `Rendered`
     mirrors: dict[str, np.ndarray]  # face name -> (4,2) corners of its reflection on the image
     stand: np.ndarray  # (2,) where it stands, in pixels
+    near: float  # how much nearer than usual the camera is
     width: float  # in pixels
 
     @property
@@ -166,14 +197,14 @@ class _Subject:
 
     @classmethod
     def place(
-        cls, product: Product, draw: Streams, pose: str, calm: bool, stand: np.ndarray, turn: np.ndarray, size: int
+        cls, product: Product, yaw: float, pose: str, stand: np.ndarray, turn: np.ndarray, size: int, near: float
     ) -> _Subject:
-        """Put a product in front of a camera with zoom and roll `turn` (2,2)."""
-        yaw, tall = _yaw(product, draw, pose, calm), extent(product)[1]
+        """Put a product, turned by `yaw`, in front of a camera with zoom and roll `turn` (2,2), `near` of it zoom."""
+        tall = extent(product)[1]
         edges = _edges(product, pose, yaw)
         upright, mirrors = ({k: _project(*edge, high, yaw) for k, edge in edges.items()} for high in (tall, -tall))
         spread = np.ptp(np.concatenate(list(upright.values())), axis=0)
-        shrink = min(1.0, 0.66 / spread[0])
+        shrink = min(1.0, WIDEST / spread[0])
         for faces in (upright, mirrors):
             faces |= {k: stand + size * (shrink * quad) @ turn.T for k, quad in faces.items()}
         patch, words = np.zeros((size, size), bool), []
@@ -185,7 +216,7 @@ class _Subject:
             patch = grow(_warp(flat, upright["front"], size) > 0, 1)
         whole = _faces_layer(product, upright, size)
         patch &= whole[..., 3] > 0
-        return cls(product, whole, patch, words, mirrors, stand, size * shrink * spread[0])
+        return cls(product, whole, patch, words, mirrors, stand, near, near * size * shrink * spread[0])
 
     def mirrored(self, gloss: np.ndarray) -> np.ndarray:
         """Return the reflection as a layer: fading downwards, only where the ground is glossy.
@@ -193,7 +224,7 @@ class _Subject:
         All look-alikes have the reflection of the first one, so that it does not tell them apart.
         """
         size = len(gloss)
-        first = FAMILIES[self.product.family][0]
+        first = replace(FAMILIES[self.product.family][0], coded=self.product.coded)
         whole = _faces_layer(first, self.mirrors, size)
         depth = (np.arange(size, dtype=np.float32) - np.float32(self.stand[1])) / np.float32(0.16 * size)
         fade = np.float32(0.36 / 255) * np.clip(1 - depth, 0, 1) ** 1.5
@@ -312,14 +343,14 @@ def _shade(subject: _Subject, draw: Streams, size: int) -> np.ndarray:
     return cv2.resize(np.maximum(cast, contact), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _occluder(subject: _Subject, draw: Streams, background: str, size: int) -> np.ndarray | None:
+def _occluder(subject: _Subject, draw: Streams, background: str, size: int, covered: float) -> np.ndarray | None:
     """Return something that hides a little of the product, as a layer, or None; never what tells look-alikes apart."""
     rng = draw("occluder")
-    if background == "studio" or rng.uniform() > 0.3:
+    if background == "studio" or rng.uniform() > covered:
         return None
     goods = goods_of(background)
     product = goods[int(rng.integers(len(goods)))]
-    pack = scaled(product, "front", round(1.08 * extent(product)[1] * size))
+    pack = scaled(product, "front", round(subject.near * 1.08 * extent(product)[1] * size))
     side = rng.choice([-1, 1])
     xs = np.flatnonzero(subject.mask.any(axis=0))
     if not len(xs):
