@@ -84,7 +84,7 @@ RECIPES = {
             Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS | {"views": 3}),
             Member("matching", {"keypoints": 200}, 240, weight=2.0),
         ),
-        {"regime": "packshot"},
+        {"regime": "packshot", "difficulty": "hard"},
     ),
 }
 

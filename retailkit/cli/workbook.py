@@ -130,7 +130,7 @@ def show(
     root: Root = None,
     profile: Profile = "fast",
     checkpoint: Annotated[Path | None, typer.Option(help="Explain this model, which `retailkit train` wrote.")] = None,
-    models: Annotated[str, typer.Option(help="Models, with commas between them.")] = "score_fusion,image,text",
+    models: Annotated[str, typer.Option(help="Models, with commas between them.")] = "embracenet,image,text",
     ip: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8866,
     token: Annotated[str, typer.Option(envvar="RETAILKIT_TOKEN", help="What visitors have to give.")] = "",

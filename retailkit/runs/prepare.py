@@ -19,6 +19,6 @@ def prepare(profile_name: str = "fast", dataset: str = "synthetic", root: str | 
         if "test" in data.splits:
             training.encode(model, data.split("test", size or model.input_size))
     if dataset == "synthetic":
-        packshots = training.resample(datasets.load(*where, regime="packshot"), chosen.views, seed=0)
+        packshots = training.resample(datasets.load(*where, regime="packshot", difficulty="hard"), chosen.views, seed=0)
         for name in ("image", "lca"):
             training.fit_or_load(training.reference("packshots", *where, model=name), packshots)

@@ -14,7 +14,7 @@ from retailkit.data import ocr
 from retailkit.data.table import ProductData
 from retailkit.inference import Predictor
 
-NAMES = ("score_fusion", "image", "text")
+NAMES = ("embracenet", "image", "text")
 
 
 def explanation_desk(
