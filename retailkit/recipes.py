@@ -38,10 +38,10 @@ class Member:
     weight: float = 1.0  # in the ensemble
 
     def __str__(self) -> str:
-        if self.model == "matching":
-            return "SIFT matching"
-        if self.model == "nbnn":
-            return "SIFT nearest-neighbour votes"
+        if self.model in ("matching", "nbnn"):
+            detector = {"sift": "SIFT", "xfeat": "XFeat"}[self.options.get("detector", "sift")]
+            what = "matching" if self.model == "matching" else "nearest-neighbour votes"
+            return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
         how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
         views = f", {self.config['views']} views" if "views" in self.config else ""
         return f"{self.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
@@ -71,10 +71,11 @@ RECIPES = {
         "grozi120",
         ("train",),
         (
-            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS, weight=0.5),
-            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS),
+            Member("image", {"backbone": "efficientnet_lite0"}, 160, _PACKSHOTS, weight=0.25),
+            Member("image", {"backbone": "efficientnet_lite2"}, 160, _PACKSHOTS, weight=0.5),
             Member("matching", {"keypoints": 200}, 240, weight=0.5),
-            Member("nbnn", {"keypoints": 200}, 240, weight=8.0),
+            Member("nbnn", {"keypoints": 200}, 240, weight=2.0),
+            Member("nbnn", {"detector": "xfeat", "keypoints": 300, "colour": 1.0}, 240, weight=4.0),
         ),
     ),
     "synthetic_best": Recipe(

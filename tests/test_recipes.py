@@ -71,6 +71,20 @@ def test_log_probs_of_a_loaded_member_come_from_the_cache(data, tiny, monkeypatc
     assert not encoded and torch.equal(first.image.values, again.image.values)
 
 
+def test_a_recipe_of_votes_with_colour_is_kept_whole(data, monkeypatch, tmp_path):
+    options = {"detector": "xfeat", "keypoints": 40, "colour": 0.5}
+    members = (Member("nbnn", {"keypoints": 40}, 64, weight=4.0), Member("nbnn", options, 64, weight=2.0))
+    monkeypatch.setitem(RECIPES, "votes", Recipe("drawn", ("train",), members))
+    assert [str(m) for m in members] == ["SIFT nearest-neighbour votes", "XFeat nearest-neighbour votes with colour"]
+    ensemble, history, facts = recipes.fit("votes", data=data)
+    path = training.save_checkpoint(ensemble, tmp_path / "votes.safetensors", history, **facts)
+    loaded = training.load_checkpoint(path)[0]
+    assert loaded.members[1].colour == 0.5 and loaded.members[1].descriptors.shape[2] == 64 + 3
+    image = data.split("test", 64)[0].image[None]
+    with torch.inference_mode():
+        assert torch.equal(loaded(image), ensemble(image))
+
+
 def test_errors_say_what_to_do(data, tiny):
     with pytest.raises(UsageError, match="grocery_best"):
         recipes.fit("grocery_bets", data=data)

@@ -33,7 +33,8 @@ RATIO = 0.9  # of the distances to the nearest and the second nearest point, in 
 UNKNOWN_BELOW = 5  # fewer inliers than this count as none
 NEIGHBOURS = 4  # points of the gallery for which each point of a query votes
 XFEAT_THRESHOLD, XFEAT_POINTS = 0.01, 4096  # of the detector's score; points that `detect` chooses from
-SIDE = 240  # smaller images are enlarged until their shorter side has this many pixels
+SIDE, LONGEST = 240, 720  # smaller images are enlarged until a side has so many pixels: the shorter, or the longer one
+GREY = 128  # of padding
 COLOUR_SIDE = 30  # pixels of the shorter side of the image in which colours are looked up
 DARK = 0.1  # of the brightest value, added to a colour: where it is dark, all colours are nearly grey
 
@@ -150,10 +151,10 @@ def build_detector(name: str, weights: str | Path | None = "auto") -> Detector:
 def detect(image: np.ndarray, detector: Detector, limit: int = 300, colour: float = 0.0) -> Keypoints:
     """Return the strongest local features of an image (H,W,3) uint8 RGB.
 
-    A small one is enlarged before (`SIDE`). With `colour` the descriptors also hold the colour around their points, see
-    `with_colour`.
+    A small one is enlarged before (`SIDE`, but not beyond `LONGEST`). With `colour` the descriptors also hold the
+    colour around their points, see `with_colour`.
     """
-    scale = max(1.0, SIDE / min(image.shape[:2]))
+    scale = max(1.0, min(SIDE / min(image.shape[:2]), LONGEST / max(image.shape[:2])))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if scale > 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -182,6 +183,16 @@ def with_colour(descriptors: np.ndarray, image: np.ndarray, points: np.ndarray, 
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     joined = np.concatenate([descriptors, np.sqrt(weight) * found], axis=1) / np.sqrt(1 + weight)
     return joined.astype(np.float32)
+
+
+def without_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image (H,W,3) uint8 without grey bars, as `data.table.to_square` adds them, and its shift (2,) x, y."""
+    inside = (image != GREY).any(2)
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if len(rows) < 8 or len(columns) < 8:  # hardly anything but grey
+        return image, np.zeros(2, np.float32)
+    part = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.ascontiguousarray(part), np.float32([columns[0], rows[0]])
 
 
 def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float, binary: bool = False) -> Tensor:
@@ -339,8 +350,11 @@ class KeypointMatcher(ImageScorer):
         return best, source[kept], target[kept]
 
     def _describe(self, image: Tensor) -> Keypoints:
-        pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-        return detect(pixels, self.detector, self.keypoints, self.colour)
+        pixels, moved = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8), 0.0
+        if self.build_args["detector"] in NETWORKS:  # they normalise by the whole image, its padding included
+            pixels, moved = without_padding(pixels)
+        found = detect(pixels, self.detector, self.keypoints, self.colour)
+        return found._replace(points=found.points + np.float32(moved))
 
     def _nearest(self, query: Keypoints) -> tuple[Tensor, Tensor]:
         """Return similarities (Q,k+1) to the query's nearest points of the gallery, and the images of these points."""

@@ -108,6 +108,21 @@ def test_descriptors_with_colour_have_the_similarity_that_is_promised():
     assert (brighter * coloured.descriptors).sum(1).min() > 0.98, "brightness hardly counts"
 
 
+def test_grey_bars_are_no_part_of_the_image_for_a_network(shop):
+    image = pattern(1, 120)
+    padded = np.full((120, 200, 3), 128, np.uint8)
+    padded[:, 40:160] = image
+    part, moved = matching.without_padding(padded)
+    assert np.array_equal(part, image) and moved.tolist() == [40, 0]
+    grey = np.full((50, 50, 3), 128, np.uint8)
+    assert matching.without_padding(grey)[0] is grey
+    model = models.build("matching", shop.classes, detector="xfeat")
+    bare, barred = (model._describe(torch.from_numpy(x).permute(2, 0, 1) / 255) for x in (image, padded))
+    assert np.allclose(bare.points + np.float32([40, 0]), barred.points) and np.array_equal(
+        bare.descriptors, barred.descriptors
+    )
+
+
 def test_a_mirrored_match_does_not_count():
     points = np.random.default_rng(0).uniform(0, 100, (20, 2)).astype(np.float32)
     assert matching.inliers(points, points * 1.2 + 5).sum() == 20
