@@ -161,9 +161,11 @@ def device() -> str:
     Raises:
         UsageError: `$RETAILKIT_DEVICE` names no device of this machine.
     """
+    if (chosen := os.environ.get("RETAILKIT_DEVICE")) == "cpu":
+        return chosen  # known without PyTorch, whose import takes more than a second
     import torch
 
-    if chosen := os.environ.get("RETAILKIT_DEVICE"):
+    if chosen:
         try:
             fine = torch.empty(0, device=chosen).device.type in ("cpu", "cuda", "mps")
         except (RuntimeError, AssertionError, NotImplementedError):

@@ -123,10 +123,11 @@ def free_port(ip: str, port: int) -> int:
 
 def check(dataset: str = "synthetic", root: str = "", checkpoint: str = "") -> None:
     """Raise a UserError where a data set that was asked for cannot be read, or a checkpoint knows other classes."""
-    if dataset != "synthetic" or root or checkpoint:
+    model = training.load_checkpoint(checkpoint)[0] if checkpoint else None  # before anything is rendered
+    if dataset != "synthetic" or root or model:
         products = data.load(dataset, root)
-        if checkpoint:
-            training.with_classes(products, training.load_checkpoint(checkpoint)[0])
+        if model:
+            training.with_classes(products, model)
 
 
 def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, token: str = "", browser: bool = True):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
+from threading import Barrier
+from time import sleep
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 
 from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product, goods_of
 from retailkit.data.synthetic.packaging import ANGULAR, HEIGHT, face
+from retailkit.data.synthetic.sheet import drawn_once
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each = pytest.mark.parametrize("product", CATALOGUE, ids=lambda product: product.label)
@@ -84,3 +88,21 @@ def test_sides_tell_nothing_about_the_variant(family):
     if product.shape in ANGULAR:
         depth = HEIGHT * product.size_cm[2] / product.size_cm[1]
         assert first.alpha.shape == (HEIGHT, pytest.approx(depth, abs=1))
+
+
+def test_threads_that_ask_for_the_same_picture_draw_it_once():
+    together, drawn = Barrier(4), []
+
+    @drawn_once
+    def picture(name):
+        drawn.append(name)
+        sleep(0.05)  # the others ask in the meantime
+        return [name]
+
+    def ask(name):
+        together.wait()
+        return picture(name)
+
+    with ThreadPoolExecutor(4) as pool:
+        one, two, three, other = pool.map(ask, ("milk", "milk", "milk", "soup"))
+    assert one is two is three and other == ["soup"] and sorted(drawn) == ["milk", "soup"]

@@ -87,9 +87,9 @@ def test_kernels_are_few():
         asyncio.run(kernels.start_kernel())
 
 
-def test_a_missing_folder_or_checkpoint_is_said_before_the_server_starts(launched, tmp_path):
+def test_a_missing_folder_or_checkpoint_is_said_before_the_server_starts(launched, tmp_path, own_cache):
     with pytest.raises(UserError, match="no such folder or CSV"):
         app.serve({"DATASET": "folder", "ROOT": str(tmp_path / "none")}, port=0, browser=False)
     with pytest.raises(UserError, match="no such checkpoint"):
         app.serve({"CHECKPOINT": str(tmp_path / "none")}, port=0, browser=False)
-    assert not launched
+    assert not launched and not (tmp_path / "cache" / "data").exists(), "nothing was rendered before"

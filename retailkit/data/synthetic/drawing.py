@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from retailkit.data.synthetic.catalogue import FAMILIES, Product
-from retailkit.data.synthetic.sheet import SCALE, Box, Points, Sheet, mix, smooth
+from retailkit.data.synthetic.sheet import SCALE, Box, Points, Sheet, drawn_once, mix, smooth
 
 ARTWORK = yaml.safe_load(Path(__file__).with_name("artwork.yaml").read_text(encoding="utf-8"))
 SHARE = re.compile(r"(?:(-?[\d.]+)%)?\s*([+-]?)\s*([\d.]+)?")
@@ -282,7 +281,7 @@ def mince(pen: Pen, box: Sequence[Length], radius: float, seed: int) -> None:
     pen.sheet.image.paste(_meat(x1 - x0, y1 - y0, seed), (x0 * SCALE, y0 * SCALE), corners.image.convert("L"))
 
 
-@lru_cache(maxsize=2)
+@drawn_once
 def _meat(width: int, height: int, seed: int) -> Image.Image:
     """Return strands of minced meat over strands, with flecks of fat."""
     sheet, rng = Sheet(width, height, "#6d1518"), np.random.default_rng(seed)

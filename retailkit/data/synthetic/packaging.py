@@ -7,14 +7,13 @@ outside of `Face.patch`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from retailkit.data.synthetic.catalogue import CONTENT, Product
 from retailkit.data.synthetic.drawing import ARTWORK, Pen
-from retailkit.data.synthetic.sheet import SCALE, Box, Sheet
+from retailkit.data.synthetic.sheet import SCALE, Box, Sheet, drawn_once
 
 HEIGHT = 480  # of every face, in pixels
 MARGIN = 3  # pixels around a slot that scaling down may touch
@@ -31,7 +30,7 @@ class Face:
     words: tuple[tuple[str, Box, bool], ...]  # text, box in pixels, whether it tells look-alikes apart
 
 
-@cache
+@drawn_once
 def face(product: Product, name: str) -> Face:
     """Return the `front` of a product, or its `side`: a table that says little, the same for all look-alikes."""
     shapes = ARTWORK["shapes"]

@@ -5,9 +5,11 @@ Coordinates are pixels of the finished face; the sheet is drawn larger and scale
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 import cv2
 import matplotlib
@@ -26,6 +28,21 @@ FONTS = {
 
 Box = tuple[float, float, float, float]
 Points = Sequence[tuple[float, float]]
+
+
+def drawn_once(function: Callable) -> Callable:
+    """Keep every result, as `functools.cache` does; threads that ask for one that is being drawn wait for it."""
+    kept: dict[tuple, Any] = {}
+    locks: dict[tuple, RLock] = {}
+
+    @wraps(function)
+    def drawn(*args: Any) -> Any:
+        with locks.setdefault(args, RLock()):
+            if args not in kept:
+                kept[args] = function(*args)
+            return kept[args]
+
+    return drawn
 
 
 @lru_cache(maxsize=256)

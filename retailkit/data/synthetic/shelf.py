@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from retailkit.data.synthetic import packaging
 from retailkit.data.synthetic.catalogue import CONTENT, DEPARTMENTS, Product, goods_of
+from retailkit.data.synthetic.sheet import drawn_once
 
 SHELVES = 6  # different shelves a department
 CANVAS = (1.6, 2.4)  # height and width of a shelf
@@ -26,7 +27,7 @@ BACK_ROW = 0.055  # how much higher the next row of products stands
 STYLES = {name: SimpleNamespace(**department["look"]) for name, department in CONTENT["departments"].items()}
 
 
-@cache
+@drawn_once
 def shelf(department: str, number: int, size: int) -> np.ndarray:
     """Draw a shelf, twice as wide as an image, with other products on it.
 
