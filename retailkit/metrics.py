@@ -113,6 +113,10 @@ class Evaluation:
         arrays = {name: np.concatenate([getattr(e, name) for e in parts]) for name in ("probs", "labels", "indices")}
         return replace(parts[0], **arrays)
 
+    def select(self, rows: np.ndarray) -> Evaluation:
+        """Return the evaluation of only the images given as a boolean mask or positions."""
+        return replace(self, probs=self.probs[rows], labels=self.labels[rows], indices=self.indices[rows])
+
     @property
     def n(self) -> int:
         """Number of images."""

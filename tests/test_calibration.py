@@ -44,8 +44,7 @@ def test_answer_sets_reach_their_coverage_on_new_photos():
     shares = []
     for seed in range(200):
         whole = made(160, seed, sharpness=2.5)
-        first, second = (Evaluation(whole.probs[r], whole.labels[r], whole.classes, whole.indices[r])
-                         for r in (slice(60), slice(60, None)))  # fmt: skip
+        first, second = (whole.select(rows) for rows in (np.arange(60), np.arange(160) >= 60))
         sets = calibration.answer_sets(second, calibration.conformal_threshold(first, 0.1))
         shares.append(calibration.covered(second, sets).mean())
     assert 0.9 - 0.01 < np.mean(shares) < 0.9 + 1 / 61 + 0.01

@@ -59,6 +59,8 @@ class GalleryHead(Head):
         self.register_buffer("labels", labels.long())
         means = vectors.new_zeros(self.n_classes, vectors.shape[1]).index_add(0, self.labels, vectors)
         self.register_buffer("means", functional.normalize(means, dim=1), persistent=False)
+        there = torch.zeros(self.n_classes, device=vectors.device).index_fill(0, self.labels, 1.0) > 0
+        self.register_buffer("there", there, persistent=False)  # (K,) classes with a photo
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         if {prefix + "vectors", prefix + "labels"} <= state_dict.keys():
@@ -86,10 +88,13 @@ class GalleryHead(Head):
         self._hold(torch.cat([self.vectors, vectors]), torch.cat([self.labels, labels]))
 
     def similarity(self, features: Mapping[str, Features]) -> Tensor:
-        """Return (B,K) cosines with the class means or, with neighbours, with the most similar photo of each class."""
+        """Return (B,K) cosines with the class means or, with neighbours, with the most similar photo of each class.
+
+        It is -1 for a class without photos.
+        """
         vectors = self.embed(features)
         if not self.neighbours:
-            return vectors @ self.means.T
+            return torch.where(self.there, vectors @ self.means.T, FLOOR)
         found = vectors.new_full((len(vectors), self.n_classes), FLOOR)
         return found.scatter_reduce(1, self.labels.expand(len(vectors), -1), vectors @ self.vectors.T, "amax")
 

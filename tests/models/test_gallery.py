@@ -101,6 +101,16 @@ def test_impossible_options_are_refused(options):
         models.build("gallery", ["a", "b"], "resnet18", weights=None, **options)
 
 
+def test_a_class_without_photos_is_never_the_answer():
+    """Its mean was zero, and so was its cosine, which beat classes that look different."""
+    scaler, seen = FeatureScaler(6), features(12, 0)
+    head = GalleryHead({"image": scaler}, 3)
+    head.fill({"image": seen}, torch.arange(12) % 2)
+    opposite = Features.present(-seen.values)
+    assert (head.similarity({"image": opposite})[:, 2] == -1).all()
+    assert (head({"image": opposite}).argmax(1) != 2).all()
+
+
 def test_an_empty_gallery_prefers_no_class():
     model = models.build("gallery", ["a", "b"], "resnet18", weights=None).eval()
     probs = model(torch.rand(2, 3, 64, 64)).softmax(1)
