@@ -3,6 +3,8 @@ PROFILE ?= fast
 DATASET ?=
 ROOT ?=
 JOBS ?=
+# With uv, the build of PyTorch to install: cpu, cu128 ... (`uv pip install --torch-backend`); empty takes the default one.
+TORCH ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -52,8 +54,10 @@ $(READY): pyproject.toml
 	@python=""; for p in python3.13 python3.12 python3.11 python3.14 python3; do \
 	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed and none was found" >&2; exit 1; fi; \
+	if [ -n "$(TORCH)" ] && ! command -v uv >/dev/null 2>&1; then \
+	  echo "TORCH=$(TORCH) needs uv; or install PyTorch as pytorch.org says, then run make without TORCH" >&2; exit 1; fi; \
 	if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode -e '.[offline,dev]'; \
+	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) -e '.[offline,dev]'; \
 	else \
 	  $$python -m venv --clear .venv && $(BIN)/python -m pip install --quiet -e '.[offline,dev]'; \
 	fi

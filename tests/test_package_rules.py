@@ -204,12 +204,13 @@ def make(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "bin").mkdir()
 
-    def run(target, tools):
+    def run(target, tools, *words, path=True):
         for name, script in tools.items():
             (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
             (tmp_path / "bin" / name).chmod(0o755)
-        path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"
-        return subprocess.run(["make", target], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+        places = [tmp_path / "bin", *([Path(sys.executable).parent] if path else []), "/usr/bin", "/bin"]
+        where = {"PATH": ":".join(map(str, places))}
+        return subprocess.run(["make", target, *words], cwd=tmp_path, env=where, capture_output=True, text=True)
 
     return run
 
@@ -222,3 +223,15 @@ def test_the_makefile_leaves_no_stamp_after_a_broken_install(make, tmp_path):
 def test_the_makefile_says_which_python_it_needs(make):
     done = make("run", {name: "exit 1" for name in ("python3", *(f"python3.{minor}" for minor in range(11, 15)))})
     assert done.returncode != 0 and "Python 3.11 or newer is needed" in done.stderr
+
+
+@pytest.mark.parametrize("asked, handed_on", [([], False), (["TORCH=cpu"], True)])
+def test_the_makefile_hands_the_build_of_pytorch_to_uv_only_if_asked(make, tmp_path, asked, handed_on):
+    script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'
+    make("test", {"uv": script}, *asked)
+    assert ("--torch-backend cpu" in (tmp_path / "calls").read_text()) == handed_on
+
+
+def test_the_makefile_says_that_a_build_of_pytorch_needs_uv(make):
+    done = make("test", {"command": "exit 1"}, "TORCH=cpu", path=False)
+    assert done.returncode != 0 and "TORCH=cpu needs uv" in done.stderr
