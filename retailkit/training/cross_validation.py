@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,28 +22,34 @@ from retailkit.training.runs import TrainSpec, fit_head, fit_once
 CLUSTERS = 5  # of similar images in each class; fewer make folds harder
 
 
-def folds(data: ProductData, count: int = 5) -> np.ndarray:
+def folds(data: ProductData, count: int = 5, groups: Sequence[str] | None = None) -> np.ndarray:
     """Deal all images of `data` into three or more folds so that those that look alike stay together.
 
     Photos of one shop are near-copies of each other, and a fold that holds the copy of a training photo tests memory.
     So each class is cut into clusters of similar images (Ward linkage of frozen EfficientNet-Lite0 features), and
     whole clusters go to a fold. The result (N,) is the fold of each row, 0 to count - 1.
+
+    `groups` (N,) says what stays together where that is known, such as bursts of rendered images; None makes clusters.
     """
     if count < 3:
         raise UsageError(f"{count} folds are too few: one tests, one validates, the others train; use at least 3")
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
+    fold_of = np.empty(len(data), dtype=int)
+    if groups is not None:
+        for fold, (_, rows) in enumerate(splitter.split(fold_of, data.table["label"], groups)):
+            fold_of[rows] = fold
+        return fold_of
     model = models.build("image", data.classes)
     images = data.split("+".join(data.splits), model.input_size)
     vectors = torch.nn.functional.normalize(encode(model, images).image.values, dim=1).numpy()
     labels = images.labels
-    groups = np.empty(len(labels), dtype=int)
+    clusters = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         size = min(CLUSTERS, len(rows))
         parts = AgglomerativeClustering(size).fit_predict(vectors[rows]) if size > 1 else 0
-        groups[rows] = label * CLUSTERS + parts
-    fold_of = np.empty(len(data), dtype=int)
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-    for fold, (_, rows) in enumerate(splitter.split(vectors, labels, groups)):
+        clusters[rows] = label * CLUSTERS + parts
+    for fold, (_, rows) in enumerate(splitter.split(vectors, labels, clusters)):
         fold_of[images.rows[rows]] = fold
     return fold_of
 

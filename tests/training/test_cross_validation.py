@@ -47,6 +47,12 @@ def test_folds_keep_look_alikes_together(shelf):
         training.folds(shelf, count=2)
 
 
+def test_known_groups_stay_together_and_every_fold_has_every_class(shelf):
+    dealt = training.folds(shelf, count=5, groups=shelf.table["group"])
+    assert (pd.Series(dealt).groupby(shelf.table["group"]).nunique() == 1).all()
+    assert (pd.crosstab(dealt, shelf.table["label"]) == 3).all(axis=None)
+
+
 def test_five_seeds_test_every_image_once_and_a_given_test_split_is_kept(shelf):
     tested = [training.repetition(shelf, seed).table["split"] == "test" for seed in range(5)]
     assert (np.sum(tested, axis=0) == 1).all()

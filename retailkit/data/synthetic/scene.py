@@ -52,7 +52,7 @@ class Difficulty:
 
 LEVELS = {
     "easy": Difficulty(near=0.95, turn=0.25, light=0.2, covered=0.1, coded=True),
-    "medium": Difficulty(near=0.78, turn=0.6, light=0.6, covered=0.2, coded=False),
+    "medium": Difficulty(near=0.78, turn=0.6, light=0.6, covered=0.2, coded=True),
     "hard": Difficulty(near=None, turn=1.0, light=1.0, covered=0.3, coded=False),
 }
 
