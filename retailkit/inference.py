@@ -1,7 +1,7 @@
 """The fast way to push many masked images through a model.
 
-The image encoder does nearly all of the work, so it alone is compiled, in one way for each kind of device: the same
-model, image and seed give the same explanation.
+The encoders do nearly all of the work, so they alone are compiled, in one way for each kind of device: the same model,
+image and seed give the same explanation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from retailkit.cache import code_fingerprint, digest, kept_tensors
 from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
-from retailkit.models.encoders import ImageEncoder
+from retailkit.models.encoders import ImageEncoder, TransformerEncoder
 
 if TYPE_CHECKING:
     import openvino
 
-LIBRARIES = ("retailkit", "timm", "torch", "torchvision")  # whose layers are known by their names
+LIBRARIES = ("retailkit", "timm", "torch", "torchvision", "transformers")  # whose layers are known by their names
 MOST_NETWORKS = 8  # compiled ones that a process keeps: tens of megabytes each
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
 
@@ -55,7 +55,7 @@ class CompiledEncoder(nn.Module):
         if side not in self._networks:
             self._networks[side] = _network(self.original, side)
         parts = images.detach().float().contiguous().split(images_at_once(*side))
-        return torch.cat([_run(self._networks[side], part) for part in parts])
+        return torch.cat([_run(self._networks[side], images=part) for part in parts])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the average of the last feature map, (B,D)."""
@@ -73,6 +73,34 @@ class _MapOnly(nn.Module):
         return self.encoder.forward_map(images)
 
 
+class CompiledTransformer(nn.Module):
+    """Stands in for a frozen transformer in the same way as `CompiledEncoder` for an image encoder."""
+
+    def __init__(self, encoder: TransformerEncoder) -> None:
+        super().__init__()
+        self.original, self.dim, self._network = encoder, encoder.dim, None
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Return one vector (B,D) per text."""
+        if self.original.network.device.type != "cpu":
+            return self.original(texts)
+        self._network = self._network or _network(self.original, ())
+        tokens = self.original.tokenize(texts)
+        ids, mask = (torch.tensor([getattr(t, name) for t in tokens]) for name in ("ids", "attention_mask"))
+        return _run(self._network, ids=ids, mask=mask)
+
+
+class _TokensOnly(nn.Module):
+    """`encode_tokens` under the name that an exporter calls."""
+
+    def __init__(self, encoder: TransformerEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder.encode_tokens(ids, mask)
+
+
 def compiled(model: ProductClassifier) -> ProductClassifier:
     """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is."""
     if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
@@ -80,18 +108,31 @@ def compiled(model: ProductClassifier) -> ProductClassifier:
     return model.with_parts(image_encoder=CompiledEncoder(model.image_encoder))
 
 
+def _reads_fast(model: ProductClassifier) -> ProductClassifier:
+    """Return a model with the same weights whose text encoder is compiled, if it is a frozen transformer."""
+    encoder = model.text_encoder
+    if not (isinstance(encoder, TransformerEncoder) and encoder.frozen and encoder.tokenizer):
+        return model
+    return model.with_parts(text_encoder=CompiledTransformer(encoder))
+
+
 _NETWORKS: dict[tuple, openvino.CompiledModel] = {}  # those compiled last
 
 
-def _network(encoder: ImageEncoder, side: tuple[int, int]) -> openvino.CompiledModel:
-    """Return an encoder compiled for images of one size; the same encoder is compiled once in a process.
+def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) -> openvino.CompiledModel:
+    """Return an encoder compiled for images of one size, or for texts; the same one is compiled once in a process.
 
     The graph of a frozen encoder is kept in the cache, because writing one takes seconds. What a notebook has changed
     in a network is not seen from outside, so that a network of other classes than a library's is always made anew.
     """
 
     def graph() -> bytes:
-        return to_onnx(_MapOnly(copy.deepcopy(encoder).cpu()), (2, 3, *side), "maps")
+        own = copy.deepcopy(encoder).cpu()
+        if side:
+            return to_onnx(_MapOnly(own), {"images": torch.full((2, 3, *side), 0.5)}, "maps")
+        ids = torch.ones(2, 8, dtype=torch.long)
+        # With padding in the example, or the exporter would leave the mask out.
+        return to_onnx(_TokensOnly(own), {"ids": ids, "mask": ids.tril(6)}, "vectors", {0: "batch", 1: "tokens"})
 
     threads = torch.get_num_threads()
     if not all(map(_as_published, encoder.modules())):
@@ -117,24 +158,25 @@ def _kept_graph(key: str, graph: Callable[[], bytes]) -> bytes:
     return kept["onnx"].numpy().tobytes()
 
 
-def to_onnx(module: nn.Module, shape: Sequence[int], output: str) -> bytes:
-    """Return a module on the CPU that maps `images` to one tensor, called `output`, as an ONNX graph.
+def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, free: dict[int, str] | None = None) -> bytes:
+    """Return a module on the CPU that maps named inputs to one tensor, called `output`, as an ONNX graph.
 
-    The module is put into evaluation mode. The graph takes any number of images of the size of `shape` (B,3,H,W), and
-    the exporter computes batch normalisation into the convolutions before it.
+    The module is put into evaluation mode, and the exporter computes batch normalisation into the convolutions before
+    it. `inputs` are examples. Their axes in `free`, with a name for each, may have any length; None stands for the
+    first axis. Give no random numbers: augmentation may be drawing some.
     """
-    file, free = io.BytesIO(), {0: "batch"}
+    file, free = io.BytesIO(), free or {0: "batch"}
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # that sizes become constants, and that this exporter is the older one
         torch.onnx.export(
             module.eval(),
-            (torch.full(shape, 0.5),),  # no random numbers: augmentation may be drawing some
+            tuple(inputs.values()),
             file,
             dynamo=False,
             opset_version=17,
-            input_names=["images"],
+            input_names=list(inputs),
             output_names=[output],
-            dynamic_axes={"images": free, output: free},
+            dynamic_axes=dict.fromkeys(inputs, free) | {output: {0: "batch"}},
         )
     return file.getvalue()
 
@@ -153,9 +195,9 @@ def openvino_network(graph: bytes, threads: int) -> openvino.CompiledModel:
     return core.compile_model(core.read_model(graph, b""), "CPU", options)
 
 
-def _run(network: openvino.CompiledModel, images: Tensor) -> Tensor:
+def _run(network: openvino.CompiledModel, **inputs: Tensor) -> Tensor:
     request = network.create_infer_request()  # each thread of the explanation tool needs its own
-    request.infer([images.numpy()], share_inputs=True)
+    request.infer({name: value.numpy() for name, value in inputs.items()}, share_inputs=True)
     return torch.tensor(request.get_output_tensor().data)
 
 
@@ -175,7 +217,7 @@ class Predictor:
     """
 
     def __init__(self, model: ProductClassifier, size: int | None = None) -> None:
-        self.model, self.fast = model, compiled(model)
+        self.model, self.fast = model, _reads_fast(compiled(model))
         self.size = model.input_size if size is None else size
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         if self.size < 1:
@@ -221,7 +263,7 @@ class Predictor:
         distinct = sorted(dict.fromkeys(texts), key=lambda text: len(text or ""))
         starts = range(0, max(1, len(distinct)), TEXTS_AT_ONCE)
         with evaluating(self.model):
-            encoded = [self.model.encode_text(distinct[start : start + TEXTS_AT_ONCE]) for start in starts]
+            encoded = [self.fast.encode_text(distinct[start : start + TEXTS_AT_ONCE]) for start in starts]
         features = Features.joined(encoded)
         place = {text: row for row, text in enumerate(distinct)}
         rows = torch.tensor([place[text] for text in texts], dtype=torch.long, device=features.values.device)

@@ -206,9 +206,9 @@ def test_a_graph_that_disagrees_is_not_written_and_the_old_export_stays(exported
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     correct = export.to_onnx
 
-    def wrong(module, shape, output):
+    def wrong(module, inputs, output):
         module.model.head.linear.weight.data.neg_()
-        graph = correct(module, shape, output)
+        graph = correct(module, inputs, output)
         module.model.head.linear.weight.data.neg_()
         return graph
 

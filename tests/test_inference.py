@@ -254,12 +254,35 @@ def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
     assert theirs.model is other and shared.model is model
 
 
+def test_a_frozen_transformer_is_compiled_and_gives_the_same_vectors_with_and_without_padding(monkeypatch, tmp_path):
+    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(inference, "_NETWORKS", {})
+    model = models.build("text", ["a", "b"], text_encoder="minilm").freeze().eval()
+    texts = ["milk 3 %", "lean beef", "OAT DRINK organic " * 9, "", "x", *(f"{n} g of muesli" for n in range(40))]
+    calls, export = [], inference.to_onnx
+    monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(list(a[1])) or export(*a))
+    predictor = Predictor(model)
+    fast = predictor.encode_text(texts)
+    assert calls == [["ids", "mask"]] and isinstance(predictor.fast.text_encoder, inference.CompiledTransformer)
+    plain = torch.cat([model.encode_text([text]).values for text in texts])
+    assert torch.allclose(fast.values, plain, atol=2e-6) and fast.available.tolist() == [bool(text) for text in texts]
+    probs = torch.cat([model(None, [text]).softmax(1) for text in texts if text])
+    assert torch.allclose(predictor(None, [text for text in texts if text]), probs, atol=1e-4)
+    assert torch.equal(Predictor(model).encode_text(texts).values, fast.values) and len(calls) == 1
+
+
+def test_a_transformer_that_learns_is_not_compiled():
+    model = models.build("text", ["a", "b"], text_encoder="minilm").freeze(False).eval()
+    predictor = Predictor(model)
+    assert torch.equal(predictor.encode_text(["milk"]).values, model.encode_text(["milk"]).values)
+
+
 def test_one_encoder_is_compiled_once_for_all_who_ask(monkeypatch, tmp_path):
     """Each predictor of a fold compiled the same frozen encoder again."""
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
     monkeypatch.setattr(inference, "_NETWORKS", {})
     calls, export = [], inference.to_onnx
-    monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(a[1]) or export(*a))
+    monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(tuple(a[1]["images"].shape)) or export(*a))
     model, images = make("resnet18").freeze(), blobs(2, seed=8)
     wanted = Predictor(model, SIZE)(images)
     assert torch.equal(Predictor(copy.deepcopy(model), SIZE)(images), wanted)
