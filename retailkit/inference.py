@@ -302,7 +302,7 @@ class SharedPredictor(Predictor):
     def with_model(self, model: ProductClassifier) -> SharedPredictor:
         """Return the same predictor for another model; its encoders must have the same weights."""
         other = copy.copy(self)
-        other.model = model
+        other.model, other.fast = model, _reads_fast(compiled(model))
         return other
 
     def encode_perturbed(self, image: Tensor, masks: Tensor, baseline: Tensor) -> Features:

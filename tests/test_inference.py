@@ -254,6 +254,14 @@ def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
     assert theirs.model is other and shared.model is model
 
 
+def test_a_shared_predictor_of_a_model_that_only_looks_serves_one_that_reads():
+    looks = models.build("image", CLASSES, "resnet18", weights=None).freeze().eval()
+    reads = models.build("text", CLASSES, text_encoder="minilm").freeze().eval()
+    shared = SharedPredictor(looks, 32).with_model(reads)
+    assert torch.allclose(shared.encode_text(["LEAN"]).values, reads.encode_text(["LEAN"]).values, atol=2e-6)
+    assert torch.allclose(shared(None, ["LEAN"]), Predictor(reads, 32)(None, ["LEAN"]))
+
+
 def test_a_frozen_transformer_is_compiled_and_gives_the_same_vectors_with_and_without_padding(monkeypatch, tmp_path):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
     monkeypatch.setattr(inference, "_NETWORKS", {})
