@@ -23,6 +23,8 @@ from retailkit.models.classifier import ProductClassifier, evaluating
 from retailkit.training.encoded import encode_batch, placed
 
 AT_ONCE = 32  # photos that are read, then classified together
+READERS = 4  # photos decoded at a time: a large one takes more than a gigabyte
+COLUMNS = ["image", "label", "probability", "runner_up", "runner_up_probability", "unknown"]
 
 
 class Answers(NamedTuple):
@@ -59,7 +61,7 @@ def predict(
             return error
 
     bar = tqdm(total=len(files), desc="predict", unit="photo", delay=2, mininterval=2, leave=False)
-    with bar, placed(model) as where, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, placed(model) as where, ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), AT_ONCE):
             found = dict(zip(at := range(start, min(start + AT_ONCE, len(files))), pool.map(read, at), strict=True))
             broken = [row for row in at if isinstance(found[row], DataError)]
@@ -73,7 +75,7 @@ def predict(
             if found:
                 rows += _answers(model, list(found.values()), [str(files[row]) for row in found], where, unknown)
             bar.update(len(at))
-    return Answers(pd.DataFrame(rows), failed)
+    return Answers(pd.DataFrame(rows, columns=None if rows else COLUMNS), failed)
 
 
 def _cure(error: DataError) -> str:

@@ -74,7 +74,9 @@ class Comparison:
             f"Only A is correct on {found['only_a']} photos, only B on {found['only_b']}: McNemar's exact test gives "
             f"p = {found['p_value']:.3g}."
         )
-        verdict = metrics.verdict(low, high, 1)
+        # With few differences the bootstrap alone misses zero too often.
+        decided = found["p_value"] < 0.05 and not any(self.known)
+        verdict = metrics.verdict(low, high, 1) if decided else "not decided"
         better = {"as claimed": "B is better on such photos", "the opposite": "A is better on such photos"}
         said.append(f"{better.get(verdict, 'These photos do not decide which one is better')}.")
         return [*said, f"The answers differ on {found['differ']} photos."]
@@ -142,7 +144,8 @@ def compare_records(first: Path, second: Path) -> tuple[pd.DataFrame, list[str]]
 
     Returns:
         A table with `metric`, `a`, `b`, `difference` (b minus a), `low`, `high` (NaN without intervals), and `better`:
-        `a`, `b`, `not decided`, or "" where there is no interval or no better direction; and sentences on the two runs.
+        `a`, `b`, `not decided`, or "" where there is no interval or no better direction, or everywhere if the records
+        are of different notebooks or data sets; and sentences on the two runs.
 
     Raises:
         UserError: a file is no record, or the records share no metric.
@@ -156,8 +159,13 @@ def compare_records(first: Path, second: Path) -> tuple[pd.DataFrame, list[str]]
     rows = [_row(name, a[name], b[name]) for name in a if name in b]
     if not rows:
         raise UserError(f"{first} and {second} share no metric; give two records of one notebook")
-    runs = zip("AB", (first, second), records, strict=True)
-    said = [f"{letter} ({path}): profile {one['profile']}, data set {one['dataset']}." for letter, path, one in runs]
+    said = [
+        f"{letter} ({path}): notebook {one['notebook']}, profile {one['profile']}, data set {one['dataset']}."
+        for letter, path, one in zip("AB", (first, second), records, strict=True)
+    ]
+    if any(records[0][name] != records[1][name] for name in ("notebook", "dataset")):
+        rows = [row | {"better": ""} for row in rows]
+        said.append("These are not the same notebook and data set: the values do not say which run is better.")
     if alone := sorted(a.keys() ^ b.keys()):
         said.append(f"Only one of them has {len(alone)} metrics: {some(alone)}.")
     return pd.DataFrame(rows), [*said, "The intervals of the difference take the two runs as independent."]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -116,7 +117,8 @@ def _reads_fast(model: ProductClassifier) -> ProductClassifier:
     return model.with_parts(text_encoder=CompiledTransformer(encoder))
 
 
-_NETWORKS: dict[tuple, openvino.CompiledModel] = {}  # those compiled last
+_NETWORKS: dict[tuple, openvino.CompiledModel] = {}  # those asked for last
+_LOCK = threading.Lock()  # the explanation tool asks from several threads
 
 
 def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) -> openvino.CompiledModel:
@@ -138,18 +140,25 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
     if not all(map(_as_published, encoder.modules())):
         return openvino_network(graph(), threads)
     tensors = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
-    made = digest(repr(encoder), tensors, side, code_fingerprint("retailkit.models.encoders"))
-    if (key := (made, threads)) not in _NETWORKS:
-        written = graph() if not encoder.frozen else _kept_graph(made, graph)
-        if len(_NETWORKS) == MOST_NETWORKS:
+    built = [repr(encoder), encoder.name, getattr(encoder, "config", None), getattr(encoder, "pool", None)]
+    made = digest(*built, tensors, side, code_fingerprint("retailkit.models.encoders", "retailkit.inference"))
+    with _LOCK:
+        network = _NETWORKS.pop(key := (made, threads), None)
+        if network is None:
+            network = openvino_network(_kept_graph(made, graph) if encoder.frozen else graph(), threads)
+        while len(_NETWORKS) >= MOST_NETWORKS:
             _NETWORKS.pop(next(iter(_NETWORKS)))
-        _NETWORKS[key] = openvino_network(written, threads)
-    return _NETWORKS[key]
+        _NETWORKS[key] = network  # now the last one that was asked for
+        return network
 
 
 def _as_published(module: nn.Module) -> bool:
     """Return whether a layer does what its library's source says."""
-    changed = module._forward_hooks or module._forward_pre_hooks or {"forward", "forward_map"} & vars(module).keys()
+    changed = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or {"forward", "forward_map", "encode_tokens"} & vars(module).keys()
+    )
     return type(module).__module__.partition(".")[0] in LIBRARIES and not changed
 
 

@@ -63,6 +63,21 @@ def test_without_an_output_the_table_is_all_that_is_on_stdout(coloured, command)
     assert code == 0 and len(table) == 3 and table["unknown"].all() and "3 of 3 photos answered, 3 unknown" in err
 
 
+def test_answers_of_no_photo_replace_those_of_yesterday(coloured, command, tmp_path):
+    data, checkpoint = coloured
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("a.csv", "a.json"):
+        assert command("predict", data.table["image"][0], "--checkpoint", checkpoint, "--output", name)[0] == 0
+        code, out, err = command("predict", "broken.png", "--checkpoint", checkpoint, "--output", name)
+        assert code == 1 and "0 of 1 photos answered" in out and "broken.png" in err
+    assert (tmp_path / "a.csv").read_text().splitlines() == [
+        "image,label,probability,runner_up,runner_up_probability,unknown"
+    ]
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert kept["answers"] == [] and [row["image"] for row in kept["failed"]] == ["broken.png"]
+    assert command("predict", data.table["image"][0], "--checkpoint", checkpoint, "--output", "a.csv")[0] == 0
+
+
 NAMES = [
     "=cmd|' !A0.png",
     "a,b.png",

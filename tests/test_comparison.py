@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retailkit import metrics, training
+from retailkit import comparison, metrics, training
 from retailkit.config import UserError
 from retailkit.metrics import Evaluation
 
@@ -36,6 +36,23 @@ def test_the_interval_of_an_unpaired_difference_is_newcombes():
     """His first example (1998, table II, method 10): 56 of 70 and 48 of 80."""
     low, high = metrics.difference_interval(56 / 70, metrics.wilson(56, 70), 48 / 80, metrics.wilson(48, 80))
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+
+
+def compared(only_b, both=196, known=(0, 0)):
+    first = evaluation([True] * both + [False] * only_b)
+    second = evaluation([True] * (both + only_b))
+    photos = pd.DataFrame({"a": ["a"] * both + ["b"] * only_b, "b": "a"})
+    photos["outcome"] = ["the same answer"] * both + ["only B is correct"] * only_b
+    return comparison.Comparison(("a", "b"), (first, second), photos, known)
+
+
+@pytest.mark.parametrize("only_b, known, decided", [(4, (0, 0), False), (12, (0, 0), True), (12, (0, 208), False)])
+def test_the_verdict_agrees_with_the_p_value_and_photos_that_trained_a_model_decide_nothing(only_b, known, decided):
+    """With 4 photos against none the bootstrap misses zero, and the exact test has p = 0.125."""
+    found = compared(only_b, known=known)
+    assert found.interval[0] > 0
+    assert ("B is better on such photos." in found.sentences()) == decided
+    assert any("do not decide" in sentence for sentence in found.sentences()) != decided
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +103,7 @@ def test_checkpoints_may_order_their_classes_in_another_way(pair, command):
 
 def test_two_records_are_compared_on_the_metrics_that_they_share(command, tmp_path):
     record = json.loads(RECORD.read_text())
-    better = record["metrics"]["top1_frozen"] | {"value": 0.6, "interval": [0.53, 0.67]}
+    better = record["metrics"]["top1_frozen"] | {"value": 0.95, "interval": [0.91, 0.98]}
     record["metrics"] = {"top1_frozen": better, "of_its_own": {"value": 1.0, "better": "none"}}
     (tmp_path / "other.json").write_text(json.dumps(record))
     code, out, err = command("compare", RECORD, "other.json", "--csv", "r.csv", "--html", "r.html")
@@ -122,9 +139,16 @@ def test_a_bad_call_ends_in_one_line(pair, command, tmp_path, words):
 
 
 def test_records_without_a_common_metric_are_refused(tmp_path):
-    from retailkit.comparison import compare_records
-
     record = json.loads(RECORD.read_text())
     (tmp_path / "empty.json").write_text(json.dumps(record | {"metrics": {}}))
     with pytest.raises(UserError, match="share no metric; give two records of one notebook"):
-        compare_records(RECORD, tmp_path / "empty.json")
+        comparison.compare_records(RECORD, tmp_path / "empty.json")
+
+
+def test_records_of_other_data_sets_say_nothing_about_which_run_is_better():
+    runs = RECORD.parents[1]
+    paths = [runs / name / "33_best_recogniser.json" for name in ("test-grocery_store", "test-grozi120")]
+    rows, said = comparison.compare_records(*paths)
+    assert set(rows["better"]) == {""} and any("not the same notebook and data set" in line for line in said)
+    rows, _ = comparison.compare_records(RECORD, RECORD)
+    assert set(rows["better"]) <= {"", "not decided"} and "not decided" in set(rows["better"])

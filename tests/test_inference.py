@@ -279,6 +279,16 @@ def test_a_frozen_transformer_is_compiled_and_gives_the_same_vectors_with_and_wi
     assert torch.equal(Predictor(model).encode_text(texts).values, fast.values) and len(calls) == 1
 
 
+def test_another_pooling_of_the_same_transformer_is_another_graph():
+    model = models.build("text", ["a", "b"], text_encoder="minilm").freeze().eval()
+    mean = Predictor(model).encode_text(["milk"]).values
+    model.text_encoder.pool = "first"
+    first = Predictor(model).encode_text(["milk"]).values
+    assert torch.allclose(first, model.encode_text(["milk"]).values, atol=1e-5) and not torch.allclose(
+        first, mean, atol=1e-2
+    )
+
+
 def test_a_transformer_that_learns_is_not_compiled():
     model = models.build("text", ["a", "b"], text_encoder="minilm").freeze(False).eval()
     predictor = Predictor(model)

@@ -7,6 +7,7 @@ step may need what an earlier one wrote, so run the whole file. What cannot be r
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,10 @@ def folder(tmp_path_factory):
         for n, path in enumerate(rows["image"], start=1):
             with Image.open(path) as image:
                 image.convert("RGB").save(here / "photos" / name / f"{n}.jpg", quality=95)
+    (here / "new_photos").mkdir()
+    other = shop.table[~shop.table["label"].str.endswith(tuple(PHOTOS))]
+    for n, path in enumerate(other[other["label"] == other["label"].iloc[0]]["image"].head(3)):
+        shutil.copy(path, here / "new_photos" / f"{n}.jpg")
     return here
 
 

@@ -10,7 +10,7 @@ import typer
 
 from retailkit.cache import check_output, file_identity, replacing
 from retailkit.cli.options import RECOGNISERS, Checkpoint, Dataset, Force, JsonLine, Root, Seed, app, name_of, report
-from retailkit.config import DataError, UsageError, pick
+from retailkit.config import DataError, UsageError, UserError, pick
 
 
 @app.command(rich_help_panel=RECOGNISERS)
@@ -44,7 +44,7 @@ def train(
     `retailkit train --root photos --model gallery` (then `retailkit add`),
     `retailkit train --preset grocery_best --root path/to/dataset`
     """
-    check_output(output, [root], force)
+    _check_checkpoint(output, root, force)
     before = file_identity(output)
     if output.exists() and not preset:
         print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
@@ -85,6 +85,20 @@ def _by_preset(context: typer.Context, preset: str, *choices) -> dict:
     from retailkit import recipes
 
     return recipes.train(preset, *choices)
+
+
+def _check_checkpoint(output: Path, root: Path | None, force: bool) -> None:
+    """See `check_output`; also a gallery that `retailkit add` has put photos into is not replaced without `force`."""
+    from retailkit.training.checkpoints import read_checkpoint
+
+    check_output(output, [root], force)
+    try:
+        added = 0 if force else read_checkpoint(output)[0]["facts"].get("added")
+    except UserError:  # no checkpoint that can be read: nothing is lost
+        return
+    if added:
+        cure = "choose another --output, or replace it with --force"
+        raise UsageError(f"{output}: {added} photos were added to this gallery and would be lost; {cure}")
 
 
 def _trained(facts: dict, before: str, json_line: bool) -> None:
@@ -137,14 +151,16 @@ def predict(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders with photos in them.")],
     checkpoint: Checkpoint,
     output: Annotated[Path | None, typer.Option(help="A .csv or .json file; default CSV on the screen.")] = None,
-    unknown: Annotated[float | None, typer.Option(help="Mark answers that are less probable, 0 to 1.")] = None,
+    unknown: Annotated[
+        float | None, typer.Option(help="Mark answers below this probability (a gallery: similarity).")
+    ] = None,
     force: Force = False,
 ):
     """Say which products photos show: label, probability, runner-up, and whether the product may be unknown.
 
     Photos that cannot be read are listed at the end; the others are answered all the same, and the exit code is 1. An
-    answer is marked as unknown where its probability is below --unknown, or below the threshold of a gallery model,
-    which judges the similarity.
+    answer is marked as unknown where its probability is below --unknown. A gallery model judges the similarity instead,
+    and has a threshold of its own.
 
     Examples: `retailkit predict new_photos --checkpoint model.safetensors --output answers.csv`,
     `retailkit predict shelf.jpg box.png --checkpoint model.safetensors --unknown 0.5`
@@ -157,13 +173,13 @@ def predict(
     if output and output.suffix.lower() not in (".csv", ".json"):
         raise UsageError(f"output={output} has an unknown suffix; use .csv or .json")
     if unknown is not None and not 0 <= unknown <= 1:
-        raise UsageError(f"--unknown {unknown:g} is no probability; use a number from 0 to 1")
+        raise UsageError(f"--unknown {unknown:g} is no probability and no similarity; use a number from 0 to 1")
     if output:
         check_output(output, [checkpoint, *photos], force)
     model, _, facts = training.load_checkpoint(checkpoint)
     files, others = folder.gather(photos)
     found = answers.predict(model, facts, files, unknown)
-    if output and len(found.table):
+    if output:
         answers.save(found, output, checkpoint=str(checkpoint))
     elif len(found.table):
         write_table(found.table, sys.stdout)

@@ -134,7 +134,9 @@ class XFeat(nn.Module):
         del self.found.net.fine_matcher  # most of the weights, and of no use for single images
 
     def forward(self, grey: np.ndarray) -> Keypoints:
-        """Describe a grey image (H,W) uint8, at least 32 pixels high and wide."""
+        """Describe a grey image (H,W) uint8; one that is less than 32 pixels high or wide has no keypoints."""
+        if min(grey.shape) < 32:  # its cells
+            return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 64), np.float32))
         (found,) = self.found.detectAndCompute(torch.from_numpy(grey)[None, None].float().div(255), XFEAT_POINTS)
         return Keypoints(*(found[part].numpy() for part in ("keypoints", "scores", "descriptors")))
 
@@ -298,6 +300,8 @@ class KeypointMatcher(ImageScorer):
         super().__init__()
         self.detector = build_detector(detector, weights)
         self.binary = detector not in ("sift", *NETWORKS)
+        if not 0 <= colour <= 100 or (colour and self.binary):
+            raise UsageError(f"colour={colour:g}, detector={detector}: use 0 to 100, and 0 with descriptors of bits")
         self.classes, self.keypoints, self.colour = list(classes), keypoints, colour
         self.build_args = {"name": self.name, "classes": self.classes, "detector": detector, "keypoints": keypoints}
         self.build_args |= {"colour": colour, "weights": weights and str(weights)}

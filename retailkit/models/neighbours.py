@@ -39,9 +39,10 @@ class Neighbours:
         ensemble ask the same question.
         """
         k = min(k, len(self.vectors))
-        if self._last is None or self._last[1][0].shape[1] != k or not torch.equal(self._last[0], query):
-            self._last = query, self._search(query, k)
-        return self._last[1]
+        last = self._last  # read once: another thread may be asking something else
+        if last is None or last[1][0].shape[1] != k or not torch.equal(last[0], query):
+            last = self._last = query, self._search(query, k)
+        return last[1]
 
     def _search(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
         maxima = self._maxima(query)

@@ -46,6 +46,7 @@ _MODEL = {
     **dict.fromkeys(("freeze?", "relu?", "navigate?", "flip?"), bool),
     "text_config?": _TRANSFORMER,
     "dropout?": (0, 1),
+    "colour?": (0, 100),
     "width?": (0, 16_384),
     "propose?": (1, 64),
     "parts?": (0, 64),
@@ -58,7 +59,14 @@ SCHEMA = {
     "format": (1, FORMAT),
     "build": {**_MODEL, "members?": [_MODEL, 32]},
     "history": {"epochs": [dict, 1_000_000], "best_epoch": int, "seconds": (0, float("inf"))},
-    "facts": {"size?": (8, 2048), "fit?": str, "key?": str, "preset?": str, "photos?": [str, 10_000_000]},
+    "facts": {
+        "size?": (8, 2048),
+        "fit?": str,
+        "key?": str,
+        "preset?": str,
+        "added?": (0, 10_000_000),
+        "photos?": [str, 10_000_000],
+    },
 }
 
 

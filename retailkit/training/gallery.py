@@ -65,6 +65,7 @@ def add_product(
         done |= {"closest": model.classes[others[int(near.argmax())]], "similarity": round(float(near.max()), 3)}
     # Without the key: the same training must not take this file for its own.
     kept = {key: value for key, value in facts.items() if key != "key"}
+    kept["added"] = facts.get("added", 0) + len(fresh)
     return done, kept | {"photos": [*facts.get("photos", ()), *(hashes[row] for row in fresh)]}
 
 

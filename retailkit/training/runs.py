@@ -43,7 +43,7 @@ def fit_once(
         raise DataError(f"there is one class only, {model.classes[0]!r}; give photos of two or more (see --root)")
     config = config or TrainConfig()
     splits = [None if split is None else identity(split, model) for split in (train, val)]
-    key = digest(fingerprint(model), *splits, config, code_fingerprint("retailkit.training.loop"))
+    key = digest(fingerprint(model), *splits, config, code_fingerprint("retailkit.training.loop", "retailkit.models"))
     path = Path(path) if path else cache_dir("trained") / f"{key}.safetensors"
     if path.exists():
         try:

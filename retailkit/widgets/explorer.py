@@ -52,13 +52,13 @@ class Explorer(W.VBox):
         bar = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
         super().__init__([bar, self.message, self.picture])
         self.draw()  # an error in the first figure fails the notebook
+        # Set by the runner. IPython would hide an error of `_repr_mimebundle_`, so that the page is made here.
+        self.states = self.page() if "RETAILKIT_RUN_DIR" in os.environ else ""
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """Return the widget, and in a run without a screen some of its states as HTML, for pages without a kernel."""
         bundle = super()._repr_mimebundle_(**options)
-        if "RETAILKIT_RUN_DIR" in os.environ:  # set by the runner
-            bundle["text/html"] = self.page()
-        return bundle
+        return bundle | ({"text/html": self.states} if self.states else {})
 
     def page(self) -> str:
         """Return some states as HTML that needs no script: each is a line that opens to its picture.

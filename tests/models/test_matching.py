@@ -268,3 +268,15 @@ def test_votes_are_those_of_the_definition():
 def test_its_gallery_stays_in_main_memory_whatever_to_says(matcher, shop):
     assert matcher.to("meta").points.device.type == "cpu"
     assert matcher(shop.split("test", 240)[0].image[None]).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"colour": -0.5}, {"colour": 0.3, "detector": "orb"}, {"colour": float("nan")}])
+def test_a_colour_that_makes_no_unit_vectors_is_refused(options):
+    with pytest.raises(UsageError, match="colour"):
+        models.build("matching", ["a", "b"], **options)
+
+
+def test_an_image_narrower_than_a_cell_of_xfeat_has_no_keypoints():
+    xfeat = build_detector("xfeat")
+    assert len(xfeat(np.full((9, 240), 128, np.uint8)).points) == 0
+    assert len(detect(np.random.default_rng(0).integers(0, 255, (9, 240, 3), dtype=np.uint8), xfeat).points) >= 0

@@ -108,6 +108,8 @@ def test_a_product_is_added_and_recognised(shop, command, neighbours):
     code, out, err = command(*line)
     assert code == 0 and json.loads(out.splitlines()[-1])["label"] == "white wine", err
     code, out, err = command(*train, "more.safetensors")
+    assert code == 2 and "more.safetensors: 3 photos were added to this gallery and would be lost" in err
+    code, out, err = command(*train, "more.safetensors", "--force")
     assert code == 0 and "output: replaced" in out, "the same training does not take it for its own"
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from retailkit import training
+from retailkit.cache import sources
 from retailkit.config import UserError, cache_dir
 from retailkit.training import TrainConfig, TrainSpec, runs
 
@@ -96,3 +97,12 @@ def test_a_bootstrap_sample_draws_training_images_only(data):
     rest = [given.table.loc[given.table["split"] == "val", "image"].tolist() for given in (sample, data)]
     assert rest[0] == rest[1]
     assert not training.resample(data, 5, seed=1).table.equals(sample.table)
+
+
+def test_a_change_of_any_kind_of_model_makes_another_training(data, monkeypatch):
+    """A gallery or a matcher that had been prepared by other code was loaded."""
+    asked, fingerprint = [], runs.code_fingerprint
+    monkeypatch.setattr(runs, "code_fingerprint", lambda *names: asked.append(names) or fingerprint(*names))
+    training.fit_or_load(SPEC, data)
+    read = {path.name for path in sources(*asked[0])}
+    assert {"loop.py", "matching.py", "neighbours.py", "gallery.py", "fusion.py", "registry.py", "lca.py"} <= read

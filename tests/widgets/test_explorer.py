@@ -50,6 +50,7 @@ def test_a_page_without_a_kernel_shows_some_other_states(monkeypatch):
     viewer = widgets.explorer(draw, level=range(10), invert=False)
     assert "text/html" not in viewer._repr_mimebundle_()
     monkeypatch.setenv("RETAILKIT_RUN_DIR", "anywhere")
+    viewer = widgets.explorer(draw, level=range(10), invert=False)
     page = viewer._repr_mimebundle_()["text/html"]
     assert re.findall("<summary>(.*?)</summary>", page) == [
         f"level: {level}, invert: {invert}"
