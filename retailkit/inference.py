@@ -63,17 +63,6 @@ class CompiledEncoder(nn.Module):
         return self.forward_map(images).mean((2, 3))
 
 
-class _MapOnly(nn.Module):
-    """`forward_map` under the name that an exporter calls."""
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder.forward_map(images)
-
-
 class CompiledTransformer(nn.Module):
     """Stands in for a frozen transformer in the same way as `CompiledEncoder` for an image encoder."""
 
@@ -91,15 +80,15 @@ class CompiledTransformer(nn.Module):
         return _run(self._network, ids=ids, mask=mask)
 
 
-class _TokensOnly(nn.Module):
-    """`encode_tokens` under the name that an exporter calls."""
+class _Only(nn.Module):
+    """One method of a module under the name that an exporter calls."""
 
-    def __init__(self, encoder: TransformerEncoder) -> None:
+    def __init__(self, module: nn.Module, method: str) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.module, self.method = module, method
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.encoder.encode_tokens(ids, mask)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return getattr(self.module, self.method)(*inputs)
 
 
 def compiled(model: ProductClassifier) -> ProductClassifier:
@@ -131,10 +120,11 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
     def graph() -> bytes:
         own = copy.deepcopy(encoder).cpu()
         if side:
-            return to_onnx(_MapOnly(own), {"images": torch.full((2, 3, *side), 0.5)}, "maps")
+            return to_onnx(_Only(own, "forward_map"), {"images": torch.full((2, 3, *side), 0.5)}, "maps")
         ids = torch.ones(2, 8, dtype=torch.long)
         # With padding in the example, or the exporter would leave the mask out.
-        return to_onnx(_TokensOnly(own), {"ids": ids, "mask": ids.tril(6)}, "vectors", {0: "batch", 1: "tokens"})
+        inputs = {"ids": ids, "mask": ids.tril(6)}
+        return to_onnx(_Only(own, "encode_tokens"), inputs, "vectors", {0: "batch", 1: "tokens"})
 
     threads = torch.get_num_threads()
     if not all(map(_as_published, encoder.modules())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 from retailkit import data as datasets
 from retailkit import training
 from retailkit.config import UserError, pick
+from retailkit.data import ocr
 from retailkit.data.table import ProductData, ProductDataset
+from retailkit.models.classifier import ProductClassifier
 from retailkit.models.ensemble import Ensemble
 from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
@@ -39,7 +41,8 @@ class Member:
 
     def __str__(self) -> str:
         if self.model in ("matching", "nbnn"):
-            detector = {"sift": "SIFT", "xfeat": "XFeat"}[self.options.get("detector", "sift")]
+            name = self.options.get("detector", "sift")
+            detector = {"xfeat": "XFeat"}.get(name, name.upper())
             what = "matching" if self.model == "matching" else "nearest-neighbour votes"
             return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
         how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
@@ -94,6 +97,24 @@ def load(name: str, root: str | Path | None = None) -> ProductData:
     """Load the data set of a recipe."""
     recipe = RECIPES[pick(RECIPES, name, "preset")]
     return datasets.load(recipe.dataset, root, **recipe.data_options)
+
+
+def load_for(
+    checkpoints: Sequence[tuple[ProductClassifier, Mapping[str, Any]]], dataset: str, root: Path | None, split: str
+) -> ProductData:
+    """Load a data set to judge checkpoints (model and facts) on a split, whose words are read if one of them reads.
+
+    Raises:
+        UserError: it holds a class that one of them does not know.
+    """
+    recipes = [RECIPES.get(facts.get("preset")) for _, facts in checkpoints]
+    options = next((recipe.data_options for recipe in recipes if recipe and recipe.dataset == dataset), {})
+    products = datasets.load(dataset, root, **options)
+    for model, _ in checkpoints:
+        training.with_classes(products, model)  # refuses before words are read
+    if any("text" in model.modalities for model, _ in checkpoints):
+        products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
+    return products
 
 
 def fit(

@@ -106,6 +106,19 @@ def test_names_are_written_so_that_no_spreadsheet_computes_them(coloured, comman
     assert command("predict", tmp_path, "--checkpoint", checkpoint)[0] == 0, "a name that is no UTF-8"
 
 
+def test_what_is_missing_stays_empty_and_a_number_stays_a_number(tmp_path):
+    spreadsheet.write_table(pd.DataFrame({"a": ["x", None], "b": [-0.5, "-x"]}), tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "a,b\nx,-0.5\n,'-x\n"
+
+
+def test_a_photo_of_a_phone_that_cannot_be_read_is_named(coloured, command, tmp_path):
+    (tmp_path / "shop").mkdir()
+    shutil.copy(coloured[0].table["image"][0], tmp_path / "shop" / "a.png")
+    (tmp_path / "shop" / "b.HEIC").write_bytes(b"....ftypheic")
+    code, out, err = command("predict", "shop", "--checkpoint", coloured[1])
+    assert code == 1 and "1 of 2 photos answered" in err and "b.HEIC" in err and "a.png" in out
+
+
 def test_labels_are_written_so_that_no_spreadsheet_computes_them(tmp_path):
     table = pd.DataFrame({"image": ["a.png"], "label": ["=1+1"], "probability": [-0.5], "unknown": [True]})
     spreadsheet.write_table(table, tmp_path / "a.csv")

@@ -121,19 +121,14 @@ def evaluate(
 
     Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
     """
-    from retailkit import data, recipes, training
-    from retailkit.data import ocr
+    from retailkit import recipes, training
     from retailkit.data.spreadsheet import write_table
 
     dataset = name_of(dataset, root)
     if predictions:
         check_output(predictions, [root, checkpoint], force)
     model, _, facts = training.load_checkpoint(checkpoint)
-    recipe = recipes.RECIPES.get(facts.get("preset"))
-    options = recipe.data_options if recipe and recipe.dataset == dataset else {}
-    products = training.with_classes(data.load(dataset, root, **options), model)
-    if "text" in model.modalities:
-        products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
+    products = training.with_classes(recipes.load_for([(model, facts)], dataset, root, split), model)
     part = products.split(split, facts["size"], facts["fit"])
     result = training.evaluate(model, part)
     if predictions:

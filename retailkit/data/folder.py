@@ -25,6 +25,7 @@ SPLIT_NAMES = dict.fromkeys(("train", "training"), "train")
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val") | dict.fromkeys(("test", "testing"), "test")
 OWN = {"licence": "your own", "citation": "", "url": "", "size": ""}
 CURE = "use a folder per class, train/val/test folders with a folder per class, or a CSV with image,label"
+OF_PHONES = (".heic", ".heif", ".avif")  # photos that are not read here
 CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 
 
@@ -136,19 +137,25 @@ def photos(paths: Sequence[str | Path], classes: Sequence[str], checked: bool = 
     return ProductData("photos", make_table(rows), list(classes), OWN)
 
 
+def reason(error: DataError) -> str:
+    """Return what is wrong with one of `photos` and the cure, without the row of a table that nobody has written."""
+    return str(error).partition(": ")[2].replace("drop its row", "leave it out")
+
+
 def gather(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the photos that are named, or that lie in the folders that are named, and the other files in these.
 
-    Each file is returned once, in the order given; those of a folder are sorted.
+    Each file is returned once, in the order given; those of a folder are sorted. Photos of a kind that cannot be read
+    are among them, so that whoever reads them names them.
 
     Raises:
         DataError: a folder cannot be listed, or there is no photo at all.
     """
     files, others, faults = [], [], []
     for path in paths:
-        below = files_below(path, faults) if path.is_dir() else [path]
-        files += [file for file in below if file == path or _is_image(file)]
-        others += [file for file in below if not (file == path or _is_image(file))]
+        for file in files_below(path, faults) if path.is_dir() else [path]:
+            photo = file == path or _is_image(file) or file.suffix.lower() in OF_PHONES
+            (files if photo else others).append(file)
     if faults:
         raise DataError.listing(faults)
     if not files:

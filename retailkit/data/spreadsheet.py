@@ -79,7 +79,8 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     safe = table.copy()
     for name in safe.select_dtypes(exclude=("number", "bool")):
         mark = "./" if name == "image" else "'"
-        safe[name] = [mark + text if FORMULA.match(text) else text for text in map(str, safe[name])]
+        values = [mark + value if isinstance(value, str) and FORMULA.match(value) else value for value in safe[name]]
+        safe[name] = pd.Series(values, safe.index, dtype=object)
     safe.to_csv(path, index=False, errors="surrogateescape")
 
 

@@ -31,6 +31,7 @@ class GalleryHead(Head):
 
     Attributes:
         vectors: (G,D) unit vectors of the photos, and `labels` (G,) their classes.
+        judges: (V,D) unit vectors of the photos that decide the threshold, and `judge_labels` (V,) their classes.
         threshold: similarity below which a product is unknown.
         scale: factor from similarities to logits.
     """
@@ -52,7 +53,9 @@ class GalleryHead(Head):
         self.n_classes, self.neighbours, self.false_accepts = n_classes, int(neighbours), float(false_accepts)
         self.register_buffer("threshold", torch.tensor(FLOOR))
         self.register_buffer("scale", torch.tensor(16.0))
-        self._hold(torch.zeros(0, len(scaler.mean)), torch.zeros(0))
+        none = torch.zeros(0, len(scaler.mean)), torch.zeros(0)
+        self._hold(*none)
+        self._judge_by(*none)
 
     def _hold(self, vectors: Tensor, labels: Tensor) -> None:
         self.register_buffer("vectors", vectors)
@@ -62,9 +65,16 @@ class GalleryHead(Head):
         there = torch.zeros(self.n_classes, device=vectors.device).index_fill(0, self.labels, 1.0) > 0
         self.register_buffer("there", there, persistent=False)  # (K,) classes with a photo
 
+    def _judge_by(self, vectors: Tensor, labels: Tensor) -> None:
+        self.register_buffer("judges", vectors)
+        self.register_buffer("judge_labels", labels.long())
+
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        if {prefix + "vectors", prefix + "labels"} <= state_dict.keys():
-            self._hold(state_dict[prefix + "vectors"].clone(), state_dict[prefix + "labels"].clone())
+        parts = [prefix + name for name in ("vectors", "labels", "judges", "judge_labels")]
+        if set(parts) <= state_dict.keys():
+            vectors, labels, judges, judge_labels = (state_dict[name].clone() for name in parts)
+            self._hold(vectors, labels)
+            self._judge_by(judges, judge_labels)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def embed(self, features: Mapping[str, Features]) -> Tensor:
@@ -76,23 +86,30 @@ class GalleryHead(Head):
         """Make a gallery of the training photos; a threshold from these holds until `tune` chooses a better one."""
         vectors = self.embed(features)
         self._hold(vectors, labels.to(vectors.device))
-        self.threshold.fill_(self._choose_threshold(features, labels))
+        self._judge_by(vectors.clone(), self.labels.clone())
+        self._choose_threshold()
 
     @torch.no_grad()
     def add(self, features: Mapping[str, Features], label: int) -> None:
-        """Add photos of one class; `label` = K makes a new class."""
+        """Add photos of one class; `label` = K makes a new class.
+
+        The threshold is chosen again: an unknown product may resemble any of the classes.
+        """
         if not 0 <= label <= self.n_classes:
             raise UsageError(f"label {label} is out of range; use 0 to {self.n_classes}")
         vectors, self.n_classes = self.embed(features), max(self.n_classes, label + 1)
         labels = torch.full((len(vectors),), label, device=vectors.device)
         self._hold(torch.cat([self.vectors, vectors]), torch.cat([self.labels, labels]))
+        self._choose_threshold()
 
     def similarity(self, features: Mapping[str, Features]) -> Tensor:
         """Return (B,K) cosines with the class means or, with neighbours, with the most similar photo of each class.
 
         It is -1 for a class without photos.
         """
-        vectors = self.embed(features)
+        return self._similarity(self.embed(features))
+
+    def _similarity(self, vectors: Tensor) -> Tensor:
         if not self.neighbours:
             return torch.where(self.there, vectors @ self.means.T, FLOOR)
         found = vectors.new_full((len(vectors), self.n_classes), FLOOR)
@@ -115,9 +132,11 @@ class GalleryHead(Head):
         """Choose the scale (lowest cross entropy) and the threshold of unknown products on validation images."""
         losses = [float(functional.cross_entropy(self._logits(features, s), labels)) for s in SCALES]
         self.scale.fill_(SCALES[losses.index(min(losses))])
-        self.threshold.fill_(self._choose_threshold(features, labels))
+        self._judge_by(self.embed(features), labels.to(self.vectors.device))
+        self._choose_threshold()
 
-    def _choose_threshold(self, features: Mapping[str, Features], labels: Tensor) -> float:
-        """Return the similarity that a share of `false_accepts` of the images exceeds if their class were not there."""
-        others = self.similarity(features).scatter(1, labels[:, None].to(self.vectors.device), FLOOR).amax(1)
-        return float(others.quantile(1 - self.false_accepts)) if self.n_classes > 1 else FLOOR
+    def _choose_threshold(self) -> None:
+        """Choose the similarity that a share of `false_accepts` of the judges exceeds if their class were not there."""
+        others = self._similarity(self.judges).scatter(1, self.judge_labels[:, None], FLOOR).amax(1)
+        known = self.n_classes > 1 and len(others)
+        self.threshold.fill_(float(others.quantile(1 - self.false_accepts)) if known else FLOOR)

@@ -18,10 +18,11 @@ AT_ONCE = 4096  # vectors of a matrix product: its result then stays in the proc
 class Neighbours:
     """Search the vectors that are most similar to a query.
 
-    Two passes give what one product in float32 and a complete sort give, five times as fast. The first pass computes
-    all similarities in bfloat16 where the processor has it, and keeps the maximum of each block of vectors. The k
-    nearest vectors lie in the k blocks with the largest maxima. The second pass computes the similarities within these
-    blocks, and within `SPARE` more, in float32.
+    Two passes are five times as fast as one product in float32 and a complete sort. The first pass computes all
+    similarities in bfloat16 where the processor has it, and keeps the maximum of each block of vectors. The k nearest
+    vectors lie in the k blocks with the largest maxima. The second pass computes the similarities within these blocks,
+    and within `SPARE` more, in float32. Where bfloat16 rounds the maxima of more blocks to nearly the same value, as of
+    many near-copies, another of these vectors may take the place of a nearest one: it is as similar up to 0.004.
 
     Args:
         vectors: (N,D) float32 unit vectors.

@@ -9,12 +9,13 @@ from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.parameters import changed, parameters, parse_parameters
 from retailkit.runs.record import Run, read_record, run_dir, start
 from retailkit.runs.report import publish
-from retailkit.runs.results import claims, collect, published, tables, write_tables
+from retailkit.runs.results import beside_published, claims, collect, published, tables, write_tables
 from retailkit.runs.runner import Result, execute, notebooks
 
 __all__ = [
     "Result",
     "Run",
+    "beside_published",
     "changed",
     "check_record",
     "claims",

@@ -30,7 +30,7 @@ FIGURE_BYTES = 120_000
 BETTER = ("higher", "lower", "none")
 FIELDS = {"notebook": str, "profile": str, "dataset": str, "status": str, "seconds": (int, float), "metrics": dict,
           "figures": list, "tables": dict, "skipped": dict}  # fmt: skip
-LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "numpy", "rapidocr")
+LIBRARIES = ("torch", "torchvision", "timm", "openvino", "scikit-learn", "numpy", "rapidocr")
 
 
 def home() -> Path:

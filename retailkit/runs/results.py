@@ -70,6 +70,26 @@ def published() -> pd.DataFrame:
     return pd.read_csv(HERE / "published.csv")
 
 
+def beside_published(records: pd.DataFrame) -> pd.DataFrame:
+    """Return `published` with a row for each of `records` that judged test images of a published split.
+
+    Those are the runs `test-<data set>`; see `collect`.
+    """
+    ours = records[records["run"].str.startswith("test-") & (records["metric"] == "top1")]
+    rows = pd.DataFrame(
+        {
+            "dataset": ours["run"].str.removeprefix("test-"),
+            "split": "test",
+            "method": "this workbook, " + ours["notebook"],
+            "top1": ours["value"],
+            "source": [
+                f"95 % interval {row.low:.3f} to {row.high:.3f}, {row.n:.0f} images" for row in ours.itertuples()
+            ],
+        }
+    )
+    return pd.concat([published(), rows], ignore_index=True)
+
+
 def claims(records: pd.DataFrame) -> pd.DataFrame:
     """Return what the papers claim beside what was measured in finished `records`, one row per claim and run.
 

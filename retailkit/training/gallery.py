@@ -41,15 +41,19 @@ def add_product(
 
     Raises:
         UsageError: a model without a gallery, or no name.
-        DataError: photos cannot be read; each is named.
+        DataError: photos cannot be read, each is named; or the gallery holds one of them as another product.
     """
     require_gallery(model, "cannot add a product")
     name = unicodedata.normalize("NFC", name.strip())
     if not name or not name.isprintable():
         raise UsageError(f"{name!r} is no name of a product; give one that can be printed")
     photos = folder.photos(files, model.classes)
-    hashes, known = photo_hashes(photos), set(facts.get("photos", ()))
+    hashes, labels = photo_hashes(photos), model.head.labels.tolist()
+    known = dict(zip(facts.get("photos", ()), (model.classes[label] for label in labels), strict=False))
     fresh = [row for row, photo in enumerate(hashes) if photo not in known and photo not in hashes[:row]]
+    for row, photo in enumerate(hashes):
+        if (held := known.get(photo, name)) != name:
+            raise DataError(f"{files[row]}: the gallery holds this photo as {held!r}; leave it out, or train again")
     if not fresh:
         raise DataError(f"{some([str(file) for file in files])}: the gallery holds these photos already; give others")
     features = _encode(model, photos.select(fresh), facts)
@@ -75,7 +79,7 @@ def _encode(model: ProductClassifier, photos, facts: Mapping[str, Any]) -> Featu
         try:
             split[row]
         except DataError as error:
-            broken.append(str(error).partition(": ")[2].replace("drop its row", "leave it out"))
+            broken.append(folder.reason(error))
     if broken:
         raise DataError.listing(broken)
     with placed(model) as where, evaluating(model):

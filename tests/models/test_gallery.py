@@ -95,6 +95,24 @@ def test_an_added_class_changes_no_similarity_with_the_others():
         head.add({"image": features(2, 3)}, 5)
 
 
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_the_threshold_follows_the_classes_that_are_added(neighbours):
+    """It stayed that of three classes, so that more unknown products passed with each class that was added."""
+    head, _ = filled(neighbours, false_accepts=0.25)
+    seen, labels = features(40, 2), torch.arange(40) % 3
+    head.tune({"image": seen}, labels)
+    before = float(head.threshold)
+    for label in range(3, 8):
+        head.add({"image": features(2, label)}, label)
+    nearest = head.similarity({"image": seen}).scatter(1, labels[:, None], -2.0).amax(1)
+    assert float(head.threshold) > before and int((nearest > head.threshold + 1e-6).sum()) == 10
+    copy = GalleryHead({"image": FeatureScaler(6)}, 8, neighbours, 0.25)
+    copy.load_state_dict(head.state_dict())
+    copy.add({"image": features(1, 9)}, 0)
+    head.add({"image": features(1, 9)}, 0)
+    assert torch.equal(copy.threshold, head.threshold), "a loaded gallery still has its judges"
+
+
 @pytest.mark.parametrize("options", [{"false_accepts": 0.0}, {"false_accepts": 1.5}, {"neighbours": -1}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(UsageError, match="use"):

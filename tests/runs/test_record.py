@@ -90,6 +90,15 @@ def test_all_tables_are_written_as_csv_and_latex_by_one_call(committed, tmp_path
     )
 
 
+def test_our_test_results_stand_beside_the_published_ones(committed):
+    beside = runs.beside_published(runs.collect())
+    assert len(beside) == len(runs.published()) + 2
+    ours = beside[beside["method"].str.startswith("this workbook")].set_index("dataset")
+    record = runs.read_record(Path("papermill_runs/test-grozi120/33_best_recogniser.json"))
+    assert ours.loc["grozi120", "top1"] == record["metrics"]["top1"]["value"] == record["answer"]["top1"]
+    assert runs.beside_published(runs.collect()[:0]).shape == runs.published().shape
+
+
 def test_a_claimed_metric_without_n_has_a_verdict_too(committed):
     """`n=None` in a claimed metric used to raise."""
     records = runs.collect()

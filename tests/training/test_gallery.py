@@ -120,6 +120,7 @@ BAD = {
     ("wine", "broken.png", "--checkpoint", "g.safetensors"): (1, "broken.png: not an image that can be read"),
     ("wine", "white/0.png", "white/0.png", "--checkpoint", "none.safetensors"): (1, "no such checkpoint"),
     ("red", "shop/train/red", "--checkpoint", "g.safetensors"): (1, "the gallery holds these photos already"),
+    ("wine", "shop/train/red", "--checkpoint", "g.safetensors"): (1, "the gallery holds this photo as 'red'"),
     (" ", "white", "--checkpoint", "g.safetensors"): (2, "no name of a product"),
     ("wine", "white", "--checkpoint", "g.safetensors", "--output", "white/g.safetensors"): (2, "lies in the data"),
 }
