@@ -34,7 +34,7 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
              "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 SLOW = 180_000  # ms: machines that test are busy
 TOKEN = "for-this-test"
-MODELS = "score_fusion,text"
+MODELS = "embracenet,text"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
