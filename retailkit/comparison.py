@@ -103,7 +103,7 @@ def compare(first: Path, second: Path, dataset: str, root: Path | None, split: s
     products = recipes.load_for([(model, facts) for model, _, facts in loaded], dataset, root, split)
     evaluations, known = [], []
     for model, _, facts in loaded:
-        part = training.with_classes(products, model).split(split, facts["size"], facts["fit"])
+        part = training.with_classes(products, model, split).split(split, facts["size"], facts["fit"])
         evaluations.append(training.evaluate(model, part))
         known.append(len(training.learned_from(facts, part)))
     photos = part.table[["image", "label"]].reset_index(drop=True)

@@ -105,13 +105,13 @@ def load_for(
     """Load a data set to judge checkpoints (model and facts) on a split, whose words are read if one of them reads.
 
     Raises:
-        UserError: it holds a class that one of them does not know.
+        UserError: the split holds a class that one of them does not know.
     """
     recipes = [RECIPES.get(facts.get("preset")) for _, facts in checkpoints]
     options = next((recipe.data_options for recipe in recipes if recipe and recipe.dataset == dataset), {})
     products = datasets.load(dataset, root, **options)
     for model, _ in checkpoints:
-        training.with_classes(products, model)  # refuses before words are read
+        training.with_classes(products, model, split)  # refuses before words are read
     if any("text" in model.modalities for model, _ in checkpoints):
         products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
     return products

@@ -1,8 +1,10 @@
 """`retailkit predict`: the same answers as `evaluate`, for any files, and no file stops the others."""
 
 import csv
+import errno
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -54,6 +56,44 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_done(coloured, command, t
     assert [row["image"] for row in content["answers"]] == table["image"].tolist()
     assert [row["image"] for row in content["failed"]] == ["new/1.png", "new/2.png", "gone.png"]
     assert command("predict", "new/0.png", "--checkpoint", checkpoint, "--output", "answers.json")[0] == 0
+
+
+@pytest.fixture
+def closed_folder(coloured, tmp_path, monkeypatch):
+    """A folder with one photo, and a folder in it that cannot be listed (the superuser may list all: it is acted)."""
+    (tmp_path / "new" / "closed").mkdir(parents=True)
+    shutil.copy(coloured[0].table["image"][0], tmp_path / "new")
+    shutil.copy(coloured[0].table["image"][0], tmp_path / "new" / "closed")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_done(coloured, command, tmp_path, closed_folder):
+    code, out, err = command("predict", "new", "--checkpoint", coloured[1], "--output", "a.json")
+    assert code == 1 and "1 of 1 photos answered" in out
+    assert err == "retailkit: new/closed: cannot be listed (Permission denied); correct its permissions\n"
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert len(kept["answers"]) == 1 and kept["unlisted"] == [err.removeprefix("retailkit: ").strip()]
+    code, _, err = command("predict", "new/closed", "--checkpoint", coloured[1])
+    assert code == 1 and err.count("\n") == 1 and "new/closed: cannot be listed" in err
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_stop_nothing(coloured, command, tmp_path):
+    (tmp_path / "new").mkdir()
+    shutil.copy(coloured[0].table["image"][0], tmp_path / "new")
+    (tmp_path / "new" / "again").symlink_to(tmp_path / "new")
+    for name in ("self.png", "self"):
+        (tmp_path / "new" / name).symlink_to(tmp_path / "new" / name)
+    (tmp_path / "new" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    code, out, err = command("predict", "new", "--checkpoint", coloured[1], "--output", "a.csv")
+    assert code == 1 and "1 of 3 photos answered" in out and "1 files ('new/self')" in out
+    assert err.count("\n") == 2 and "new/self.png: " in err and "new/gone.png: " in err
 
 
 def test_without_an_output_the_table_is_all_that_is_on_stdout(coloured, command):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retailkit import comparison, metrics, training
+from retailkit import comparison, metrics, models, training
 from retailkit.config import UserError
 from retailkit.metrics import Evaluation
 
@@ -99,6 +99,32 @@ def test_checkpoints_may_order_their_classes_in_another_way(pair, command):
     code, out, err = command("compare", "turned.safetensors", pair / "good.safetensors", "--root", pair / "photos")
     Path("turned.safetensors").unlink()
     assert code == 0 and "The answers differ on 0 photos" in out, err
+
+
+def without(checkpoint, name, path):
+    """Write a checkpoint that does not know one class of another one."""
+    model, history, _ = training.load_checkpoint(checkpoint)
+    kept = [k for k, known in enumerate(model.classes) if known != name]
+    smaller = models.build("image", [model.classes[k] for k in kept], "resnet18", weights=None)
+    state = model.state_dict()
+    smaller.load_state_dict(state | {key: state[key][kept] for key in state if key.startswith("head.linear")})
+    training.save_checkpoint(smaller, path, history, size=48, fit="crop")
+
+
+def test_a_split_may_hold_only_some_of_the_classes(pair, command, tmp_path):
+    """Also where the rest of the data set holds a class that nobody knows, and where one model knows fewer classes."""
+    shutil.copytree(pair / "photos", tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos" / "test" / "blue")
+    shutil.copytree(tmp_path / "photos" / "test" / "red", tmp_path / "photos" / "train" / "yellow")
+    without(pair / "good.safetensors", "blue", "fewer.safetensors")
+    line = ["compare", "fewer.safetensors", pair / "good.safetensors", "--root", "photos"]
+    code, out, err = command(*line, "--csv", "d.csv", "--json")
+    rows = pd.read_csv("d.csv")
+    assert code == 0 and set(rows["label"]) == {"green", "red"} == set(rows["a"]), err
+    assert json.loads(out.splitlines()[-1])["a"]["top1"] == (rows["a"] == rows["label"]).mean() > 0.6
+    assert command("evaluate", "--root", "photos", "--checkpoint", "fewer.safetensors")[0] == 0
+    code, _, err = command(*line, "--split", "train")
+    assert code == 1 and "label 'yellow' is unknown to this checkpoint of 2 classes" in err
 
 
 def test_two_records_are_compared_on_the_metrics_that_they_share(command, tmp_path):

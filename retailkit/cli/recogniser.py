@@ -128,7 +128,7 @@ def evaluate(
     if predictions:
         check_output(predictions, [root, checkpoint], force)
     model, _, facts = training.load_checkpoint(checkpoint)
-    products = training.with_classes(recipes.load_for([(model, facts)], dataset, root, split), model)
+    products = training.with_classes(recipes.load_for([(model, facts)], dataset, root, split), model, split)
     part = products.split(split, facts["size"], facts["fit"])
     result = training.evaluate(model, part)
     if predictions:
@@ -172,18 +172,18 @@ def predict(
     if output:
         check_output(output, [checkpoint, *photos], force)
     model, _, facts = training.load_checkpoint(checkpoint)
-    files, others = folder.gather(photos)
+    files, others = folder.gather(photos, unlisted := [])
     found = answers.predict(model, facts, files, unknown)
     if output:
-        answers.save(found, output, checkpoint=str(checkpoint))
+        answers.save(found, output, checkpoint=str(checkpoint), unlisted=unlisted)
     elif len(found.table):
         write_table(found.table, sys.stdout)
     unsure = int(found.table["unknown"].sum()) if len(found.table) else 0
     said = [f"{len(found.table)} of {len(files)} photos answered, {unsure} unknown"]
     said += [f"left out, as no photos: {len(others)} files ({some(list(map(str, others)))})"] if others else []
     print(*said, sep="\n", file=sys.stdout if output else sys.stderr)
-    if found.failed:
-        raise DataError.listing([f"{reason}" for reason in found.failed.values()])
+    if failed := [*unlisted, *found.failed.values()]:
+        raise DataError.listing(failed)
 
 
 @app.command(rich_help_panel=RECOGNISERS)

@@ -142,22 +142,22 @@ def reason(error: DataError) -> str:
     return str(error).partition(": ")[2].replace("drop its row", "leave it out")
 
 
-def gather(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def gather(paths: Sequence[Path], faults: list[str] | None = None) -> tuple[list[Path], list[Path]]:
     """Return the photos that are named, or that lie in the folders that are named, and the other files in these.
 
     Each file is returned once, in the order given; those of a folder are sorted. Photos of a kind that cannot be read
-    are among them, so that whoever reads them names them.
+    are among them, so that whoever reads them names them. Folders that cannot be listed are added to `faults`.
 
     Raises:
-        DataError: a folder cannot be listed, or there is no photo at all.
+        DataError: a folder cannot be listed and there are no `faults` to name it in, or there is no photo at all.
     """
-    files, others, faults = [], [], []
+    files, others, unlisted = [], [], [] if faults is None else faults
     for path in paths:
-        for file in files_below(path, faults) if path.is_dir() else [path]:
+        for file in files_below(path, unlisted) if os.path.isdir(path) else [path]:
             photo = file == path or _is_image(file) or file.suffix.lower() in OF_PHONES
             (files if photo else others).append(file)
-    if faults:
-        raise DataError.listing(faults)
+    if unlisted and (faults is None or not files):
+        raise DataError.listing(unlisted)
     if not files:
         raise DataError(f"{some(list(map(str, paths)))}: no photo there; name photos, or a folder that holds some")
     return list(dict.fromkeys(files)), list(dict.fromkeys(others))

@@ -23,6 +23,9 @@ from retailkit.data import images
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
 FORMULA = re.compile(r"[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
+# Where a cell may begin with a formula: some languages split tables at `;`, and then quotes hold no line together.
+CELL = rf"(?:^|(?<=[;\t\r\n])){{}}(?=[\s\"']*(?:{FORMULA.pattern}|[＝＋－＠]))"
+START, MARK = re.compile(CELL.format("")), re.compile(CELL.format("'"))
 QUOTES = "a double quote does not end with its value; close it, or write two double quotes for one inside quotes"
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -31,7 +34,7 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV, all values as stripped text ("NA" is a good label), column names in lower case.
 
     The separator is a comma, semicolon, tab or bar: the one that the header holds most often, or the one that a first
-    line `sep=;` names. Blank rows are left out.
+    line `sep=;` names. Blank rows are left out, and so are the apostrophes that `write_table` puts before formulas.
 
     Args:
         path: the file.
@@ -73,15 +76,20 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a CSV whose texts no spreadsheet takes for a formula; names of files may be any bytes.
 
-    A text that begins like a formula gets a leading apostrophe; a relative path, in the column `image`, gets `./`, so
-    that it still is one.
+    Where a text begins like a formula, also after a `;`, a tab or a line break in it, it gets an apostrophe, which
+    `read_table` takes away; a relative path, in the column `image`, begins with `./` instead, so that it still is one.
     """
     safe = table.copy()
     for name in safe.select_dtypes(exclude=("number", "bool")):
-        mark = "./" if name == "image" else "'"
-        values = [mark + value if isinstance(value, str) and FORMULA.match(value) else value for value in safe[name]]
+        values = [_safe(value, name == "image") if isinstance(value, str) else value for value in safe[name]]
         safe[name] = pd.Series(values, safe.index, dtype=object)
-    safe.to_csv(path, index=False, errors="surrogateescape")
+    returns = any("\r" in value for value in safe.to_numpy().ravel() if isinstance(value, str))
+    # The writer puts a value in quotes for a return only where lines end with one.
+    safe.to_csv(path, index=False, errors="surrogateescape", lineterminator="\r\n" if returns else "\n")
+
+
+def _safe(text: str, is_path: bool) -> str:
+    return START.sub("'", "./" + text if is_path and START.match(text) else text)
 
 
 def _text(path: Path) -> str:
@@ -110,7 +118,7 @@ def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
             lines = [line for value in row for line in value.split("\n")[1:]]
             if any(line.count(separator) >= max(len(row) - 1, 1) or is_row.match(line) for line in lines):
                 raise DataError(f"{path} row {number}: {QUOTES}")
-            values = [value.strip() for value in row]
+            values = [MARK.sub("", value.strip()).strip() for value in row]
             while values and not values[-1]:
                 values.pop()
             if values:

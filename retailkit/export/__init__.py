@@ -66,7 +66,7 @@ def export(
         check_output(folder / name, (checkpoint, root), force or (folder / "report.json").is_file())
     model, _, facts = training.load_checkpoint(checkpoint)
     require_exportable(model)
-    products = training.with_classes(data.load(dataset, root), model)
+    products = training.with_classes(data.load(dataset, root), model, split)
     size = facts.get("size", model.input_size)
     photos = products.split(split, size, facts.get("fit"))
 

@@ -145,9 +145,13 @@ def _fault(value: Any, rule: Any, key: str) -> str:
     return next(filter(None, (_fault(*part) for part in parts)), "")
 
 
-def with_classes(data: ProductData, model: ProductClassifier) -> ProductData:
-    """Return `data` with the model's class order; `UserError` names the first row whose label it has never seen."""
+def with_classes(data: ProductData, model: ProductClassifier, split: str = "") -> ProductData:
+    """Return `data` with the model's class order; `UserError` names the first row whose label it has never seen.
+
+    With a `split`, such as `test` or `val+test`, only the rows of this split need a label that the model knows.
+    """
     strange = ~data.table["label"].isin(model.classes)
+    strange &= data.table["split"].isin(split.split("+")) if split else True
     if strange.any():
         row = data.table[strange].iloc[0]
         raise UserError(

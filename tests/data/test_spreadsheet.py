@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from retailkit.config import DataError
-from retailkit.data.spreadsheet import read_table
+from retailkit.data.spreadsheet import MARK, read_table, write_table
 
 PLAIN = [["image", "label"], ["a.jpg", "crème"], ["b.jpg", "NA"]]
 
@@ -84,6 +86,40 @@ def test_what_is_not_a_table_is_refused_in_one_line(tmp_path, content, says):
     with pytest.raises(DataError) as error:
         read_table(path, required=("image", "label"))
     assert str(path) in str(error.value) and says in str(error.value) and "\n" not in str(error.value)
+
+
+SOUND = ['12" pizza', "semi;colon", "a,b", "two\nlines", "two\rlines", "'quoted'", "crème 3 %", "NA", "1-2", "x = y"]
+FORMULAS = ["=1+1", "+1", "-20 % fat", "@sum", "\ttab", " =1", '"=1"', "'=1", "＝1+1"]
+FORMULAS += ["a;=1+1", "a; -1", 'a;"@x"', "b\n=1", "b\r+1", ";;=1", "'a;'=1"]  # where a table is split at `;`
+
+
+def cells(path):
+    """What may become a cell where tables are split at `;` and quotes hold nothing together."""
+    return [cell.lstrip(' "') for line in path.read_text().splitlines() for cell in re.split("[;\t]", line)]
+
+
+def test_texts_that_are_no_formulas_are_read_back_by_pandas_as_they_were(tmp_path):
+    table = pd.DataFrame({"image": SOUND, "label": SOUND[::-1], "unknown": [True, False] * 5})
+    write_table(table, tmp_path / "t.csv")
+    plain = {"image": str, "label": str, "unknown": bool}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv", dtype=plain, keep_default_na=False), table)
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_no_cell_becomes_a_formula_also_where_tables_are_split_at_semicolons(tmp_path, name):
+    write_table(pd.DataFrame({name: FORMULAS, "label2": FORMULAS}), tmp_path / "t.csv")
+    assert not [cell for cell in cells(tmp_path / "t.csv") if cell.startswith(tuple("=+-@＝"))]
+    for values in pd.read_csv(tmp_path / "t.csv", dtype=str).to_numpy().T:
+        assert not [value for value in values if value.lstrip(' "').startswith(tuple("=+-@＝\t"))]
+
+
+def test_the_marks_before_formulas_are_taken_away_by_the_reader(tmp_path):
+    table = pd.DataFrame({"image": [f"{n}.png" for n in range(len(FORMULAS))], "label": FORMULAS})
+    write_table(table, tmp_path / "t.csv")
+    expected = [label.strip().replace("\r", "\n") for label in FORMULAS]
+    assert read_table(tmp_path / "t.csv")["label"].tolist() == expected
+    read = pd.read_csv(tmp_path / "t.csv", dtype=str)["label"]
+    assert [MARK.sub("", value) for value in read] == FORMULAS, "nothing is lost"
 
 
 def test_inch_marks_are_text(tmp_path):
