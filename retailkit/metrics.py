@@ -11,6 +11,8 @@ import pandas as pd
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, f1_score
 
+from retailkit.config import UsageError
+
 Interval = tuple[float, float]
 DRAWS = 2000  # of a bootstrap
 
@@ -295,6 +297,55 @@ def gain(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> float:
 def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> Interval:
     """Return the 95 % interval of `gain`, paired by image and seed; see `crossed_bootstrap`."""
     return crossed_bootstrap(_difference(ours, theirs))
+
+
+def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = 10) -> pd.Series:
+    """Return the row of `Evaluation.by_group` with the lowest accuracy (Sagawa et al. 2020).
+
+    Groups (N,), such as class and background, of fewer than `least` images are left out: of many small groups, one is
+    the worst by chance.
+
+    Raises:
+        UsageError: no group is large enough.
+    """
+    table = evaluation.by_group(
+        [name if large else None for name, large in zip(groups, _large(groups, least), strict=True)]
+    )
+    return table.loc[table["accuracy"].idxmin()]
+
+
+def worst_group_gain(
+    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], groups: Sequence[str], least: int = 10
+) -> tuple[float, float, float]:
+    """Return by how much our worst group is more accurate than theirs, and the ends of the 95 % interval.
+
+    `groups` (N,) name the images of each evaluation, one evaluation per seed. Each method is judged by its own worst
+    group, averaged over its seeds: the group that is theirs would favour us, since a group that is the worst by chance
+    as well does better next time. A draw of the bootstrap takes the same images and seeds for both.
+    """
+    names = np.asarray(groups)
+    rows = [np.flatnonzero(names == name) for name in np.unique(names[_large(groups, least)])]
+    right = [hits(runs).to_numpy() for runs in (ours, theirs)]  # (P,S)
+    images, seeds = crossed_draws(right[0].shape, DRAWS, 0)
+    images, seeds = (np.vstack([np.ones_like(drawn[:1]), drawn]) for drawn in (images, seeds))  # first all, once each
+    worst = []
+    for values in right:
+        weighted = images * (seeds @ values.T) / seeds.sum(1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # a group of which no image is drawn
+            worst.append(np.min([weighted[:, part].sum(1) / images[:, part].sum(1) for part in rows], axis=0))
+    found, *draws = worst[0] - worst[1]
+    low, high = middle(draws)
+    equal = high - low < 1e-9
+    return float(found), *(_of_equal(low, min(map(len, rows)), -1) if equal else (low, high))
+
+
+def _large(groups: Sequence[str], least: int) -> np.ndarray:
+    """Return which images are of a group with at least `least` of them, (N,) bool."""
+    names = pd.Series(groups).reset_index(drop=True)
+    large = (names.map(names.value_counts()) >= least).to_numpy()
+    if not large.any():
+        raise UsageError(f"no group has {least} images; take larger groups, more images or a lower `least`")
+    return large
 
 
 def mcnemar(ours: Evaluation, theirs: Evaluation) -> tuple[int, int, float]:

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from retailkit import metrics
+from retailkit.config import UsageError
 from retailkit.metrics import Evaluation, bootstrap, crossed_bootstrap, gain, hits, summarise, wilson
 
 
@@ -55,6 +56,42 @@ def test_accuracy_by_group_is_that_of_each_group_alone(evaluation):
         right = evaluation.correct[groups.to_numpy() == name]
         assert row == [len(right), right.mean(), *wilson(right.sum(), len(right))]
     assert evaluation.per_class["accuracy"].is_monotonic_increasing, "the hardest first"
+
+
+def test_the_worst_group_is_the_lowest_of_those_with_enough_images():
+    groups = ["milk x dairy"] * 20 + ["milk x drinks"] * 20 + ["tea x dairy"] * 3
+    right = [True] * 18 + [False] * 2 + [True] * 12 + [False] * 8 + [False] * 3
+    worst = metrics.worst_group(answers(right, range(43)), groups)
+    assert worst[["group", "n", "accuracy"]].tolist() == ["milk x drinks", 20, 0.6]
+    assert (worst["low"], worst["high"]) == wilson(12, 20)
+    assert metrics.worst_group(answers(right, range(43)), groups, least=3)["group"] == "tea x dairy"
+    with pytest.raises(UsageError, match="no group has 21 images; take"):
+        metrics.worst_group(answers(right, range(43)), groups, least=21)
+
+
+def test_the_gain_of_the_worst_group_is_that_of_plain_loops():
+    rng, groups = np.random.default_rng(0), np.repeat(["a", "b", "few"], [30, 40, 4])
+    share = {"ours": [0.7, 0.6, 0.0], "theirs": [0.9, 0.3, 0.0]}
+    ours, theirs = (rng.random((74, 3)) < np.repeat(share[name], [30, 40, 4])[:, None] for name in share)
+    runs = [[answers(right, range(74)) for right in table.T] for table in (ours, theirs)]
+
+    def worst(right, images, seeds):
+        return min(right[np.ix_(images[groups[images] == name], seeds)].mean() for name in "ab")
+
+    drawn = []
+    for _ in range(1000):
+        images, seeds = rng.integers(74, size=74), rng.integers(3, size=3)
+        drawn.append(worst(ours, images, seeds) - worst(theirs, images, seeds))
+    found, low, high = metrics.worst_group_gain(*runs, groups)
+    everything = np.arange(74), np.arange(3)
+    assert found == pytest.approx(worst(ours, *everything) - worst(theirs, *everything))
+    assert np.allclose([low, high], np.quantile(drawn, [0.025, 0.975]), atol=0.04) and low > 0
+
+
+def test_a_worst_group_that_two_methods_share_gains_nothing_and_proves_little():
+    runs = [answers([True] * 20, range(20))]
+    found, low, high = metrics.worst_group_gain(runs, runs, ["a"] * 20)
+    assert found == 0 and low < -0.1 and high > 0.1
 
 
 def test_calibration_error_is_large_for_a_model_that_is_sure_and_wrong_and_small_for_a_calibrated_one():
