@@ -1,4 +1,4 @@
-# make run | test | check | browser | lab | app | bench | fmt: each sets up .venv by itself.
+# make run | test | check | browser | lab | app | bench | site | fmt: each sets up .venv by itself.
 PROFILE ?= fast
 DATASET ?=
 ROOT ?=
@@ -8,7 +8,7 @@ TORCH ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test check browser lab app bench fmt clean
+.PHONY: run test check browser lab app bench site fmt clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -40,13 +40,17 @@ app: $(READY)
 bench: $(READY)
 	$(BIN)/retailkit bench
 
+# The executed notebooks, the guides and the reference of the package as pages, in site/.
+site: $(READY)
+	$(BIN)/python docs/site/build.py site
+
 fmt: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 
 clean:
-	rm -rf .venv papermill_runs/latest .pytest_cache .ruff_cache
+	rm -rf .venv site papermill_runs/latest .pytest_cache .ruff_cache
 
 # The stamp is written last: an interrupted install starts again. Packages are compiled, as pip does: where Python may not
 # write bytecode (PYTHONDONTWRITEBYTECODE), each process would compile them anew, which takes longer than most notebooks.

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ NOTEBOOK_BYTES = 1_000_000
 DIAGRAM_LOADER = re.compile(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>", re.S)
 # Formulas as the notebooks write them; code between backticks is none.
 FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$]+?)\$", re.S)
+PAGE_LINK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
 STATES_NOTE = (
@@ -100,21 +101,30 @@ def _write_html(notebook: Path) -> bool:
     if not is_notebook(notebook):
         path.unlink(missing_ok=True)
         return False
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
-    content = _readable(notebook)
-    for cell in content.cells:
-        if cell.cell_type == "markdown":
-            text = cell.source.replace("](../", f"]({os.path.relpath(home(), notebook.parent)}/")
-            text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", text)
-            cell.source = FORMULA.sub(mathml, text)
-    page, _ = exporter.from_notebook_node(content)
-    page = DIAGRAM_LOADER.sub("", page)
+    steps = f"]({os.path.relpath(home(), notebook.parent)}/"
+    page = notebook_html(notebook, "lab", lambda text: PAGE_LINK.sub(r"](\1.html)", text.replace("](../", steps)))
     page = page.replace("<title>Notebook</title>", f"<title>{html.escape(notebook.stem)}</title>")
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return True
+
+
+def notebook_html(notebook: Path, template: str, relink: Callable[[str], str] = str) -> str:
+    """Return an executed notebook as HTML that needs no network: static states of explorers, formulas as MathML.
+
+    Args:
+        notebook: file of a whole notebook.
+        template: of nbconvert: `lab` makes a page, `basic` what stands inside one.
+        relink: gets the Markdown of each cell, and returns it with the links that the page is to have.
+    """
+    from nbconvert import HTMLExporter
+
+    content = _readable(notebook)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(mathml, relink(cell.source))
+    exporter = HTMLExporter(template_name=template, mathjax_url="", require_js_url="")
+    return DIAGRAM_LOADER.sub("", exporter.from_notebook_node(content)[0])
 
 
 def mathml(formula: re.Match[str]) -> str:
