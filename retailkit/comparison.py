@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image as Pixels
 
 from retailkit import metrics, recipes, training
 from retailkit.config import UserError
 from retailkit.data.advice import some
-from retailkit.data.images import read_image
 from retailkit.metrics import Evaluation
 from retailkit.runs.record import read_record
-from retailkit.widgets.page import Image, Section, page, table
+from retailkit.widgets.page import Image, Section, page, table, thumbnail
 
-THUMBNAIL = 160  # longer side in pixels
 SHOWN = 100  # photos on a page; the table has all
 OUTCOMES = ("only A is correct", "only B is correct", "both are wrong, and differ")
 
@@ -119,13 +115,10 @@ def compare(first: Path, second: Path, dataset: str, root: Path | None, split: s
 
 
 def _thumbnail(row) -> Image:
-    picture, stream = Pixels.fromarray(read_image(row.image)), io.BytesIO()
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    picture.save(stream, "PNG")
     answers = [f"{row.label}"]
     for letter, name, probability in (("A", row.a, row.a_probability), ("B", row.b, row.b_probability)):
         answers.append(f"{letter}: {name or 'no answer'} ({probability:.2f})")
-    return Image(stream.getvalue(), f"Photo of {row.label}", ". ".join([*answers, Path(row.image).name]))
+    return thumbnail([row.image], f"Photo of {row.label}", ". ".join([*answers, Path(row.image).name]))
 
 
 # -- Records.

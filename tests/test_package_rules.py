@@ -29,7 +29,7 @@ ROOMS = [
     {"plots"},
     {"widgets"},
     {"runs"},
-    {"export", "comparison"},
+    {"export", "comparison", "audit"},
     {"cli"},
     {"__main__"},
 ]

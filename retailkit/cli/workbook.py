@@ -13,25 +13,43 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retailkit.cache import check_output
+from retailkit.cache import check_output, replacing
 from retailkit.cli.options import WORKBOOK, Dataset, Force, Profile, Root, app, name_of
 from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, pick, threads
 
 
 @app.command(rich_help_panel=WORKBOOK)
-def check(dataset: Dataset = "", root: Root = None):
+def check(
+    dataset: Dataset = "",
+    root: Root = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare photos: near-duplicates, wrong labels, outliers, unreadable text.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Page of --deep, a .csv beside it; default check.html.")] = None,
+    force: Force = False,
+):
     """Check the installation, or a data set: lists every broken row at once.
 
-    Example: `retailkit check --dataset folder --root photos`
+    Examples: `retailkit check --dataset folder --root photos`,
+    `retailkit check --root photos --deep --output check.html`
     """
+    if not deep and output:
+        raise UsageError("--output goes with --deep; add --deep, or leave --output out")
+    if deep and not (dataset or root):
+        raise UsageError("--deep needs a data set; add --root or --dataset")
     if dataset or root:
         from retailkit.data.check import report
 
+        page = output or Path("check.html")
+        if deep:
+            _check_pages(page, root, force)
         found = report(name_of(dataset, root), root)
         print(found)
         if found.faults:
-            raise UserError(f"{len(found.faults)} to be mended, see above")
-        return print("every row can be read")
+            after = "; --deep looks at the photos after that" if deep else ""
+            raise UserError(f"{len(found.faults)} to be mended, see above{after}")
+        print("every row can be read")
+        return _check_deep(found.data, page) if deep else None
     from retailkit import runs
 
     table, grid = runs.environment(), Table("", "what", "found", "cure")
@@ -40,6 +58,28 @@ def check(dataset: Dataset = "", root: Root = None):
     Console().print(grid)
     if not table["fine"].all():
         raise typer.Exit(1)
+
+
+def _check_pages(page: Path, root: Path | None, force: bool) -> None:
+    """Refuse a page of `check --deep`, and the table beside it, that cannot be written; see `check_output`."""
+    if page.suffix.lower() != ".html":
+        raise UsageError(f"output={page} has an unknown suffix; use .html (the table beside it ends in .csv)")
+    for path in (page, page.with_suffix(".csv")):
+        check_output(path, [root], force)
+
+
+def _check_deep(data, page: Path) -> None:
+    """Compare the photos of a data set, say what was found, and write it as a page and a table."""
+    from retailkit.audit import audit
+    from retailkit.data.spreadsheet import write_table
+
+    found, table = audit(data), page.with_suffix(".csv")
+    print("", *found.sentences(), sep="\n")
+    with replacing(table) as draft:
+        write_table(found.rows, draft)
+    with replacing(page) as draft:
+        draft.write_text(found.to_html(), encoding="utf-8", errors="replace")
+    print(f"written: {page} and {table}")
 
 
 @app.command("list", rich_help_panel=WORKBOOK)

@@ -24,6 +24,7 @@ class Report:
     counts: pd.DataFrame  # images of each class (rows) in each split (columns)
     faults: list[str]  # what has to be mended before anything can be trained
     notes: list[str]  # what is left out, and what looks doubtful
+    data: ProductData  # what can be read of its table
 
     def __str__(self) -> str:
         """Return the page."""
@@ -56,7 +57,7 @@ def report(name: str, root: str | Path | None = None) -> Report:
         data, faults, notes = load(name, root), [], []
     faults += broken_files(data)
     counts = pd.crosstab(data.table["label"], data.table["split"]).reindex(columns=list(SPLITS), fill_value=0)
-    return Report(counts.rename_axis(index=None, columns=None), faults, [*notes, *advise(data.table)])
+    return Report(counts.rename_axis(index=None, columns=None), faults, [*notes, *advise(data.table)], data)
 
 
 def broken_files(data: ProductData) -> list[str]:

@@ -77,11 +77,12 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a CSV whose texts no spreadsheet takes for a formula; names of files may be any bytes.
 
     Where a text begins like a formula, also after a `;`, a tab or a line break in it, it gets an apostrophe, which
-    `read_table` takes away; a relative path, in the column `image`, begins with `./` instead, so that it still is one.
+    `read_table` takes away; a relative path, in a column `image` or `..._image`, begins with `./` instead, so that it
+    still is one.
     """
     safe = table.copy()
     for name in safe.select_dtypes(exclude=("number", "bool")):
-        values = [_safe(value, name == "image") if isinstance(value, str) else value for value in safe[name]]
+        values = [_safe(value, name.endswith("image")) if isinstance(value, str) else value for value in safe[name]]
         safe[name] = pd.Series(values, safe.index, dtype=object)
     returns = any("\r" in value for value in safe.to_numpy().ravel() if isinstance(value, str))
     # The writer puts a value in quotes for a return only where lines end with one.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 
 import numpy as np
+from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 from scipy.sparse.csgraph import connected_components
 
@@ -18,6 +20,7 @@ from retailkit.data.table import ProductData, Word, read_truth
 BARCODE = re.compile(r"(?<!\d)(?:\d(?:[ -]?\d){7,13}|\d{15,})(?!\d)")
 CONFUSED = ("O0", "Il", "S5", "B8", "EF", "Z2", "GC", "UV", "ao", "nh", "rt")  # by OCR engines
 LOOK_ALIKES = {"1": "l"} | {one: other for a, b in CONFUSED for one, other in ((a, b), (b, a))}
+RESEMBLES = 0.5  # similarity of two words, in [0, 1], from which on one may be the other, misread
 OVERLAP = 0.3  # of the smaller box: from here on a read word and a printed word are the same place
 
 
@@ -56,6 +59,27 @@ def misread(text: str, rate: float, seed: int = 0) -> str:
     rng = np.random.default_rng([seed, *text.encode()[:64]])
     fails = rng.random(len(text)) < rate
     return "".join(c if c == " " or not bad else LOOK_ALIKES.get(c, "") for c, bad in zip(text, fails, strict=True))
+
+
+def unreadable(texts: Sequence[str]) -> list[tuple[float, str]]:
+    """Return for each text of one class how unreadable it is, in [0, 1], and why; "" where it can be read.
+
+    A text is unreadable if most of it is signs, or if none of its words resembles (`RESEMBLES`) a word that at least
+    half of the other texts share. The second needs five texts.
+    """
+    words = [set(re.findall(r"[^\W\d_]{3,}", text.casefold())) for text in texts]
+    counts, found = Counter(word for some in words for word in some), []
+    for text, own in zip(texts, words, strict=True):
+        signs = 1 - sum(c.isalnum() for c in text) / max(1, len("".join(text.split())))
+        usual = [word for word, n in counts.items() if n - (word in own) >= (len(texts) - 1) / 2]
+        best = max((fuzz.ratio(word, other) / 100 for word in own for other in usual), default=0.0)
+        if signs > 0.5:
+            found.append((signs, "more signs than letters and digits"))
+        elif usual and len(texts) >= 5 and best < RESEMBLES:
+            found.append((1 - best, f"no word like those of its class ({', '.join(sorted(usual)[:3])})"))
+        else:
+            found.append((0.0, ""))
+    return found
 
 
 def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image as Pixels
 
 from retailkit import plots
 from retailkit.config import UserError, pick
+from retailkit.data.images import read_image
 from retailkit.explain.classes import ClassExplanation
 from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets.model import Change, Photo, State, stability
@@ -28,6 +31,7 @@ from retailkit.widgets.model import Change, Photo, State, stability
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
 TEMPLATE = jinja2.Environment(autoescape=True).from_string((HERE / "page.html.j2").read_text(encoding="utf-8"))
+THUMBNAIL = 160  # longer side in pixels of a small photo
 SIDE = 280  # pixels of an image; three of them fit beside each other in JupyterLab on a screen of 1366
 VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class"}
 NOTHING = "Nothing is explained yet. Choose Explain first."
@@ -85,6 +89,21 @@ def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool 
 
 
 # -- Pieces
+
+
+def thumbnail(files: Sequence[str | Path], alt: str, caption: str = "") -> Image:
+    """Return photos, side by side, as one image; each is made small enough for a square of `THUMBNAIL` pixels."""
+    photos = [Pixels.fromarray(read_image(file)) for file in files]
+    for photo in photos:
+        photo.thumbnail((THUMBNAIL, THUMBNAIL))
+    gap, stream = 4, io.BytesIO()
+    whole = Pixels.new("RGBA", (sum(p.width + gap for p in photos) - gap, max(p.height for p in photos)))
+    left = 0
+    for photo in photos:
+        whole.paste(photo, (left, 0))
+        left += photo.width + gap
+    whole.save(stream, "PNG")
+    return Image(stream.getvalue(), alt, caption)
 
 
 def picture(ax: Any, alt: str, caption: str = "") -> Image:

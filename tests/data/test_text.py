@@ -11,7 +11,7 @@ from rapidfuzz.distance import Levenshtein
 from retailkit import data
 from retailkit.data import ocr
 from retailkit.data.table import Word, read_truth
-from retailkit.data.text import character_errors, error_rate, misread, redact_barcodes, redact_words
+from retailkit.data.text import character_errors, error_rate, misread, redact_barcodes, redact_words, unreadable
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -23,6 +23,16 @@ def test_misreading_is_as_bad_as_asked_and_repeatable():
     assert worse == misread(text, 0.2, seed=1) != misread(text, 0.2, seed=2)
     wrong = Levenshtein.distance(text, worse) / len(text.replace(" ", ""))
     assert 0.13 < wrong < 0.27 and worse.count(" ") == text.count(" ")
+
+
+def test_a_text_is_unreadable_if_none_of_its_words_resembles_those_of_its_class():
+    texts = [f"HALVORS GROUND BEEF {grade} 500 G" for grade in ("LEAN", "EXTRA LEAN", "MEDIUM", "LEAN", "LEAN")]
+    worse = misread(texts[0], 0.3, seed=2)
+    found = unreadable([*texts, worse, "XQZW VV1I", "|/. ~'-_", "HALV0RS"])
+    assert [bool(reason) for _, reason in found] == [False] * 6 + [True, True, False]
+    assert "beef, ground, halvors" in found[6][1] and "signs" in found[7][1]
+    assert all(0 <= share <= 1 for share, _ in found)
+    assert unreadable(["XQZW", "HALVORS BEEF"]) == [(0.0, "")] * 2, "two texts say nothing about a class"
 
 
 @pytest.mark.parametrize(
