@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from platformdirs import user_cache_path
 
 # What to do about errors of the operating system.
@@ -116,6 +118,11 @@ PROFILES = {
 def profile(name: str) -> Profile:
     """Return the profile called `name` (`fast` or `full`)."""
     return PROFILES[pick(PROFILES, name, "profile")]
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file of ours says; libyaml, where PyYAML has it, reads six times as fast as Python does."""
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def cache_dir(*parts: str) -> Path:

@@ -15,9 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from retailkit.config import UserError, pick
+from retailkit.config import UserError, pick, read_yaml
 from retailkit.runs.record import home
 
 KINDS = {"exact": ("value",), "bound": (), "direction": ("switched_off",)}
@@ -28,7 +26,7 @@ def expectations(path: Path | None = None) -> dict[str, dict[str, dict[str, dict
     path = path or home() / "tests" / "expected.yml"
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = read_yaml(path) or {}
     for run, by_notebook in content.items():
         for notebook, metrics in by_notebook.items():
             for metric, entry in metrics.items():

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import yaml
+from retailkit.config import read_yaml
 
-CONTENT = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
+CONTENT = read_yaml(Path(__file__).with_name("catalogue.yaml"))
 DEPARTMENTS = tuple(CONTENT["departments"])
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image, ImageDraw
 
+from retailkit.config import read_yaml
 from retailkit.data.synthetic.catalogue import FAMILIES, Product
 from retailkit.data.synthetic.sheet import SCALE, Box, Points, Sheet, drawn_once, mix, smooth
 
-ARTWORK = yaml.safe_load(Path(__file__).with_name("artwork.yaml").read_text(encoding="utf-8"))
+ARTWORK = read_yaml(Path(__file__).with_name("artwork.yaml"))
 SHARE = re.compile(r"(?:(-?[\d.]+)%)?\s*([+-]?)\s*([\d.]+)?")
 
 Length = float | str
