@@ -120,6 +120,15 @@ def profile(name: str) -> Profile:
     return PROFILES[pick(PROFILES, name, "profile")]
 
 
+def home() -> Path:
+    """Return the checkout: the nearest folder upwards from here, or from the package, that holds `notebooks`."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks").is_dir():
+            return folder
+    raise UserError(f"{here}: no folder `notebooks` here or above; run this inside the checkout of the workbook")
+
+
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file of ours says; libyaml, where PyYAML has it, reads six times as fast as Python does."""
     return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from retailkit.cache import check_output, replacing
 from retailkit.cli.options import WORKBOOK, Dataset, Force, Profile, Root, app, name_of
-from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, pick, threads
+from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, home, pick, threads
 
 
 @app.command(rich_help_panel=WORKBOOK)
@@ -208,9 +208,7 @@ def bench(
     """
     import subprocess
 
-    from retailkit import runs
-
-    folder = runs.record.home() / "tests" / "benchmarks"
+    folder = home() / "tests" / "benchmarks"
     known = {path.stem.removeprefix("test_"): path for path in sorted(folder.glob("test_*.py"))}
     chosen = [known[pick(known, name, "benchmark")] for name in names or known]
     environment = os.environ | {"RETAILKIT_BENCH_QUICK": str(int(quick))}
@@ -218,4 +216,4 @@ def bench(
         check_output(csv, force=force)
         environment["RETAILKIT_BENCH_CSV"] = str(csv.resolve())
     command = [sys.executable, "-m", "pytest", "-m", "benchmark", "-n", "0", "-s", *map(str, chosen)]
-    raise typer.Exit(subprocess.run(command, cwd=runs.record.home(), env=environment).returncode)
+    raise typer.Exit(subprocess.run(command, cwd=home(), env=environment).returncode)

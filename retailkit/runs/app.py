@@ -21,8 +21,7 @@ from voila.app import Voila
 from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
 
 from retailkit import data, training
-from retailkit.config import UsageError, UserError
-from retailkit.runs.record import home
+from retailkit.config import UsageError, UserError, home
 
 NOTEBOOK = "80_explanation_tool"
 SHOWN = {"parameters", "app"}  # tags of the cells that make the tool

@@ -15,8 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from retailkit.config import UserError, pick, read_yaml
-from retailkit.runs.record import home
+from retailkit.config import UserError, home, pick, read_yaml
 
 KINDS = {"exact": ("value",), "bound": (), "direction": ("switched_off",)}
 

@@ -24,22 +24,14 @@ import pandas as pd
 from PIL import Image
 
 from retailkit.cache import digest, replacing, to_json
-from retailkit.config import UserError, device, pick
+from retailkit.config import UserError, device, home, pick
+from retailkit.runs.expect import check_record, expectations
 
 FIGURE_BYTES = 120_000
 BETTER = ("higher", "lower", "none")
 FIELDS = {"notebook": str, "profile": str, "dataset": str, "status": str, "seconds": (int, float), "metrics": dict,
           "figures": list, "tables": dict, "skipped": dict}  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "scikit-learn", "numpy", "rapidocr")
-
-
-def home() -> Path:
-    """Return the checkout: the nearest folder upwards from here, or from the package, that holds `notebooks`."""
-    here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "notebooks").is_dir():
-            return folder
-    raise UserError(f"{here}: no folder `notebooks` here or above; run this inside the checkout of the workbook")
 
 
 def run_dir(profile: str, dataset: str, changed: Mapping[str, Any] | None = None) -> Path:
@@ -165,11 +157,16 @@ class Run:
         self._write()
 
     def finish(self) -> None:
-        """Close the record with status `ok` and say what is in it."""
+        """Close the record with status `ok`; say what is in it, and which expectations it does not meet."""
         self.record["status"] = "ok"
         self._write()
         counts = f"{len(self.record['metrics'])} metrics, {len(self.record['figures'])} figures"
         print(f"{counts}, {self.record['seconds']:.0f} s")
+        run = f"{self.record['profile']}-{self.record['dataset']}"
+        expected = expectations().get(run, {}).get(self.record["notebook"], {})
+        failures = check_record(self.record, expected)
+        print(f"expectations of {run} with default parameters: {len(expected)}; not met: {len(failures)}")
+        print(*failures, sep="\n")
 
     def _write(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._started, 2)

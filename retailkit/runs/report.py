@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from retailkit.cache import replacing
-from retailkit.config import UserError
+from retailkit.config import UserError, home
 from retailkit.runs.expect import check_record, expectations
-from retailkit.runs.record import home, is_notebook, read_record, write_record
+from retailkit.runs.record import is_notebook, read_record, write_record
 
 NOTEBOOK_BYTES = 1_000_000
 # nbconvert's loader of mermaid diagrams, which asks a CDN.

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from retailkit.cache import replacing
-from retailkit.runs.record import home, read_record, run_dir
+from retailkit.config import home
+from retailkit.runs.record import read_record, run_dir
 
 HERE = Path(__file__).parent
 COLUMNS = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]

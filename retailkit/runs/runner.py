@@ -21,9 +21,9 @@ from typing import Any
 from tqdm import tqdm
 
 from retailkit.cache import check_output, digest, file_identity
-from retailkit.config import data_root, pick, threads
+from retailkit.config import data_root, home, pick, threads
 from retailkit.runs.parameters import changed, typed
-from retailkit.runs.record import home, is_notebook, read_record, run_dir, write_record
+from retailkit.runs.record import is_notebook, read_record, run_dir, write_record
 
 LAST = "90"  # reads the records of all others
 CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}

@@ -28,6 +28,21 @@ def test_a_record_is_running_until_it_is_finished(run, tmp_path):
     assert kept["versions"]["torch"] and kept["device"] == "cpu"
 
 
+def test_finish_says_which_expectations_are_not_met(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "tests").mkdir()
+    lines = ["fast-synthetic:", "  10_test:"]
+    lines += [f"    {name}: {{kind: bound, min: 0.6, reason: five seeds}}" for name in ("low", "high")]
+    (tmp_path / "tests" / "expected.yml").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    run.metric("low", 0.5)
+    run.metric("high", 0.7)
+    run.finish()
+    printed = capsys.readouterr().out
+    assert "2; not met: 1" in printed and "low is 0.5, below 0.6 (bound: five seeds)" in printed
+    assert "high is" not in printed
+
+
 @pytest.fixture
 def committed(monkeypatch):
     """The committed records stand in for the latest run."""
