@@ -268,7 +268,8 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
 
     Returns:
         Columns `name`, `accuracy`, `low`, `high` (see `crossed_bootstrap`), `macro_f1`, `confidence`,
-        `calibration_error`, `coverage`, `n` (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`.
+        `calibration_error`, `coverage`, `n` (images), `seeds`, and with a baseline `gain`, `gain_low`, `gain_high`
+        (NaN in the row of the baseline).
     """
     table = []
     for name, runs in rows.items():
@@ -282,7 +283,7 @@ def summarise(rows: Mapping[str, Sequence[Evaluation]], baseline: str | None = N
         }
         facts = {"name": name, "accuracy": float(np.nanmean(right)), "low": low, "high": high}
         facts |= {key: float(np.mean(values)) for key, values in each.items()} | {"n": len(right), "seeds": len(runs)}
-        if baseline is not None:
+        if baseline not in (None, name):
             low, high = gain_interval(runs, rows[baseline])
             facts |= {"gain": gain(runs, rows[baseline]), "gain_low": low, "gain_high": high}
         table.append(facts)

@@ -155,10 +155,17 @@ def test_the_crossed_bootstrap_covers_what_varies():
     assert crossed_bootstrap(np.array([[1.0, np.nan], [np.nan, 1.0]]), 0) == pytest.approx(wilson(2, 2))
 
 
+def test_a_baseline_is_not_compared_with_itself():
+    table = summarise({"m": [answers([1, 1, 0], range(3))], "baseline": [answers([1, 0, 0], range(3))]}, "baseline")
+    assert table["gain"].round(3).tolist()[:1] == [0.333]
+    assert table.loc[1, ["gain", "gain_low", "gain_high"]].isna().all(), "an interval around nothing"
+
+
 @pytest.mark.parametrize("right", [0, 1])
 def test_equal_answers_of_few_images_have_a_wide_interval(right):
     """A bootstrap of five equal answers has no width: 'label_misses 0.000 (0.000 to 0.000)' from five photos."""
-    row = summarise({"m": [answers([right] * 5, range(5))]}, "m").iloc[0]
+    equal = [answers([right] * 5, range(5))]
+    row = summarise({"m": equal, "baseline": equal}, "baseline").iloc[0]
     assert (row["low"], row["high"]) == pytest.approx(wilson(5 * right, 5))
     reach = 1.96**2 / (5 + 1.96**2)  # Tango's score interval of paired shares without a discordant pair
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((-reach, reach), abs=1e-4)

@@ -61,7 +61,7 @@ def word_attributions(pixels: Any, found: Sequence[Word], values: Any, ax: Axes 
 def _tint_words(found: Sequence[Word], values: Any, ax: Axes, limit: float) -> None:
     for word, value in zip(found, values, strict=True):
         if visible([word]):
-            shade = (*_shade(value, limit)[:3], 0.85 * min(1.0, abs(value) / limit) if limit else 0.0)
+            shade = (*_shade(value, limit)[:3], 0.6 * min(1.0, abs(value) / limit) if limit else 0.0)
             rectangle(word.box, ax, facecolor=shade, edgecolor="#333333", linewidth=0.8)
 
 
