@@ -130,8 +130,8 @@ def integrated_gradients(margin: Margin, images: Tensor, steps: int = 32, baseli
     """Return integrated gradients, summed over the colour channels (Sundararajan et al. 2017, equation 1).
 
     An image's values add up to its margin minus that of the baseline, but for the error of `steps` steps. Without a
-    `baseline` the path starts from the blurred image, without edges and small print (Sturmfels et al. 2020). A grey level
-    in [0,1] starts from an even image, where networks are erratic: 400 steps are not enough to add up.
+    `baseline` the path starts from the blurred image, without edges and small print (Sturmfels et al. 2020). A grey
+    level in [0,1] starts from an even image, where networks are erratic: 400 steps are not enough to add up.
     """
     start = blurred(images.detach()) if baseline is None else float(baseline)
     options = {"additional_forward_args": _rows(images), "internal_batch_size": max(BATCH, len(images))}

@@ -224,7 +224,7 @@ def reliability(evaluations: Mapping[str, Evaluation]) -> Axes:
     curves(table.dropna(), "confidence", "confidence", ax)
     ax.plot([0, 1], [0, 1], color=QUIET, linestyle=":", label="perfectly calibrated", zorder=0)
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title="reliability")
-    ax.legend(loc="upper left", fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
     return ax
 
 
