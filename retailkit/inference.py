@@ -20,12 +20,14 @@ from retailkit.cache import code_fingerprint, digest, kept_tensors
 from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.encoders import ImageEncoder, TransformerEncoder
+from retailkit.models.weights import reason
 
 if TYPE_CHECKING:
     import openvino
 
 LIBRARIES = ("retailkit", "timm", "torch", "torchvision", "transformers")  # whose layers are known by their names
 MOST_NETWORKS = 8  # compiled ones that a process keeps: tens of megabytes each
+TOLERANCE = 1e-4  # largest difference between a compiled network and PyTorch, as a share of the largest value
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
 
 # -- Compiling the encoder.
@@ -35,7 +37,8 @@ class CompiledEncoder(nn.Module):
     """Stands in for an image encoder, with the weights of the first call, wherever no gradient is needed.
 
     On a CPU that is OpenVINO in float32, whose values differ by rounding: below 1e-5 of the largest one. They do not
-    depend on how images are divided into batches. On other devices it is PyTorch itself.
+    depend on how images are divided into batches. On other devices it is PyTorch itself, as it is, after a warning, for
+    a network of timm that cannot be compiled.
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
@@ -54,9 +57,11 @@ class CompiledEncoder(nn.Module):
             return self.original.forward_map(images)
         side = tuple(images.shape[2:])  # paddings are computed from it, so that a graph serves one size
         if side not in self._networks:
-            self._networks[side] = _network(self.original, side)
+            self._networks[side] = _network_or_none(self.original, side)
+        if (network := self._networks[side]) is None:
+            return self.original.forward_map(images)
         parts = images.detach().float().contiguous().split(images_at_once(*side))
-        return torch.cat([_run(self._networks[side], images=part) for part in parts])
+        return torch.cat([_run(network, images=part) for part in parts])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the average of the last feature map, (B,D)."""
@@ -106,6 +111,28 @@ def _reads_fast(model: ProductClassifier) -> ProductClassifier:
     return model.with_parts(text_encoder=CompiledTransformer(encoder))
 
 
+def _network_or_none(encoder: ImageEncoder, side: tuple[int, ...]) -> openvino.CompiledModel | None:
+    """Return an image encoder compiled for one size; None, after a warning, where it cannot be or gives other values.
+
+    Only a network that was chosen by its name in timm is compared: the others are compared by the tests.
+    """
+    if not encoder.name.startswith("timm:"):
+        return _network(encoder, side)
+    images = torch.linspace(0, 1, 3 * side[0] * side[1]).reshape(1, 3, *side)
+    with evaluating(encoder):
+        expected = encoder.forward_map(images)
+    try:
+        network = _network(encoder, side)
+        difference = (_run(network, images=images) - expected).abs().max() / expected.abs().max()
+        problem = "" if difference <= TOLERANCE else f"its values differ by {difference:.1g} of the largest"
+    except RuntimeError as error:  # of the exporter or of OpenVINO
+        problem = reason(error)
+    if not problem:
+        return network
+    warnings.warn(f"{encoder.name} runs in PyTorch, which is slower: OpenVINO cannot run it ({problem})", stacklevel=2)
+    return None
+
+
 _NETWORKS: dict[tuple, openvino.CompiledModel] = {}  # those asked for last
 _LOCK = threading.Lock()  # the explanation tool asks from several threads
 
@@ -118,12 +145,13 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
     """
 
     def graph() -> bytes:
-        own = copy.deepcopy(encoder).cpu()
         if side:
+            own = encoder.for_side(*side).cpu()
             return to_onnx(_Only(own, "forward_map"), {"images": torch.full((2, 3, *side), 0.5)}, "maps")
         ids = torch.ones(2, 8, dtype=torch.long)
         # With padding in the example, or the exporter would leave the mask out.
         inputs = {"ids": ids, "mask": ids.tril(6)}
+        own = copy.deepcopy(encoder).cpu()
         return to_onnx(_Only(own, "encode_tokens"), inputs, "vectors", {0: "batch", 1: "tokens"})
 
     threads = torch.get_num_threads()

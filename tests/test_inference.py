@@ -1,15 +1,18 @@
 """Fast prediction gives what the model's own code gives, always in the same way."""
 
 import copy
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
+import timm
 import torch
 
 from retailkit import inference, models
 from retailkit.config import UserError
 from retailkit.inference import Predictor, SharedPredictor
+from retailkit.models.encoders import build_image_encoder
 
 SIZE = 64
 CLASSES = ["lean", "extra lean", "oat", "soy"]
@@ -69,7 +72,11 @@ def plain(model, images, texts=None):
         *product(["resnet18", "efficientnet_lite0"], ["gap", "lca", "nts"]),
         ("shufflenet_v2_x1_0", "gap"),
         ("timm:convnext_atto", "gap"),
+        ("timm:convnext_atto", "lca"),
+        ("timm:convnext_atto", "nts"),
         ("timm:mobilevitv2_050", "gap"),  # attention
+        ("timm:test_vit", "lca"),  # its position embedding is resampled for other sizes than 160
+        ("timm:mobilenetv4_conv_small_050", "gap"),
     ],
 )
 def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling, images):
@@ -78,6 +85,50 @@ def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling, images):
     reference = plain(model, images)
     assert reference.std(0).max() > 0.02, "all images look alike to this model, so that agreement says nothing"
     assert torch.allclose(Predictor(model, SIZE)(images), reference, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {"depth": 2}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 2, 1)}),
+        ("fastvit_t8", {"layers": (1, 1, 1, 1)}),
+    ],
+)
+@pytest.mark.parametrize("side", [(64, 64), (75, 61)])
+def test_a_compiled_network_of_timm_gives_what_pytorch_gives(name, changes, side, monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: create(*args, **options, **changes))
+    torch.manual_seed(0)
+    encoder = build_image_encoder(f"timm:{name}", None).eval()
+    images = torch.nn.functional.interpolate(blobs(3, seed=3), side)
+    expected = encoder.forward_map(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch would agree with itself
+        found = inference.CompiledEncoder(encoder).forward_map(images)
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def _refuse(*args):
+    raise RuntimeError("unknown operation")
+
+
+@pytest.mark.parametrize("fault", ["refused", "wrong"])
+@torch.no_grad()
+def test_a_network_that_openvino_cannot_run_runs_in_pytorch_and_says_so(fault, images, monkeypatch):
+    encoder, run = build_image_encoder("timm:test_convnext", None).eval(), inference._run
+    if fault == "refused":
+        monkeypatch.setattr(inference, "openvino_network", _refuse)
+    else:
+        monkeypatch.setattr(inference, "_run", lambda *args, **inputs: run(*args, **inputs) * 1.001)
+    fast = inference.CompiledEncoder(encoder)
+    with pytest.warns(UserWarning, match="timm:test_convnext runs in PyTorch.*OpenVINO cannot run it"):
+        found = fast.forward_map(images)
+    assert torch.equal(found, encoder.forward_map(images))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fast.forward_map(images), found), "it is said once"
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

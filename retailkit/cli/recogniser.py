@@ -22,7 +22,8 @@ def train(
     model: Annotated[
         str, typer.Option(help="image, lca, gallery, text, score_fusion, concat or embracenet.")
     ] = "image",
-    backbone: Annotated[str, typer.Option(help="auto: lite0 for --frozen, lite2 otherwise.")] = "auto",
+    backbone: Annotated[str, typer.Option(help="auto (lite0 if frozen, else lite2), or timm:NAME.")] = "auto",
+    weights: Annotated[str, typer.Option(help="Of the backbone: auto, a variant, a file, or none.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, max=10**6, help="Passes over the training split.")] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, or sgd with momentum as in the papers.")] = "adamw",
@@ -41,6 +42,7 @@ def train(
 
     Examples: `retailkit train --dataset grocery_store --root path/to/dataset`,
     `retailkit train --dataset folder --root photos --frozen --model concat`,
+    `retailkit train --root photos --frozen --backbone timm:vit_small_patch14_reg4_dinov2`,
     `retailkit train --root photos --model gallery` (then `retailkit add`),
     `retailkit train --preset grocery_best --root path/to/dataset`
     """
@@ -61,6 +63,7 @@ def train(
         products = ocr.add_text(products)
     name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
     options = {} if backbone == "auto" else {"backbone": backbone}
+    options |= {} if weights == "auto" else {"weights": None if weights == "none" else weights}
     chosen = {"neighbours": neighbours, "false_accepts": false_accepts}
     options |= {option: value for option, value in chosen.items() if value is not None}
     if model == "text":
@@ -78,7 +81,8 @@ def train(
 
 def _by_preset(context: typer.Context, preset: str, *choices) -> dict:
     """Train by a preset, which leaves no choice to most options."""
-    for name in ("dataset", "model", "backbone", "frozen", "epochs", "optimizer", "neighbours", "false_accepts"):
+    decided = ("dataset", "model", "backbone", "weights", "frozen", "epochs", "optimizer")
+    for name in (*decided, "neighbours", "false_accepts"):
         if context.get_parameter_source(name).name == "COMMANDLINE":
             option = name.replace("_", "-")
             raise UsageError(f"--{option} does not go with --preset, which decides it; leave one of them out")

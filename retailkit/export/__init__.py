@@ -70,7 +70,8 @@ def export(
     size = facts.get("size", model.input_size)
     photos = products.split(split, size, facts.get("fit"))
 
-    graph = to_onnx(_Probabilities(model), {"images": torch.full((2, 3, size, size), 0.5)}, "probs")
+    for_size = model.with_parts(image_encoder=model.image_encoder.for_side(size, size))
+    graph = to_onnx(_Probabilities(for_size), {"images": torch.full((2, 3, size, size), 0.5)}, "probs")
     preparation = preprocessing(model, size, photos.fit)
     expected = _probabilities(_pytorch(model), photos)
     probs = _probabilities(_onnx(graph, torch.get_num_threads()), photos)

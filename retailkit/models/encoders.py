@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
 TEXT_ENCODERS = (*TRANSFORMERS, "char_ngrams")
+# Options that let a network of timm with a fixed input size take other sizes; each knows one of them or none.
+ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False})
 # What a checkpoint may say about the architecture of a transformer; anything else in it is ignored.
 ARCHITECTURE = {
     "bert": ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act",
@@ -63,14 +68,16 @@ class ImageEncoder(Encoder):
     Attributes:
         dim: D, channels of the last map and length of a pooled vector.
         stride: input pixels per cell of the last map.
-        size: input side in pixels that the weights were made for; other sizes work.
+        size: input side in pixels that the weights were made for; other sizes work unless the network is `fixed`.
+        fixed: whether the network takes square images of that size only.
         mean, std: (3,1,1), of images in [0,1].
         map_layer: module whose output is the last feature map, whatever the network: hook it for Grad-CAM.
     """
 
-    def __init__(self, name: str, network: nn.Module, published: PretrainedCfg) -> None:
+    def __init__(self, name: str, network: nn.Module, published: PretrainedCfg, fixed: bool = False) -> None:
         super().__init__()
-        self.name, self.network = name, network
+        self.name, self.network, self.fixed = name, network, fixed
+        self.last_map, self.pads = _maps, False  # see `_find_last_map`
         self.dim, self.stride = network.num_features, network.feature_info[-1]["reduction"]
         self.size = (published.test_input_size or published.input_size)[-1]
         self.map_layer = nn.Identity()
@@ -78,14 +85,81 @@ class ImageEncoder(Encoder):
         self.register_buffer("std", torch.tensor(published.std).view(3, 1, 1), persistent=False)
 
     def forward_map(self, images: Tensor) -> Tensor:
-        """Return the last feature map (B,D,h,w), with h = ceil(H / stride), of images (B,3,H,W) in [0,1]."""
+        """Return the last feature map (B,D,h,w), with h = ceil(H / stride), of images (B,3,H,W) in [0,1].
+
+        Of a vision transformer these are the vectors of its patches, without those of class and register tokens. Where
+        a network's patches do not divide an image, the mean colour is added on the right and below.
+
+        Raises:
+            UsageError: the network is `fixed`, and the images have another size.
+        """
+        height, width = images.shape[2:]
+        if self.fixed and (height, width) != (self.size, self.size):
+            cure = f"give images of {self.size} by {self.size}, or choose a backbone that takes any size"
+            raise UsageError(f"backbone {self.name!r} cannot take images of {height} by {width} pixels; {cure}")
         normalised = (images - self.mean) / self.std
+        if self.pads:
+            normalised = functional.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
         # On a CPU convolutions run a third faster in this layout; it does not change a value.
-        return self.map_layer(self.network.forward_features(normalised.contiguous(memory_format=torch.channels_last)))
+        maps = self.last_map(self.network, normalised.contiguous(memory_format=torch.channels_last))
+        return self.map_layer(maps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the average of the last feature map, (B,D), of images (B,3,H,W) in [0,1]."""
         return self.forward_map(images).mean((2, 3))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def for_side(self, height: int, width: int) -> ImageEncoder:
+        """Return a copy for images of one size, whose position embedding is resampled now: ONNX cannot do it."""
+        own = copy.deepcopy(self)
+        if getattr(own.network, "pos_embed", None) is not None and hasattr(own.network, "set_input_size"):
+            padded = (side + -side % self.stride for side in (height, width))
+            own.network.set_input_size(img_size=tuple(padded))
+        return own
+
+
+# -- How networks give their last feature map (B,D,h,w) for normalised images.
+
+
+def _maps(network: nn.Module, images: Tensor) -> Tensor:
+    return network.forward_features(images)
+
+
+def _channels_last_maps(network: nn.Module, images: Tensor) -> Tensor:
+    return network.forward_features(images).permute(0, 3, 1, 2)
+
+
+def _tokens(network: nn.Module, images: Tensor, norm: bool = True) -> Tensor:
+    options = {"indices": 1, "norm": norm, "output_fmt": "NCHW", "intermediates_only": True}
+    return network.forward_intermediates(images, **options)[-1]
+
+
+LAST_MAPS = (_maps, _channels_last_maps, _tokens, partial(_tokens, norm=False))  # Hiera normalises after its pooling
+
+
+def _find_last_map(encoder: ImageEncoder, side: int) -> None:
+    """Find out how a network gives its last feature map of images of one side; `UsageError` where it gives none."""
+    images = torch.zeros(1, 3, side, side)
+    for encoder.last_map in LAST_MAPS:
+        with suppress(AssertionError, AttributeError, RuntimeError):  # it has other axes, or cannot be asked like this
+            shape = encoder.forward_map(images).shape
+            if len(shape) == 4 and shape[1] == encoder.dim:
+                encoder.pads = _needs_borders(encoder)
+                return
+    given = encoder.network.forward_features(images)
+    given = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    wanted = f"feature map (B, {encoder.dim}, h, w); choose another network"
+    raise UsageError(f"backbone {encoder.name!r} gives {given} and no {wanted}")
+
+
+def _needs_borders(encoder: ImageEncoder) -> bool:
+    """Return whether a network refuses images that its patches do not divide (transformers) or drops the rest."""
+    if encoder.fixed or encoder.last_map is not _maps:
+        return not encoder.fixed
+    with suppress(RuntimeError):  # the image may be too small
+        return _maps(encoder.network, torch.zeros(1, 3, *2 * [2 * encoder.stride + 1])).shape[2] == 2  # as ConvNeXt
+    return False
 
 
 def build_image_encoder(name: str, weights: str | Path | None = "auto") -> ImageEncoder:
@@ -105,15 +179,14 @@ def build_image_encoder(name: str, weights: str | Path | None = "auto") -> Image
     _, published = published_weights(name, "auto" if local else str(weights))
     described = describe(published.network)
     file = None if weights is None else find_weights(name, weights)
-    encoder = ImageEncoder(name, _network(published.network), described)
+    network, fixed = _network(published.network, described.fixed_input_size)
+    encoder = ImageEncoder(name, network, described, fixed)
     if file:
         load_trunk(encoder.network, file)
     if name.startswith("timm:"):
+        any_size = described.fixed_input_size and not fixed
         with torch.no_grad():
-            shape = tuple(encoder.eval().forward_map(torch.zeros(1, 3, encoder.size, encoder.size)).shape)
-        if len(shape) != 4 or shape[1] != encoder.dim:
-            wanted = f"feature map (B, {encoder.dim}, h, w); choose a convolutional network"
-            raise UsageError(f"backbone {name!r} gives {shape} and no {wanted}")
+            _find_last_map(encoder.eval(), 4 * encoder.stride if any_size else encoder.size)
     return encoder.train()
 
 
@@ -121,18 +194,24 @@ class _Trunk(nn.Sequential):
     forward_features = nn.Sequential.forward
 
 
-def _network(name: str) -> nn.Module:
-    """Return a network of timm or torchvision, randomly initialised and without its classifier."""
+def _network(name: str, fixed: bool) -> tuple[nn.Module, bool]:
+    """Return a network of timm or torchvision, randomly initialised and without its classifier.
+
+    `fixed` says whether it is made for one input size; returned is whether it is bound to it.
+    """
     if not name.startswith("torchvision:"):
         import timm
 
-        return timm.create_model(name, pretrained=False, num_classes=0)
+        for options in ANY_SIZE if fixed else ():
+            with suppress(TypeError):  # this network has no such option
+                return timm.create_model(name, pretrained=False, num_classes=0, **options), False
+        return timm.create_model(name, pretrained=False, num_classes=0), fixed
     from torchvision.models import get_model
 
     whole = get_model(name.removeprefix("torchvision:"), weights=None)
     trunk = _Trunk(OrderedDict((key, child) for key, child in whole.named_children() if key != "fc"))
     trunk.num_features, trunk.feature_info = whole.fc.in_features, [{"reduction": 32}]
-    return trunk
+    return trunk, False
 
 
 class TextEncoder(Encoder):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 MAGIC_LEAP = "Magic Leap, academic or non-profit, non-commercial"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+RESEARCH_ONLY = ("-nc-", "non-commercial", "noncommercial", "apple-amlr")  # parts of the names of such licences
 LARGEST = 16 << 30  # bytes of a weights file
+HUB_FILE = "model.safetensors"  # of an image network
 AGAIN = "check the connection and run the same command again"
 
 
@@ -130,7 +133,7 @@ def find_weights(name: str, weights: str | Path = "auto") -> Path:
             raise UserError(f"{weights}: no such weights file; correct the path, or use weights='auto'")
         return Path(weights)
     full_name, published = published_weights(name, str(weights))
-    described = describe(published.network)
+    described = _describe_file(full_name, published)
     cached = _cached_file(published.network, described)
     path = _find(full_name, described.license, published.package, cached, [""])
     return _checked(path, "" if path == cached else published.sha256)
@@ -164,8 +167,23 @@ def _find(name: str, licence: str | None, package: str, cached: Path, files: Seq
     )
 
 
+def _describe_file(full_name: str, published: Weights) -> PretrainedCfg:
+    """Return what the library knows of the file; of two places timm takes the hub, whose files are of one format."""
+    described = describe(published.network)
+    return replace(described, url="") if full_name.startswith("timm:") and described.hf_hub_id else described
+
+
 def _cached_file(network: str, described: PretrainedCfg) -> Path:
-    return cache_dir("weights") / (Path(described.url).name if described.url else f"{network}/model.safetensors")
+    """Return where the file lies or will lie: in our cache, or where other programs have put it in that of the hub."""
+    if described.url:
+        return cache_dir("weights") / Path(described.url).name
+    path = cache_dir("weights") / network / HUB_FILE
+    if path.is_file() or not described.hf_hub_id:
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    shared = try_to_load_from_cache(described.hf_hub_id, HUB_FILE)
+    return Path(shared) if isinstance(shared, str) else path
 
 
 def _packaged(place: str) -> Path | None:
@@ -194,7 +212,7 @@ def _checked(path: Path, packaged: str = "") -> Path:
 
 
 def _only(licence: str | None) -> str:
-    limited = "-nc-" in (licence or "") or "non-commercial" in (licence or "")
+    limited = any(part in (licence or "") for part in RESEARCH_ONLY)
     return " (non-commercial use only)" if limited else ""
 
 
@@ -223,11 +241,14 @@ def fetch_weights(name: str) -> Path:
         backbone, _, variant = name.partition(".")
         pick([*BACKBONES, *HUB_FOLDERS], backbone, "weights")
         full_name, published = published_weights(backbone, variant or "auto")
-    described = describe(published.network)
+    described = _describe_file(full_name, published)
     path = _cached_file(published.network, described)
     _tell(full_name, described.license, described.url or described.hf_hub_id)
     if not described.url:
-        return _from_hub(described.hf_hub_id, path.name, cache_dir("weights", path.parent.name))
+        if not described.hf_hub_id:
+            raise UserError(f"timm names no weights of {name!r}; give weights=FILE, or None for a random start")
+        folder = cache_dir("weights", published.network)
+        return path if path.is_file() else _from_hub(described.hf_hub_id, HUB_FILE, folder)
     if not path.is_file():
         with one_line(f"{described.url}: cannot be downloaded", AGAIN):
             torch.hub.download_url_to_file(described.url, str(path), hash_prefix=_digits_in_name(path) or None)
@@ -251,11 +272,14 @@ def _from_hub(repo: str, file: str, folder: Path) -> Path:
 def load_trunk(network: nn.Module, path: Path) -> None:
     """Load a published state dict into `network`, which has no classifier.
 
-    Tensors are matched by name or, where the file uses other names for the same layers (the lite packages,
-    torchvision's EfficientNet), by their order, which a .pth file keeps. The file's classifier is dropped.
+    Tensors are matched by name, also by the authors' own names where timm knows them or, where the file uses other
+    names for the same layers (the lite packages, torchvision's EfficientNet), by their order, which a .pth file keeps.
+    The file's classifier is dropped.
     """
     state = read_state(path)
     own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    if not own.keys() <= state.keys() or len(state) - len(own) > 2:
+        state = _by_timm(network, state, path)
     if own.keys() <= state.keys():
         matched = {k: state[k] for k in own}
     elif path.suffix == ".safetensors":  # sorts its tensors, so that their order says nothing
@@ -268,6 +292,17 @@ def load_trunk(network: nn.Module, path: Path) -> None:
     if rest > 2:  # a classifier has a weight and a bias
         raise UserError(f"{path}: {rest} tensors too many; these are the weights of a larger network")
     network.load_state_dict(matched, strict=False)
+
+
+def _by_timm(network: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return a state dict by timm's names for a network of timm, without its classifiers (some networks have two)."""
+    if convert := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None):
+        with one_line(f"{path}: weights of another network"):
+            state = convert(state, network)
+    classifiers = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+    heads, own = tuple(name.partition(".")[0] + "." for name in classifiers), network.state_dict()
+    return {name: value for name, value in state.items() if name in own or not name.startswith(heads)}
 
 
 def require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:

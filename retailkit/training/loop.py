@@ -126,7 +126,8 @@ def fit(
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
     with placed(model) as where, seeded(config.seed):
         if isinstance(train, ProductDataset):
-            size = config.train_size or train.size
+            fixed = getattr(getattr(model, "image_encoder", None), "fixed", False)
+            size = train.size if fixed else config.train_size or train.size
             train = train.with_options(size=size, augment=AUGMENTATIONS[config.augment](size))
             if config.mode == "frozen":
                 model.freeze()

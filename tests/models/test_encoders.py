@@ -121,15 +121,109 @@ def test_timm_file_gives_timm_features(name, suffix, images, tmp_path):
 # -- Any network of timm
 
 
+TIMM = {  # name in timm: changes that make it small, stride, input side of its weights
+    "mobilenetv3_small_050": ({}, 32, 224),
+    "convnext_atto": ({}, 32, 288),
+    "mobilenetv4_conv_small_050": ({}, 32, 256),
+    "fastvit_t8": ({"layers": (1, 1, 1, 1)}, 32, 256),
+    "vit_tiny_patch16_224": ({"depth": 2}, 16, 224),
+    "vit_small_patch14_reg4_dinov2": ({"depth": 2}, 14, 518),
+    "deit_tiny_distilled_patch16_224": ({"depth": 2}, 16, 224),
+    "vit_small_patch16_dinov3": ({"depth": 2}, 16, 256),
+    "swin_tiny_patch4_window7_224": ({"embed_dim": 24, "depths": (1, 1, 2, 1)}, 32, 224),
+}
+TOKENS = {"vit_tiny_patch16_224": 1, "vit_small_patch14_reg4_dinov2": 5, "deit_tiny_distilled_patch16_224": 2}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Make timm build a small network of the same kind; returns its name for `build_image_encoder`."""
+    create = timm.create_model
+
+    def make(name: str, **changes) -> str:
+        own = {name: changes or TIMM[name][0]}
+        monkeypatch.setattr(timm, "create_model", lambda of, **options: create(of, **options, **own.get(of, {})))
+        torch.manual_seed(0)
+        return f"timm:{name}"
+
+    return make
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_any_timm_network_gives_a_map_of_any_image(name, small, images):
+    _, stride, size = TIMM[name]
+    encoder, published = build_image_encoder(small(name), weights=None).eval(), timm.models.get_pretrained_cfg(name)
+    assert (encoder.stride, encoder.size, encoder.fixed) == (stride, size, False)
+    assert encoder.mean.flatten().tolist() == pytest.approx(published.mean)
+    assert encoder.std.flatten().tolist() == pytest.approx(published.std)
+    images.requires_grad_()
+    for seen in (images, images[:, :, :75, :61]):  # the second is no multiple of any patch
+        maps = encoder.forward_map(seen)
+        height, width = seen.shape[2:]
+        assert maps.shape == (3, encoder.dim, -(-height // stride), -(-width // stride))
+        assert torch.autograd.grad(maps.square().sum(), images)[0].abs().amax((1, 2, 3)).min() > 0
+    assert maps.std(0).max() > 1e-4, "the features do not depend on the image"
+
+
+@pytest.mark.parametrize("name", TOKENS)
 @torch.no_grad()
-def test_any_timm_network_that_gives_a_feature_map(images):
-    encoder = build_image_encoder("timm:mobilenetv3_small_050", weights=None).eval()
-    assert encoder.forward_map(images).shape == (3, encoder.dim, 3, 2) and encoder.size == 224
-    assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    with pytest.raises(UsageError, match=r"gives \(1, 197, 192\) and no feature map"):
-        build_image_encoder("timm:vit_tiny_patch16_224", weights=None)
+def test_a_vision_transformer_gives_its_patches_as_rows_and_columns(name, small):
+    encoder = build_image_encoder(small(name), weights=None).eval()
+    image = torch.rand(1, 3, *2 * [4 * encoder.stride])
+    tokens = encoder.network.forward_features((image - encoder.mean) / encoder.std)[0, TOKENS[name] :]
+    maps = encoder.forward_map(image)
+    for row, column in ((0, 0), (0, 3), (2, 1), (3, 3)):
+        assert torch.allclose(maps[0, :, row, column], tokens[4 * row + column], atol=1e-5)
+
+
+@torch.no_grad()
+def test_swin_gives_its_channels_first(small):
+    encoder = build_image_encoder(small("swin_tiny_patch4_window7_224"), weights=None).eval()
+    image = torch.rand(1, 3, 224, 224)
+    official = encoder.network.forward_features((image - encoder.mean) / encoder.std)
+    assert official.shape == (1, 7, 7, encoder.dim)
+    assert torch.allclose(encoder.forward_map(image)[0, :, 2, 5], official[0, 2, 5], atol=1e-6)
+
+
+@torch.no_grad()
+def test_added_borders_have_the_mean_colour(small):
+    encoder = build_image_encoder(small("vit_tiny_patch16_224"), weights=None).eval()
+    image, framed = torch.rand(1, 3, 70, 50), encoder.mean.expand(1, 3, 80, 64).clone()
+    framed[:, :, :70, :50] = image
+    assert torch.allclose(encoder.forward_map(image), encoder.forward_map(framed), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_network_of_one_size_says_so(small):
+    encoder = build_image_encoder(small("levit_128s", embed_dim=(16, 32, 48), depth=(1, 1, 1)), weights=None).eval()
+    assert encoder.fixed and encoder.forward_map(torch.rand(1, 3, 224, 224)).shape == (1, 48, 4, 4)
+    with pytest.raises(
+        UsageError, match=r"'timm:levit_128s' cannot take images of 96 by 64 pixels; give .* 224 by 224"
+    ):
+        encoder.forward_map(torch.rand(1, 3, 96, 64))
+
+
+def test_timm_networks_without_a_map_and_unknown_names_are_refused():
+    with pytest.raises(UsageError, match=r"gives a list and no feature map"):  # of two scales
+        build_image_encoder("timm:crossvit_9_240", weights=None)
     with pytest.raises(UsageError, match="timm has no network 'restnet'"):
         build_image_encoder("timm:restnet", weights=None)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224", "levit_128s"])
+@torch.no_grad()
+def test_files_of_timm_fit_their_networks_whatever_lies_beside_the_trunk(name, small, tmp_path):
+    """Swin's files hold attention masks, those of distilled networks two classifiers; both were `too many tensors`."""
+    network = small(name, **(TIMM[name][0] if name in TIMM else {"embed_dim": (16, 32, 48), "depth": (1, 1, 1)}))
+    official = timm.create_model(name, num_classes=10).eval()
+    state = official.state_dict()
+    if "swin" in name:
+        state |= {f"layers.{i}.blocks.0.attn_mask": torch.zeros(1) for i in range(3)}
+    save_file(state, tmp_path / "model.safetensors")
+    encoder = build_image_encoder(network, tmp_path / "model.safetensors")
+    assert all(torch.equal(value, state[key]) for key, value in encoder.network.state_dict().items() if key in state)
+    with pytest.raises(UserError, match=r"model\.safetensors: "):
+        build_image_encoder("timm:convnext_atto", tmp_path / "model.safetensors")
 
 
 # -- Packaged weights
