@@ -198,6 +198,29 @@ def test_evaluate_says_which_classes_it_confuses(call, photos):
     assert "interval: 0.000, 0.490" in call(line)[1]
 
 
+@pytest.mark.parametrize(("backbone", "model"), [("timm:test_vit", "image"), ("timm:test_convnext", "lca")])
+def test_a_network_of_timm_goes_through_every_command(call, photos, backbone, model):
+    import torch
+
+    from retailkit import data, training
+    from retailkit.explain import saliency
+
+    options = "--root photos --checkpoint m.safetensors --json"
+    kind = f"--frozen --model {model} --backbone {backbone} --weights none --epochs 2"
+    assert call(f"train --root photos {kind} --output m.safetensors")[0] == 0
+    code, out, err = call(f"evaluate {options} --split train")
+    assert code == 0 and json.loads(out.splitlines()[-1])["n"] == 4, err
+    code, _, err = call("explain photos/milk/0.jpg --checkpoint m.safetensors --output why.html --budget 32")
+    assert code == 0 and "<html" in Path("why.html").read_text(), err
+    code, out, err = call(f"export {options} --split train --output shop")
+    assert code == 0 and max(json.loads(out.splitlines()[-1])["difference_from_pytorch"].values()) < 1e-4, err
+    recogniser, _, facts = training.load_checkpoint("m.safetensors")
+    sample = data.load("folder", photos).split("train", facts["size"], facts["fit"])[0]
+    for method in ("gradcam", "saliency"):
+        found = saliency.attribute(recogniser, sample.image[None], torch.tensor([sample.label]), method)
+        assert found.shape == (1, facts["size"], facts["size"]) and found.abs().sum() > 0
+
+
 def test_an_unknown_backbone_gets_a_hint(call, photos):
     code, _, err = call("train --dataset folder --root photos --backbone efficientnet_lite")
     assert code == 2 and "did you mean 'efficientnet_lite" in err and "Traceback" not in err

@@ -97,6 +97,16 @@ def test_a_network_with_lca_is_exported_as_well(shop, tmp_path):
     assert export.export(path, tmp_path / "out", "folder", shop)["difference_from_pytorch"]["predict.py"] < 1e-4
 
 
+def test_a_vision_transformer_is_exported_at_another_size_than_its_own(shop, tmp_path):
+    """ONNX has no operation that resamples the embedding of positions."""
+    model = models.build("image", CLASSES, backbone="timm:test_vit", weights=None).eval()
+    torch.nn.init.normal_(model.head.linear.weight)
+    path = tmp_path / "m.safetensors"
+    training.save_checkpoint(model, path, training.History(pd.DataFrame(), 0, 0.0), size=SIDE + 10)
+    report = export.export(path, tmp_path / "out", "folder", shop)
+    assert max(report["difference_from_pytorch"].values()) < 1e-4
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_the_program_prepares_photos_bit_by_bit_as_the_data_set_does(shop, fit):
     preparation = export.preprocessing(network(), SIDE, fit)

@@ -224,6 +224,28 @@ def test_timm_weights_come_from_the_hub(hub, tmp_path):
     assert torch.equal(again["stem.0.weight"], network.state_dict()["stem.0.weight"])
 
 
+def test_timm_takes_the_hub_before_an_address_whose_format_may_be_another(hub, tmp_path, capsys):
+    """The address of ViT-Tiny is a .npz file, which cannot be read here."""
+    described = published.describe("vit_tiny_patch16_224")
+    assert described.url.endswith(".npz")
+    (hub / described.hf_hub_id).mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, hub / described.hf_hub_id / "model.safetensors")
+    path = fetch_weights("timm:vit_tiny_patch16_224")
+    assert path == find_weights("timm:vit_tiny_patch16_224") and path.suffix == ".safetensors"
+    assert "licence apache-2.0" in capsys.readouterr().out
+
+
+def test_weights_in_the_cache_of_the_hub_are_found(tmp_path, monkeypatch):
+    file = tmp_path / "theirs.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: asked.append(args) or str(file))
+    assert find_weights("timm:convnext_tiny.dinov3_lvd1689m") == file
+    assert asked[0] == ("timm/convnext_tiny.dinov3_lvd1689m", "model.safetensors")
+    with pytest.warns(UserWarning, match=r"apple-amlr \(non-commercial use only\)"):
+        assert find_weights("timm:fastvit_mci0.apple_mclip2_dfndr2b") == file
+
+
 def test_a_hub_out_of_reach_is_one_line(hub):
     with pytest.raises(UserError, match=r"distilbert-base-uncased/config.json: cannot be downloaded \(cannot reach"):
         fetch_weights("distilbert")
