@@ -62,10 +62,10 @@ def train(
     if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
         products = ocr.add_text(products)
     name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
-    options = {} if backbone == "auto" else {"backbone": backbone}
-    options |= {} if weights == "auto" else {"weights": None if weights == "none" else weights}
-    chosen = {"neighbours": neighbours, "false_accepts": false_accepts}
-    options |= {option: value for option, value in chosen.items() if value is not None}
+    chosen = {"backbone": backbone, "weights": weights, "neighbours": neighbours, "false_accepts": false_accepts}
+    options = {option: value for option, value in chosen.items() if value not in (None, "auto")}
+    if weights == "none":
+        options["weights"] = None
     if model == "text":
         options["missing"] = "prior"  # the answer to an image without words; the others have the image
     changes = {} if epochs is None else {"epochs": epochs}
