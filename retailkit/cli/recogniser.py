@@ -63,11 +63,7 @@ def train(
         products = ocr.add_text(products)
     name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
     chosen = {"backbone": backbone, "weights": weights, "neighbours": neighbours, "false_accepts": false_accepts}
-    options = {option: value for option, value in chosen.items() if value not in (None, "auto")}
-    if weights == "none":
-        options["weights"] = None
-    if model == "text":
-        options["missing"] = "prior"  # the answer to an image without words; the others have the image
+    options = _model_options(model, chosen)
     changes = {} if epochs is None else {"epochs": epochs}
     changes |= {"optimizer": optimizer} | training.RATES[pick(training.RATES, optimizer, "optimizer")]
     spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
@@ -77,6 +73,16 @@ def train(
     if "val" in products.splits:
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
     _trained(facts, before, json_line)
+
+
+def _model_options(model: str, chosen: dict) -> dict:
+    """Return the options that were chosen: `auto` and None leave one to the model, and `none` means None."""
+    options = {name: value for name, value in chosen.items() if value not in (None, "auto")}
+    if options.get("weights") == "none":
+        options["weights"] = None
+    if model == "text":
+        options["missing"] = "prior"  # the answer to an image without words; the others have the image
+    return options
 
 
 def _by_preset(context: typer.Context, preset: str, *choices) -> dict:
