@@ -12,11 +12,15 @@ from retailkit.config import UsageError
 from retailkit.models.pooling import Features, FeatureScaler, Head
 
 SCALES = tuple(2 ** (k / 4) for k in range(33))  # values from 1 to 256 that `tune` tries for the scale
+SHRINKAGE = 0.3  # of the covariance within classes, towards the same spread in all directions
 FLOOR = -1.0  # cosine with which a photo counts for all classes but its own
 
 
 class GalleryHead(Head):
-    """Compare an image with the photos of a gallery, by the cosine of standardised features.
+    """Compare an image with the photos of a gallery, by the cosine of whitened features.
+
+    Features are standardised, divided by their length, and whitened: directions in which photos of one class differ,
+    such as the shop and the light, count less (within-class covariance normalisation; Hatch et al. 2006).
 
     With `neighbours=0` each class is the normalised mean of its photos (nearest class mean; Snell et al. 2017). With k
     above 0 the k most similar photos vote, each with exp(scale * cosine) (Wu et al. 2018). Nothing is learned by
@@ -30,6 +34,7 @@ class GalleryHead(Head):
             `threshold`.
 
     Attributes:
+        whitening: (D,D) matrix that the photos of `fill` have decided; products that are added do not change it.
         vectors: (G,D) unit vectors of the photos, and `labels` (G,) their classes.
         judges: (V,D) unit vectors of the photos that decide the threshold, and `judge_labels` (V,) their classes.
         threshold: similarity below which a product is unknown.
@@ -53,6 +58,7 @@ class GalleryHead(Head):
         self.n_classes, self.neighbours, self.false_accepts = n_classes, int(neighbours), float(false_accepts)
         self.register_buffer("threshold", torch.tensor(FLOOR))
         self.register_buffer("scale", torch.tensor(16.0))
+        self.register_buffer("whitening", torch.eye(len(scaler.mean)))
         none = torch.zeros(0, len(scaler.mean)), torch.zeros(0)
         self._hold(*none)
         self._judge_by(*none)
@@ -79,11 +85,15 @@ class GalleryHead(Head):
 
     def embed(self, features: Mapping[str, Features]) -> Tensor:
         """Return unit vectors (B,D)."""
+        return functional.normalize(self._unit(features) @ self.whitening, dim=1)
+
+    def _unit(self, features: Mapping[str, Features]) -> Tensor:
         return functional.normalize(self.scalers[self.modality](features[self.modality]), dim=1)
 
     @torch.no_grad()
     def fill(self, features: Mapping[str, Features], labels: Tensor) -> None:
         """Make a gallery of the training photos; a threshold from these holds until `tune` chooses a better one."""
+        self.whitening.copy_(_whitening(self._unit(features), labels.to(self.whitening.device)))
         vectors = self.embed(features)
         self._hold(vectors, labels.to(vectors.device))
         self._judge_by(vectors.clone(), self.labels.clone())
@@ -140,3 +150,20 @@ class GalleryHead(Head):
         others = self._similarity(self.judges).scatter(1, self.judge_labels[:, None], FLOOR).amax(1)
         known = self.n_classes > 1 and len(others)
         self.threshold.fill_(float(others.quantile(1 - self.false_accepts)) if known else FLOOR)
+
+
+def _whitening(vectors: Tensor, labels: Tensor) -> Tensor:
+    """Return the matrix (D,D) that gives the differences within classes the same spread in all directions.
+
+    The covariance of vectors (N,D) around their class means is shrunk first: there may be fewer photos than dimensions.
+    Where each class has one photo, nothing is known, and the matrix is that of no change.
+    """
+    counts = labels.bincount().clamp(min=1)
+    means = vectors.new_zeros(len(counts), vectors.shape[1]).index_add(0, labels, vectors) / counts[:, None]
+    within = vectors - means[labels]
+    covariance, one = within.T @ within / len(vectors), torch.eye(vectors.shape[1], device=vectors.device)
+    spread = covariance.trace() / len(one)
+    if spread < 1e-9:
+        return one
+    factor = torch.linalg.cholesky(covariance.lerp(spread * one, SHRINKAGE) / spread)
+    return torch.linalg.solve_triangular(factor.T, one, upper=True)

@@ -26,16 +26,26 @@ def filled(neighbours=0, **options):
     return head, seen
 
 
-def plain_unit(head, values):
-    scaled = [(v - head.scalers["image"].mean) / head.scalers["image"].std for v in values]
-    return np.array([(v / v.norm()).numpy() for v in scaled])
+def plain_unit(head, seen, values):
+    """Whitened unit vectors of values; the photos of the gallery, `seen`, are of the classes 0, 1, 2, 0, 1, 2, ..."""
+
+    def unit(each):
+        scaled = [(v - head.scalers["image"].mean) / head.scalers["image"].std for v in each]
+        return np.array([(v / v.norm()).numpy() for v in scaled])
+
+    photos = unit(seen)
+    within = np.concatenate([photos[k::3] - photos[k::3].mean(0) for k in range(3)])
+    covariance = within.T @ within / len(photos)
+    shrunk = 0.7 * covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6)
+    white = unit(values) @ np.linalg.cholesky(np.linalg.inv(shrunk))  # dot products: x' inv(covariance) y
+    return white / np.linalg.norm(white, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 3, 100])
 def test_answers_are_those_of_plain_loops(neighbours):
     head, seen = filled(neighbours)
     asked = features(5, 1)
-    gallery, queries = plain_unit(head, seen.values), plain_unit(head, asked.values)
+    gallery, queries = (plain_unit(head, seen.values, values) for values in (seen.values, asked.values))
     probs = head({"image": asked}).softmax(1).numpy()
     similarity = head.similarity({"image": asked}).numpy()
     for row, query in enumerate(queries):
@@ -50,6 +60,30 @@ def test_answers_are_those_of_plain_loops(neighbours):
             expected = [cosines[k::3].max() for k in range(3)]
         assert np.allclose(similarity[row], expected, atol=1e-5)
         assert np.allclose(probs[row], np.array(votes) / sum(votes), atol=1e-4)
+
+
+def test_directions_in_which_photos_of_a_class_differ_count_less():
+    """The first value is the light, which varies much; the second one tells the classes apart."""
+    rng = np.random.default_rng(0)
+    labels = torch.arange(200) % 2
+    values = np.stack([rng.normal(0, 3, 200), 0.3 * (2 * labels.numpy() - 1) + rng.normal(0, 0.1, 200)], 1)
+    values = torch.from_numpy(np.hstack([values, rng.normal(0, 0.1, (200, 4))])).float()
+    scaler = FeatureScaler(6)  # one scale for all: only the whitening is judged
+    head = GalleryHead({"image": scaler}, 2)
+    head.fill({"image": Features.present(values[:100])}, labels[:100])
+    right = head({"image": Features.present(values[100:])}).argmax(1) == labels[100:]
+    head.whitening.copy_(torch.eye(6))
+    head._hold(head.embed({"image": Features.present(values[:100])}), labels[:100])
+    plain = head({"image": Features.present(values[100:])}).argmax(1) == labels[100:]
+    assert right.float().mean() > 0.9 > plain.float().mean() + 0.1
+
+
+def test_one_photo_of_each_class_whitens_nothing():
+    scaler, seen = FeatureScaler(6), features(3, 0)
+    scaler.fit(seen)
+    head = GalleryHead({"image": scaler}, 3)
+    head.fill({"image": seen}, torch.arange(3))
+    assert torch.equal(head.whitening, torch.eye(6)) and head({"image": seen}).argmax(1).tolist() == [0, 1, 2]
 
 
 def test_a_class_without_a_neighbour_has_a_finite_logit():
