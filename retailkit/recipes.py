@@ -17,6 +17,7 @@ from retailkit import data as datasets
 from retailkit import training
 from retailkit.config import UserError, pick
 from retailkit.data import ocr
+from retailkit.data.synthetic.catalogue import CATALOGUE
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
 from retailkit.models.ensemble import Ensemble
@@ -107,6 +108,10 @@ def load_for(
     Raises:
         UserError: the split holds a class that one of them does not know.
     """
+    built_in = {product.label for product in CATALOGUE}
+    if dataset == "synthetic" and any(built_in.isdisjoint(model.classes) for model, _ in checkpoints):
+        cure = "name your photos with --root, or another data set with --dataset"
+        raise UserError(f"the built-in data set holds none of the classes of a checkpoint; {cure}")
     recipes = [RECIPES.get(facts.get("preset")) for _, facts in checkpoints]
     options = next((recipe.data_options for recipe in recipes if recipe and recipe.dataset == dataset), {})
     products = datasets.load(dataset, root, **options)

@@ -149,6 +149,8 @@ BAD = {
     ("good.safetensors", "good.safetensors", "--root", "photos", "--split", "val"): (1, "has no 'val' split"),
     ("good.safetensors", "good.safetensors", "--root", "photos", "--csv", "photos/a.csv"): (2, "lies in the data"),
     ("good.safetensors", "good.safetensors", "--root", "photos", "--html", "mine.html"): (2, "--force"),
+    ("good.safetensors", "good.safetensors"): (1, "the built-in data set holds none of the classes"),
+    ("good.safetensors", "good.safetensors", "--csv", "a.csv", "--html", "a.csv"): (2, "both name a.csv"),
     ("good.safetensors", "good.safetensors", "--root", "other"): (1, "'yellow' is unknown to this checkpoint"),
 }
 

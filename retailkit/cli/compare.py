@@ -38,6 +38,8 @@ def compare(
     kinds = {path.suffix.lower() for path in (a, b)}
     if len(kinds) > 1 or not kinds <= {".safetensors", ".json"}:
         raise UsageError(f"{a} and {b} cannot be compared; give two checkpoints (.safetensors) or two records (.json)")
+    if csv and csv == html:
+        raise UsageError(f"--csv and --html both name {csv}; give two names")
     for output in filter(None, (csv, html)):
         check_output(output, [a, b, root], force)
     if kinds == {".json"}:
