@@ -109,7 +109,7 @@ def load_for(
         UserError: the split holds a class that one of them does not know.
     """
     built_in = {product.label for product in CATALOGUE}
-    if dataset == "synthetic" and any(built_in.isdisjoint(model.classes) for model, _ in checkpoints):
+    if dataset == "synthetic" and not root and any(built_in.isdisjoint(model.classes) for model, _ in checkpoints):
         cure = "name your photos with --root, or another data set with --dataset"
         raise UserError(f"the built-in data set holds none of the classes of a checkpoint; {cure}")
     recipes = [RECIPES.get(facts.get("preset")) for _, facts in checkpoints]
