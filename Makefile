@@ -1,18 +1,27 @@
-# make run | test | check | browser | lab | app | bench | site | fmt: each sets up .venv by itself.
+# make run | test | check | browser | lab | app | bench | site | constraints | fmt: each sets up .venv by itself.
 PROFILE ?= fast
 DATASET ?=
 ROOT ?=
 JOBS ?=
+# The Python of .venv, such as python3.12; empty takes the first one that is found.
+PYTHON ?=
 # With uv, the build of PyTorch to install: cpu, cu128 ... (`uv pip install --torch-backend`); empty takes the default one.
 TORCH ?=
+# With uv, `lowest-direct` installs the oldest versions that pyproject.toml allows; empty takes the newest.
+RESOLUTION ?=
+# A file of exact versions to install, such as constraints.txt, which lists those that were tested.
+CONSTRAINTS ?=
+# A file for `make run` to write as JUnit XML.
+JUNIT ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test check browser lab app bench site fmt clean
+.PHONY: run test check browser lab app bench site constraints fmt clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
-	$(BIN)/retailkit run --profile $(PROFILE) $(if $(DATASET),--dataset $(DATASET)) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS))
+	$(BIN)/retailkit run --profile $(PROFILE) $(if $(DATASET),--dataset $(DATASET)) $(if $(ROOT),--root "$(ROOT)") $(if $(JOBS),--jobs $(JOBS)) \
+	  $(if $(JUNIT),--junit "$(JUNIT)") $(if $(GITHUB_STEP_SUMMARY),--summary "$(GITHUB_STEP_SUMMARY)")
 
 test: $(READY) browser
 	$(BIN)/python -m pytest -n 2
@@ -44,6 +53,10 @@ bench: $(READY)
 site: $(READY)
 	$(BIN)/python docs/site/build.py site
 
+# The versions that are installed here, for others to install.
+constraints: $(READY)
+	$(BIN)/python docs/constraints.py > constraints.txt
+
 fmt: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -55,14 +68,16 @@ clean:
 # The stamp is written last: an interrupted install starts again. Packages are compiled, as pip does: where Python may not
 # write bytecode (PYTHONDONTWRITEBYTECODE), each process would compile them anew, which takes longer than most notebooks.
 $(READY): pyproject.toml
-	@python=""; for p in python3.13 python3.12 python3.11 python3.14 python3; do \
+	@python=""; for p in $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3); do \
 	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$p; break; fi; done; \
-	if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed and none was found" >&2; exit 1; fi; \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed and $(or $(PYTHON),none) was$(if $(PYTHON), not) found" >&2; exit 1; fi; \
 	if [ -n "$(TORCH)" ] && ! command -v uv >/dev/null 2>&1; then \
 	  echo "TORCH=$(TORCH) needs uv; or install PyTorch as pytorch.org says, then run make without TORCH" >&2; exit 1; fi; \
+	if [ -n "$(RESOLUTION)" ] && ! command -v uv >/dev/null 2>&1; then echo "RESOLUTION=$(RESOLUTION) needs uv" >&2; exit 1; fi; \
 	if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) -e '.[offline,dev]'; \
+	  uv venv --quiet --clear --python "$$(command -v $$python)" .venv && VIRTUAL_ENV=.venv uv pip install --quiet --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) \
+	    $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") -e '.[offline,dev]'; \
 	else \
-	  $$python -m venv --clear .venv && $(BIN)/python -m pip install --quiet -e '.[offline,dev]'; \
+	  $$python -m venv --clear .venv && $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") -e '.[offline,dev]'; \
 	fi
 	@touch $@

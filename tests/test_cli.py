@@ -278,8 +278,10 @@ def test_a_changed_run_leaves_the_other_one_and_only_what_was_asked_for_counts(c
     assert call("run 90")[0] == 0
     (latest / "fast-synthetic" / "10_other.json").write_text("{}")
     record = (latest / "fast-synthetic" / "90_tiny.json").read_text()
-    code, out, _ = call("run 90 -p SEED=3")
+    code, out, _ = call("run 90 -p SEED=3 --junit run.xml --summary run.md")
     assert code == 1 and "seed is 3, not 0" in out, "a seed switches no cause off"
+    assert 'message="seed is 3, not 0' in (tmp_path / "run.xml").read_text()
+    assert "seed is 3, not 0" in (tmp_path / "run.md").read_text()
     assert (latest / "fast-synthetic" / "90_tiny.json").read_text() == record
     page = (latest / "fast-synthetic,SEED=3" / "index.html").read_text()
     assert "SEED=3" in page and "-p SEED=3" in page

@@ -232,6 +232,25 @@ def test_the_makefile_hands_the_build_of_pytorch_to_uv_only_if_asked(make, tmp_p
     assert ("--torch-backend cpu" in (tmp_path / "calls").read_text()) == handed_on
 
 
+@pytest.mark.parametrize(
+    "asked, handed_on",
+    [("RESOLUTION=lowest-direct", "--resolution lowest-direct"), ("CONSTRAINTS=some.txt", "-c some.txt")],
+)
+def test_the_makefile_hands_on_which_versions_to_install(make, tmp_path, asked, handed_on):
+    script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'
+    make("test", {"uv": script}, asked)
+    assert handed_on in (tmp_path / "calls").read_text()
+
+
+def test_the_makefile_takes_the_python_that_is_asked_for_or_none(make):
+    done = make("test", {"uv": 'echo "$@"\nexit 1', "python3.99": "exit 0"}, "PYTHON=python3.99")
+    assert "python3.99 .venv" in done.stdout
+    done = make("test", {}, "PYTHON=python3.98")
+    assert done.returncode != 0 and "python3.98 was not found" in done.stderr
+
+
 def test_the_makefile_says_that_a_build_of_pytorch_needs_uv(make):
     done = make("test", {"command": "exit 1"}, "TORCH=cpu", path=False)
     assert done.returncode != 0 and "TORCH=cpu needs uv" in done.stderr
+    done = make("test", {"command": "exit 1"}, "RESOLUTION=lowest", path=False)
+    assert done.returncode != 0 and "RESOLUTION=lowest needs uv" in done.stderr

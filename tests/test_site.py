@@ -112,6 +112,11 @@ def test_a_broken_link_fails_the_build_and_names_its_page(site, root, tmp_path, 
         site.build(tmp_path / "copy", tmp_path / "site", reference=False)
 
 
+def test_markup_that_a_script_writes_is_no_link(site, tmp_path):
+    (tmp_path / "page.html").write_text('<script src="gone.js">item = `<a href="${url}">${name}</a>`;</script>')
+    assert site.broken_links(tmp_path) == ["page.html: the link gone.js leads nowhere"]
+
+
 @pytest.mark.slow
 def test_search_and_menu_work_from_a_folder_in_a_narrow_window(built):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing; run: pip install playwright")

@@ -40,6 +40,7 @@ ELSEWHERE = re.compile(r"[a-z]+:|//")
 LINK = re.compile(r'(?<=\s)(href|src)="([^"]*)"')
 HEADING = re.compile(r'<h([1-4])[^>]*>(.*?)(?:<a class="anchor-link"[^>]*>[^<]*</a>)?</h\1>', re.S)
 TABLE = re.compile(r"<table.*?</table>", re.S)
+SCRIPT = re.compile(r"(<script\b[^>]*>).*?</script>", re.S)  # may hold the markup that it writes
 MARKUP = re.compile(r"\]\([^)]*\)|[\[\]*`|#]+|\|?:?---+:?")  # of Markdown, which a reader does not search
 
 
@@ -157,6 +158,7 @@ def broken_links(output: Path) -> list[str]:
     anchors = {path: set(re.findall(r'(?<=\s)id="([^"]*)"', text)) for path, text in pages.items()}
     lines = []
     for path, text in pages.items():
+        text = SCRIPT.sub(r"\1", text)
         for link in {html.unescape(link) for _, link in LINK.findall(text) if link and not ELSEWHERE.match(link)}:
             name, _, anchor = link.partition("#")
             target = (path.parent / unquote(name)).resolve() if name else path

@@ -108,6 +108,8 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
     cell_seconds: Annotated[int | None, typer.Option(min=1, max=10**7, help="For a cell; 1800 in fast.")] = None,
     update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML: a test case per notebook.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Append a table in Markdown to this file.")] = None,
 ):
     """Execute notebooks and write records, figures and an index.html.
 
@@ -128,12 +130,18 @@ def run(
     extra = runs.parse_parameters(parameter or [])
     changed = runs.changed(files, extra)
     started, folder = time.monotonic(), runs.run_dir(profile, dataset, changed)
+    for path in filter(None, (junit, summary)):
+        check_output(path, force=True)
     cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
     if root and dataset != "synthetic" and not root.exists():  # the built-in set is rendered there
         raise UserError(f"{root}: no such folder or CSV; check --root")
     results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, folder, cell_seconds)
     asked, seconds = [result.notebook for result in results], time.monotonic() - started
     failures = runs.publish(folder, profile, dataset, update, seconds, changed, asked)
+    if junit:
+        runs.write_junit(junit, folder.name, results, failures)
+    if summary:
+        runs.append_summary(summary, folder.name, results, failures)
     done = sum(result.status != "failed" for result in results)
     print(*failures, sep="\n", end="\n" if failures else "")
     print(f"{done} of {len(results)} notebooks are done in {seconds:.0f} s; see {os.path.relpath(folder)}/index.html")

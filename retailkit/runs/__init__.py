@@ -8,13 +8,14 @@ from retailkit.runs.environment import environment
 from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.parameters import changed, parameters, parse_parameters
 from retailkit.runs.record import Run, read_record, run_dir, start
-from retailkit.runs.report import publish
+from retailkit.runs.report import append_summary, publish, write_junit
 from retailkit.runs.results import beside_published, claims, collect, published, tables, write_tables
 from retailkit.runs.runner import Result, execute, notebooks
 
 __all__ = [
     "Result",
     "Run",
+    "append_summary",
     "beside_published",
     "changed",
     "check_record",
@@ -32,5 +33,6 @@ __all__ = [
     "run_dir",
     "start",
     "tables",
+    "write_junit",
     "write_tables",
 ]

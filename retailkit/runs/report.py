@@ -15,6 +15,7 @@ from retailkit.cache import replacing
 from retailkit.config import UserError, home
 from retailkit.runs.expect import check_record, expectations
 from retailkit.runs.record import is_notebook, read_record, write_record
+from retailkit.runs.runner import Result
 
 NOTEBOOK_BYTES = 1_000_000
 # nbconvert's loader of mermaid diagrams, which asks a CDN.
@@ -22,6 +23,7 @@ DIAGRAM_LOADER = re.compile(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</scr
 # Formulas as the notebooks write them; code between backticks is none.
 FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$]+?)\$", re.S)
 PAGE_LINK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
+NO_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML forbids
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
 STATES_NOTE = (
@@ -163,6 +165,46 @@ def _shown(output: Any) -> Any:
         if kind.startswith("image/") and (alt := output.metadata.get(kind, {}).get("alt")):
             markup = f'<img alt="{html.escape(alt)}" src="data:{kind};base64,{content.strip()}">'
     return nbformat.v4.new_output("display_data", {"text/html": markup}) if markup else output
+
+
+def write_junit(path: Path, run: str, results: Sequence[Result], failures: Sequence[str]) -> None:
+    """Write a run as JUnit XML, which CI services read: one test case per notebook, its broken expectations as failure.
+
+    Args:
+        path: file to write.
+        run: name of the run, such as `fast-synthetic`.
+        results: of the notebooks; a kept one takes 0 s.
+        failures: lines of `publish`.
+    """
+    from xml.etree import ElementTree
+
+    broken = {result.notebook: _broken(result, failures) for result in results}
+    facts = {"tests": len(results), "failures": sum(map(bool, broken.values())), "errors": 0, "skipped": 0}
+    facts |= {"time": f"{sum(result.seconds for result in results):.2f}"}
+    suite = ElementTree.Element("testsuite", {"name": run} | {name: str(value) for name, value in facts.items()})
+    for result in results:
+        about = {"classname": run, "name": result.notebook, "time": f"{result.seconds:.2f}"}
+        case = ElementTree.SubElement(suite, "testcase", about)
+        if lines := [NO_XML.sub("", line) for line in broken[result.notebook]]:
+            ElementTree.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
+    with replacing(path) as draft:
+        ElementTree.ElementTree(suite).write(draft, encoding="utf-8", xml_declaration=True)
+
+
+def append_summary(path: Path, run: str, results: Sequence[Result], failures: Sequence[str]) -> None:
+    """Append a run to a Markdown file as a table with a row per notebook; the arguments are those of `write_junit`."""
+    rows = [f"### {run}", "", "| notebook | seconds | result |", "|---|---|---|"]
+    for result in results:
+        told = "<br>".join(html.escape(line).replace("|", "&#124;") for line in _broken(result, failures))
+        rows.append(f"| {result.notebook} | {result.seconds:.0f} | {' '.join(told.split()) or result.status} |")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n".join(rows) + "\n\n")
+
+
+def _broken(result: Result, failures: Sequence[str]) -> list[str]:
+    """Return what is wrong with a notebook: why it ended, and the expectations that it does not meet."""
+    ended = [result.error or "failed"] if result.status == "failed" else []
+    return ended + [line.removeprefix(own) for line in failures if line.startswith(own := f"{result.notebook}: ")]
 
 
 def kept_text(notebook: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -98,3 +99,42 @@ def test_a_page_draws_formulas_without_a_script_and_its_links_lead_somewhere(wor
     assert "<code>$HOME</code>" in page and page.count("<math") == 2 and "<em>" not in page and "<mfrac>" in page
     assert 'href="../../../docs/glossary.md#lca"' in page and 'href="20_bad.html"' in page
     assert "](../../docs/glossary.md#lca)" in kept_text(folder / "10_good.ipynb")
+
+
+RESULTS = [
+    runs.Result("10_good", "ok", 2.5),
+    runs.Result("20_low", "ok", 1.0),
+    runs.Result("30_bad", "failed", 0.25, "ValueError: \x1b[31m<b>boom|\x00"),
+    runs.Result("40_same", "kept", 0.0),
+]
+FAILURES = ["20_low: value is 0.5, below 0.9 (bound: it should be high)", "20_low: other is nan", "3: of no notebook"]
+
+
+def test_junit_has_a_case_per_notebook_and_what_is_broken_in_it(tmp_path):
+    runs.write_junit(tmp_path / "run.xml", "fast-synthetic", RESULTS, FAILURES)
+    suite = ElementTree.parse(tmp_path / "run.xml").getroot()
+    counts = {"name": "fast-synthetic", "tests": "4", "failures": "2", "errors": "0", "skipped": "0", "time": "3.75"}
+    assert suite.tag == "testsuite" and suite.attrib == counts
+    assert [(case.get("name"), case.get("time")) for case in suite] == [
+        ("10_good", "2.50"),
+        ("20_low", "1.00"),
+        ("30_bad", "0.25"),
+        ("40_same", "0.00"),
+    ]
+    told = {case.get("name"): case.findtext("failure") for case in suite if len(case)}
+    assert told == {
+        "20_low": "value is 0.5, below 0.9 (bound: it should be high)\nother is nan",
+        "30_bad": "ValueError: [31m<b>boom|",
+    }
+
+
+def test_the_summary_is_appended_as_a_table_that_markup_does_not_break(tmp_path):
+    (tmp_path / "summary.md").write_text("before\n\n")
+    runs.append_summary(tmp_path / "summary.md", "fast-synthetic", RESULTS, FAILURES)
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert lines[:5] == ["before", "", "### fast-synthetic", "", "| notebook | seconds | result |"]
+    assert "| 10_good | 2 | ok |" in lines and "| 40_same | 0 | kept |" in lines
+    (row,) = (line for line in lines if "30_bad" in line)
+    assert row.count("|") == 4 and "<b>" not in row and "&lt;b&gt;boom" in row
+    (row,) = (line for line in lines if "20_low" in line)
+    assert "below 0.9 (bound: it should be high)<br>other is nan" in row
