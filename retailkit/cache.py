@@ -278,6 +278,13 @@ def code_fingerprint(*modules: str) -> str:
     return digest(files, [_version(name) for name in LIBRARIES])
 
 
+@cache
+def package_identity() -> str:
+    """Return a hash of all files of this package."""
+    files = sorted(path for path in PACKAGE.rglob("*") if path.is_file())
+    return digest([path.read_bytes() for path in files if path.suffix != ".pyc"])
+
+
 def _version(library: str) -> str:
     """Return the version of a library, "" where it is an extra that is not installed."""
     try:

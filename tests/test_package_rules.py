@@ -17,6 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     {"config"},
     {"cache"},
+    {"cluster"},
     {"data"},
     {"models"},
     {"losses", "metrics"},
@@ -43,6 +44,8 @@ OUTSIDE = {
     "nbformat": {"runs"},
     "typer": {"cli"},
     "captum": {"explain"},
+    "dask": {"cluster"},
+    "distributed": {"cluster"},
 }
 REGISTRY_HOST = re.compile(r"\b(?:pypi\.org|files\.pythonhosted\.org|index-url|find-links|artifactory|nexus)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|opt|tmp)/[\w.-]+")

@@ -24,6 +24,7 @@ Dataset = Annotated[str, typer.Option(help="Its name, such as grozi120; default 
 Root = Annotated[Path | None, typer.Option(help="Its folder (or CSV); default $RETAILKIT_DATA/NAME, then the cache.")]
 Profile = Annotated[str, typer.Option(help="fast (two CPU cores) or full.")]
 Checkpoint = Annotated[Path, typer.Option(help="What `retailkit train` wrote.")]
+Scheduler = Annotated[str, typer.Option(help="Address of a dask scheduler: run on its workers (docs/scale.md).")]
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="The same seed gives the same result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that retailkit did not write.")]
 JsonLine = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]

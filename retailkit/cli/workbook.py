@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retailkit.cache import check_output, replacing
-from retailkit.cli.options import WORKBOOK, Dataset, Force, Profile, Root, app, name_of
+from retailkit.cli.options import WORKBOOK, Dataset, Force, Profile, Root, Scheduler, app, name_of
 from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, home, pick, threads
 
 
@@ -110,12 +110,15 @@ def run(
     update: Annotated[bool, typer.Option(help="Refresh the copies that the repository keeps.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML: a test case per notebook.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Append a table in Markdown to this file.")] = None,
+    sweep: Annotated[list[str] | None, typer.Option(help="NAME=0..4 or NAME=a,b: a run with each; repeat it.")] = None,
+    scheduler: Scheduler = "",
 ):
     """Execute notebooks and write records, figures and an index.html.
 
-    A run with -p has a folder of its own, which names the changed parameters.
+    A run with -p has a folder of its own, which names the changed parameters. So has each run of a --sweep; two tables
+    say what they measured.
 
-    Examples: `retailkit run`, `retailkit run 20 -p PRETRAINED=false`,
+    Examples: `retailkit run`, `retailkit run 20 -p PRETRAINED=false`, `retailkit run 31 --sweep SEED=0..4`,
     `retailkit run --dataset grocery_store --root path/to/dataset`
     """
     from retailkit import runs
@@ -124,10 +127,14 @@ def run(
 
     dataset = pick(DATASETS, name_of(dataset, root), "data set")
     pick(PROFILES, profile, "profile")
-    if update and parameter:
-        raise UsageError("--update keeps results of the notebooks as they are; run it without --parameter")
+    if update and (parameter or sweep):
+        raise UsageError("--update keeps results of the notebooks as they are; run it without --parameter and --sweep")
+    if sweep and (junit or summary):
+        raise UsageError("--junit and --summary describe the runs of one folder; leave them out of a --sweep")
     files = runs.notebooks(notebooks or [])
-    extra = runs.parse_parameters(parameter or [])
+    extra, settings = runs.parse_parameters(parameter or []), runs.parse_sweep(sweep or [])
+    if twice := set(extra) & set(settings[0]):
+        raise UsageError(f"{', '.join(sorted(twice))}: in --parameter and in --sweep; give it once")
     changed = runs.changed(files, extra)
     started, folder = time.monotonic(), runs.run_dir(profile, dataset, changed)
     for path in filter(None, (junit, summary)):
@@ -135,7 +142,11 @@ def run(
     cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
     if root and dataset != "synthetic" and not root.exists():  # the built-in set is rendered there
         raise UserError(f"{root}: no such folder or CSV; check --root")
-    results = runs.execute(files, profile, dataset, root, extra, jobs, fresh, prepare, folder, cell_seconds)
+    how = {"jobs": jobs, "fresh": fresh, "prepare": prepare, "timeout": cell_seconds, "scheduler": scheduler}
+    if sweep:
+        results = runs.execute(files, profile, dataset, root, extra, sweep=settings, **how)
+        return _swept(results, runs.run_dir(profile, dataset, changed | runs.parse_parameters(sweep)))
+    results = runs.execute(files, profile, dataset, root, extra, output=folder, **how)
     asked, seconds = [result.notebook for result in results], time.monotonic() - started
     failures = runs.publish(folder, profile, dataset, update, seconds, changed, asked)
     if junit:
@@ -146,6 +157,20 @@ def run(
     print(*failures, sep="\n", end="\n" if failures else "")
     print(f"{done} of {len(results)} notebooks are done in {seconds:.0f} s; see {os.path.relpath(folder)}/index.html")
     if failures or done < len(results):
+        raise typer.Exit(1)
+
+
+def _swept(results: list, folder: Path) -> None:
+    """Write the tables of a sweep, and say which runs failed."""
+    from retailkit import runs
+
+    tables = runs.write_sweep(results, folder)
+    failed = [result for result in results if result.status == "failed"]
+    for result in failed:
+        print(f"{result.name}: {result.error}")
+    where = " and ".join(map(os.path.relpath, tables))
+    print(f"{len(results) - len(failed)} of {len(results)} runs are done; see {where}")
+    if failed:
         raise typer.Exit(1)
 
 

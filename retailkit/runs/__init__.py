@@ -11,6 +11,7 @@ from retailkit.runs.record import Run, read_record, run_dir, start
 from retailkit.runs.report import append_summary, publish, write_junit
 from retailkit.runs.results import beside_published, claims, collect, published, tables, write_tables
 from retailkit.runs.runner import Result, execute, notebooks
+from retailkit.runs.sweep import parse_sweep, write_sweep
 
 __all__ = [
     "Result",
@@ -27,6 +28,7 @@ __all__ = [
     "notebooks",
     "parameters",
     "parse_parameters",
+    "parse_sweep",
     "publish",
     "published",
     "read_record",
@@ -34,5 +36,6 @@ __all__ = [
     "start",
     "tables",
     "write_junit",
+    "write_sweep",
     "write_tables",
 ]

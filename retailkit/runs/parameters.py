@@ -6,6 +6,7 @@ import ast
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ OPTIONS = ("PROFILE", "DATASET", "ROOT")
 
 def parameters(notebook: Path) -> dict[str, dict[str, Any]]:
     """Return what the parameters cell of a notebook offers: name -> `default` as it is written there, `help`."""
+    try:
+        status = notebook.stat()
+    except OSError as error:
+        raise UserError(f"{notebook}: cannot be read ({error.strerror}); restore the file") from None
+    return _parameters(notebook, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _parameters(notebook: Path, *changes: int) -> dict[str, dict[str, Any]]:
     import papermill
 
     try:

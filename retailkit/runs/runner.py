@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from retailkit.cache import check_output, digest, file_identity
-from retailkit.config import data_root, home, pick, threads
+from retailkit import cluster
+from retailkit.cache import check_output, digest, file_identity, package_identity
+from retailkit.config import UsageError, UserError, data_root, home, pick
 from retailkit.runs.parameters import changed, typed
 from retailkit.runs.record import is_notebook, read_record, run_dir, write_record
 
 LAST = "90"  # reads the records of all others
 CELL_SECONDS = {"fast": 1800, "full": 6 * 3600}
+ENVIRONMENT = {"MPLBACKEND": "agg", "PYTHONHASHSEED": "0", "TQDM_MININTERVAL": "10",
+               "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,18 @@ class Result:
     status: str
     seconds: float
     error: str = ""
+    folder: Path | None = None  # of its record
+    setting: Mapping[str, Any] = field(default_factory=dict)  # of a sweep: the swept parameters and their values
+
+    @property
+    def name(self) -> str:
+        """Return the name of the notebook, and in a sweep the values of the swept parameters."""
+        return " ".join([self.notebook, *(f"{name}={value}" for name, value in self.setting.items())])
 
     def __str__(self) -> str:
         if self.status == "kept":
-            return f"{self.notebook}: kept, nothing has changed since (use --fresh to run it again)"
-        return f"{self.notebook}: {self.status} in {self.seconds:.0f} s" + (f" ({self.error})" if self.error else "")
+            return f"{self.name}: kept, nothing has changed since (use --fresh to run it again)"
+        return f"{self.name}: {self.status} in {self.seconds:.0f} s" + (f" ({self.error})" if self.error else "")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,11 @@ class Job:
     timeout: int  # seconds that one cell may take
     data: str  # see `data_identity`
     key: str  # changes with everything that decides the result
+    setting: Mapping[str, Any]  # see `Result`
+
+    def result(self, status: str, seconds: float = 0.0, error: str = "") -> Result:
+        """Return how it ended."""
+        return Result(self.name, status, seconds, error, self.output, self.setting)
 
     @property
     def name(self) -> str:
@@ -96,6 +106,8 @@ def execute(
     prepare: Callable[[str, str, str | Path | None], None] | None = None,
     output: Path | None = None,
     timeout: int | None = None,
+    sweep: Sequence[Mapping[str, Any]] = ({},),
+    scheduler: str = "",
 ) -> list[Result]:
     """Execute notebooks and leave executed copies, records and figures in one folder; prints a line per event.
 
@@ -111,93 +123,99 @@ def execute(
             what it needs itself.
         output: folder of the results; None takes that of `run_dir`, which names the changed parameters.
         timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
+        sweep: settings of further parameters; all notebooks run once with each, in its own folder of `run_dir`.
+        scheduler: address of a dask scheduler, whose workers then take the place of `jobs` processes.
 
     Returns:
-        One result per notebook, in their order.
+        One result per notebook, in their order, for each setting.
 
     Raises:
         UsageError: a parameter that a notebook does not have, or a value of another type; nothing has run then.
     """
     shared = {"PROFILE": profile, "DATASET": dataset} | ({"ROOT": str(Path(root).resolve())} if root else {})
-    given = [typed(path, (extra or {}) | shared) for path in notebooks]
-    output = (output or run_dir(profile, dataset, changed(notebooks, extra or {}))).resolve()
-    check_output(output / "index.html", force=True)
     timeout = timeout or CELL_SECONDS.get(profile, max(CELL_SECONDS.values()))
-    data, sources = data_identity(shared), _sources_identity()
-    keys = [digest(path.read_bytes(), own, data, sources) for path, own in zip(notebooks, given, strict=True)]
-    batch = [Job(path, output, own, timeout, data, key) for path, own, key in zip(notebooks, given, keys, strict=True)]
-    results = {job.name: Result(job.name, "kept", 0.0) for job in batch if job.is_done() and not fresh}
+    batch = _planned(notebooks, shared, extra or {}, sweep, output, timeout)
+    for folder in {job.output for job in batch}:
+        check_output(folder / "index.html", force=True)
+    results = {job.record: job.result("kept") for job in batch if job.is_done() and not fresh}
     for result in results.values():
         tqdm.write(str(result))
-    waiting = [job for job in batch if job.name not in results]
-    if prepare and sum(job.name[:2] != LAST for job in waiting) > 1:
-        started = time.monotonic()
-        prepare(profile, dataset, root)
-        tqdm.write(f"prepared in {time.monotonic() - started:.0f} s")
-    for result in _run_all(waiting, jobs):
+    waiting = [job for job in batch if job.record not in results]
+    first = (prepare, profile, dataset, root) if prepare and _several(waiting) else None
+    for job, result in _run_all(waiting, jobs, first, scheduler):
         tqdm.write(str(result))
-        results[result.notebook] = result
-    return [results[job.name] for job in batch]
+        results[job.record] = result
+    return [results[job.record] for job in batch]
 
 
-def _run_all(waiting: list[Job], jobs: int | None) -> Iterator[Result]:
+def _planned(
+    notebooks: Sequence[Path],
+    shared: dict[str, Any],
+    extra: dict[str, Any],
+    sweep: Sequence[Mapping[str, Any]],
+    output: Path | None,
+    timeout: int,
+) -> list[Job]:
+    """Return what has to be executed; all values are checked first."""
+    plan, folders = [], set()
+    for setting in sweep:
+        given = extra | setting
+        # A value that is the default decides nothing: the run is the same as one without it.
+        own = [typed(path, shared) | changed([path], given) for path in notebooks]
+        values = {name: typed(path, setting)[name] for path in notebooks for name in setting}
+        folder = (output or run_dir(shared["PROFILE"], shared["DATASET"], changed(notebooks, given))).resolve()
+        if folder in folders:
+            raise UsageError(f"{folder.name} would run twice; give each value of a sweep once, and no --output")
+        folders.add(folder)
+        plan += [(path, folder, values, settings) for path, settings in zip(notebooks, own, strict=True)]
+    data = data_identity(shared)
+    decisive = data, package_identity()
+    return [
+        Job(path, folder, own, timeout, data, digest(path.read_bytes(), own, *decisive), values)
+        for path, folder, values, own in plan
+    ]
+
+
+def _several(waiting: list[Job]) -> bool:
+    return sum(job.name[:2] != LAST for job in waiting) > 1
+
+
+def _run_all(
+    waiting: list[Job], jobs: int | None, first: tuple[Any, ...] | None, scheduler: str
+) -> Iterator[tuple[Job, Result]]:
     """Yield results as they come: the longest notebook starts first, and `LAST` when all others are done."""
     if not waiting:
         return
-    cores = os.cpu_count() or 1
-    jobs = max(1, min(jobs or min(cores, 4), len(waiting)))
-    each = threads() or max(1, cores // jobs)
-    groups = [[job for job in waiting if (job.name[:2] == LAST) == last] for last in (False, True)]
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (each,))
-    bar = tqdm(total=len(waiting), desc="notebooks", unit="", disable=None)  # only on a terminal
-    with bar:
-        try:
-            for group in groups:
-                group.sort(key=Job.usual_seconds, reverse=True)
-                futures = {pool.submit(_execute, job): job for job in group}
-                for future in as_completed(futures):
-                    yield _result(future, futures[future])
-                    bar.update()
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.kill()  # a kernel ends by itself when its parent is gone
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if first and not scheduler:
+        _prepare(first)
+    jobs = max(1, min(jobs or min(os.cpu_count() or 1, 4), len(waiting)))
+    shared = waiting[0].output
+    shared.mkdir(parents=True, exist_ok=True)
+    with cluster.workers(jobs, scheduler, shared) as pool:
+        if first and scheduler:
+            for _, failed in pool.as_done(_prepare, [first], "prepare"):
+                if failed:
+                    raise failed
+        for last in (False, True):
+            group = [job for job in waiting if (job.name[:2] == LAST) == last]
+            group.sort(key=Job.usual_seconds, reverse=True)
+            for job, found in pool.as_done(_execute, group, "notebooks"):
+                if not isinstance(found, Result | UserError):
+                    raise found
+                yield job, found if isinstance(found, Result) else job.result("failed", error=str(found))
 
 
-def _result(future: Future, job: Job) -> Result:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        error = "its process was killed; if memory ran out, run fewer notebooks at a time: --jobs 1"
-        return Result(job.name, "failed", 0.0, error)
-
-
-def _start_worker(threads: int) -> None:
-    """Set what all notebooks of a process share; their kernels inherit it. The process ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ |= {
-        "MPLBACKEND": "agg",
-        "OMP_NUM_THREADS": str(threads),
-        # Threads that wait by spinning take seven times as long where another program keeps a core busy.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "PYTHONHASHSEED": "0",
-        "TQDM_MININTERVAL": "10",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-
-
-def _end_with_parent() -> None:
-    """Wait until the parent has ended, even by SIGKILL, and end this process; then its kernel ends by itself."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _prepare(first: tuple[Any, ...]) -> None:
+    """Make once what all notebooks need."""
+    started, (prepare, *where) = time.monotonic(), first
+    prepare(*where)
+    tqdm.write(f"prepared in {time.monotonic() - started:.0f} s")
 
 
 def _execute(job: Job) -> Result:
     """Execute one notebook in this process."""
     os.environ |= {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
+    os.environ |= ENVIRONMENT  # the kernel inherits it
     started = time.monotonic()
     # An earlier record goes, so that a notebook that fails before `runs.start` leaves a trace as well.
     facts = {"notebook": job.name, "profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
@@ -210,7 +228,7 @@ def _execute(job: Job) -> Result:
         error = "the notebook never called run.finish()"
     if error:
         write_record(job.record, record | {"status": "failed", "error": error, "seconds": round(seconds, 2)})
-    return Result(job.name, "failed" if error else "ok", seconds, error)
+    return job.result("failed" if error else "ok", seconds, error)
 
 
 def _papermill(job: Job) -> str:
@@ -281,8 +299,3 @@ def data_identity(given: dict[str, Any]) -> str:
 
     files = files_below(root, []) if root.is_dir() else [root, *files_in_csv(root)]
     return digest([[os.path.relpath(path, root), file_identity(path)] for path in sorted(files) if path.is_file()])
-
-
-def _sources_identity() -> str:
-    files = sorted(path for path in Path(__file__).parents[1].rglob("*") if path.is_file())
-    return digest([path.read_bytes() for path in files if path.suffix != ".pyc"])

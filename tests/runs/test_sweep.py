@@ -1,0 +1,74 @@
+"""Sweeps: what their settings are, and what their runs leave."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from retailkit import runs
+from retailkit.config import UsageError
+
+
+def test_a_sweep_is_every_combination_of_its_values():
+    assert runs.parse_sweep([]) == [{}]
+    assert runs.parse_sweep(["SEED=0..2"]) == [{"SEED": "0"}, {"SEED": "1"}, {"SEED": "2"}]
+    assert [s["K"] for s in runs.parse_sweep(["K=0,2,5..6"])] == ["0", "2", "5", "6"]
+    both = runs.parse_sweep(["SEED=3..4", "K=0,2"])
+    assert [(s["SEED"], s["K"]) for s in both] == [("3", "0"), ("3", "2"), ("4", "0"), ("4", "2")]
+    assert runs.parse_sweep(["LEVEL=0.5,.75"]) == [{"LEVEL": "0.5"}, {"LEVEL": ".75"}]
+
+
+WRONG = {
+    "SEED": "SEED=",
+    "SEED=4..0": "runs backwards",
+    "SEED=0..999999999999": "more than 1000",
+    "SEED=0..1000": "more than 1000",
+    "PROFILE=fast,full": "--profile",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_a_sweep_that_cannot_be_is_refused(given):
+    with pytest.raises(UsageError, match=WRONG[given] if given != "SEED" else "NAME=VALUE"):
+        runs.parse_sweep([given])
+
+
+def test_a_sweep_is_refused_before_it_grows_too_large():
+    with pytest.raises(UsageError, match="swept twice"):
+        runs.parse_sweep(["SEED=0", "SEED=1"])
+    with pytest.raises(UsageError, match="more than 1000 combinations"):
+        runs.parse_sweep([f"{name}=0..999" for name in "ABCDEFGH"])
+
+
+WRONG_RUNS = {
+    "VALU=1,2": "did you mean 'VALUE'",
+    "SEED=0,one": "SEED=one",
+    "VALUE=0.5,0.50": "would run twice",
+}
+
+
+@pytest.mark.parametrize("given", WRONG_RUNS)
+def test_values_of_a_sweep_are_checked_before_anything_runs(workbook, command, given):
+    workbook("10_good")
+    code, _, err = command("run", "10", "--sweep", given)
+    assert code == 2 and WRONG_RUNS[given] in err and not Path("papermill_runs").exists()
+
+
+def test_a_sweep_leaves_ordinary_runs_and_tables(workbook, command, monkeypatch):
+    """A value that is the default belongs to the ordinary run; a failed run stops no other."""
+    monkeypatch.setattr("retailkit.runs.prepare.prepare", lambda *where: None)  # renders the built-in data set
+    workbook("10_good", "assert SEED != 2, 'two is bad'\nVALUE = 0.25 + SEED / 2")
+    code, out, _ = command("run", "10", "--sweep", "SEED=0..2", "--jobs", "2")
+    latest = Path("papermill_runs/latest")
+    assert code == 1 and "10_good SEED=2: cell 3: AssertionError: two is bad" in out and "2 of 3 runs are done" in out
+    assert runs.read_record(latest / "fast-synthetic,SEED=1" / "10_good.json")["parameters"]["SEED"] == 1
+    assert (latest / "fast-synthetic,SEED=2" / "10_good.ipynb").is_file()
+    table = pd.read_csv(latest / "fast-synthetic,SEED=0..2" / "sweep.csv")
+    assert table.values.tolist() == [["10_good", 0, "value", 0.25], ["10_good", 1, "value", 0.75]]
+    (row,) = pd.read_csv(latest / "fast-synthetic,SEED=0..2" / "sweep_ranges.csv").to_dict("records")
+    assert row.pop("sd") == pytest.approx(0.125**0.5)
+    about = {"notebook": "10_good", "metric": "value", "lowest": 0.25, "highest": 0.75, "seeds": 2, "mean": 0.5}
+    assert row == about | {"runs": 2}
+    code, out, _ = command("run", "10", "--sweep", "SEED=0,1")
+    assert code == 0 and out.count("kept") == 2
+    assert [result.status for result in runs.execute([Path("notebooks/10_good.ipynb").resolve()])] == ["kept"]
