@@ -40,7 +40,8 @@ NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPE
                 errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
 # How the files begin that commands write: tables, checkpoints and explanations, pages, reports of an export.
 OURS = re.compile(
-    rb"row,label,predicted|image,label,(probability|a,b,)|image,split,label,kind,|metric,a,b,|train,test,seed,|name,case,baseline,|"
+    rb"row,label,predicted|image,label,(probability|predicted|a,b,)|image,split,label,kind,|metric,a,b,|"
+    rb"train,test,seed,|name,case,baseline,|"
     rb".{8}\{\"__metadata__\":\{\"(retailkit|explanation)\"|"
     rb"<!doctype html>.{,200}content=\"retailkit\"|"
     rb"\{\s*\"retailkit\":|"

@@ -101,9 +101,15 @@ def load(name: str, root: str | Path | None = None) -> ProductData:
 
 
 def load_for(
-    checkpoints: Sequence[tuple[ProductClassifier, Mapping[str, Any]]], dataset: str, root: Path | None, split: str
+    checkpoints: Sequence[tuple[ProductClassifier, Mapping[str, Any]]],
+    dataset: str,
+    root: Path | None,
+    split: str,
+    read: bool = True,
 ) -> ProductData:
     """Load a data set to judge checkpoints (model and facts) on a split, whose words are read if one of them reads.
+
+    Without `read`, no words are read.
 
     Raises:
         UserError: the split holds a class that one of them does not know.
@@ -117,7 +123,7 @@ def load_for(
     products = datasets.load(dataset, root, **options)
     for model, _ in checkpoints:
         training.with_classes(products, model, split)  # refuses before words are read
-    if any("text" in model.modalities for model, _ in checkpoints):
+    if read and any("text" in model.modalities for model, _ in checkpoints):
         products = ocr.add_text(products.select(products.table["split"].isin(split.split("+")).to_numpy()))
     return products
 

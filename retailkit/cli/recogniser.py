@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from retailkit.cache import check_output, file_identity, replacing
-from retailkit.cli.options import RECOGNISERS, Checkpoint, Dataset, Force, JsonLine, Root, Seed, app, name_of, report
+from retailkit.cli.options import (
+    RECOGNISERS,
+    Checkpoint,
+    Dataset,
+    Force,
+    JsonLine,
+    Root,
+    Scheduler,
+    Seed,
+    app,
+    name_of,
+    report,
+)
 from retailkit.config import DataError, UsageError, UserError, pick
 
 
@@ -224,25 +236,60 @@ def add(
 
 @app.command(rich_help_panel=RECOGNISERS)
 def explain(
-    photo: Annotated[Path, typer.Argument(help="Image file.")],
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Option(help="An .html page or a .safetensors file.")] = Path("explanation.html"),
+    photo: Annotated[Path | None, typer.Argument(help="Image file; none explains a split of a data set.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="An .html page or .safetensors file; a folder for a split.")
+    ] = None,
     classes: Annotated[str, typer.Option(help="top1, top3, ..., or the name of a class.")] = "top3",
     contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
     unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
     link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the image together with it.")] = False,
     budget: Annotated[int, typer.Option(min=1, max=10**5, help="Masked images; more are more stable.")] = 512,
     seed: Seed = 0,
+    dataset: Dataset = "",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
+    jobs: Annotated[int | None, typer.Option(min=1, max=256, help="Photos at a time; default the cores.")] = None,
+    scheduler: Scheduler = "",
     force: Force = False,
     json_line: JsonLine = False,
 ):
-    """Explain what a model says of one photo: which parts of the image and which words, and how far to trust it.
+    """Explain what a model says of a photo: which parts of the image and which words, and how far to trust it.
 
-    Example: `retailkit explain shelf.jpg --checkpoint model.safetensors --output why.html`
+    Instead of one photo, a whole split can be explained: one file per photo, and a table of all. The same command goes
+    on after an interrupt.
+
+    Examples: `retailkit explain shelf.jpg --checkpoint model.safetensors --output why.html`,
+    `retailkit explain --root photos --split test --checkpoint model.safetensors --output explanations`
     """
+    from retailkit.explain import lime
+
+    chosen = {"classes": classes, "contrast": contrast, "token": unit, "link_ocr": link_ocr, "seed": seed}
+    options = lime.Options(**chosen, budget=budget)
+    if photo:
+        if dataset or root or scheduler:
+            raise UsageError(f"{photo}: give a photo, or a data set with --dataset or --root, and not both")
+        return report(_explain_photo(photo, checkpoint, output or Path("explanation.html"), options, force), json_line)
+    if not (dataset or root):
+        raise UsageError("what is to be explained? give a photo, or a data set with --dataset or --root")
+    from retailkit.explain import split as photos
+
+    table, output = photos.TABLE, output or Path("explanations")
+    check_output(output / table, [root, checkpoint], force)
+    found, failed = photos.explain_split(
+        checkpoint, name_of(dataset, root), root, split, output, options, jobs, scheduler
+    )
+    report({"output": str(output), "table": str(output / table), "explained": found, "failed": len(failed)}, json_line)
+    if failed:
+        raise DataError.listing(failed)
+
+
+def _explain_photo(photo: Path, checkpoint: Path, output: Path, options, force: bool) -> dict:
     from retailkit import training
     from retailkit.data import folder, ocr
     from retailkit.explain import lime
+    from retailkit.explain.split import gist
     from retailkit.widgets.page import explanation_page
 
     if output.suffix not in (".html", ".safetensors"):
@@ -253,29 +300,13 @@ def explain(
     if "text" in model.modalities:
         photos = ocr.add_text(photos)
     sample = photos.split("test", facts["size"], facts["fit"])[0]
-    chosen = {"classes": classes, "contrast": contrast, "token": unit, "link_ocr": link_ocr, "seed": seed}
-    found = lime.explain(model, sample.image, sample.words, budget=budget, **chosen)
+    found = lime.explain(model, sample.image, sample.words, options)
     if output.suffix == ".html":
         with replacing(output) as draft:
             draft.write_text(explanation_page(found, sample.image), encoding="utf-8")
     else:
         found.save(output)
-    report(_gist(found) | {"output": str(output)}, json_line)
-
-
-def _gist(found) -> dict:
-    """Return the gist of a local explanation."""
-    words = found.words()
-    return {
-        "label": found.classes[found.explained[0]],
-        "probability": round(float(found.probs[found.explained[0]]), 4),
-        "question": found.question,
-        "speaks_for": words["text"][words["low"] > 0].head(3).tolist(),
-        "speaks_against": words["text"][words["high"] < 0].tail(3).tolist()[::-1],
-        "r2": None if found.nothing else round(float(found.r2[0]), 3),
-        "nothing": found.nothing,
-        **found.evaluations,
-    }
+    return gist(found) | {"output": str(output)}
 
 
 @app.command(rich_help_panel=RECOGNISERS)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from retailkit.cache import code_fingerprint, digest, open_file, replacing
 from retailkit.config import UsageError, UserError, cache_dir, pick
-from retailkit.data.table import ProductDataset, Word
+from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.explain.masking import (
     ENUMERATED,
     MaskedModel,
@@ -453,23 +453,35 @@ def explain_dataset(
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
-    folder = Path(cache) if cache else cache_dir("explanations")
-    deciding, found = [fingerprint(predictor.model), code_fingerprint(__name__), asdict(options)], []
+    folder, key, found = Path(cache) if cache else cache_dir("explanations"), deciding(predictor, options), []
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2, disable=not progress):
-        sample = data[position]
-        words = sample.words or sample.text
-        pixels, read = (sample.image * 255).round().byte(), [asdict(word) for word in sample.words] or sample.text
-        path, explanation = folder / f"{digest(deciding, pixels, read)}.safetensors", None
-        if path.exists():
-            try:
-                explanation = LocalExplanation.load(path)
-            except UserError as error:
-                warnings.warn(f"{error}; it is made again now", stacklevel=2)
-        if explanation is None:
-            try:
-                explanation = explain(predictor, sample.image, words, options, progress=False)
-            except UserError as error:
-                raise type(error)(f"photo {position}: {error}") from None
-            explanation.save(path)
-        found.append(explanation)
+        try:
+            found.append(explain_once(predictor, data[position], folder, options, key)[0])
+        except UserError as error:
+            raise type(error)(f"photo {position}: {error}") from None
     return found
+
+
+def deciding(predictor: Predictor, options: Options) -> str:
+    """Return what stands for all that decides explanations but the photo and its words."""
+    return digest(fingerprint(predictor.model), code_fingerprint(__name__), asdict(options))
+
+
+def explain_once(
+    predictor: Predictor, sample: Sample, folder: Path, options: Options, key: str
+) -> tuple[LocalExplanation, Path]:
+    """Explain a photo, unless its file in `folder` holds the explanation already; return it and the file.
+
+    `key` is what `deciding` returns. A damaged file is made again.
+    """
+    pixels = (sample.image * 255).round().byte()
+    read = [asdict(word) for word in sample.words] or sample.text
+    path = folder / f"{digest(key, pixels, read)}.safetensors"
+    if path.exists():
+        try:
+            return LocalExplanation.load(path), path
+        except UserError as error:
+            warnings.warn(f"{error}; it is made again now", stacklevel=2)
+    found = explain(predictor, sample.image, sample.words or sample.text, options, progress=False)
+    found.save(path)
+    return found, path
