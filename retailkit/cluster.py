@@ -199,7 +199,7 @@ def _local(jobs: int) -> Iterator[Client]:
         "distributed.scheduler.allowed-failures": 0,  # a piece that killed its process is not tried again
     }
     served = find_spec("bokeh") is not None
-    with dask.config.set(settings), _quiet(), _kept(*environment, "PYTHONHASHSEED"):
+    with dask.config.set(settings), _quiet(), _kept(*environment, "PYTHONHASHSEED", "__DASK_PARENT_PID"):
         cluster = LocalCluster(
             n_workers=jobs,
             threads_per_worker=1,
