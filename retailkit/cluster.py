@@ -243,13 +243,15 @@ def _kill(cluster: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep dask's own log lines away: what fails is told once, by the command."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def dask_setup(worker: Any) -> None:
