@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RETAILKIT = ".venv/bin/retailkit "
 # Commands that are not run here: long ones, and these. Their targets, options and parameters are checked all the same.
-LONG = re.compile(r"--profile full|--cell-seconds|path/to/")
+LONG = re.compile(r"--profile full|--cell-seconds|--sweep|--scheduler|path/to/")
 NOT_RUN = {
     "make run": "executes every notebook, as tests/test_notebooks.py does",
     "make test": "runs this very test",
@@ -38,6 +38,12 @@ NOT_RUN = {
     "retailkit matrix --dataset folder --root photos.csv --train original --test mixed_same --test mixed_rand": (
         "needs more photos; tests/test_cli.py runs it"
     ),
+    "retailkit explain --root photos --checkpoint beef.safetensors --output explanations": (
+        "takes a minute; tests/explain/test_split.py explains fewer photos"
+    ),
+    "retailkit explain --root photos --split test --checkpoint model.safetensors --output explanations": "as above",
+    "dask scheduler": "serves until it is interrupted",
+    "dask worker tcp://10.0.0.5:8786 --nthreads 1 --nworkers 4": "serves, as the one above",
     "retailkit app --dataset folder --root photos": "serves until it is interrupted; tests/test_browser.py opens it",
     "retailkit app --dataset folder --root photos --checkpoint beef.safetensors": "serves, as the one above",
 }

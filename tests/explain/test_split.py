@@ -12,6 +12,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.check
 def test_two_processes_explain_a_split_as_one_does_and_go_on_where_files_are(coloured, command, tmp_path):
     data, checkpoint = coloured
     data.table[["image", "label", "split"]].to_csv("photos.csv", index=False)

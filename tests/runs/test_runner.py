@@ -89,7 +89,9 @@ def within(seconds, condition):
     return held
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how", [*(pytest.param(how, marks=pytest.mark.check) for how in ("SIGTERM", "SIGKILL")), "Ctrl-C"]
+)
 def test_an_interrupted_run_leaves_no_process_and_resumes(workbook, tmp_path, how):
     """Kernels and workers lived on after `kill -9`; Ctrl-C, which reaches every process of the terminal, hung."""
     first, second = workbook("10_first"), workbook("90_second", SLOW)
@@ -132,6 +134,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.check
 def test_a_damaged_result_breaks_nothing_and_is_made_again(workbook):
     """A cut executed notebook or a record with missing fields broke every later `run` and `list`."""
     path = workbook("10_good")
