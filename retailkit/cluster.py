@@ -197,6 +197,12 @@ def _local(jobs: int) -> Iterator[Client]:
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,
         "distributed.scheduler.allowed-failures": 0,  # a piece that killed its process is not tried again
+        # Pieces take seconds: what dask measures a hundred times a second about small ones costs a tenth of each core.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "2 s",
+        "distributed.admin.tick.limit": "600 s",
+        "distributed.admin.system-monitor.interval": "60 s",
+        "distributed.scheduler.work-stealing": False,
     }
     served = find_spec("bokeh") is not None
     with dask.config.set(settings), _quiet(), _kept(*environment, "PYTHONHASHSEED", "__DASK_PARENT_PID"):
