@@ -244,7 +244,7 @@ def causes_off(request, tmp_path_factory):
 
 @pytest.mark.notebook
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)  # half an hour on two slow cores; a cell that hangs ends by its own limit
 class TestExecution:
     """One worker executes them all, since they share what was rendered, read and trained."""
 
