@@ -41,8 +41,7 @@ def test_zero_shot_compares_each_image_with_the_sentence_of_each_class(tmp_path)
     cells = ["".join(c["source"]) for c in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]]
     (cell,) = [cell for cell in cells if "def zero_shot(" in cell]
     shop = data.load("synthetic", per_class=(2, 0, 1), families=1)
-    names = {"AutoModel": AutoModel, "AutoProcessor": AutoProcessor, "to_pil_image": to_pil_image, "data": shop}
-    names |= {"torch": torch, "np": np, "metrics": metrics}
+    names = {"to_pil_image": to_pil_image, "data": shop, "torch": torch, "metrics": metrics}
     exec(compile(ast.Module(ast.parse(cell).body[:1], []), "notebook 20", "exec"), names)
     photos = shop.split("test", 64)
     found = names["zero_shot"](str(tmp_path), photos, batch=2)

@@ -141,7 +141,8 @@ LAST_MAPS = (_maps, _channels_last_maps, _tokens, partial(_tokens, norm=False)) 
 def _find_last_map(encoder: ImageEncoder, side: int) -> None:
     """Find out how a network gives its last feature map of images of one side; `UsageError` where it gives none."""
     images = torch.zeros(1, 3, side, side)
-    for encoder.last_map in LAST_MAPS:
+    for last_map in LAST_MAPS:
+        encoder.last_map = last_map
         with suppress(AssertionError, AttributeError, RuntimeError):  # it has other axes, or cannot be asked like this
             shape = encoder.forward_map(images).shape
             if len(shape) == 4 and shape[1] == encoder.dim:

@@ -166,7 +166,8 @@ class Run:
         expected = expectations().get(run, {}).get(self.record["notebook"], {})
         failures = check_record(self.record, expected)
         print(f"expectations of {run} with default parameters: {len(expected)}; not met: {len(failures)}")
-        print(*failures, sep="\n")
+        for failure in failures:
+            print(failure)
 
     def _write(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._started, 2)

@@ -65,11 +65,11 @@ def ranges(table: pd.DataFrame) -> pd.DataFrame:
     One row per metric: `notebook`, `metric`, `lowest`, `highest`, `seeds` (values of SEED in the sweep), `mean`, `sd`
     (of a sample; empty for one run) and `runs`.
     """
-    seeds = {"seeds": ("SEED", "nunique")} if "SEED" in table else {"seeds": ("metric", "nunique")}
+    seed = "SEED" if "SEED" in table else "metric"  # all rows of a metric name the same one: one seed
     found = table.groupby(["notebook", "metric"], sort=False).agg(
         lowest=("value", "min"),
         highest=("value", "max"),
-        **seeds,
+        seeds=(seed, "nunique"),
         mean=("value", "mean"),
         sd=("value", "std"),
         runs=("value", "size"),
