@@ -358,7 +358,6 @@ def test_a_strange_explanation_is_refused_or_loaded(here, path, new):
 # -- Caches.
 
 
-@pytest.mark.check
 def test_damaged_caches_are_made_again(call, here, monkeypatch):
     """Whatever is kept: features of images and texts, trainings, words that were read."""
     monkeypatch.setenv("RETAILKIT_CACHE", str(here / "cache"))

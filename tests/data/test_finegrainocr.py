@@ -198,7 +198,6 @@ def test_the_subset_is_the_published_draw_byte_by_byte(archive, full, tmp_path):
     assert table["text"].eq("LEAN BEEF").all() and len(table) == 12
 
 
-@pytest.mark.check
 def test_smaller_photos_keep_their_words_in_place_and_a_copy_goes_on(archive, tmp_path):
     root = tmp_path / "subset"
     photos = copy(archive, root, "--per-class", "2", "1", "--long-edge", "32")

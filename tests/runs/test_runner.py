@@ -134,7 +134,6 @@ DAMAGED = {
 }
 
 
-@pytest.mark.check
 def test_a_damaged_result_breaks_nothing_and_is_made_again(workbook):
     """A cut executed notebook or a record with missing fields broke every later `run` and `list`."""
     path = workbook("10_good")
