@@ -159,13 +159,6 @@ def test_a_photo_of_a_phone_that_cannot_be_read_is_named(coloured, command, tmp_
     assert code == 1 and "1 of 2 photos answered" in err and "b.HEIC" in err and "a.png" in out
 
 
-def test_labels_are_written_so_that_no_spreadsheet_computes_them(tmp_path):
-    table = pd.DataFrame({"image": ["a.png"], "label": ["=1+1"], "probability": [-0.5], "unknown": [True]})
-    spreadsheet.write_table(table, tmp_path / "a.csv")
-    assert (tmp_path / "a.csv").read_text() == "image,label,probability,unknown\na.png,'=1+1,-0.5,True\n"
-    assert table["label"][0] == "=1+1"
-
-
 BAD = {  # what is given: exit code, what the line names
     ("photo.png", "--unknown", "1.5"): (2, "--unknown 1.5 is no probability"),
     ("photo.png", "--output", "a.xlsx"): (2, "use .csv or .json"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from PIL import Image, ImageDraw, ImageFont
 
 import retailkit
@@ -83,13 +84,10 @@ def test_a_bad_call_ends_in_one_line(call, tmp_path, line):
     assert part in err and err.count("\n") == 1 and err.startswith("retailkit: ") and "Traceback" not in err
 
 
-COMMANDS = "check run fetch train evaluate predict compare add explain export matrix app bench".split()
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(call, command):
-    code, out, _ = call(f"{command} --help")
-    assert code == 0 and f"retailkit {command}" in out.split("Options")[0]
+def test_help_has_an_example(call):
+    for command in typer.main.get_command(cli.app).commands:
+        code, out, _ = call(f"{command} --help")
+        assert code == 0 and f"retailkit {command}" in out.split("Options")[0], command
 
 
 def test_list_names_notebooks_and_their_parameters(call):

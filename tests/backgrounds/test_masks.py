@@ -172,6 +172,7 @@ def test_masks_are_made_once_and_a_killed_run_goes_on(shop, monkeypatch):
 
 def test_large_photos_are_cut_out_small_and_threads_change_nothing(shop, tmp_path, monkeypatch):
     sides, cut, files = [], cutting.central_grabcut, []
+    shop = shop.select(np.array([1, 2]))
     for path in shop.table["image"]:
         Image.open(path).resize((600, 300)).save(path)
     monkeypatch.setattr(cutting, "central_grabcut", lambda image: sides.append(image.shape[:2]) or cut(image))
@@ -179,7 +180,7 @@ def test_large_photos_are_cut_out_small_and_threads_change_nothing(shop, tmp_pat
         monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{threads}"))
         monkeypatch.setattr(cutting.os, "cpu_count", lambda threads=threads: threads)
         files.append([Path(p).read_bytes() for p in masked(shop).table["mask"] if p])
-    assert set(sides) == {(256, 512)} and files[0] == files[1] and len(files[0]) >= 3
+    assert set(sides) == {(256, 512)} and files[0] == files[1] and len(files[0]) == 2
     assert read_mask(masked(shop).table["mask"].iloc[0], (300, 600)).any()
 
 

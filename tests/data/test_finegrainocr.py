@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import subprocess
+import runpy
 import sys
 import warnings
 import zipfile
@@ -180,15 +180,21 @@ def published(names: list[str], count: int) -> list[str]:
     return names[:count]
 
 
-def copy(archive: Path, root: Path, *options: str) -> list[str]:
-    """Run the script; return the photos below `root`."""
-    subprocess.run([sys.executable, SCRIPT, archive, root, *options], check=True, capture_output=True, text=True)
-    return sorted(path.relative_to(root / "Images").as_posix() for path in root.rglob("*.jpg"))
+@pytest.fixture
+def copy(archive, monkeypatch):
+    """Return a function that runs the script and returns the photos below a folder."""
+
+    def run(root: Path, *options: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [SCRIPT.name, str(archive), str(root), *options])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return sorted(path.relative_to(root / "Images").as_posix() for path in root.rglob("*.jpg"))
+
+    return run
 
 
-def test_the_subset_is_the_published_draw_byte_by_byte(archive, full, tmp_path):
+def test_the_subset_is_the_published_draw_byte_by_byte(copy, full, tmp_path):
     counts = {"train": 4, "val": 2}
-    photos = copy(archive, tmp_path / "subset", "--per-class", "4", "2")
+    photos = copy(tmp_path / "subset", "--per-class", "4", "2")
     names = {split: published([f"{stem}.jpg" for stem in stems(COUNTS[split])], counts[split]) for split in COUNTS}
     assert photos == sorted(f"{split}/{label}/{name}" for split in COUNTS for label in GTINS for name in names[split])
     for photo in photos:
@@ -198,13 +204,13 @@ def test_the_subset_is_the_published_draw_byte_by_byte(archive, full, tmp_path):
     assert table["text"].eq("LEAN BEEF").all() and len(table) == 12
 
 
-def test_smaller_photos_keep_their_words_in_place_and_a_copy_goes_on(archive, tmp_path):
+def test_smaller_photos_keep_their_words_in_place_and_a_copy_goes_on(copy, tmp_path):
     root = tmp_path / "subset"
-    photos = copy(archive, root, "--per-class", "2", "1", "--long-edge", "32")
+    photos = copy(root, "--per-class", "2", "1", "--long-edge", "32")
     row = load("finegrainocr", root).table.iloc[0]
     assert Image.open(row["image"]).size == (32, 24) and row["words"][0].box == (9.0, 0.0, 20.0, 6.0)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
     (root / "Images" / photos[0]).unlink()
-    assert copy(archive, root, "--per-class", "2", "1", "--long-edge", "32") == photos
+    assert copy(root, "--per-class", "2", "1", "--long-edge", "32") == photos
     after = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
     assert [path.relative_to(root / "Images").as_posix() for path in after if after[path] != before[path]] == photos[:1]

@@ -105,8 +105,7 @@ def test_torchvision_file_gives_torchvision_features(name, images, tmp_path):
     assert torch.allclose(encoder(images), seen[0], rtol=1e-4, atol=1e-5 * seen[0].abs().max().item())
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite1"])
+@pytest.mark.parametrize(("name", "suffix"), [("efficientnet_b0", ".pth"), ("efficientnet_lite1", ".safetensors")])
 @torch.no_grad()
 def test_timm_file_gives_timm_features(name, suffix, images, tmp_path):
     official = lively(timm.create_model(BACKBONES[name]["V1"].network))
