@@ -3,7 +3,6 @@
 import copy
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 
 import pytest
 import timm
@@ -69,10 +68,9 @@ def plain(model, images, texts=None):
 @pytest.mark.parametrize(
     ("backbone", "pooling"),
     [
-        *product(["resnet18", "efficientnet_lite0"], ["gap", "lca", "nts"]),
+        *(("resnet18", pooling) for pooling in ("gap", "lca", "nts")),
+        ("efficientnet_lite0", "gap"),
         ("shufflenet_v2_x1_0", "gap"),
-        ("timm:convnext_atto", "gap"),
-        ("timm:convnext_atto", "lca"),
         ("timm:convnext_atto", "nts"),
         ("timm:mobilevitv2_050", "gap"),  # attention
         ("timm:test_vit", "lca"),  # its position embedding is resampled for other sizes than 160

@@ -148,10 +148,14 @@ def test_the_committed_record_shows_what_it_must(name):
 # What the notebooks that take longest run with here, to show the same with less: fewer photos, masks, classes, epochs.
 SMALLER = {
     "20_training": {"BACKBONES": "efficientnet_lite0"},
+    "32_capture_conditions": {"CURVE": 4},
     "33_best_recogniser": {"EPOCHS": 1, "SIDE": 96},
     "50_saliency": {"PHOTOS": 16},
     "51_local_explanations": {"PHOTOS": 8, "BUDGET": 56},
     "52_global_explanations": {"CLASSES": 4, "TWINS": 1, "PHOTOS": 6},
+    "60_background_variants": {"FOREGROUNDS": 24},
+    "61_background_factors": {"BACKBONES": "efficientnet_lite0"},
+    "80_explanation_tool": {"PHOTOS": 12},
 }
 # Runs first: an explorer draws two of the five states that its page shows, each with another control moved; an error
 # there fails the notebook.
