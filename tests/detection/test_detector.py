@@ -25,13 +25,16 @@ def maps(scenes):
     return detection.encode(scenes, TINY)
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """One for all tests, so that the same training is done once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETAILKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
-def batches(monkeypatch):
+def batches(monkeypatch, own_cache):
     """The images of every step that is trained, and the first weights, by whether the region's boxes are learned."""
     seen, losses = {True: [], False: []}, detector._losses
 
@@ -72,7 +75,7 @@ def test_the_very_same_training_is_loaded_and_any_other_is_not(scenes, maps, bat
     assert len(batches[True]) == 2 * TINY.steps
 
 
-def test_training_leaves_the_trunk_and_the_callers_randomness_alone(scenes, maps):
+def test_training_leaves_the_trunk_and_the_callers_randomness_alone(scenes, maps, own_cache):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -327,7 +327,7 @@ def noisy(seed, share):
     return Surrogate(samples, values, np.ones(len(kept)), np.zeros((28, 28))), weights
 
 
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0, 0.5, *(pytest.param(share, marks=pytest.mark.check) for share in (0.1, 0.9))])
 def test_95_percent_of_intervals_hold_the_weights_and_the_share(share):
     inside, hits, shares = [], 0, []
     for seed in range(40):
@@ -352,7 +352,7 @@ def test_too_few_masks_have_no_intervals():
     assert np.isnan(found.image_intervals).all() and np.isfinite(found.image_weights).all()
 
 
-@pytest.mark.parametrize("order", ["odd", "even", "network"])
+@pytest.mark.parametrize("order", ["odd", "even", pytest.param("network", marks=pytest.mark.check)])
 def test_intervals_hold_what_many_masks_give(order):
     """No noise but what a straight line misses; complements miss it alike, or in opposite ways."""
     rng = np.random.default_rng(0)

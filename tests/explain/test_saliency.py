@@ -326,18 +326,29 @@ def test_methods_without_gradient_give_in_the_compiled_encoder_what_pytorch_give
     assert slow.std() > 0 and (fast - slow).abs().max() <= 1e-3 * slow.abs().max()
 
 
+def state(model):
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
+    weights = [(p.requires_grad, p.grad) for p in model.parameters()]
+    return hooks, weights, [m.training for m in model.modules()], [float(b.sum()) for b in model.buffers()]
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("method", saliency.METHODS)
-def test_a_map_does_not_depend_on_its_batch_nor_on_chance(method, monkeypatch):
+def test_a_map_depends_neither_on_its_batch_nor_on_chance_and_leaves_the_model_as_it_was(method, monkeypatch):
     model, images, labels, options = example(method, 3)
+    model.train()
+    model.image_encoder.map_layer.eval()  # a mode of its own survives too
+    next(model.parameters()).requires_grad_(False)
     torch.manual_seed(1)
-    before = torch.get_rng_state()
+    before, chance = state(model), torch.get_rng_state()
     together = saliency.attribute(model, images, labels, method, **options)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), chance)
     torch.manual_seed(2)
     assert torch.equal(saliency.attribute(model, images, labels, method, **options), together)
     monkeypatch.setattr(saliency, "BATCH", 2)  # two and one
     assert close(saliency.attribute(model, images, labels, method, **options), together)
     assert together.std() > 0 and together.dtype == torch.float32 and not together.requires_grad
+    assert state(model) == before
 
 
 @pytest.mark.parametrize("method", EVERYWHERE)
@@ -348,25 +359,6 @@ def test_texts_stay_with_their_pictures(fused, method):
         alone = saliency.attribute(fused, images[i : i + 1], labels[i : i + 1], method, texts[i : i + 1], **options)
         assert close(alone[0], together[i])
     assert not close(saliency.attribute(fused, images, labels, method, texts[::-1], **options), together)
-
-
-def state(model):
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
-    weights = [(p.requires_grad, p.grad) for p in model.parameters()]
-    return hooks, weights, [m.training for m in model.modules()], [float(b.sum()) for b in model.buffers()]
-
-
-@pytest.mark.parametrize("method", saliency.METHODS)
-def test_the_model_is_left_as_it_was(method):
-    model, images, labels, options = example(method)
-    model.train()
-    model.image_encoder.map_layer.eval()  # a mode of its own survives too
-    next(model.parameters()).requires_grad_(False)
-    before = state(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        saliency.attribute(model, images, labels, method, **options)
-    assert state(model) == before
 
 
 def test_the_model_is_left_as_it_was_after_an_error(monkeypatch):
