@@ -28,20 +28,10 @@ run.finish()"""
 
 
 @pytest.fixture
-def call(checkout, monkeypatch, capsys):
+def call(checkout, command):
     """Call the command in a checkout with one tiny notebook; returns exit code, stdout and stderr."""
     checkout("90_tiny", KNOBS, BODY)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("RETAILKIT_DATA", raising=False)
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["retailkit", *line.split()])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capsys.readouterr()
-        return ended.value.code or 0, output.out, output.err
-
-    return run
+    return lambda line: command(*line.split())
 
 
 BAD_CALLS = {  # command: exit code, and what the line names

@@ -223,37 +223,22 @@ def test_the_makefile_leaves_no_stamp_after_a_broken_install(make, tmp_path):
     assert done.returncode != 0 and (tmp_path / ".venv").is_dir() and not (tmp_path / ".venv/.ready").exists()
 
 
-def test_the_makefile_says_which_python_it_needs(make):
-    done = make("run", {name: "exit 1" for name in ("python3", *(f"python3.{minor}" for minor in range(11, 15)))})
-    assert done.returncode != 0 and "Python 3.11 or newer is needed" in done.stderr
+ECHO = 'echo "$@"\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'
+NO_PYTHON = dict.fromkeys(("python3", *(f"python3.{minor}" for minor in range(11, 15))), "exit 1")
+MADE = [  # what is asked for, the tools that are there, and what make prints
+    ((), NO_PYTHON, "Python 3.11 or newer is needed"),
+    (("TORCH=cpu",), {"uv": ECHO}, "--torch-backend cpu"),
+    (("RESOLUTION=lowest-direct",), {"uv": ECHO}, "--resolution lowest-direct"),
+    (("CONSTRAINTS=some.txt",), {"uv": ECHO}, "-c some.txt"),
+    (("PYTHON=python3.99",), {"uv": ECHO, "python3.99": "exit 0"}, "python3.99 .venv"),
+    (("PYTHON=python3.98",), {}, "python3.98 was not found"),
+    (("TORCH=cpu",), {}, "TORCH=cpu needs uv"),
+    (("RESOLUTION=lowest",), {}, "RESOLUTION=lowest needs uv"),
+]
 
 
-@pytest.mark.parametrize("asked, handed_on", [([], False), (["TORCH=cpu"], True)])
-def test_the_makefile_hands_the_build_of_pytorch_to_uv_only_if_asked(make, tmp_path, asked, handed_on):
-    script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'
-    make("test", {"uv": script}, *asked)
-    assert ("--torch-backend cpu" in (tmp_path / "calls").read_text()) == handed_on
-
-
-@pytest.mark.parametrize(
-    "asked, handed_on",
-    [("RESOLUTION=lowest-direct", "--resolution lowest-direct"), ("CONSTRAINTS=some.txt", "-c some.txt")],
-)
-def test_the_makefile_hands_on_which_versions_to_install(make, tmp_path, asked, handed_on):
-    script = f'echo "$@" >> {tmp_path}/calls\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'
-    make("test", {"uv": script}, asked)
-    assert handed_on in (tmp_path / "calls").read_text()
-
-
-def test_the_makefile_takes_the_python_that_is_asked_for_or_none(make):
-    done = make("test", {"uv": 'echo "$@"\nexit 1', "python3.99": "exit 0"}, "PYTHON=python3.99")
-    assert "python3.99 .venv" in done.stdout
-    done = make("test", {}, "PYTHON=python3.98")
-    assert done.returncode != 0 and "python3.98 was not found" in done.stderr
-
-
-def test_the_makefile_says_that_a_build_of_pytorch_needs_uv(make):
-    done = make("test", {"command": "exit 1"}, "TORCH=cpu", path=False)
-    assert done.returncode != 0 and "TORCH=cpu needs uv" in done.stderr
-    done = make("test", {"command": "exit 1"}, "RESOLUTION=lowest", path=False)
-    assert done.returncode != 0 and "RESOLUTION=lowest needs uv" in done.stderr
+@pytest.mark.parametrize("words, tools, says", MADE, ids=[says for *_, says in MADE])
+def test_the_makefile_hands_on_what_is_asked_for_or_says_what_is_missing(make, words, tools, says):
+    done = make("test", tools, *words, path="PYTHON=python3.98" in words or "python3" in tools)
+    assert done.returncode != 0 and says in done.stdout + done.stderr
+    assert ("--torch-backend" in done.stdout) == (says == "--torch-backend cpu")

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -92,19 +91,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def call(folder, monkeypatch, capsys):
+def call(folder, command, monkeypatch):
     """Call the command in the folder of the photos; returns what it printed."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
-    monkeypatch.delenv("RETAILKIT_DATA", raising=False)
 
-    def run(command):
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        output = capsys.readouterr()
-        assert not ended.value.code, f"{command}: {output.err}"
-        return output.out
+    def run(line):
+        code, out, err = command(*shlex.split(line)[1:])
+        assert code == 0, f"{line}: {err}"
+        return out
 
     return run
 

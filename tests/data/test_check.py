@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from retailkit import cli
 from retailkit.data.check import report
 
 
@@ -63,12 +61,9 @@ NOTES = (
 )
 
 
-def test_a_folder_with_ten_faults_is_told_on_one_page(spoilt, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["retailkit", "check", "--root", str(spoilt)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    page, error = capsys.readouterr()
-    assert ended.value.code == 1 and "7 to be mended" in error and "Traceback" not in error
+def test_a_folder_with_ten_faults_is_told_on_one_page(spoilt, command):
+    code, page, error = command("check", "--root", spoilt)
+    assert code == 1 and "7 to be mended" in error and "Traceback" not in error
     assert f"to be mended ({len(FAULTS)}):" in page and "worth a look" in page
     for part in (*FAULTS, *NOTES):
         assert part in page, part
