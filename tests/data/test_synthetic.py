@@ -98,7 +98,7 @@ def test_bursts_are_alike_but_not_the_same():
 @pytest.mark.parametrize("pose", ["front", "side"])
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
 def test_look_alikes_differ_inside_their_patch_only(family, pose, difficulty):
-    for seed in range(3):
+    for seed in range(2):
         one, *others = [render(p.label, seed=seed, pose=pose, difficulty=difficulty) for p in FAMILIES[family]]
         for other in others:
             assert not (differs(one.image, other.image) & ~one.planes["twin_patch"]).any()

@@ -297,7 +297,7 @@ def test_regions_add_up_to_the_margin_less_the_whole_picture():
 
 
 QUICK = {
-    "rise": {"masks": 40},
+    "rise": {"masks": 24},
     "smoothgrad": {"samples": 3},
     "integrated_gradients": {"steps": 3},
     "occlusion": {"window": 32},
@@ -316,8 +316,7 @@ def close(a, b):
     return bool((a - b).abs().mean() <= 0.01 * b.abs().mean())
 
 
-@pytest.mark.parametrize("method", saliency.FORWARD_ONLY)
-@pytest.mark.parametrize("name", ["image", "lca"])
+@pytest.mark.parametrize(("name", "method"), zip(("image", "lca"), saliency.FORWARD_ONLY, strict=True))
 def test_methods_without_gradient_give_in_the_compiled_encoder_what_pytorch_gives(name, method, monkeypatch):
     model, (_, images, labels, options) = network(name), example(method)
     fast = saliency.attribute(model, images, labels, method, **options)
