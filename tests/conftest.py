@@ -110,7 +110,7 @@ def coloured(tmp_path_factory, draw):
     folder = tmp_path_factory.mktemp("coloured")
     data = draw(folder, {"train": 3, "test": 1})
     torch.manual_seed(0)
-    model = models.build("image", data.classes, "resnet18", weights=None)
+    model = models.build("image", data.classes, "timm:test_resnet", weights=None)
     history = training.fit(model, data.split("train", 48), None, TrainConfig(epochs=20, batch_size=3))
     training.save_checkpoint(model, folder / "model.safetensors", history, size=48, fit="crop")
     return data, folder / "model.safetensors"

@@ -105,7 +105,7 @@ def without(checkpoint, name, path):
     """Write a checkpoint that does not know one class of another one."""
     model, history, _ = training.load_checkpoint(checkpoint)
     kept = [k for k, known in enumerate(model.classes) if known != name]
-    smaller = models.build("image", [model.classes[k] for k in kept], "resnet18", weights=None)
+    smaller = models.build("image", [model.classes[k] for k in kept], "timm:test_resnet", weights=None)
     state = model.state_dict()
     smaller.load_state_dict(state | {key: state[key][kept] for key in state if key.startswith("head.linear")})
     training.save_checkpoint(smaller, path, history, size=48, fit="crop")

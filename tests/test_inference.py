@@ -23,7 +23,7 @@ def blobs(count, seed, size=SIZE):
 
 
 @torch.no_grad()
-def make(backbone="resnet18", pooling="gap", weights=None, **options):
+def make(backbone="timm:test_resnet", pooling="gap", weights=None, **options):
     """A model whose logits have a standard deviation of 1; random weights have real statistics."""
     torch.manual_seed(0)
     model = models.build("image", CLASSES, backbone, pooling=pooling, weights=weights, **options)
@@ -231,7 +231,7 @@ def test_texts_are_encoded_once_beside_texts_of_their_length(monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_untouched(images, masks, training):
-    model = make("resnet18").train(training)
+    model = make().train(training)
     before, modules = copy.deepcopy(model.state_dict()), list(model.modules())
     modes = [m.training for m in modules]
     learning = [p.requires_grad for p in model.parameters()]
@@ -350,7 +350,7 @@ def test_one_encoder_is_compiled_once_for_all_who_ask(monkeypatch, tmp_path):
     monkeypatch.setattr(inference, "_NETWORKS", {})
     calls, export = [], inference.to_onnx
     monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(tuple(a[1]["images"].shape)) or export(*a))
-    model, images = make("resnet18").freeze(), blobs(2, seed=8)
+    model, images = make().freeze(), blobs(2, seed=8)
     wanted = Predictor(model, SIZE)(images)
     assert torch.equal(Predictor(copy.deepcopy(model), SIZE)(images), wanted)
     inference._NETWORKS.clear()  # as in another process
@@ -361,7 +361,7 @@ def test_one_encoder_is_compiled_once_for_all_who_ask(monkeypatch, tmp_path):
 
 @torch.no_grad()
 def _other_weights(encoder):
-    encoder.network.layer4[1].conv2.weight.mul_(1.5)
+    encoder.network.layer4[-1].conv2.weight.mul_(1.5)
 
 
 @torch.no_grad()
@@ -374,7 +374,7 @@ def _other_layer(encoder):
         def forward(self, values):
             return super().forward(values) / 2
 
-    encoder.network.layer4[1].act2 = Half(inplace=True)
+    encoder.network.layer4[-1].act2 = Half(inplace=True)
 
 
 def _hook(encoder):
@@ -388,7 +388,7 @@ def _method(encoder):
 
 @pytest.mark.parametrize("change", [_other_weights, _other_mean, _other_layer, _hook, _method])
 def test_another_encoder_is_not_taken_for_one_that_is_known(change, images):
-    model = make("resnet18").freeze()
+    model = make().freeze()
     before = Predictor(model, SIZE)(images)
     change(model.image_encoder)
     assert not torch.allclose(plain(model, images), before, atol=1e-3), "so that a mistake would be seen"

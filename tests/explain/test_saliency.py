@@ -65,7 +65,7 @@ def pictures(count=2, side=64, seed=0):
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def network(name="image", backbone="resnet18", **options):
+def network(name="image", backbone="timm:test_resnet", **options):
     torch.manual_seed(0)
     model = models.build(name, CLASSES, backbone, weights=None, **options).eval()
     if model.image_encoder is not None:

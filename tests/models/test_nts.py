@@ -15,12 +15,13 @@ from retailkit.data.table import ProductData, make_table
 from retailkit.models import nts
 
 CLASSES = ["lean", "extra lean", "medium"]
+TINY = "timm:test_resnet"  # a map of 96 channels and stride 32
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return models.build("nts", CLASSES, "resnet18", weights=None, propose=4, parts=2).eval()
+    return models.build("nts", CLASSES, TINY, weights=None, propose=4, parts=2).eval()
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ def test_gradients_go_where_the_paper_sends_them(model):
 
 
 def test_k_of_zero_classifies_by_the_whole_image(model):
-    whole = models.build("nts", CLASSES, "resnet18", weights=None, parts=0).eval()
+    whole = models.build("nts", CLASSES, TINY, weights=None, parts=0).eval()
     images = torch.rand(2, 3, 96, 96)
-    assert whole.encode_image(images).values.shape == (2, 512)
+    assert whole.encode_image(images).values.shape == (2, 96)
     assert torch.allclose(whole.encode_image(images).values, whole.image_encoder(images))
-    assert model.encode_image(images).values.shape == (2, 3 * 512)
+    assert model.encode_image(images).values.shape == (2, 3 * 96)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +150,11 @@ def test_k_of_zero_classifies_by_the_whole_image(model):
 )
 def test_wrong_options_are_named(options, says):
     with pytest.raises(UsageError, match=says):
-        models.build("nts", CLASSES, "resnet18", weights=None, **options)
+        models.build("nts", CLASSES, TINY, weights=None, **options)
 
 
 def test_random_regions_are_the_same_each_time():
-    model = models.build("nts", CLASSES, "resnet18", weights=None, navigate=False).eval()
+    model = models.build("nts", CLASSES, TINY, weights=None, navigate=False).eval()
     images = torch.rand(2, 3, 96, 96)
     assert torch.equal(model.regions(images).boxes, model.regions(images).boxes)
 
@@ -169,7 +170,7 @@ def test_images_smaller_than_the_parts_they_were_made_for(model, side):
 
 def reference_state(n_classes=5, parts=2):
     """A made-up state dict in the layout of the authors' checkpoints, on a small trunk."""
-    trunk = models.build("image", ["a"], "resnet18", weights=None).image_encoder
+    trunk = models.build("image", ["a"], TINY, weights=None).image_encoder
     state = {f"pretrained_model.{k}": torch.randn_like(v.float()) * 0.05 for k, v in trunk.network.state_dict().items()}
     state |= {f"proposal_net.{k}": v for k, v in nts.Navigator(trunk.dim).state_dict().items()}
     layers = {"pretrained_model.fc": trunk.dim, "partcls_net": trunk.dim, "concat_net": trunk.dim * (parts + 1)}
@@ -181,7 +182,7 @@ def reference_state(n_classes=5, parts=2):
 def test_a_checkpoint_of_the_authors_code_is_loaded(tmp_path):
     state = reference_state()
     torch.save({"epoch": 3, "net_state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "model.ckpt")
-    model = models.load_nts_checkpoint(tmp_path / "model.ckpt", backbone="resnet18")
+    model = models.load_nts_checkpoint(tmp_path / "model.ckpt", backbone=TINY)
     assert model.pooling.parts == 2 and model.input_size == 448 and len(model.classes) == 5
     assert torch.equal(model.pooling.navigator.tidy2.weight, state["proposal_net.tidy2.weight"])
     assert torch.equal(model.pooling.whole_head.bias, state["pretrained_model.fc.bias"])
@@ -209,7 +210,7 @@ def test_another_checkpoint_is_refused(tmp_path, change, says):
     state = {k: v for k, v in (reference_state() | change).items() if v is not None}
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(UserError, match=says):
-        models.load_nts_checkpoint(tmp_path / "model.pth", backbone="resnet18")
+        models.load_nts_checkpoint(tmp_path / "model.pth", backbone=TINY)
 
 
 def test_the_authors_transform_goes_through_the_data_path(tmp_path):
