@@ -29,18 +29,6 @@ class Comparison:
     photos: pd.DataFrame  # one row per photo: `image`, `label`, the answers `a` and `b`, their probabilities, `outcome`
     known: tuple[int, int]  # photos that trained each model
 
-    @property
-    def difference(self) -> float:
-        """Accuracy of B minus that of A."""
-        a, b = self.evaluations
-        return metrics.gain([b], [a])
-
-    @property
-    def interval(self) -> metrics.Interval:
-        """95 % interval of `difference`, paired by photo."""
-        a, b = self.evaluations
-        return metrics.gain_interval([b], [a])
-
     def differing(self) -> pd.DataFrame:
         """Return the photos that get different answers, those first where one of the two is correct."""
         rows = self.photos[self.photos["a"] != self.photos["b"]]
@@ -50,13 +38,14 @@ class Comparison:
         """Return the values worth keeping."""
         only_a, only_b, p_value = metrics.mcnemar(*self.evaluations)
         each = {name: e.summary() for name, e in zip(("a", "b"), self.evaluations, strict=True)}
-        facts = each | {"difference": self.difference, "interval": list(self.interval), "n": self.evaluations[0].n}
+        a, b = ([evaluation] for evaluation in self.evaluations)
+        facts = each | {"difference": metrics.gain(b, a), "interval": list(metrics.gain_interval(b, a)), "n": a[0].n}
         return facts | {"only_a": only_a, "only_b": only_b, "p_value": p_value, "differ": len(self.differing())}
 
     def sentences(self) -> list[str]:
         """Return what was found in plain sentences."""
-        found, (low, high) = self.summary(), self.interval
-        said = []
+        found, said = self.summary(), []
+        low, high = found["interval"]
         for letter, name, one, known in zip("AB", self.names, self.evaluations, self.known, strict=True):
             hits = f"{int(one.correct.sum())} of {one.n} photos are classified correctly"
             said.append(

@@ -214,18 +214,18 @@ class Evaluation:
         names, rate = np.asarray(self.classes, dtype=object), errors / (totals[one] + totals[other])
         return pd.DataFrame({"first": names[one], "second": names[other], "errors": errors, "rate": rate})
 
-    def reliability(self, bins: int = 10) -> pd.DataFrame:
-        """Return mean `confidence`, `accuracy`, `n` of equally populated bins (Guo et al. 2017: equally wide ones)."""
+    def reliability(self) -> pd.DataFrame:
+        """Return mean `confidence`, `accuracy`, `n` of ten equally populated bins (Guo et al. 2017: equally wide)."""
         confidence = self.probs.max(1)
-        order = np.array_split(np.argsort(confidence, kind="stable"), min(bins, self.n))
+        order = np.array_split(np.argsort(confidence, kind="stable"), min(10, self.n))
         rows = [(confidence[i].mean(), self.correct[i].mean(), len(i)) for i in order]
         return pd.DataFrame(rows, columns=["confidence", "accuracy", "n"])
 
-    def calibration_error(self, bins: int = 10) -> float:
-        """Return the expected calibration error over `bins` equally populated bins; NaN without probabilities."""
+    def calibration_error(self) -> float:
+        """Return the expected calibration error over the bins of `reliability`; NaN without probabilities."""
         if not self.probabilistic:
             return np.nan
-        table = self.reliability(bins)
+        table = self.reliability()
         return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
 
     def sentences(self, split: str = "test") -> list[str]:

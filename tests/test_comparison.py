@@ -50,7 +50,7 @@ def compared(only_b, both=196, known=(0, 0)):
 def test_the_verdict_agrees_with_the_p_value_and_photos_that_trained_a_model_decide_nothing(only_b, known, decided):
     """With 4 photos against none the bootstrap misses zero, and the exact test has p = 0.125."""
     found = compared(only_b, known=known)
-    assert found.interval[0] > 0
+    assert found.summary()["interval"][0] > 0
     assert ("B is better on such photos." in found.sentences()) == decided
     assert any("do not decide" in sentence for sentence in found.sentences()) != decided
 

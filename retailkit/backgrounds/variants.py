@@ -195,8 +195,8 @@ def reflection(batch: MaskedImages, *, strength: float = 0.35, softness: float =
     return _paint_each(batch, paint)
 
 
-def occlusion(batch: MaskedImages, *, share: float = 0.3, colour: Sequence[float] = (0.5, 0.5, 0.5)) -> Tensor:
-    """Cover a share of the product's pixels, in [0,1], by a rectangle of a colour (r, g, b).
+def occlusion(batch: MaskedImages, *, share: float = 0.3) -> Tensor:
+    """Cover a share of the product's pixels, in [0,1], by a grey rectangle.
 
     It has the shape of the product's box and lies about a pixel of the product that the image and the seed choose,
     so an image is covered in the same way in every batch.
@@ -207,7 +207,7 @@ def occlusion(batch: MaskedImages, *, share: float = 0.3, colour: Sequence[float
         rng = np.random.default_rng([batch.seed, zlib.crc32(np.rint(image * 255).astype(np.uint8).tobytes())])
         x0, y0, x1, y1 = _covering(mask, box, share, rng)
         result = image.copy()
-        result[y0:y1, x0:x1] = colour
+        result[y0:y1, x0:x1] = 0.5
         return result
 
     return _paint_each(batch, paint)

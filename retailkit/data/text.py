@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 from rapidfuzz import fuzz
@@ -118,14 +119,18 @@ def error_rate(data: ProductData) -> tuple[float, int]:
 
 def _touching(truth: Sequence[Word], read: Sequence[Word]) -> np.ndarray:
     """Return the (N+M,N+M) adjacency of N printed and M read words."""
-    t = np.array([word.box for word in truth], dtype=float).reshape(-1, 1, 4)
-    r = np.array([word.box for word in read], dtype=float).reshape(1, -1, 4)
-    sides = np.minimum(t[..., 2:], r[..., 2:]) - np.maximum(t[..., :2], r[..., :2])
-    shared = sides.clip(0).prod(axis=-1)
-    area = np.minimum((t[..., 2:] - t[..., :2]).prod(axis=-1), (r[..., 2:] - r[..., :2]).prod(axis=-1))
     graph = np.zeros((len(truth) + len(read),) * 2, dtype=bool)
-    graph[: len(truth), len(truth) :] = shared >= OVERLAP * np.maximum(area, 1e-9)
+    graph[: len(truth), len(truth) :] = same_place([word.box for word in truth], [word.box for word in read], OVERLAP)
     return graph
+
+
+def same_place(boxes: Any, others: Any, overlap: float) -> np.ndarray:
+    """Return (N,M) bool: which boxes (N,4) and others (M,4) share so much of the smaller one; empty ones share none."""
+    boxes, others = np.reshape(boxes, (-1, 1, 4)).astype(float), np.reshape(others, (1, -1, 4)).astype(float)
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    smaller = np.minimum(*((part[..., 2:] - part[..., :2]).clip(0).prod(-1) for part in (boxes, others)))
+    shared = sides.clip(0).prod(-1)
+    return (shared > 0) & (shared >= overlap * smaller)
 
 
 def _joined(words: Iterable[Word]) -> str:

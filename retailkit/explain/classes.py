@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.cluster import AgglomerativeClustering
-from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from retailkit.config import UsageError, UserError, pick
@@ -28,9 +27,7 @@ KINDS = ("image", "text")
 SCORES = ("accuracy", "margin")  # of the deletion check
 DROPS = [f"{score}_{by}" for score in SCORES for by in ("drop", "random_drop")]
 MEDOIDS = 12  # typical superpixels kept per cluster
-PALE = 0.25  # contrast that is left around the superpixel of a crop
 THRESHOLD = 0.6  # cosine distance from a cluster's centre up to which a superpixel belongs to it
-MARGIN = 0.15  # of a crop's longer side, around its superpixel
 NO_ENCODER = "no encoder was given, and without one superpixels of different photos cannot be matched"
 NO_IMAGES = "the explanations hold no superpixels"
 
@@ -62,7 +59,7 @@ class ClassExplanation:
         image_note: "" or why there are no image features.
         mean: (D,) features of the mean superpixel.
         centres: (C,D+1) unit vectors, in the order of `image_features`; `phrases` are in that of `text_features`.
-        members: for each photo used, which feature each part belongs to; `explanations` are those used.
+        explanations: those used.
     """
 
     label: int
@@ -78,25 +75,14 @@ class ClassExplanation:
     mean: np.ndarray = field(repr=False)
     centres: np.ndarray = field(repr=False)
     phrases: tuple[Spelling, ...] = field(repr=False)
-    members: tuple[Assignment, ...] = field(repr=False)
     explanations: tuple[LocalExplanation, ...] = field(repr=False)
     encoder: ImageEncoder | None = field(repr=False)
     vocabulary: frozenset[str] = field(repr=False)
 
-    def crops(self, cluster: int, count: int = 3) -> list[Tensor]:
-        """Return at most `count` typical superpixels of a cluster, (3,h,w) each, from different photos first.
-
-        They are bounding boxes with a margin; everything but the superpixel is faded towards white.
-        """
-        medoids = self.image_features["medoids"][cluster]
-        photos = [photo for photo, _ in medoids]
-        order = sorted(range(len(medoids)), key=lambda i: photos[:i].count(photos[i]))
-        return [_crop(self.explanations[self.photos.index(photos[i])], medoids[i][1]) for i in order[:count]]
-
 
 def explain_class(
     explanations: Sequence[LocalExplanation],
-    label: int | str | None = None,
+    label: int,
     encoder: ImageEncoder | None = None,
     top: int = 5,
     vocabulary: Collection[str] = (),
@@ -113,30 +99,31 @@ def explain_class(
 
     Args:
         explanations: of photos of the class; those with nothing to explain are skipped.
-        label: index or name of the class; None takes the class that is explained first, which must be the same in all.
+        label: index of the class.
         encoder: in evaluation mode, best the model's own; without one there are no image features.
         top: how many features of a kind to show; all are kept.
         vocabulary: words that were read often on photos of other classes, and are therefore no misreadings.
 
     Raises:
-        UsageError: photos are of different classes or models, or the class was not explained in one of them.
+        UsageError: photos are of different models, or the class was not explained in one of them.
         UserError: no photo has anything to explain.
     """
     used = {at: explanation for at, explanation in enumerate(explanations) if not explanation.nothing}
     if not used:
         reason = f": {explanations[0].nothing}" if len(explanations) else "; give at least one explanation"
         raise UserError(f"none of {len(explanations)} photos has anything to explain{reason}")
-    names, index = _common_class(used, label)
-    rows = [(explanation, explanation.row(index)) for explanation in used.values()]
+    names = list(next(iter(used.values())).classes)
+    if other := next((at for at, explanation in used.items() if list(explanation.classes) != names), None):
+        raise UsageError(f"photo {other} was explained by a model with other classes; use one model for all photos")
+    rows = [(explanation, explanation.row(label)) for explanation in used.values()]
     images, texts = ([getattr(e, f"{kind}_weights")[row] for e, row in rows] for kind in KINDS)
     totals = np.array([np.abs(image).sum() + np.abs(text).sum() for image, text in zip(images, texts, strict=True)])
     shares = np.array([e.share[row] for e, row in rows], dtype=float)
     contrasts = [names[e.contrasts[row]] for e, row in rows if e.contrasts[row] >= 0]
-    clusters, segments = _clusters(used, images, totals, encoder)
-    text_features, phrases, tokens = _phrases(list(used.values()), texts, totals, vocabulary)
+    text_features, phrases = _phrases(list(used.values()), texts, totals, vocabulary)
     return ClassExplanation(
-        label=index,
-        name=names[index],
+        label=label,
+        name=names[label],
         contrasts=pd.Series(contrasts, dtype=object).value_counts().to_dict(),
         photos=tuple(used),
         skipped=len(explanations) - len(used),
@@ -144,26 +131,11 @@ def explain_class(
         text_share=float(np.nanmean(shares)) if np.isfinite(shares).any() else np.nan,
         top=top,
         phrases=phrases,
-        members=tuple(map(Assignment, segments, tokens)),
         explanations=tuple(used.values()),
         encoder=encoder,
         vocabulary=frozenset(vocabulary),
-        **clusters,
+        **_clusters(used, images, totals, encoder),
     )
-
-
-def _common_class(used: Mapping[int, LocalExplanation], label: int | str | None) -> tuple[list[str], int]:
-    """Return the names of all classes and the index of the one that is explained."""
-    names = list(next(iter(used.values())).classes)
-    if other := next((at for at, explanation in used.items() if list(explanation.classes) != names), None):
-        raise UsageError(f"photo {other} was explained by a model with other classes; use one model for all photos")
-    if label is not None:
-        return names, names.index(pick(names, label, "class")) if isinstance(label, str) else int(label)
-    first = {explanation.explained[0]: at for at, explanation in used.items()}
-    if len(first) > 1:
-        classes = " and ".join(f"photo {at} {names[index]!r}" for index, at in first.items())
-        raise UsageError(f"the class that is explained first differs: {classes}; say which by label=...")
-    return names, next(iter(first))
 
 
 # -- Features: what parts of different photos have in common.
@@ -171,8 +143,8 @@ def _common_class(used: Mapping[int, LocalExplanation], label: int | str | None)
 
 def _clusters(
     used: Mapping[int, LocalExplanation], weights: list[np.ndarray], totals: np.ndarray, encoder: ImageEncoder | None
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return what `ClassExplanation` holds of clusters, and to which one each superpixel of each photo belongs."""
+) -> dict[str, Any]:
+    """Return what `ClassExplanation` holds of clusters."""
     note = NO_ENCODER if encoder is None else "" if any(map(len, weights)) else NO_IMAGES
     mean, centres, members = np.zeros(0), np.zeros((0, 1)), [np.full(len(own), -1) for own in weights]
     directions = [np.zeros((len(own), 1)) for own in weights]
@@ -188,22 +160,22 @@ def _clusters(
     table["cluster"], table["support"] = np.arange(len(order)), table.pop("samples")
     table["area"] = _sums(areas, members, len(order)).sum(0) / table["support"]
     table["medoids"] = [_medoids(list(used), directions, members, k, c) for k, c in enumerate(centres)]
-    return {"image_features": table, "mean": mean, "centres": centres, "image_note": note}, members
+    return {"image_features": table, "mean": mean, "centres": centres, "image_note": note}
 
 
 def _phrases(
     explanations: list[LocalExplanation], weights: list[np.ndarray], totals: np.ndarray, vocabulary: Collection[str]
-) -> tuple[pd.DataFrame, tuple[Spelling, ...], list[np.ndarray]]:
-    """Return phrases by weight: their table, their spellings, and which one each token of each photo is."""
+) -> tuple[pd.DataFrame, tuple[Spelling, ...]]:
+    """Return phrases by weight: their table and their spellings."""
     texts = [[normalise(token.text) for token in explanation.tokens] for explanation in explanations]
     groups = group([text for own in texts for text in dict.fromkeys(own)], vocabulary=vocabulary)
     place = {variant: number for number, found in enumerate(groups) for variant in found.variants}
     members = [np.array([place.get(text, -1) for text in own], dtype=int) for own in texts]
-    table, order, members = _ranked(weights, members, totals, len(groups))
+    table, order, _ = _ranked(weights, members, totals, len(groups))
     groups = tuple(groups[number] for number in order)
     table["canonical"] = [found.canonical for found in groups]
     table["variants"] = [dict(found.variants) for found in groups]
-    return table, groups, members
+    return table, groups
 
 
 def _ranked(
@@ -300,20 +272,8 @@ def _areas(item: LocalExplanation | MaskedModel, count: int) -> np.ndarray:
     return np.bincount(item.segments.ravel(), minlength=count)[:count] / item.segments.size
 
 
-def _crop(explanation: LocalExplanation, segment: int) -> Tensor:
-    inside = torch.from_numpy(explanation.segments == segment)
-    (y0, y1), (x0, x1) = ((int(at.min()), int(at.max()) + 1) for at in torch.nonzero(inside, as_tuple=True))
-    margin = round(MARGIN * max(y1 - y0, x1 - x0))
-    box = slice(max(y0 - margin, 0), y1 + margin), slice(max(x0 - margin, 0), x1 + margin)
-    image = explanation.image[:, *box]
-    return torch.where(inside[box], image, 1 - PALE * (1 - image))
-
-
 def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) -> Assignment:
     """Return which global features the parts of a photo, maybe a new one, belong to."""
-    for own, members in zip(explained.explanations, explained.members, strict=True):
-        if own is item:
-            return members
     count = item.n_segments if hasattr(item, "n_segments") else item.image_weights.shape[1]
     segments = np.full(count, -1)
     if count and len(explained.centres):

@@ -19,6 +19,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import nn
 
 from retailkit.config import UsageError
+from retailkit.data.text import same_place
 from retailkit.explain.lime import LocalExplanation
 from retailkit.explain.masking import MaskedModel, Token, targets
 from retailkit.models.classifier import ProductClassifier
@@ -94,12 +95,8 @@ def discriminative_tokens(tokens: Sequence[Token], boxes: Any) -> np.ndarray:
     Empty boxes, of words without a place or cropped away, share nothing.
     """
     owners = [number for number, token in enumerate(tokens) for _ in token.words]
-    read = np.array([word.box for token in tokens for word in token.words], dtype=float).reshape(-1, 1, 4)
-    boxes = _array(boxes, float).reshape(1, -1, 4)
-    sides = np.minimum(read[..., 2:], boxes[..., 2:]) - np.maximum(read[..., :2], boxes[..., :2])
-    areas = [(b[..., 2:] - b[..., :2]).clip(0).prod(-1) for b in (read, boxes)]
-    shared = sides.clip(0).prod(-1)
-    hits = ((shared > 0) & (shared >= OVERLAP * np.minimum(*areas))).any(1)
+    read = [word.box for token in tokens for word in token.words]
+    hits = same_place(read, _array(boxes, float), OVERLAP).any(1)
     return np.bincount(owners, hits, len(tokens)) > 0
 
 

@@ -36,6 +36,8 @@ from retailkit.models.nts import NavigatedParts
 BATCH = 16  # images, or steps of them, in memory at a time
 TOKEN_BATCH = 8  # steps of one text: attention over 256 tokens is large
 GREY = 0.5  # the value of a covered pixel
+NOISE = 0.1  # standard deviation, on the scale of the images; SmoothGrad's paper takes 0.1 to 0.2
+CELLS = 7  # of a mask of RISE, in either direction
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
@@ -112,28 +114,27 @@ def saliency(margin: Margin, images: Tensor) -> Tensor:
     return Saliency(margin).attribute(images, abs=False, additional_forward_args=_rows(images)).sum(1)
 
 
-def smoothgrad(margin: Margin, images: Tensor, samples: int = 16, noise: float = 0.1, seed: int = 0) -> Tensor:
+def smoothgrad(margin: Margin, images: Tensor, samples: int = 16, seed: int = 0) -> Tensor:
     """Return the mean of `saliency` over noisy copies of the images (Smilkov et al. 2017).
 
-    `noise` is the standard deviation on the scale of the images; the paper takes 0.1 to 0.2. It is the same for every
-    image of a size.
+    The noise is the same for every image of a size.
     """
     generator = torch.Generator().manual_seed(seed)  # captum's NoiseTunnel draws from the global state
     total = torch.zeros_like(images[:, 0])
     for _ in range(samples):
         speckle = torch.randn(images.shape[1:], generator=generator).to(images)
-        total += saliency(margin, (images.detach() + noise * speckle).requires_grad_())
+        total += saliency(margin, (images.detach() + NOISE * speckle).requires_grad_())
     return total / samples
 
 
-def integrated_gradients(margin: Margin, images: Tensor, steps: int = 32, baseline: float | None = None) -> Tensor:
+def integrated_gradients(margin: Margin, images: Tensor, steps: int = 32) -> Tensor:
     """Return integrated gradients, summed over the colour channels (Sundararajan et al. 2017, equation 1).
 
-    An image's values add up to its margin minus that of the baseline, but for the error of `steps` steps. Without a
-    `baseline` the path starts from the blurred image, without edges and small print (Sturmfels et al. 2020). A grey
-    level in [0,1] starts from an even image, where networks are erratic: 400 steps are not enough to add up.
+    An image's values add up to its margin minus that of the baseline, but for the error of `steps` steps. The path
+    starts from the blurred image, without edges and small print (Sturmfels et al. 2020): on even grey, networks are
+    erratic, and 400 steps are not enough to add up.
     """
-    start = blurred(images.detach()) if baseline is None else float(baseline)
+    start = blurred(images.detach())
     options = {"additional_forward_args": _rows(images), "internal_batch_size": max(BATCH, len(images))}
     return IntegratedGradients(margin).attribute(images, start, n_steps=steps, **options).sum(1)
 
@@ -190,15 +191,15 @@ def occlusion(margin: Margin, images: Tensor, window: int = 0) -> Tensor:
     return Occlusion(margin).attribute(images, (3, side, side), (3, step, step), GREY, **options).mean(1)
 
 
-def rise(margin: Margin, images: Tensor, masks: int = 512, cells: int = 7, seed: int = 0) -> Tensor:
+def rise(margin: Margin, images: Tensor, masks: int = 512, seed: int = 0) -> Tensor:
     """Return by how much the margin is higher where a pixel is shown, over random masks (Petsiuk et al. 2018).
 
-    Half of the `cells` x `cells` of a mask are shown, the others black, enlarged bilinearly and shifted at random. The
+    Half of the `CELLS` x `CELLS` of a mask are shown, the others black, enlarged bilinearly and shifted at random. The
     margin's mean over masks is subtracted first, so that the map is signed.
     """
     generator, (height, width) = torch.Generator().manual_seed(seed), images.shape[2:]
-    grid = (torch.rand(masks, 1, cells, cells, generator=generator) < 0.5).float()
-    step = -(-height // cells), -(-width // cells)
+    grid = (torch.rand(masks, 1, CELLS, CELLS, generator=generator) < 0.5).float()
+    step = -(-height // CELLS), -(-width // CELLS)
     large = interpolate(grid, (height + step[0], width + step[1]), mode="bilinear")[:, 0].to(images)
     at = (torch.rand(masks, 2, generator=generator) * torch.tensor(step)).int().tolist()
     with torch.no_grad():
@@ -330,22 +331,18 @@ class Token(NamedTuple):
 
 @torch.inference_mode(False)
 def attribute_tokens(
-    model: nn.Module,
-    words: Sequence[Sequence[Word]],
-    labels: Tensor,
-    images: Tensor | None = None,
-    steps: int = 32,
+    model: nn.Module, words: Sequence[Sequence[Word]], labels: Tensor, steps: int = 32
 ) -> list[list[Token]]:
     """Return integrated gradients of the word embeddings, summed over their dimensions, token by token.
 
     The baseline is a text of the same length without content: every token is padding, the marks at both ends stay.
-    Tokens' values add up to the margin of the text minus that of the baseline. Barcodes are not read.
+    Tokens' values add up to the margin of the text minus that of the baseline. Barcodes are not read. A model that also
+    uses images gets none.
 
     Args:
         model: a product classifier whose text encoder is a transformer; as it was after the call.
         words: for each of B images its words, maybe none.
         labels: (B,) the class that is explained.
-        images: (B,3,H,W) in [0,1], for models that use images as well; None leaves the image out.
         steps: of the Gauss-Legendre quadrature.
     """
     if not hasattr(getattr(model, "text_encoder", None), "embedding"):
@@ -353,24 +350,20 @@ def attribute_tokens(
     tokens, labels = [], torch.as_tensor(labels).clone()
     with _evaluating(model):
         for i, read in enumerate(words):
-            texts, image = without_barcodes(read), None
-            if images is not None and "image" in model.modalities:
-                with torch.no_grad():
-                    image = model.encode_image(in_range(torch.as_tensor(images[i : i + 1]), "images").clone())
-            tokens.append(_tokens(model, texts, labels[i : i + 1], image, steps) if "".join(texts).strip() else [])
+            texts = without_barcodes(read)
+            tokens.append(_tokens(model, texts, labels[i : i + 1], steps) if "".join(texts).strip() else [])
     return tokens
 
 
-def _tokens(model: nn.Module, words: list[str], label: Tensor, image: Features | None, steps: int) -> list[Token]:
-    """Return the tokens of one text beside the features of its image (one row), or of none."""
+def _tokens(model: nn.Module, words: list[str], label: Tensor, steps: int) -> list[Token]:
+    """Return the tokens of one text."""
     encoder, text = model.text_encoder, " ".join(words)
     with torch.no_grad():
-        logits = model.classify(image, model.encode_text([text]))
+        logits = model.classify(None, model.encode_text([text]))
         contrast = runner_up(logits, label.to(logits.device))
 
     def margins(ids: Tensor, mask: Tensor) -> Tensor:
-        same = image and image.rows(torch.zeros(len(ids), dtype=torch.long))
-        logits = model.classify(same, Features.present(encoder.encode_tokens(ids, mask)))
+        logits = model.classify(None, Features.present(encoder.encode_tokens(ids, mask)))
         return (logits[:, label] - logits[:, contrast])[:, 0]
 
     (read,) = encoder.tokenize([text])

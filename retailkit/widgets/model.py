@@ -194,7 +194,7 @@ def spent(explanation: LocalExplanation) -> int:
     return explanation.evaluations["images"] or explanation.evaluations["texts"]
 
 
-def stability(explanation: LocalExplanation, row: int = 0, draws: int = 20) -> float:
+def stability(explanation: LocalExplanation, row: int = 0) -> float:
     """Return the rank correlation to expect with an explanation from other masks, NaN where unknown.
 
     Weights are drawn within their 95 % intervals and compared, see `metrics.stability`. A draw holds the noise twice,
@@ -206,7 +206,7 @@ def stability(explanation: LocalExplanation, row: int = 0, draws: int = 20) -> f
     errors = np.ptp(spans, axis=1) / (2 * 1.96)
     if explanation.nothing or not np.isfinite(errors).all():
         return float("nan")
-    drawn = weights + errors * np.random.default_rng(0).standard_normal((draws, len(weights)))
+    drawn = weights + errors * np.random.default_rng(0).standard_normal((20, len(weights)))
     return 2 - 1 / max(explain_metrics.stability(drawn).spearman, 0.5)  # NaN stays NaN
 
 

@@ -121,14 +121,13 @@ def test_rise_finds_where_the_model_looks():
     assert maps[0, :8, :8].mean() > 10 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
 
 
-@pytest.mark.parametrize("method", ["occlusion", "integrated_gradients", "saliency", "smoothgrad"])
+@pytest.mark.parametrize("method", ["occlusion", "saliency", "smoothgrad"])
 def test_evidence_lies_where_the_model_looks(method):
     images = torch.ones(2, 3, 16, 16)
-    options = {"baseline": 0.0} if method == "integrated_gradients" else {}
-    maps = saliency.attribute(Corner(), images, torch.tensor([1, 1]), method, **options)
+    maps = saliency.attribute(Corner(), images, torch.tensor([1, 1]), method)
     assert maps.shape == (2, 16, 16)
     assert (maps[:, :8, :8] > 0).all() and maps[:, 9:, 9:].abs().max() == 0
-    against = saliency.attribute(Corner(), images, torch.tensor([0, 0]), method, **options)
+    against = saliency.attribute(Corner(), images, torch.tensor([0, 0]), method)
     assert torch.allclose(against, -maps)
 
 
@@ -139,8 +138,8 @@ def test_gradients_of_a_weighted_sum_are_its_weights():
     plain = saliency.attribute(model, images, labels, "saliency")
     assert torch.allclose(plain, weights.sum(1), atol=1e-5)
     assert torch.allclose(saliency.attribute(model, images, labels, "smoothgrad"), plain, atol=1e-4)
-    paths = saliency.attribute(model, images, labels, "integrated_gradients", steps=3, baseline=0.2)
-    assert torch.allclose(paths, ((images - 0.2) * weights).sum(1), atol=1e-5)
+    paths = saliency.attribute(model, images, labels, "integrated_gradients", steps=3)
+    assert torch.allclose(paths, ((images - saliency.blurred(images)) * weights).sum(1), atol=1e-5)
 
 
 def test_occlusion_is_the_plain_loop():
@@ -158,15 +157,11 @@ def test_occlusion_is_the_plain_loop():
     assert torch.allclose(maps[0], total / covered, atol=1e-4)
 
 
-@pytest.mark.parametrize("baseline", [None, 0.5])
-def test_integrated_gradients_add_up_to_the_margin(baseline):
+def test_integrated_gradients_add_up_to_the_margin():
     model, images, labels = network(), pictures(), torch.tensor([2, 0])
-    maps = saliency.attribute(model, images, labels, "integrated_gradients", baseline=baseline)
-    start = torch.full_like(images, 0.5)
-    if baseline is None:
-        side = 64 / 56
-        smooth = gaussian_filter(images.numpy(), (0, 0, side, side), mode="mirror", radius=(0, 0, 4, 4))
-        start = torch.from_numpy(smooth)
+    maps = saliency.attribute(model, images, labels, "integrated_gradients")
+    side = 64 / 56
+    start = torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, side, side), mode="mirror", radius=(0, 0, 4, 4)))
     with torch.no_grad():
         logits, first = model(images), model(start)
     rows, contrast = torch.arange(2), saliency.runner_up(logits, labels)
@@ -176,11 +171,11 @@ def test_integrated_gradients_add_up_to_the_margin(baseline):
 
 def test_smoothgrad_is_the_mean_over_seeded_noise():
     model, images, labels = network(), pictures(), torch.tensor([2, 0])
-    maps = saliency.attribute(model, images, labels, "smoothgrad", samples=3, noise=0.2, seed=5)
+    maps = saliency.attribute(model, images, labels, "smoothgrad", samples=3, seed=5)
     contrast = saliency.runner_up(model(images), labels)
     generator, total = torch.Generator().manual_seed(5), 0
     for _ in range(3):
-        noisy = (images + 0.2 * torch.randn(3, 64, 64, generator=generator)).requires_grad_()
+        noisy = (images + 0.1 * torch.randn(3, 64, 64, generator=generator)).requires_grad_()
         logits = model(noisy)
         rise = sum(logits[i, labels[i]] - logits[i, contrast[i]] for i in range(2))
         total = total + torch.autograd.grad(rise, noisy)[0].sum(1)
@@ -446,15 +441,6 @@ def test_word_gradients_are_the_integral_by_hand(reader):
     assert float(values.sum()) == pytest.approx((score(ends[0]) - score(ends[1])).item(), rel=0.01)
 
 
-def test_the_image_changes_what_words_contribute(fused):
-    label = torch.tensor([1])
-    seen = [
-        saliency.attribute_tokens(fused, SENTENCES[:1], label, i)[0] for i in (pictures(1), pictures(1) * 0.1, None)
-    ]
-    one, dark, none = ([token.value for token in tokens] for tokens in seen)
-    assert not np.allclose(one, dark, rtol=1e-3) and not np.allclose(one, none, rtol=1e-3)
-
-
 @pytest.mark.parametrize("name", [n for n, spec in models.MODELS.items() if len(spec.modalities) == 2])
 def test_every_fusion_is_explained_by_image_and_words(name):
     model = network(name, text_encoder="minilm", text_weights=None, text_config=TINY)
@@ -462,7 +448,7 @@ def test_every_fusion_is_explained_by_image_and_words(name):
     images, texts = pictures(3), ["extra leany beef", None, "oat milky"]
     maps = saliency.attribute(model, images, LABELS3, "gradcam", texts)
     assert maps.isfinite().all() and (maps.abs().amax((1, 2)) > 0).all()
-    first, none, _ = saliency.attribute_tokens(model, SENTENCES, LABELS3, images)
+    first, none, _ = saliency.attribute_tokens(model, SENTENCES, LABELS3)
     assert np.isfinite([t.value for t in first]).all() and any(t.value for t in first) and none == []
 
 

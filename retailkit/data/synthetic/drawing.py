@@ -249,15 +249,15 @@ def beads(pen: Pen, box: Sequence[Length], count: int, seed: int) -> None:
         _spot(pen, x - 0.3 * r, y - 0.4 * r, 0.35 * r, 0.35 * r, "white", 0.8)
 
 
-def small_print(pen: Pen, box: Sequence[Length], fill: Colour, seed: int, pitch: float = 6) -> None:
+def small_print(pen: Pen, box: Sequence[Length], fill: Colour, seed: int) -> None:
     """Draw lines of print that is too small to be read."""
     x0, y0, x1, y1 = pen.box(box)
     rng, ink = np.random.default_rng(seed), pen.colour(fill)
-    for y in np.arange(y0, y1, pitch):
+    for y in np.arange(y0, y1, 6):
         x = x0
         while x < x1 - 4:
             length = min(rng.uniform(5, 18), x1 - x)
-            pen.sheet.rect((x, y, x + length, y + 0.42 * pitch), ink)
+            pen.sheet.rect((x, y, x + length, y + 2.52), ink)
             x += length + 3
 
 
