@@ -39,16 +39,10 @@ _idle: list = []  # engines that wait for work: threads do not share one, and bu
 
 
 def read_words(image: np.ndarray) -> list[Word]:
-    """Read the words on one image.
+    """Read the words on one image (H,W,3) uint8 RGB, in reading order, barcodes included.
 
     Where the engine does not tell the words of a line apart (scripts read character by character), the line's box is
-    divided in proportion to the characters.
-
-    Args:
-        image: (H,W,3) uint8 RGB.
-
-    Returns:
-        Words in reading order, barcodes included, with axis-aligned boxes in pixels.
+    divided in proportion to the characters. Boxes are axis-aligned, in pixels.
     """
     with _engine() as engine:
         found = engine(np.ascontiguousarray(image[..., ::-1]), return_word_box=True)

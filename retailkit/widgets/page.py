@@ -111,13 +111,6 @@ def picture(ax: Any, alt: str, caption: str = "") -> Image:
     return Image(plots.png(ax.figure, 100), alt, caption)
 
 
-def explanation_map(explanation: LocalExplanation, pixels: Any, row: int = 0) -> Image:
-    """Return the map of an explanation, or the photo alone where `LocalExplanation.verdict` forbids a map."""
-    ax = plots.explanation_map(explanation, row, plots.canvas(SIDE), pixels)
-    alt = "The photo without a map" if explanation.verdict(row) else f"Map of the photo. {finding(explanation, row)}"
-    return picture(ax, alt)
-
-
 def finding(explanation: LocalExplanation, row: int = 0) -> str:
     """Return in a sentence or two which words and places support a class most and which speak against it."""
     words = [f"the word {token.text[:24]}" for token in explanation.tokens]
@@ -196,9 +189,11 @@ def explained(
     """Return the section of one explanation; where it must not be shown, only the sentence that says why."""
     if explanation.verdict(row):
         return Section(heading, [*text, *trust(explanation, row)])
-    text = [*text, finding(explanation, row), *trust(explanation, row)]
+    found = finding(explanation, row)
+    drawn = plots.explanation_map(explanation, row, plots.canvas(SIDE), pixels)
     tables = [word_table(explanation, row)] if explanation.tokens else []
-    return Section(heading, text, [explanation_map(explanation, pixels, row)], tables)
+    shown = [picture(drawn, f"Map of the photo. {found}")]
+    return Section(heading, [*text, found, *trust(explanation, row)], shown, tables)
 
 
 def probabilities(state: State, classes: Sequence[str]) -> Section:

@@ -22,7 +22,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def maps(scenes):
-    return detection.encode(scenes, TINY)
+    return detector.encode(scenes, TINY)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,7 +47,7 @@ def batches(monkeypatch, own_cache):
 
 
 def test_with_and_without_the_region_see_the_same_pixels_and_start_from_the_same_weights(scenes, maps, batches):
-    histories = {region: detection.fit(scenes, TINY, maps, region)[1] for region in (True, False)}
+    histories = {region: detector.fit(scenes, TINY, maps, region)[1] for region in (True, False)}
     images = [[indices for indices, _ in batches[region]] for region in (True, False)]
     assert images[0] == images[1] and len(images[0]) == TINY.steps
     for epoch in np.split(np.array(images[0]).ravel(), 4):
@@ -58,20 +58,20 @@ def test_with_and_without_the_region_see_the_same_pixels_and_start_from_the_same
 
 
 def test_a_few_steps_lower_the_total_loss_which_is_the_sum_of_four(scenes, maps):
-    _, history = detection.fit(scenes, replace(TINY, steps=40, lr=2e-3), maps)
+    _, history = detector.fit(scenes, replace(TINY, steps=40, lr=2e-3), maps)
     assert history["total"].iloc[-8:].mean() < 0.8 * history["total"].iloc[:4].mean()
     np.testing.assert_allclose(history["total"], history[list(detection.LOSSES)].sum(axis=1))
     assert list(history["step"]) == list(range(1, 41))
 
 
 def test_the_very_same_training_is_loaded_and_any_other_is_not(scenes, maps, batches):
-    trained, history = detection.fit(scenes, TINY, maps)
-    loaded, again = detection.fit(scenes, TINY, maps)
+    trained, history = detector.fit(scenes, TINY, maps)
+    loaded, again = detector.fit(scenes, TINY, maps)
     assert len(batches[True]) == TINY.steps, "a finished training was repeated"
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in trained.state_dict().items())
     assert again.equals(history) and not loaded.training
     other = Scenes(scenes.classes, scenes.images, scenes.sizes, [b + 1 for b in scenes.boxes], scenes.labels)
-    assert not detection.fit(other, TINY, maps)[1].equals(history)
+    assert not detector.fit(other, TINY, maps)[1].equals(history)
     assert len(batches[True]) == 2 * TINY.steps
 
 
@@ -80,7 +80,7 @@ def test_training_leaves_the_trunk_and_the_callers_randomness_alone(scenes, maps
     expected = torch.rand(3)
     torch.manual_seed(5)
     fresh = detection.build(len(scenes.classes), TINY).state_dict()
-    trained = detection.fit(scenes, TINY, maps)[0].state_dict()
+    trained = detector.fit(scenes, TINY, maps)[0].state_dict()
     assert torch.equal(torch.rand(3), expected)
     same = {k: torch.equal(fresh[k], trained[k]) for k in fresh if "num_batches" not in k}
     assert all(same[k] for k in same if k.startswith("backbone.encoder"))
@@ -88,8 +88,8 @@ def test_training_leaves_the_trunk_and_the_callers_randomness_alone(scenes, maps
 
 
 def test_encoded_maps_give_what_torchvisions_own_forward_pass_gives(scenes, maps):
-    model, _ = detection.fit(scenes, TINY, maps)
-    for index, ours in enumerate(detection.detect(model, scenes, maps)):
+    model, _ = detector.fit(scenes, TINY, maps)
+    for index, ours in enumerate(detector.detect(model, scenes, maps)):
         with torch.no_grad():
             (plain,) = model([scenes.image(index)])
         assert len(ours["boxes"]) == len(plain["boxes"]) > 0
@@ -111,20 +111,20 @@ def test_images_of_another_shape_are_boxed_in_their_own_pixels():
 
     wide = one(torch.rand(3, 60, 300), [30.0, 6, 270, 54])
     square = one(torch.nn.functional.interpolate(wide.image(0)[None], (96, 96))[0], [9.6, 9.6, 86.4, 86.4])
-    maps = detection.encode(wide, TINY)
-    model, history = detection.fit(wide, TINY, maps)
-    _, same = detection.fit(square, TINY, maps)
+    maps = detector.encode(wide, TINY)
+    model, history = detector.fit(wide, TINY, maps)
+    _, same = detector.fit(square, TINY, maps)
     np.testing.assert_allclose(history, same, rtol=1e-4)
-    (found,) = detection.detect(model, wide, maps)
+    (found,) = detector.detect(model, wide, maps)
     assert len(found["boxes"]) and found["boxes"][:, 2].max() > 96
     assert (found["boxes"][:, 2] <= 300).all() and (found["boxes"][:, 3] <= 60).all()
 
 
 def test_held_out_losses_are_repeatable_and_count_the_boxes_they_are_asked_to(scenes, maps):
-    model, _ = detection.fit(scenes, TINY, maps)
-    one, same = (detection.held_out_losses(model, scenes, maps) for _ in range(2))
+    model, _ = detector.fit(scenes, TINY, maps)
+    one, same = (detector.held_out_losses(model, scenes, maps) for _ in range(2))
     assert one.equals(same) and len(one) == len(scenes) and not model.training
-    assert not one.equals(detection.held_out_losses(model, scenes, maps, region=True))
+    assert not one.equals(detector.held_out_losses(model, scenes, maps, region=True))
 
 
 def test_an_image_side_between_the_strides_is_refused():

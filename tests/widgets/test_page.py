@@ -38,15 +38,15 @@ def test_an_explanation_that_fits_worse_than_a_constant_shows_no_map_and_no_word
     found = replace(made_up_explanation(), r2=np.array([-1571.0]))
     page = pages.explanation_page(found, found.image)
     assert page.count("<img") == 1 and "EXTRA" not in page and "Orange" not in page and "Raise the budget" in page
-    drawn = pages.explanation_map(found, found.image)
-    assert drawn.png == pages.picture(plots.image(found.image, ax=plots.canvas(pages.SIDE)), "").png
-    assert drawn.alt == "The photo without a map"
+    drawn = plots.explanation_map(found, 0, plots.canvas(pages.SIDE), found.image)
+    photo = plots.image(found.image, ax=plots.canvas(pages.SIDE))
+    assert pages.picture(drawn, "").png == pages.picture(photo, "").png
 
 
 def test_a_sentence_says_what_was_found_and_the_alternative_text_of_the_map_too(made_up_explanation):
     found = made_up_explanation()
     said = "What supports extra lean most: the word EXTRA, the right. What speaks against it most: the left."
-    assert pages.finding(found) == said and said in pages.explanation_map(found, found.image).alt
+    assert pages.finding(found) == said and said in pages.explained(found, found.image).images[0].alt
     spans = np.tile([-9.0, 9.0], (1, 2, 1))
     unsure = replace(found, image_intervals=spans, text_intervals=spans)
     assert pages.finding(unsure) == "No word and no part of the photo clearly supports extra lean."

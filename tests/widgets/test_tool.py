@@ -56,7 +56,7 @@ def test_the_screen_shows_what_the_pages_make_of_the_state(tool):
     assert "Not explained yet" in panel.foot.value
     tool.explain()
     found = tool.state.explanations["score_fusion"]
-    assert panel.picture.png == pages.explanation_map(found, tool.state.photo.sample.image).png
+    assert panel.picture.png == pages.explained(found, tool.state.photo.sample.image).images[0].png
     assert all(html.escape(line) in panel.foot.value for line in pages.trust(found))
     assert all(text[:24] in panel.foot.value for text in found.words()["text"])
     assert "After your changes" not in panel.head.value

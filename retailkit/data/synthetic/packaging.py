@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from retailkit.data.synthetic.catalogue import CONTENT, Product
-from retailkit.data.synthetic.drawing import ARTWORK, Pen
+from retailkit.data.synthetic.drawing import ARTWORK, Pen, barcode, small_print
 from retailkit.data.synthetic.sheet import SCALE, Box, Sheet, drawn_once
 
 HEIGHT = 480  # of every face, in pixels
@@ -106,9 +106,9 @@ def _print_side(pen: Pen, product: Product, width: int, height: int) -> None:
             sheet.text(amount, (x1 - 8, y), 9.5, "#222222", anchor="r", font="plain", width=wide / 2 - 14)
         sheet.rect((x0 + 6, y + 6, x1 - 6, y + 6.8), "#a9a9a3")
     small = [8 - wide / 2, top + 128, wide / 2 - 8, top + 168]
-    pen.draw([{"small_print": {"box": small, "fill": "#8d8d88", "seed": len(product.family)}}])
+    small_print(pen, small, "#8d8d88", seed=len(product.family))
     narrow = min(wide, 120) / 2 - 6
-    pen.draw([{"barcode": {"box": [-narrow, bottom - 58, narrow, bottom - 8], "seed": 5}}])
+    barcode(pen, [-narrow, bottom - 58, narrow, bottom - 8], seed=5)
 
 
 # -- Light on the shapes: what multiplies the colours, and how much they are lightened; both from the width in pixels.

@@ -46,11 +46,16 @@ def drawn_once(function: Callable) -> Callable:
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, cap: float) -> ImageFont.FreeTypeFont:
-    """Return the font in the size at which a capital is `cap` pixels high."""
-    path = str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{FONTS[name]}.ttf"))
-    _, top, _, base = ImageFont.truetype(path, 200).getbbox("H", anchor="ls")
-    return ImageFont.truetype(path, round(cap * 200 / (base - top)))
+def typeface(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """Return a font of `FONTS` in a size in pixels."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{FONTS[name]}.ttf"), size)
+
+
+@lru_cache(maxsize=256)
+def _typeface_of(name: str, cap: float) -> ImageFont.FreeTypeFont:
+    """Return a font in the size at which a capital is `cap` pixels high."""
+    _, top, _, base = typeface(name, 200).getbbox("H", anchor="ls")
+    return typeface(name, round(cap * 200 / (base - top)))
 
 
 def mix(a: str, b: str, share: float) -> str:
@@ -140,7 +145,7 @@ class Sheet:
         `at` is the middle (anchor m), left end (l) or right end (r) of its baseline, `shade` the colour of the shadow
         of the letters, and `discriminative` says whether the words tell look-alikes apart.
         """
-        (x, base), face = at, _font(font, cap * SCALE)
+        (x, base), face = at, _typeface_of(font, cap * SCALE)
         lengths = [face.getlength(word) / SCALE for word in words.split()]
         gap = 0.32 * cap
         natural = sum(lengths) + gap * (len(lengths) - 1)

@@ -6,17 +6,15 @@ A layer is (H,W,4) in [0,255]: red, green and blue already multiplied by coverag
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from retailkit.data.synthetic import packaging
 from retailkit.data.synthetic.catalogue import CONTENT, DEPARTMENTS, Product, goods_of
-from retailkit.data.synthetic.sheet import drawn_once
+from retailkit.data.synthetic.sheet import drawn_once, typeface
 
 SHELVES = 6  # different shelves a department
 CANVAS = (1.6, 2.4)  # height and width of a shelf
@@ -86,17 +84,13 @@ def _rail(
         x += tag.shape[1] + int(rng.integers(size // 12, size // 3))
 
 
-@cache
-def _font(height: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans-Bold.ttf"), height)
-
-
 def _price_tag(colour: tuple[int, int, int], height: int, cents: int) -> np.ndarray:
     """Return a tag (h,w,3) with a price and the lines of small print."""
     width = round(height * 2.1)
     tag = Image.new("RGB", (width, height), tuple(colour))
     pen = ImageDraw.Draw(tag)
-    pen.text((width * 0.93, height * 0.5), f"{cents / 100:.2f}", (20, 20, 20), _font(round(height * 0.58)), anchor="rm")
+    price, bold = f"{cents / 100:.2f}", typeface("sans", round(height * 0.58))
+    pen.text((width * 0.93, height * 0.5), price, (20, 20, 20), bold, anchor="rm")
     for y in (0.2, 0.45, 0.62):
         pen.line((width * 0.06, height * y, width * 0.24, height * y), (90, 90, 90), max(height // 14, 1))
     pen.rectangle((0, 0, width - 1, height - 1), outline=(120, 120, 120))
