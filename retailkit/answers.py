@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from retailkit.cache import replacing, to_json
@@ -83,11 +82,13 @@ def _answers(model, samples: list[Sample], files: list[str], where, unknown: flo
     with evaluating(model):
         part = encode_batch(model, batch.to(where), model.encode_image)
         probs = model.classify(part.image, part.text).softmax(-1).float().cpu().numpy()
-        similarity = _similarity(model, part)
+        head, similarity = getattr(model, "head", None), None
+        if hasattr(head, "similarity"):  # of each image to the nearest product of a gallery
+            similarity = head.similarity(model.by_modality(part.image, part.text)).amax(1).cpu().numpy()
     best = np.argsort(-probs, axis=1, kind="stable")[:, :2]
     answered = np.ptp(probs, axis=1) > 0 if probs.shape[1] > 1 else np.ones(len(probs), bool)
-    sure = probs.max(1) if similarity is None else similarity.cpu().numpy()
-    threshold = float(getattr(getattr(model, "head", None), "threshold", 0.0)) if unknown is None else unknown
+    sure = probs.max(1) if similarity is None else similarity
+    threshold = float(getattr(head, "threshold", 0.0)) if unknown is None else unknown
     rows = []
     for row, file in enumerate(files):
         first, second = best[row, 0], best[row, -1]
@@ -102,12 +103,6 @@ def _answers(model, samples: list[Sample], files: list[str], where, unknown: flo
         answer |= {} if similarity is None else {"similarity": round(float(sure[row]), 6)}
         rows.append(answer | ({"text": samples[row].text} if "text" in model.modalities else {}))
     return rows
-
-
-def _similarity(model, part) -> Tensor | None:
-    """Return how similar each image is to the nearest product of a gallery model, (B,); None for other models."""
-    measure: Callable[..., Tensor] | None = getattr(getattr(model, "head", None), "similarity", None)
-    return None if measure is None else measure(model.by_modality(part.image, part.text)).amax(1)
 
 
 def save(answers: Answers, path: Path, **facts: Any) -> None:

@@ -113,14 +113,8 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     found["q"] = np.nan
     for _, rows in found.dropna(subset=["low", "high"]).groupby("run"):
         found.loc[rows.index, "q"] = _q_values(rows)
-    found["verdict"] = [
-        "no interval"
-        if pd.isna(row.q)
-        else "not decided"
-        if row.q > 0.05
-        else verdict(row.low, row.high, abs(row.sign))
-        for row in found.itertuples()
-    ]
+    decided = [verdict(row.low, row.high, abs(row.sign)) for row in found.itertuples()]
+    found["verdict"] = np.select([found["q"].isna(), found["q"] > 0.05], ["no interval", "not decided"], decided)
     columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "q", "verdict"]
     return found.rename(columns={"value": "here"}).astype({"n": "Int64"})[columns]
 
