@@ -97,7 +97,7 @@ def test_a_worst_group_that_two_methods_share_gains_nothing_and_proves_little():
 def test_calibration_error_is_large_for_a_model_that_is_sure_and_wrong_and_small_for_a_calibrated_one():
     probs = np.tile([1.0, 0.0], (100, 1))
     labels = np.array([0, 1] * 50)
-    assert Evaluation(probs, labels, ["a", "b"], np.arange(100)).calibration_error(1) == pytest.approx(0.5)
+    assert Evaluation(probs, labels, ["a", "b"], np.arange(100)).calibration_error() == pytest.approx(0.5)
     rng = np.random.default_rng(1)
     p = rng.uniform(0.5, 1, 20_000)
     labels = (rng.uniform(size=len(p)) > p).astype(int)
