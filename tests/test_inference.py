@@ -267,16 +267,17 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_with_its_cure(model, images, masks, case):
     call, message = BAD[case]
-    both = models.build("concat", CLASSES, "resnet18", text_encoder="char_ngrams", weights=None)
+    if case == "texts":
+        model = models.build("concat", CLASSES, "timm:test_resnet", text_encoder="char_ngrams", weights=None)
     with pytest.raises(UserError, match=message):
-        call(Predictor(both if case == "texts" else model, SIZE), images, masks)
+        call(Predictor(model, SIZE), images, masks)
 
 
 def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
     def both():
         torch.manual_seed(0)
         options = {"weights": None, "text_encoder": "char_ngrams", "freeze": True}
-        return models.build("concat", ["lean", "medium"], "efficientnet_lite0", **options).eval()
+        return models.build("concat", ["lean", "medium"], "timm:test_resnet", **options).eval()
 
     model, other = both(), both()
     other.head.linear.weight.data.neg_()
@@ -304,7 +305,7 @@ def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
 
 
 def test_a_shared_predictor_of_a_model_that_only_looks_serves_one_that_reads():
-    looks = models.build("image", CLASSES, "resnet18", weights=None).freeze().eval()
+    looks = models.build("image", CLASSES, "timm:test_resnet", weights=None).freeze().eval()
     reads = models.build("text", CLASSES, text_encoder="minilm").freeze().eval()
     shared = SharedPredictor(looks, 32).with_model(reads)
     assert torch.allclose(shared.encode_text(["LEAN"]).values, reads.encode_text(["LEAN"]).values, atol=2e-6)

@@ -15,7 +15,7 @@ from retailkit.training import encoded as encoded_splits
 
 TUNED = {"mode": "finetune", "epochs": 1, "batch_size": 8}
 pytestmark = pytest.mark.usefixtures("own_cache")
-SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
+SMALL = {"backbone": "timm:test_resnet", "weights": None}
 
 
 @pytest.fixture

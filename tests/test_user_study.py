@@ -35,7 +35,7 @@ def test_the_table_of_people_is_computed(code):
 def explained(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        options = {"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"}
+        options = {"backbone": "timm:test_resnet", "weights": None, "text_encoder": "char_ngrams"}
         model = models.build("concat", CLASSES, **options)
         model.text_encoder.prepare(["LEAN BEEF", "RYE BREAD"])
         words = [Word("LEAN", (2, 2, 20, 10)), Word("BREAD", (2, 20, 30, 30))]

@@ -40,14 +40,6 @@ def test_tints_of_a_family_are_about_equally_light(family):
     assert max(tones) - min(tones) < 50
 
 
-@each_family
-def test_look_alikes_are_the_same_outside_the_patch_and_differ_inside(family):
-    for one, other in combinations([face(product, "front") for product in FAMILIES[family]], 2):
-        assert np.array_equal(one.patch, other.patch) and np.array_equal(one.alpha, other.alpha)
-        differs = (one.pixels != other.pixels).any(-1)
-        assert not differs[~one.patch].any() and differs[one.patch].mean() > 0.05
-
-
 @each
 def test_face_is_a_silhouette_of_the_right_form_with_a_small_patch(product: Product):
     seen = face(product, "front")

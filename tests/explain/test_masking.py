@@ -39,7 +39,7 @@ def picture(side=SIDE, seed=0):
 def network(name="concat", **options):
     torch.manual_seed(0)
     options = {"text_encoder": "char_ngrams", "weights": None} | options
-    model = models.build(name, CLASSES, "efficientnet_lite0", **options).eval()
+    model = models.build(name, CLASSES, "timm:test_resnet", **options).eval()
     for layer in model.modules():  # a fresh network says all but the same of everything
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)

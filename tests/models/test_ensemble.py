@@ -17,7 +17,7 @@ CLASSES = ["lean", "extra lean", "medium"]
 def network(seed, size=48):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = models.build("image", CLASSES, backbone="shufflenet_v2_x1_0", weights=None).eval()
+        model = models.build("image", CLASSES, backbone="timm:test_resnet", weights=None).eval()
         torch.nn.init.normal_(model.head.linear.weight)
     model.input_size = size
     return model
@@ -79,7 +79,7 @@ def test_a_checkpoint_holds_the_whole_ensemble(images, tmp_path):
 def test_what_does_not_fit_together_is_refused():
     with pytest.raises(UsageError, match="needs one flip per member"):
         Ensemble([], [])
-    other = models.build("image", ["a", "b"], backbone="shufflenet_v2_x1_0", weights=None)
+    other = models.build("image", ["a", "b"], backbone="timm:test_resnet", weights=None)
     with pytest.raises(UsageError, match="different classes"):
         Ensemble([network(0), other], [False, False])
     reads = models.build("text", CLASSES, text_encoder="char_ngrams")

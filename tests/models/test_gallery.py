@@ -150,7 +150,7 @@ def test_the_threshold_follows_the_classes_that_are_added(neighbours):
 @pytest.mark.parametrize("options", [{"false_accepts": 0.0}, {"false_accepts": 1.5}, {"neighbours": -1}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(UsageError, match="use"):
-        models.build("gallery", ["a", "b"], "resnet18", weights=None, **options)
+        models.build("gallery", ["a", "b"], "timm:test_resnet", weights=None, **options)
 
 
 def test_a_class_without_photos_is_never_the_answer():
@@ -164,6 +164,6 @@ def test_a_class_without_photos_is_never_the_answer():
 
 
 def test_an_empty_gallery_prefers_no_class():
-    model = models.build("gallery", ["a", "b"], "resnet18", weights=None).eval()
+    model = models.build("gallery", ["a", "b"], "timm:test_resnet", weights=None).eval()
     probs = model(torch.rand(2, 3, 64, 64)).softmax(1)
     assert torch.allclose(probs, torch.full((2, 2), 0.5))

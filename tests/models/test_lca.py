@@ -78,7 +78,7 @@ def test_a_single_cell_has_no_window():
 
 
 def test_the_contributions_to_a_class_sum_to_its_logit():
-    model = models.build("lca", ["a", "b", "c"], "resnet18", weights=None, width=6).eval()
+    model = models.build("lca", ["a", "b", "c"], "timm:test_resnet", weights=None, width=6).eval()
     torch.nn.init.normal_(model.head.linear.weight)
     images, labels = torch.rand(2, 3, 96, 96), torch.tensor([2, 0])
     boxes, contributions = model.window_contributions(images, labels)
@@ -87,4 +87,4 @@ def test_the_contributions_to_a_class_sum_to_its_logit():
     assert torch.allclose(contributions.sum(1) + bias, logits, atol=1e-5)
     assert boxes.max() == 96 and contributions.shape == (2, len(boxes))
     with pytest.raises(UsageError, match="pooling='lca'"):
-        models.build("image", ["a"], "resnet18", weights=None).window_contributions(images, labels)
+        models.build("image", ["a"], "timm:test_resnet", weights=None).window_contributions(images, labels)

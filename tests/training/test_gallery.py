@@ -14,7 +14,7 @@ from retailkit.config import UsageError, UserError
 from retailkit.explain import saliency
 from retailkit.training import TrainConfig, TrainSpec
 
-SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
+SMALL = {"backbone": "timm:test_resnet", "weights": None}
 
 
 @pytest.mark.parametrize("neighbours", [0, 3])

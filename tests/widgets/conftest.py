@@ -55,7 +55,7 @@ def predictors(shop):
     for name in ("score_fusion", "image", "text"):
         torch.manual_seed(0)
         parts = {} if name == "image" else {"text_encoder": "char_ngrams"}
-        model = models.build(name, shop.classes, "efficientnet_lite0", **parts,
+        model = models.build(name, shop.classes, "timm:test_resnet", **parts,
                              weights=None, freeze=True)  # fmt: skip
         training.fit(model, shop.split("train", SIZE), config=training.TrainConfig(epochs=20))
         found[name] = Predictor(model.eval(), SIZE)
