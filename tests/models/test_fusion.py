@@ -18,7 +18,7 @@ from retailkit.training import TrainConfig, TrainSpec
 WIDTHS = {"image": 5, "text": 3}
 CLASSES = ["lean", "extra lean", "medium", "regular"]
 FUSIONS = ("score_fusion", "concat", "embracenet")
-SMALL = {"backbone": "timm:test_resnet", "weights": None, "text_encoder": "char_ngrams"}
+SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None, "text_encoder": "char_ngrams"}
 
 
 def head(kind, **options):
