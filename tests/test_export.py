@@ -45,7 +45,7 @@ def network():
     """A network with random weights whose normalisation fits images, so that its answers vary."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.build("image", CLASSES, backbone="timm:test_resnet", weights=None)
+        model = models.build("image", CLASSES, backbone="shufflenet_v2_x1_0", weights=None)
         images = torch.rand(16, 3, SIDE, SIDE) * torch.rand(16, 3, 1, 1)
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
@@ -209,7 +209,7 @@ def test_names_cannot_break_the_tables_of_a_card(exported, report):
     ],
 )
 def test_a_model_that_cannot_be_exported_is_refused_with_those_that_can(name, options, part):
-    plain = {} if options is None else options | {"backbone": "timm:test_resnet", "weights": None}
+    plain = {} if options is None else options | {"backbone": "shufflenet_v2_x1_0", "weights": None}
     with pytest.raises(UsageError, match=part) as refused:
         export.require_exportable(models.build(name, CLASSES, **plain))
     assert "`image` or `lca`" in str(refused.value)
