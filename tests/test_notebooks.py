@@ -155,7 +155,6 @@ SMALLER = {
     "52_global_explanations": {"CLASSES": 4, "TWINS": 1, "PHOTOS": 6},
     "60_background_variants": {"FOREGROUNDS": 24},
     "61_background_factors": {"BACKBONES": "efficientnet_lite0"},
-    "80_explanation_tool": {"PHOTOS": 12},
 }
 # Runs first: an explorer draws two of the five states that its page shows, each with another control moved; an error
 # there fails the notebook.
