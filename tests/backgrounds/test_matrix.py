@@ -16,7 +16,7 @@ from retailkit.runs import published
 from retailkit.training import encoded, runs
 
 SPEC = training.TrainSpec(
-    model_options={"backbone": "shufflenet_v2_x1_0", "weights": None},
+    model_options={"backbone": "timm:test_resnet", "weights": None},
     config=training.TrainConfig(epochs=4, batch_size=8),
 )
 TRAIN, TEST = ("original", "mixed_rand"), ("original", "only_bg_t", "mixed_same", "mixed_rand")

@@ -111,7 +111,7 @@ def test_features_of_variants_are_kept_apart(split, images):
     """A cached feature belongs to the image as the variant shows it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.build("image", split.classes, backbone="shufflenet_v2_x1_0", weights=None)
+        model = models.build("image", split.classes, backbone="timm:test_resnet", weights=None)
     looks = [images.variant(name) for name in PAPER]
     looks += [images.variant("blurred", sigma=sigma) for sigma in (0.02, 0.1)]
     looks += [images.degraded("dilation", 0.1).variant("only_fg"), images.cut_out().variant("object_size")]
@@ -129,7 +129,7 @@ def test_augmentation_comes_after_the_variant_and_decides_the_size(images):
     assert torch.equal(shown.with_options(augment=None)[0].image, images.variant("only_fg")[0].image)
     with pytest.raises(UsageError, match="read at 32 pixels; read the split at 24"):
         images.with_options(size=24)
-    model = models.build("image", images.classes, backbone="shufflenet_v2_x1_0", weights=None)
+    model = models.build("image", images.classes, backbone="timm:test_resnet", weights=None)
     config = training.TrainConfig(mode="finetune", epochs=1, batch_size=4, train_size=24, augment="light")
     history = training.fit(model, images.variant("mixed_rand"), None, config)
     assert len(history.epochs) == 1

@@ -13,7 +13,7 @@ from retailkit.config import UserError, cache_dir
 from retailkit.training import TrainConfig, TrainSpec, runs
 
 FROZEN = TrainConfig(epochs=30, batch_size=8, lr=1e-2)
-SMALL = {"backbone": "shufflenet_v2_x1_0", "weights": None}
+SMALL = {"backbone": "timm:test_resnet", "weights": None}
 TUNED = TrainConfig(mode="finetune", epochs=3, batch_size=8, encoder_lr=1e-3, augment="light")
 
 SPEC = TrainSpec(model_options=SMALL, size=48, config=replace(FROZEN, epochs=3))
