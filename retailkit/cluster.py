@@ -1,8 +1,8 @@
 """Many independent pieces of work on the processes of this machine, or on the workers of a dask scheduler.
 
 `with workers(jobs) as pool:` starts processes of one thread each, and `pool.as_done(work, pieces, label)` yields each
-piece with what came of it. With the address of a scheduler the same pieces go to its workers, which have to share the
-disk.
+piece with what came of it. With the address of a scheduler the same pieces go to its workers. A worker that does not
+see the folder of the results gets the files that a piece reads, by their content, and sends back those that it wrote.
 """
 
 from __future__ import annotations
@@ -11,31 +11,62 @@ import logging
 import os
 import platform
 import signal
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from retailkit.cache import LIBRARIES, digest, package_identity
-from retailkit.config import UserError, threads
+from retailkit.cache import LIBRARIES, content_hash, digest, hash_of, package_identity, replacing
+from retailkit.config import UserError, cache_dir, threads
 
 if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT = 30  # seconds that a scheduler may take to answer, and to have its first worker
+BATCH = 8 << 20  # bytes of files that are sent at once
 ALONE = 60  # seconds without any worker after which the work is given up
 KILLED = "its process was killed; if memory ran out, run fewer at a time: --jobs 1"
 
 
 class ClusterError(UserError):
     """The workers of a scheduler cannot do the work as this process would: nothing more is sent to them."""
+
+
+class Portable(Protocol):
+    """A piece of work that a worker with a disk of its own can do."""
+
+    output: Path  # folder of the results
+
+    def inputs(self) -> Sequence[Path]:
+        """Return the files that it reads, by absolute paths."""
+
+    def moved(self, place: Callable[[Path], Path], output: Path) -> Portable:
+        """Return the same piece for a disk where each input lies at `place(path)`, with another folder of results."""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a worker with a disk of its own returns: a value, and the files that it wrote; see `_written`."""
+
+    value: Any
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """What a worker with a disk of its own returns where it lacks files: hashes of their content, and its address."""
+
+    contents: list[str]
+    worker: str
 
 
 class Workers:
@@ -54,11 +85,11 @@ class Workers:
 
         Args:
             work: a function of a module, so that other processes can import it; it takes one piece.
-            pieces: what can be pickled.
+            pieces: what can be pickled; a worker that does not share the disk takes only `Portable` ones.
             label: what the progress bar is called; it is shown on a terminal only.
 
         Raises:
-            ClusterError: a worker does not share the disk, has other sources or several threads, or all are gone.
+            ClusterError: a worker has other sources or several threads, or would need a shared disk, or all are gone.
         """
         from distributed import CancelledError, wait
 
@@ -68,7 +99,14 @@ class Workers:
             while True:
                 free = max(1, sum(self.client.nthreads().values())) - len(running)
                 for piece in islice(waiting, free):
-                    running[self.client.submit(_on_worker, work, piece, expected, pure=False)] = piece
+                    try:
+                        files = _contents(piece) if expected else {}
+                    except OSError as error:
+                        cure = "restore it and run the same command"
+                        yield piece, UserError(f"{error.filename}: cannot be read ({error.strerror}); {cure}")
+                        continue
+                    task = work, piece, expected, files
+                    running[self.client.submit(_on_worker, *task, pure=False)] = task
                 if not running:
                     return
                 try:
@@ -83,9 +121,31 @@ class Workers:
                     cure = "what is finished is kept: start it again and run the same command"
                     raise ClusterError(f"the scheduler is gone; {cure}") from None
                 for future in done:
-                    piece, outcome = running.pop(future), _outcome(future)
+                    task, outcome = running.pop(future), _outcome(future)
+                    if isinstance(outcome, _Missing):
+                        try:
+                            running[self._resubmit(task, outcome)] = task
+                            continue
+                        except UserError as error:
+                            outcome = error
                     bar.update()
-                    yield piece, outcome
+                    yield task[1], _received(outcome, task[1].output) if isinstance(outcome, _Sent) else outcome
+
+    def share_disk(self) -> bool:
+        """Return whether all workers that are there now see the folder of the results."""
+        return self.shared is None or all(self.client.run(_sees, self.shared).values())
+
+    def _resubmit(self, task: tuple, missing: _Missing) -> Any:
+        """Send a worker the files that it lacks, and then the piece again."""
+        import dask
+
+        paths = {content: path for path, content in task[3].items()}
+        # Should the worker be gone by then, another one takes the piece, and says what it lacks.
+        where = {"workers": [missing.worker], "allow_other_workers": True, "pure": False}
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "16 GB"}):
+            sent = [self.client.submit(_keep, part, **where) for part in _batches(missing.contents, paths)]
+            self.client.gather(sent, errors="skip")  # what did not arrive is missing again
+            return self.client.submit(_on_worker, *task, **where)
 
 
 def _outcome(future: Any) -> Any | Exception:
@@ -99,23 +159,104 @@ def _outcome(future: Any) -> Any | Exception:
     return UserError(KILLED) if isinstance(error, KilledWorker) else error
 
 
-def _on_worker(work: Callable[[Any], Any], piece: Any, expected: tuple[Path, str] | None) -> Any:
-    """Do one piece, on a worker that has what the client has."""
-    if expected:
-        from distributed import get_worker
+def _on_worker(
+    work: Callable[[Any], Any], piece: Any, expected: tuple[Path, str] | None, files: Mapping[str, str]
+) -> Any:
+    """Do one piece, on a worker that has what the client has; `files` are its inputs and their content."""
+    if not expected:
+        return work(piece)
+    from distributed import get_worker
 
-        worker, (shared, installed) = get_worker(), expected
-        if worker.state.nthreads > 1:
-            cure = "start it with --nthreads 1 and as many --nworkers as there are cores"
-            raise ClusterError(f"worker {worker.address} has {worker.state.nthreads} threads; {cure}")
-        if not shared.exists():
-            cure = "all workers need the same disk at the same path"
-            raise ClusterError(f"worker {worker.address} does not see the folder {shared.parent}; {cure}")
-        if installation() != installed:
-            raise ClusterError(
-                f"worker {worker.address} has another version of retailkit, Python or a library than here"
-            )
-    return work(piece)
+    worker, (shared, installed) = get_worker(), expected
+    if worker.state.nthreads > 1:
+        cure = "start it with --nthreads 1 and as many --nworkers as there are cores"
+        raise ClusterError(f"worker {worker.address} has {worker.state.nthreads} threads; {cure}")
+    if installation() != installed:
+        raise ClusterError(f"worker {worker.address} has another version of retailkit, Python or a library than here")
+    if _sees(shared):
+        return work(piece)
+    if not hasattr(piece, "moved"):
+        cure = "all workers need the same disk at the same path"
+        raise ClusterError(f"worker {worker.address} does not see the folder {shared.parent}; {cure}")
+    if missing := sorted({content for content in files.values() if not _place(content).is_file()}):
+        return _Missing(missing, worker.address)
+    with tempfile.TemporaryDirectory(dir=worker.local_directory) as folder:
+        inputs, output = Path(folder, "inputs"), Path(folder, "output")
+        output.mkdir()
+        for path, content in files.items():
+            target = _below(inputs, Path(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(_place(content))
+        value = work(piece.moved(partial(_below, inputs), output))
+        return _Sent(value, _written(output))
+
+
+# -- Files of workers that do not share the disk.
+
+
+def _sees(mark: Path) -> bool:
+    """Say whether a file of the client can be opened here."""
+    try:
+        mark.open("rb").close()
+    except OSError:
+        return False
+    return True
+
+
+def _contents(piece: Any) -> dict[str, str]:
+    """Return the files that a piece reads and hashes of their content."""
+    return {str(path): content_hash(path) for path in piece.inputs()} if hasattr(piece, "inputs") else {}
+
+
+def _batches(contents: Sequence[str], paths: Mapping[str, str]) -> Iterator[dict[str, bytes]]:
+    """Yield the content of files by its hash, about `BATCH` bytes at a time."""
+    batch, size = {}, 0
+    for content in contents:
+        try:
+            batch[content] = Path(paths[content]).read_bytes()
+        except OSError:
+            batch[content] = b""
+        if hash_of(batch[content]) != content:
+            raise UserError(f"{paths[content]}: changed or gone during the run; run the same command again")
+        size += len(batch[content])
+        if size > BATCH:
+            yield batch
+            batch, size = {}, 0
+    yield batch
+
+
+def _place(content: str) -> Path:
+    return cache_dir("received", "files", content[:2]) / content
+
+
+def _keep(batch: Mapping[str, bytes]) -> None:
+    """Keep files on this worker by their content."""
+    for content, data in batch.items():
+        if hash_of(data) == content:
+            with replacing(_place(content)) as draft:
+                draft.write_bytes(data)
+
+
+def _below(folder: Path, path: Path) -> Path:
+    """Return where a file of the client lies below a folder of a worker."""
+    return folder / path.relative_to(path.anchor)
+
+
+def _written(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder; those in the folder itself are last, and of them the record of a run."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (-len(path.parts), path))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _received(sent: _Sent, output: Path) -> Any:
+    """Write the files of a result, each in one step and in their order; return its value, or what went wrong."""
+    try:
+        for name, data in sent.files.items():
+            with replacing(output / name) as draft:
+                draft.write_bytes(data)
+    except UserError as error:
+        return error
+    return sent.value
 
 
 @cache
@@ -139,7 +280,7 @@ def workers(jobs: int, scheduler: str = "", shared: Path | None = None) -> Itera
         jobs: processes; without meaning for a scheduler.
         scheduler: its address, such as `tcp://10.0.0.5:8786`; "" starts processes here, which only this user's
             processes can reach.
-        shared: folder of the results, which the workers of a scheduler must see; it exists.
+        shared: folder of the results, by which a worker of a scheduler tells whether it shares the disk; it exists.
 
     Raises:
         UserError: the scheduler does not answer, or has no worker.

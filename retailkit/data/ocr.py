@@ -126,7 +126,7 @@ def _spread(table: pd.DataFrame, limit: int | None) -> np.ndarray:
 
 def _read_files(name: str, files: pd.Series) -> dict[int, list[Word]]:
     """Return the words of each file by its row (the series' index)."""
-    keys = {row: _key(name, row, path) for row, path in files.items()}
+    keys = {row: reading_key(name, row, path) for row, path in files.items()}
     known = {key: words for key in set(keys.values()) if (words := _cached(key)) is not None}
     missing = {key: row for row, key in keys.items() if key not in known}
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -151,7 +151,7 @@ def _read_file(name: str, row: int, path: str, key: str) -> list[Word]:
     return words
 
 
-def _key(name: str, row: int, path: str) -> str:
+def reading_key(name: str, row: int, path: str) -> str:
     """Return a digest of what the words of a file depend on."""
     try:
         with open_file(path) as file:

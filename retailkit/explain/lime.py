@@ -24,7 +24,7 @@ from scipy.special import softmax
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit.cache import code_fingerprint, digest, open_file, replacing
+from retailkit.cache import RESUMED, code_fingerprint, digest, open_file, replacing
 from retailkit.config import UsageError, UserError, cache_dir, pick
 from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.explain.masking import (
@@ -453,12 +453,19 @@ def explain_dataset(
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
     options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
-    folder, key, found = Path(cache) if cache else cache_dir("explanations"), deciding(predictor, options), []
+    folder, key = Path(cache) if cache else cache_dir("explanations"), deciding(predictor, options)
+    found, kept = [], 0
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2, disable=not progress):
+        sample = data[position]
+        pixels = (sample.image * 255).round().byte()
+        path = folder / f"{digest(key, pixels, [asdict(word) for word in sample.words] or sample.text)}.safetensors"
         try:
-            found.append(explain_once(predictor, data[position], folder, options, key)[0])
+            kept += path.exists()
+            found.append(explain_once(predictor, sample, path, options))
         except UserError as error:
             raise type(error)(f"photo {position}: {error}") from None
+    if 0 < kept < len(data):
+        RESUMED.append(f"{kept} of {len(data)} explanations were there already")
     return found
 
 
@@ -467,21 +474,18 @@ def deciding(predictor: Predictor, options: Options) -> str:
     return digest(fingerprint(predictor.model), code_fingerprint(__name__), asdict(options))
 
 
-def explain_once(
-    predictor: Predictor, sample: Sample, folder: Path, options: Options, key: str
-) -> tuple[LocalExplanation, Path]:
-    """Explain a photo, unless its file in `folder` holds the explanation already; return it and the file.
-
-    `key` is what `deciding` returns. A damaged file is made again.
-    """
-    pixels = (sample.image * 255).round().byte()
-    read = [asdict(word) for word in sample.words] or sample.text
-    path = folder / f"{digest(key, pixels, read)}.safetensors"
-    if path.exists():
-        try:
-            return LocalExplanation.load(path), path
-        except UserError as error:
-            warnings.warn(f"{error}; it is made again now", stacklevel=2)
+def explain_once(predictor: Predictor, sample: Sample, path: Path, options: Options) -> LocalExplanation:
+    """Explain a photo, unless the file `path` holds the explanation already; a damaged file is made again."""
+    if kept := kept_explanation(path):
+        return kept
     found = explain(predictor, sample.image, sample.words or sample.text, options, progress=False)
     found.save(path)
-    return found, path
+    return found
+
+
+def kept_explanation(path: Path) -> LocalExplanation | None:
+    """Return the explanation in a file, None where there is no file; warn of a damaged one."""
+    try:
+        return LocalExplanation.load(path) if path.exists() else None
+    except UserError as error:
+        warnings.warn(f"{error}; it is made again now", stacklevel=3)

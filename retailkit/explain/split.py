@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from retailkit import cluster, recipes, training
-from retailkit.cache import file_identity, replacing
+from retailkit.cache import content_hash, digest, file_identity, replacing
 from retailkit.config import UserError
 from retailkit.data import ocr
 from retailkit.data.spreadsheet import write_table
@@ -24,19 +25,32 @@ TABLE = "explanations.csv"
 
 
 @dataclass(frozen=True)
-class Job:
-    """Which photos are explained, by path, so that every worker opens them by itself.
+class Checkpoint:
+    """A checkpoint, known by its `identity` (see `file_identity`), wherever it lies."""
 
-    `identity` of the checkpoint (see `file_identity`) makes sure that it opens the same one.
-    """
-
-    checkpoint: Path
+    path: Path = field(compare=False)
     identity: str
-    dataset: str
-    root: Path | None
-    split: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to be explained into `output / file`, by path, so that a worker opens it; see `cluster.Portable`."""
+
+    checkpoint: Checkpoint
+    photo: ProductData  # of one row
     output: Path
+    file: str
     options: lime.Options
+
+    def inputs(self) -> list[Path]:
+        """Return the files that it reads."""
+        return [self.checkpoint.path, Path(self.photo.table["image"].iloc[0])]
+
+    def moved(self, place: Callable[[Path], Path], output: Path) -> Job:
+        """Return the same job for a disk where each input lies at `place(path)`."""
+        checkpoint, image = self.inputs()
+        photo = replace(self.photo, table=self.photo.table.assign(image=str(place(image))))
+        return replace(self, checkpoint=replace(self.checkpoint, path=place(checkpoint)), photo=photo, output=output)
 
 
 def explain_split(
@@ -69,52 +83,66 @@ def explain_split(
     """
     output.mkdir(parents=True, exist_ok=True)
     root = Path(root).resolve() if root else None
-    job = Job(
-        checkpoint.resolve(), file_identity(checkpoint.resolve()), dataset, root, split, output.resolve(), options
-    )
-    table = _opened(job)[1].table
-    pieces = [(job, row) for row in range(len(table))]
-    jobs = max(1, min(jobs or min(os.cpu_count() or 1, 4), len(pieces)))
-    rows, failed = {}, {}
-    with cluster.workers(jobs, scheduler, job.output) as pool:
-        for (_, row), found in pool.as_done(_explain, pieces, "explain"):
-            if isinstance(found, UserError):
-                failed[row] = f"{table['image'].iloc[row]}: {found}"
-            elif isinstance(found, Exception):
-                raise found
-            else:
-                rows[row] = found
+    plan, failed = _planned(checkpoint.resolve(), dataset, root, split, output.resolve(), options), {}
+    waiting = list({job.file: job for job in plan if not lime.kept_explanation(output / job.file)}.values())
+    if waiting:
+        jobs = max(1, min(jobs or min(os.cpu_count() or 1, 4), len(waiting)))
+        with cluster.workers(jobs, scheduler, output.resolve()) as pool:
+            for job, fault in pool.as_done(_explain, waiting, "explain"):
+                if isinstance(fault, UserError):
+                    failed[job.file] = fault
+                elif fault:
+                    raise fault
+    rows = [_row(job) for job in plan if job.file not in failed]
     with replacing(output / TABLE) as draft:
-        write_table(pd.DataFrame([rows[row] for row in sorted(rows)]), draft)
-    return len(rows), [failed[row] for row in sorted(failed)]
+        write_table(pd.DataFrame(rows), draft)
+    images = [(str(job.photo.table["image"].iloc[0]), job.file) for job in plan]
+    return len(rows), [f"{image}: {failed[file]}" for image, file in images if file in failed]
 
 
-def _explain(piece: tuple[Job, int]) -> dict[str, Any]:
-    """Explain one photo, or find that it has been; return its row of the table."""
-    (job, row) = piece
-    predictor, photos, facts, key = _opened(job)
-    photo = photos.select(np.array([row]))
-    if "text" in predictor.model.modalities:
-        photo = ocr.add_text(photo)
+def _planned(
+    checkpoint: Path, dataset: str, root: Path | None, split: str, output: Path, options: lime.Options
+) -> list[Job]:
+    """Return a job for each photo; the name of its file changes with all that decides the explanation."""
+    known = Checkpoint(checkpoint, file_identity(checkpoint))
+    predictor, facts = _opened(known)
+    products = recipes.load_for([(predictor.model, facts)], dataset, root, split, read=False)
+    products = training.with_classes(products, predictor.model)
+    wanted = products.select(products.split(split, facts["size"], facts["fit"]).rows)
+    photos = replace(wanted, table=wanted.table.assign(split="test", mask="", truth=""))
+    key, reads, plan = lime.deciding(predictor, options), "text" in predictor.model.modalities, []
+    for row, image, text in photos.table[["image", "text"]].itertuples():
+        photo = photos.select(np.array([row]))
+        shown = ocr.reading_key(photos.name, row, image) if reads else content_hash(image)
+        words = [asdict(word) for word in photo.table["words"].iloc[0]] if "words" in photo.table else []
+        file = f"{digest(key, facts['size'], photos.fit, facts['fit'], shown, text, words)}.safetensors"
+        plan.append(Job(known, photo, output, file, options))
+    return plan
+
+
+def _explain(job: Job) -> None:
+    """Explain one photo, unless it has been meanwhile."""
+    predictor, facts = _opened(job.checkpoint)
+    photo = ocr.add_text(job.photo) if "text" in predictor.model.modalities else job.photo
     sample = photo.split("test", facts["size"], facts["fit"])[0]
-    found, path = lime.explain_once(predictor, sample, job.output, job.options, key)
+    lime.explain_once(predictor, sample, job.output / job.file, job.options)
+
+
+def _row(job: Job) -> dict[str, Any]:
+    """Return the row of the table for a photo that has been explained."""
+    found = lime.LocalExplanation.load(job.output / job.file)
     told = {name: " ".join(value) if isinstance(value, list) else value for name, value in gist(found).items()}
-    image, label = photo.table[["image", "label"]].iloc[0]
-    return {"image": str(image), "label": label, "predicted": told.pop("label"), **told, "file": path.name}
+    image, label = job.photo.table[["image", "label"]].iloc[0]
+    return {"image": str(image), "label": label, "predicted": told.pop("label"), **told, "file": job.file}
 
 
 @lru_cache(maxsize=1)
-def _opened(job: Job) -> tuple[Predictor, ProductData, dict[str, Any], str]:
-    """Return the model, the photos of the split, the facts of the checkpoint, and what decides explanations."""
-    if file_identity(job.checkpoint) != job.identity:
-        raise cluster.ClusterError(f"{job.checkpoint}: a worker sees no such file or another one; share the disk")
-    model, _, facts = training.load_checkpoint(job.checkpoint)
-    products = recipes.load_for([(model, facts)], job.dataset, job.root, job.split, read=False)
-    products = training.with_classes(products, model)
-    wanted = products.select(products.split(job.split, facts["size"], facts["fit"]).rows)
-    photos = replace(wanted, table=wanted.table.assign(split="test"))
-    predictor = Predictor(model, facts["size"])
-    return predictor, photos, facts, lime.deciding(predictor, job.options)
+def _opened(checkpoint: Checkpoint) -> tuple[Predictor, dict[str, Any]]:
+    """Return a model, and the facts of its checkpoint."""
+    if file_identity(checkpoint.path) != checkpoint.identity:
+        raise cluster.ClusterError(f"{checkpoint.path}: a worker sees another file than here; share the disk")
+    model, _, facts = training.load_checkpoint(checkpoint.path)
+    return Predictor(model, facts["size"]), facts
 
 
 def gist(found: lime.LocalExplanation) -> dict[str, Any]:

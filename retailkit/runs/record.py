@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from retailkit.cache import digest, replacing, to_json
+from retailkit.cache import RESUMED, digest, replacing, to_json
 from retailkit.config import UserError, device, home, pick
 from retailkit.runs.expect import check_record, expectations
 
@@ -171,6 +171,8 @@ class Run:
 
     def _write(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._started, 2)
+        if RESUMED:
+            self.record["resumed"] = list(RESUMED)
         write_record(self.folder / f"{self.record['notebook']}.json", self.record)
 
 

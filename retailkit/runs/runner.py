@@ -8,8 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,21 @@ class Job:
     data: str  # see `data_identity`
     key: str  # changes with everything that decides the result
     setting: Mapping[str, Any]  # see `Result`
+
+    def inputs(self) -> list[Path]:
+        """Return the files that it reads: the notebook, what it must show, and the data set."""
+        given = Path(self.parameters.get("ROOT") or data_root(self.parameters["DATASET"]))
+        expected = self.notebook.parents[1] / "tests" / "expected.yml"
+        files = data_files(given.resolve(), self.parameters["DATASET"])
+        return [self.notebook, *([expected] if expected.is_file() else []), *files]
+
+    def moved(self, place: Callable[[Path], Path], output: Path) -> Job:
+        """Return the same job for a disk where each input lies at `place(path)`; see `cluster.Portable`."""
+        own = {"output": output, "notebook": place(self.notebook)}
+        if self.data:
+            given = Path(self.parameters.get("ROOT") or data_root(self.parameters["DATASET"]))
+            own["parameters"] = self.parameters | {"ROOT": str(place(given.resolve()))}
+        return replace(self, **own)
 
     def result(self, status: str, seconds: float = 0.0, error: str = "") -> Result:
         """Return how it ended."""
@@ -192,17 +207,25 @@ def _run_all(
     shared = waiting[0].output
     shared.mkdir(parents=True, exist_ok=True)
     with cluster.workers(jobs, scheduler, shared) as pool:
-        if first and scheduler:
+        if first and scheduler and pool.share_disk():
             for _, failed in pool.as_done(_prepare, [first], "prepare"):
                 if failed:
                     raise failed
-        for last in (False, True):
-            group = [job for job in waiting if (job.name[:2] == LAST) == last]
-            group.sort(key=Job.usual_seconds, reverse=True)
-            for job, found in pool.as_done(_execute, group, "notebooks"):
-                if not isinstance(found, Result | UserError):
-                    raise found
-                yield job, found if isinstance(found, Result) else job.result("failed", error=str(found))
+        last = [job for job in waiting if job.name[:2] == LAST]
+        yield from _results(pool, [job for job in waiting if job not in last])
+        with cluster.workers(1) if scheduler and last else nullcontext(pool) as near:  # the results of all lie here
+            yield from _results(near, last)
+
+
+def _results(pool: cluster.Workers, group: list[Job]) -> Iterator[tuple[Job, Result]]:
+    group.sort(key=Job.usual_seconds, reverse=True)
+    for job, found in pool.as_done(_execute, group, "notebooks"):
+        if not isinstance(found, Result | UserError):
+            raise found
+        yield (
+            job,
+            replace(found, folder=job.output) if isinstance(found, Result) else job.result("failed", error=str(found)),
+        )
 
 
 def _prepare(first: tuple[Any, ...]) -> None:
@@ -216,7 +239,7 @@ def _execute(job: Job) -> Result:
     """Execute one notebook in this process."""
     os.environ |= {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
     os.environ |= ENVIRONMENT  # the kernel inherits it
-    started = time.monotonic()
+    started, before = time.monotonic(), read_record(job.record)
     # An earlier record goes, so that a notebook that fails before `runs.start` leaves a trace as well.
     facts = {"notebook": job.name, "profile": job.parameters["PROFILE"], "dataset": job.parameters["DATASET"]}
     facts |= {"status": "running", "key": job.key, "seconds": 0.0}
@@ -224,6 +247,10 @@ def _execute(job: Job) -> Result:
     write_record(job.record, facts)
     error = _papermill(job)
     seconds, record = time.monotonic() - started, read_record(job.record) or facts
+    if before and before["status"] != "ok" and before.get("key") == job.key:
+        earlier = f"an earlier run ended as {before['status']} after {before['seconds']:.0f} s"
+        record |= {"resumed": [earlier, *record.get("resumed", [])]}
+        write_record(job.record, record)
     if not error and not (record.get("status") == "ok" and record.get("key") == job.key):
         error = "the notebook never called run.finish()"
     if error:
@@ -293,9 +320,15 @@ def data_identity(given: dict[str, Any]) -> str:
     Empty for a data set that is made at first use: our sources decide what is in it.
     """
     root = Path(given.get("ROOT") or data_root(given["DATASET"]))
-    if not root.exists() or (root.is_dir() and given["DATASET"] == "synthetic"):
-        return ""
+    files = data_files(root, given["DATASET"])
+    return digest([[os.path.relpath(path, root), file_identity(path)] for path in files]) if files else ""
+
+
+def data_files(root: Path, dataset: str) -> list[Path]:
+    """Return the files of a data set below its folder, or of a CSV; none if it is made at first use."""
+    if not root.exists() or (root.is_dir() and dataset == "synthetic"):
+        return []
     from retailkit.data.folder import files_below, files_in_csv
 
     files = files_below(root, []) if root.is_dir() else [root, *files_in_csv(root)]
-    return digest([[os.path.relpath(path, root), file_identity(path)] for path in sorted(files) if path.is_file()])
+    return sorted(path for path in files if path.is_file())

@@ -13,7 +13,7 @@ import numpy as np
 
 from retailkit import data as datasets
 from retailkit import models
-from retailkit.cache import code_fingerprint, digest
+from retailkit.cache import RESUMED, code_fingerprint, digest
 from retailkit.config import DataError, Profile, UserError, cache_dir, pick, profile
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
@@ -57,6 +57,8 @@ def fit_once(
         except UserError:
             pass  # unreadable: trained again below, replaced only once the new one is whole
     partial = cache_dir("partial") / f"{key}.pt"
+    if partial.exists():
+        RESUMED.append(f"training {partial.stem} went on after an interrupt")
     history = fit(model, train, val, config, partial)
     save_checkpoint(model, path, history, key=key, **facts)
     partial.unlink(missing_ok=True)
