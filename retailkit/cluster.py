@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -97,16 +96,17 @@ class Workers:
         waiting, running, idle = iter(pieces), {}, 0
         with tqdm(total=len(pieces), desc=label, unit="", disable=None) as bar:
             while True:
-                free = max(1, sum(self.client.nthreads().values())) - len(running)
-                for piece in islice(waiting, free):
+                most = max(1, sum(self.client.nthreads().values()))
+                for piece in waiting if len(running) < most else ():
                     try:
-                        files = _contents(piece) if expected else {}
+                        task = work, piece, expected, _contents(piece) if expected else {}
                     except OSError as error:
                         cure = "restore it and run the same command"
                         yield piece, UserError(f"{error.filename}: cannot be read ({error.strerror}); {cure}")
                         continue
-                    task = work, piece, expected, files
                     running[self.client.submit(_on_worker, *task, pure=False)] = task
+                    if len(running) >= most:
+                        break
                 if not running:
                     return
                 try:

@@ -4,6 +4,7 @@ import multiprocessing
 import operator
 import os
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,81 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
         cluster.workers(1, "tcp://127.0.0.1:9"),
     ):
         pass
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A piece that copies a file and counts on finding it where it is told."""
+
+    source: Path
+    output: Path
+    name: str
+
+    def inputs(self):
+        return [self.source]
+
+    def moved(self, place, output):
+        return replace(self, source=place(self.source), output=output)
+
+
+def copied(piece):
+    (piece.output / "figures").mkdir(exist_ok=True)
+    for name in ("b.json", "a.ipynb", "figures/c.png"):
+        (piece.output / name).with_stem(piece.name + Path(name).stem).write_bytes(piece.source.read_bytes())
+    return str(piece.source)
+
+
+@pytest.fixture
+def apart(client, own_cache, monkeypatch, tmp_path):
+    """Workers that see nothing of the client's disk, and the names of the files that are sent to them, in order."""
+    sent, batches = [], cluster._batches
+    monkeypatch.setattr(cluster, "_sees", lambda mark: False)
+    monkeypatch.setattr(cluster, "_batches", lambda found, paths: sent.extend(found) or batches(found, paths))
+    return cluster.Workers(client(1), tmp_path / "mark"), sent
+
+
+def test_a_worker_with_a_disk_of_its_own_gets_files_once_and_sends_back_what_it_wrote(apart, tmp_path):
+    pool, sent = apart
+    sources = [tmp_path / name for name in ("one", "two", "copy of one")]
+    for path, content in zip(sources, (b"1", b"2" * 9_000_000, b"1"), strict=True):
+        path.write_bytes(content)
+    pieces = [Copy(path, tmp_path / "out", f"{number}-") for number, path in enumerate(sources)]
+    told = dict(pool.as_done(copied, pieces, "copies"))
+    assert all(Path(told[piece]).name == piece.source.name and told[piece] != str(piece.source) for piece in pieces)
+    for piece in pieces:
+        for name in ("a.ipynb", "b.json", "figures/c.png"):
+            found = tmp_path / "out" / Path(name).with_stem(piece.name + Path(name).stem)
+            assert found.read_bytes() == piece.source.read_bytes()
+    assert len(sent) == len(set(sent)) == 2 and not Path(told[pieces[0]]).exists()
+    assert list(pool.as_done(copied, pieces[:1], "copies")) and len(sent) == 2
+
+
+def test_a_result_that_comes_back_is_written_in_an_order_that_lets_the_record_close_it(tmp_path):
+    copied(Copy(Path(__file__), tmp_path, ""))
+    assert list(cluster._written(tmp_path)) == ["figures/c.png", "a.ipynb", "b.json"]
+
+
+@pytest.mark.fault(
+    fault="an input is pulled away or changes during a run on machines that share no disk",
+    injected="the file is deleted, or written anew, after the work was planned",
+    lost="nothing",
+    repeated="the piece that reads it",
+)
+def test_an_input_that_goes_or_changes_fails_its_piece_alone(apart, tmp_path, monkeypatch):
+    pool, _ = apart
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    pieces = [Copy(tmp_path / name, tmp_path / "out", name) for name in "abc"]
+    hashes, contents = iter(["0" * 24]), cluster._contents
+    monkeypatch.setattr(
+        cluster, "_contents", lambda piece: {key: next(hashes, h) for key, h in contents(piece).items()}
+    )
+    (tmp_path / "b").unlink()
+    told = dict(pool.as_done(copied, pieces, "copies"))
+    assert "a: changed or gone during the run" in str(told[pieces[0]])
+    assert "b: cannot be read (No such file" in str(told[pieces[1]]) and isinstance(told[pieces[1]], UserError)
+    assert isinstance(told[pieces[2]], str) and sorted(os.listdir(tmp_path / "out")) == [
+        "ca.ipynb",
+        "cb.json",
+        "figures",
+    ]

@@ -5,8 +5,10 @@ A row of the matrix is a model that learned from one variant, a cell what it ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from retailkit import training
+from retailkit import cluster, training
 from retailkit.backgrounds.splits import VariantSplit
 from retailkit.backgrounds.variants import PAPER
-from retailkit.cache import code_fingerprint, digest, replacing
+from retailkit.cache import RESUMED, code_fingerprint, digest, replacing
 from retailkit.config import UsageError, cache_dir, pick
 from retailkit.data.table import ProductData
 from retailkit.metrics import crossed_bootstrap, wilson
@@ -72,19 +74,16 @@ def run(
         One row per cell: `train`, `test`, `seed`, `top1`, `low`, `high` (95 % Wilson interval over images), `n`,
         `predictions` (CSV file, see `predictions`) and `model` (checkpoint, see `training.load_checkpoint`).
     """
-    if train.classes != test.classes or train.size != test.size:
-        raise UsageError("the training and the test images differ in classes or size; make both splits alike")
-    seen = [(training.data_fingerprint(s.data, s.rows, text=False), repr(s.appearance)) for s in (train, test)]
-    settings = digest(replace(spec, root=None), code_fingerprint("retailkit.training.loop"), seen)
-    folder = Path(folder or cache_dir("matrix")) / settings
+    folder, kept = Path(folder or cache_dir("matrix")) / _settings(train, test, spec), 0
     learned = {name: train.variant(name) for name in train_variants}
     judged = {name: test.variant(name) for name in test_variants}
     cells = []
     rows = [(name, seed) for seed in seeds for name in learned]
     for name, seed in tqdm(rows, desc="train", delay=2, mininterval=2, leave=False):
         config, file = replace(spec.config, seed=seed), folder / f"{name}__{seed}.safetensors"
-        paths = {column: folder / f"{name}__{column}__{seed}.csv" for column in judged}
+        paths = _cells(folder, name, seed, judged)
         missing = {column: path for column, path in paths.items() if not _is_whole(path, test)}
+        kept += len(paths) - len(missing)
         if missing:
             model, split = replace(spec, config=config).build(train.classes), learned[name]
             facts = {"size": split.size, "fit": split.fit, "trained_on": name}
@@ -99,7 +98,22 @@ def run(
             facts = {"top1": right.mean(), "low": low, "high": high, "n": len(right)}
             where = {"predictions": str(path), "model": str(file)}
             cells.append({"train": name, "test": column, "seed": seed} | facts | where)
+    if 0 < kept < len(cells):
+        RESUMED.append(f"{kept} of {len(cells)} cells of a matrix were there already")
     return pd.DataFrame(cells)
+
+
+def _settings(train: VariantSplit, test: VariantSplit, spec: TrainSpec) -> str:
+    """Return what stands for all that decides a cell but its variants and its seed."""
+    if train.classes != test.classes or train.size != test.size:
+        raise UsageError("the training and the test images differ in classes or size; make both splits alike")
+    seen = [(training.data_fingerprint(s.data, s.rows, text=False), repr(s.appearance)) for s in (train, test)]
+    return digest(replace(spec, root=None), code_fingerprint("retailkit.training.loop"), seen)
+
+
+def _cells(folder: Path, train: str, seed: int, columns: Iterable[str]) -> dict[str, Path]:
+    """Return the file of each cell of a row."""
+    return {column: folder / f"{train}__{column}__{seed}.csv" for column in columns}
 
 
 def _is_whole(path: Path, test: VariantSplit) -> bool:
@@ -114,6 +128,89 @@ def _is_whole(path: Path, test: VariantSplit) -> bool:
 def _read_cell(path: str | Path) -> pd.DataFrame:
     """Read what was answered in a cell; a class may be called NA."""
     return pd.read_csv(path, keep_default_na=False)
+
+
+# -- Rows on several processes or machines.
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The images to train and to test on, known by the `key` of the settings, wherever they lie."""
+
+    key: str
+    data: ProductData = field(compare=False)  # with masks, and splits `train` and `test`
+    size: int = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the matrix, which a worker fills; see `cluster.Portable`."""
+
+    scenes: Scenes
+    spec: TrainSpec
+    train: str
+    seed: int
+    columns: Sequence[str]
+    output: Path
+
+    def inputs(self) -> list[Path]:
+        """Return the files that it reads."""
+        table = self.scenes.data.table
+        return [Path(path) for column in ("image", "mask") for path in table[column] if path]
+
+    def moved(self, place: Callable[[Path], Path], output: Path) -> Row:
+        """Return the same row for a disk where each input lies at `place(path)`."""
+        table = self.scenes.data.table
+        files = {c: [path and str(place(Path(path))) for path in table[c]] for c in ("image", "mask")}
+        data = replace(self.scenes.data, table=table.assign(**files))
+        return replace(self, scenes=replace(self.scenes, data=data), output=output)
+
+
+def run_rows(
+    data: ProductData,
+    splits: tuple[VariantSplit, VariantSplit],
+    spec: TrainSpec,
+    train_variants: Sequence[str],
+    test_variants: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    jobs: int,
+    scheduler: str = "",
+) -> None:
+    """Fill the rows that are not finished in `folder` on several processes, so that `run` finds them all there.
+
+    `splits` are those that `read_splits` gives of `data`; other arguments are those of `run` and `cluster.workers`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = Scenes(_settings(*splits, spec), data, splits[0].size)
+    rows = []
+    for seed, name in itertools.product(seeds, train_variants):
+        cells = _cells(folder / scenes.key, name, seed, test_variants)
+        # Each row starts with another column: workers of one cache rarely encode the same one at the same time then.
+        columns = np.roll(test_variants, -len(rows)).tolist()
+        if not all(_is_whole(path, splits[1]) for path in cells.values()):
+            rows.append(Row(scenes, spec, name, seed, columns, folder.resolve()))
+    if not rows:
+        return
+    with cluster.workers(min(jobs, len(rows)), scheduler, folder.resolve()) as pool:
+        for _, fault in pool.as_done(_fill, rows, "rows"):
+            if isinstance(fault, Exception):
+                raise fault
+
+
+def read_splits(data: ProductData, size: int) -> tuple[VariantSplit, VariantSplit]:
+    """Read the images to train and to test on."""
+    train, test = (VariantSplit.read(data.split(name, size)) for name in ("train", "test"))
+    return train, test
+
+
+def _fill(row: Row) -> None:
+    run(*_opened(row.scenes), row.spec, [row.train], row.columns, [row.seed], row.output)
+
+
+@lru_cache(maxsize=1)
+def _opened(scenes: Scenes) -> tuple[VariantSplit, VariantSplit]:
+    return read_splits(scenes.data, scenes.size)
 
 
 # -- What is read off the matrix.

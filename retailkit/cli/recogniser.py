@@ -277,10 +277,11 @@ def explain(
 
     table, output = photos.TABLE, output or Path("explanations")
     check_output(output / table, [root, checkpoint], force)
-    found, failed = photos.explain_split(
+    found, kept, failed = photos.explain_split(
         checkpoint, name_of(dataset, root), root, split, output, options, jobs, scheduler
     )
-    report({"output": str(output), "table": str(output / table), "explained": found, "failed": len(failed)}, json_line)
+    told = {"output": str(output), "table": str(output / table), "explained": found}
+    report(told | {"kept": kept, "failed": len(failed)}, json_line)
     if failed:
         raise DataError.listing(failed)
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from retailkit.cache import check_output, replacing
-from retailkit.cli.options import RECOGNISERS, Dataset, Force, Root, app, name_of
-from retailkit.config import pick
+from retailkit.cli.options import RECOGNISERS, Dataset, Force, Root, Scheduler, app, name_of
+from retailkit.config import cache_dir, pick
 
 FEW = 30  # test images: with fewer, one more mistake changes accuracy by more than 0.03
 
@@ -27,6 +27,8 @@ def matrix(
     mode: Annotated[str, typer.Option(help="probe (linear heads on frozen features) or finetune.")] = "probe",
     folder: Annotated[Path | None, typer.Option(help="For finished cells and models; default the cache.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the cells: one row a cell and seed.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Rows at a time, in as many processes.")] = 1,
+    scheduler: Scheduler = "",
     force: Force = False,
 ):
     """Train on each background variant and test on each; the same command goes on after an interrupt.
@@ -51,8 +53,11 @@ def matrix(
     products, bare = backgrounds.masked(found), (found.table["mask"] == "").sum()
     if bare:
         print(f"GrabCut: {bare - (products.table['mask'] == '').sum()} of {bare} masks accepted")
-    scenes = [backgrounds.VariantSplit.read(products.split(name, side)) for name in ("train", "test")]
-    cells = study.run(*scenes, spec, rows, columns, range(seeds), folder)
+    scenes = study.read_splits(products, side)
+    asked = spec, rows, columns, range(seeds), folder or cache_dir("matrix")
+    if jobs > 1 or scheduler:
+        study.run_rows(products, scenes, *asked, jobs, scheduler)
+    cells = study.run(*scenes, *asked)
     if csv:
         with replacing(csv) as draft:
             cells.to_csv(draft, index=False, errors="surrogateescape")

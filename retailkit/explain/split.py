@@ -62,7 +62,7 @@ def explain_split(
     options: lime.Options,
     jobs: int | None = None,
     scheduler: str = "",
-) -> tuple[int, list[str]]:
+) -> tuple[int, int, list[str]]:
     """Explain every photo of a split into a folder: one file per photo (`LocalExplanation.load`), and a table of all.
 
     Files that are there for the same photo, words, model and options are used again. What a file holds depends on these
@@ -79,16 +79,16 @@ def explain_split(
         scheduler: address of a dask scheduler, whose workers then take the place of `jobs` processes.
 
     Returns:
-        How many photos are explained, and a line for each that could not be.
+        How many photos are explained, how many of them were before, and a line for each that could not be.
     """
     output.mkdir(parents=True, exist_ok=True)
     root = Path(root).resolve() if root else None
     plan, failed = _planned(checkpoint.resolve(), dataset, root, split, output.resolve(), options), {}
-    waiting = list({job.file: job for job in plan if not lime.kept_explanation(output / job.file)}.values())
-    if waiting:
-        jobs = max(1, min(jobs or min(os.cpu_count() or 1, 4), len(waiting)))
+    made = {job.file: job for job in plan if not lime.kept_explanation(output / job.file)}
+    if made:
+        jobs = max(1, min(jobs or min(os.cpu_count() or 1, 4), len(made)))
         with cluster.workers(jobs, scheduler, output.resolve()) as pool:
-            for job, fault in pool.as_done(_explain, waiting, "explain"):
+            for job, fault in pool.as_done(_explain, list(made.values()), "explain"):
                 if isinstance(fault, UserError):
                     failed[job.file] = fault
                 elif fault:
@@ -97,7 +97,8 @@ def explain_split(
     with replacing(output / TABLE) as draft:
         write_table(pd.DataFrame(rows), draft)
     images = [(str(job.photo.table["image"].iloc[0]), job.file) for job in plan]
-    return len(rows), [f"{image}: {failed[file]}" for image, file in images if file in failed]
+    kept = len(plan) - sum(job.file in made for job in plan)
+    return len(rows), kept, [f"{image}: {failed[file]}" for image, file in images if file in failed]
 
 
 def _planned(
