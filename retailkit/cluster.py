@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import platform
 import signal
 import tempfile
@@ -90,7 +91,18 @@ class Workers:
         Raises:
             ClusterError: a worker has other sources or several threads, or would need a shared disk, or all are gone.
         """
-        from distributed import CancelledError, wait
+        from distributed import CancelledError
+        from distributed.comm import CommClosedError
+
+        try:
+            yield from self._as_done(work, pieces, label)
+        except (CancelledError, CommClosedError):
+            cure = "what is finished is kept: start it again and run the same command"
+            raise ClusterError(f"the scheduler is gone; {cure}") from None
+
+    def _as_done(self, work: Callable[[Any], Any], pieces: Sequence[Any], label: str) -> Iterator[tuple[Any, Any]]:
+        from cloudpickle import dumps
+        from distributed import wait
 
         expected = (self.shared, installation()) if self.shared else None
         waiting, running, idle = iter(pieces), {}, 0
@@ -99,12 +111,14 @@ class Workers:
                 most = max(1, sum(self.client.nthreads().values()))
                 for piece in waiting if len(running) < most else ():
                     try:
-                        task = work, piece, expected, _contents(piece) if expected else {}
+                        files = _contents(piece) if expected else {}
                     except OSError as error:
                         cure = "restore it and run the same command"
                         yield piece, UserError(f"{error.filename}: cannot be read ({error.strerror}); {cure}")
                         continue
-                    running[self.client.submit(_on_worker, *task, pure=False)] = task
+                    # As bytes, for a scheduler would import what a piece needs, such as PyTorch, and keep all waiting.
+                    task = piece, (dumps((work, piece)), expected, files)
+                    running[self.client.submit(_on_worker, *task[1], pure=False)] = task
                     if len(running) >= most:
                         break
                 if not running:
@@ -117,29 +131,26 @@ class Workers:
                     if idle > 1:
                         raise ClusterError(f"no worker for {ALONE} s; start some and run the same command") from None
                     continue
-                except CancelledError:
-                    cure = "what is finished is kept: start it again and run the same command"
-                    raise ClusterError(f"the scheduler is gone; {cure}") from None
                 for future in done:
                     task, outcome = running.pop(future), _outcome(future)
                     if isinstance(outcome, _Missing):
                         try:
-                            running[self._resubmit(task, outcome)] = task
+                            running[self._resubmit(task[1], outcome)] = task
                             continue
                         except UserError as error:
                             outcome = error
                     bar.update()
-                    yield task[1], _received(outcome, task[1].output) if isinstance(outcome, _Sent) else outcome
+                    yield task[0], _received(outcome, task[0].output) if isinstance(outcome, _Sent) else outcome
 
     def share_disk(self) -> bool:
         """Return whether all workers that are there now see the folder of the results."""
         return self.shared is None or all(self.client.run(_sees, self.shared).values())
 
-    def _resubmit(self, task: tuple, missing: _Missing) -> Any:
+    def _resubmit(self, task: tuple[bytes, Any, dict[str, str]], missing: _Missing) -> Any:
         """Send a worker the files that it lacks, and then the piece again."""
         import dask
 
-        paths = {content: path for path, content in task[3].items()}
+        paths = {content: path for path, content in task[2].items()}
         # Should the worker be gone by then, another one takes the piece, and says what it lacks.
         where = {"workers": [missing.worker], "allow_other_workers": True, "pure": False}
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "16 GB"}):
@@ -159,11 +170,10 @@ def _outcome(future: Any) -> Any | Exception:
     return UserError(KILLED) if isinstance(error, KilledWorker) else error
 
 
-def _on_worker(
-    work: Callable[[Any], Any], piece: Any, expected: tuple[Path, str] | None, files: Mapping[str, str]
-) -> Any:
-    """Do one piece, on a worker that has what the client has; `files` are its inputs and their content."""
+def _on_worker(task: bytes, expected: tuple[Path, str] | None, files: Mapping[str, str]) -> Any:
+    """Do a task (work and piece), on a worker that has what the client has; `files` are its inputs by their content."""
     if not expected:
+        work, piece = pickle.loads(task)
         return work(piece)
     from distributed import get_worker
 
@@ -173,6 +183,7 @@ def _on_worker(
         raise ClusterError(f"worker {worker.address} has {worker.state.nthreads} threads; {cure}")
     if installation() != installed:
         raise ClusterError(f"worker {worker.address} has another version of retailkit, Python or a library than here")
+    work, piece = pickle.loads(task)
     if _sees(shared):
         return work(piece)
     if not hasattr(piece, "moved"):

@@ -1,8 +1,11 @@
 """No test reaches beyond this machine, and none touches the user's cache."""
 
+import json
 import os
 import signal
 import socket
+import time
+from contextlib import suppress
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -97,6 +100,60 @@ def command(tmp_path, monkeypatch, capsys):
         return ended.value.code or 0, output.out, output.err
 
     return run
+
+
+ELSEWHERE = """
+import os, sys
+
+def refuse(event, values):
+    if event in ("open", "os.listdir", "os.scandir", "os.mkdir") and isinstance(values[0], (str, bytes, os.PathLike)):
+        if os.path.abspath(os.fsdecode(values[0])).startswith(os.environ["HIDDEN_FOLDER"]):
+            raise FileNotFoundError(2, "it lies on another machine", values[0])
+
+sys.addaudithook(refuse)
+"""
+
+
+@pytest.fixture
+def machines(tmp_path, tmp_path_factory):
+    """Return a function that starts a dask scheduler, and one that starts a worker; each returns its process.
+
+    A worker, and the kernels that it starts, find nothing in the folder of the test, as if it lay on another machine.
+    It has a folder and a cache of its own, `folder` and `folder / "cache"`.
+    """
+    import subprocess
+    import sys
+
+    base, started = tmp_path_factory.mktemp("machines"), []
+    (base / "sitecustomize.py").write_text(ELSEWHERE)
+    paths = os.pathsep.join(filter(None, (str(base), os.environ.get("PYTHONPATH"))))
+    common = ("--no-dashboard", "--scheduler-file", str(base / "scheduler.json"))
+
+    def start(folder, *words, **environment):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "dask", *words, *common]
+        with (folder / "log").open("w") as log:
+            new = {"start_new_session": True, "cwd": folder, "env": os.environ | environment}
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, **new))
+        return started[-1]
+
+    def scheduler(port=0):
+        process = start(base / "scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port))
+        while not (base / "scheduler.json").exists():
+            assert process.poll() is None, (base / "scheduler" / "log").read_text()
+            time.sleep(0.1)
+        return process, json.loads((base / "scheduler.json").read_text())["address"]
+
+    def worker(name):
+        own = {"RETAILKIT_CACHE": str(base / name / "cache"), "HIDDEN_FOLDER": str(tmp_path), "PYTHONPATH": paths}
+        words = ("worker", "--nthreads", "1", "--host", "127.0.0.1", "--local-directory", str(base / name))
+        return start(base / name, *words, **own), base / name
+
+    yield scheduler, worker
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="session")
