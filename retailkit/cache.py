@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -97,14 +98,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield draft
         _to_disk(draft)
         os.replace(draft, target)
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE and error.filename != str(target.parent):
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else _disk_full(target.parent)
+        known = not isinstance(error, OSError) or error.errno in NOT_WRITABLE or error.filename == str(target.parent)
+        if isinstance(error, UserError) or not (reason and known):
             raise
-        reason = error.strerror
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _disk_full(folder: Path) -> str:
+    """Return what to say of a disk that is full, "" if it is not: PyTorch and safetensors tell it in their own ways."""
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < 1 << 16:
+            return os.strerror(errno.ENOSPC)
+    return ""
 
 
 def _to_disk(path: Path) -> None:

@@ -358,6 +358,12 @@ def test_a_strange_explanation_is_refused_or_loaded(here, path, new):
 # -- Caches.
 
 
+@pytest.mark.fault(
+    fault="a file of the cache is cut off",
+    injected="features, trainings and words that were read are cut, emptied, or hold something else",
+    lost="that file",
+    repeated="what it held",
+)
 def test_damaged_caches_are_made_again(call, here, monkeypatch):
     """Whatever is kept: features of images and texts, trainings, words that were read."""
     monkeypatch.setenv("RETAILKIT_CACHE", str(here / "cache"))

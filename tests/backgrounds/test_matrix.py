@@ -1,5 +1,8 @@
 """The train-by-test matrix against plain loops, and that a killed run goes on where it was."""
 
+import pickle
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 
 from retailkit import models, training
 from retailkit.backgrounds import PAPER, VariantSplit, matrix
+from retailkit.cache import RESUMED
 from retailkit.config import UsageError
 from retailkit.metrics import wilson
 from retailkit.runs import published
@@ -77,6 +81,12 @@ def test_the_whole_network_can_learn_each_row(splits, fits, tmp_path):
     assert len(fits) == 1
 
 
+@pytest.mark.fault(
+    fault="a matrix of backgrounds is interrupted",
+    injected="KeyboardInterrupt after the sixth cell",
+    lost="nothing",
+    repeated="the cell that was under way",
+)
 def test_a_killed_run_goes_on_without_repeating_finished_cells(splits, fits, tmp_path, monkeypatch):
     told = {"seeds": (0, 1), "folder": tmp_path / "m"}
     evaluate, left = training.evaluate, iter(range(6))
@@ -94,6 +104,7 @@ def test_a_killed_run_goes_on_without_repeating_finished_cells(splits, fits, tmp
     monkeypatch.setattr(training, "evaluate", evaluate)
     cells = matrix.run(*splits, SPEC, TRAIN, TEST, **told)
     assert fits == [("original", 0), ("mixed_rand", 0), ("original", 1), ("mixed_rand", 1)], "row 2 was kept"
+    assert RESUMED.pop() == "6 of 16 cells of a matrix were there already"
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
     assert not list((tmp_path / "m").rglob("*.tmp")) and not list((tmp_path / "m").rglob("*.partial"))
     fits.clear()
@@ -264,3 +275,38 @@ def test_the_table_of_the_paper_has_our_variants():
     paper = published().query("dataset == 'imagenet9'").pivot(index="method", columns="split", values="top1")
     assert set(PAPER) <= set(paper.index) and set(paper.columns) <= {*PAPER, "in9l"}
     assert paper.loc["mixed_next", "only_bg_t"] == 0.0822 and paper.max(axis=None) <= 1
+
+
+class Elsewhere:
+    """Workers that see none of our paths: each gets a copy of what a row reads, and sends back what it wrote."""
+
+    def __init__(self, folder):
+        self.folder, self.rows = folder, []
+
+    def as_done(self, work, pieces, label):
+        for number, piece in enumerate(pieces):
+            inputs, output = self.folder / f"{number}" / "inputs", self.folder / f"{number}" / "output"
+            for path in piece.inputs():
+                (inputs / path.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, inputs / path.relative_to("/"))
+            moved = pickle.loads(pickle.dumps(piece)).moved(lambda path, at=inputs: at / path.relative_to("/"), output)
+            assert not {*map(str, moved.inputs())} & {*map(str, piece.inputs())}
+            yield piece, work(moved)
+            shutil.copytree(output, piece.output, dirs_exist_ok=True)
+            self.rows.append((piece.train, piece.seed))
+
+
+def test_rows_that_others_fill_are_those_that_are_missing_and_the_same(data, fits, tmp_path, monkeypatch):
+    splits, here, there = matrix.read_splits(data, 32), tmp_path / "here", tmp_path / "there"
+    expected = matrix.run(*splits, SPEC, TRAIN, TEST, (0, 1), here).drop(columns=["predictions", "model"])
+    matrix.run(*splits, SPEC, TRAIN[1:], TEST, [1], there)
+    pool = Elsewhere(tmp_path / "elsewhere")
+    monkeypatch.setattr(matrix.cluster, "workers", lambda jobs, scheduler, folder: nullcontext(pool))
+    for _ in range(2):
+        matrix.run_rows(data, splits, SPEC, TRAIN, TEST, (0, 1), there, 2)
+        assert pool.rows == [("original", 0), ("mixed_rand", 0), ("original", 1)]
+    fits.clear()
+    found = matrix.run(*splits, SPEC, TRAIN, TEST, (0, 1), there).drop(columns=["predictions", "model"])
+    assert not fits and found.equals(expected)
+    cells = {path.relative_to(here): path.read_bytes() for path in here.rglob("*.csv")}
+    assert len(cells) == 16 and all((there / name).read_bytes() == content for name, content in cells.items())

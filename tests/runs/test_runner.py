@@ -33,6 +33,8 @@ def test_a_failed_notebook_is_kept_and_a_rerun_does_only_what_is_not_done(workbo
     assert record("20_bad")["status"] == "failed"
     assert "ZeroDivisionError: division by zero" in record("20_bad")["error"]
     assert "ZeroDivisionError" in Path("papermill_runs/latest/fast-synthetic/20_bad.ipynb").read_text()
+    assert execute(bad) == ["failed"]
+    assert record("20_bad")["resumed"][0].startswith("an earlier run ended as failed after ")
     workbook("20_bad")
     assert execute(good, bad) == ["kept", "ok"]
     assert execute(good, bad) == ["kept", "kept"] and len(prepared) == 1, "one alone makes what it needs itself"
@@ -89,6 +91,12 @@ def within(seconds, condition):
     return held
 
 
+@pytest.mark.fault(
+    fault="a run is interrupted",
+    injected="Ctrl-C, SIGTERM or SIGKILL while the second of two notebooks runs",
+    lost="nothing",
+    repeated="the notebook that was running; trainings go on from their last epoch",
+)
 @pytest.mark.parametrize(
     "how", [*(pytest.param(how, marks=pytest.mark.check) for how in ("SIGTERM", "SIGKILL")), "Ctrl-C"]
 )
@@ -110,6 +118,7 @@ def test_an_interrupted_run_leaves_no_process_and_resumes(workbook, tmp_path, ho
     assert record("10_first")["status"] == "ok" and record("90_second")["status"] == "running"
     workbook("90_second")
     assert [r.status for r in runs.execute([first, second])] == ["kept", "ok"]
+    assert "resumed" not in record("10_first") and "resumed" not in record("90_second"), "its sources are others now"
 
 
 def test_the_kernel_is_this_python_whatever_is_installed_as_python3(workbook, tmp_path, monkeypatch):
@@ -134,6 +143,12 @@ DAMAGED = {
 }
 
 
+@pytest.mark.fault(
+    fault="a record or an executed notebook is cut off",
+    injected="the file is cut, emptied, or holds something else",
+    lost="that result",
+    repeated="that notebook",
+)
 def test_a_damaged_result_breaks_nothing_and_is_made_again(workbook):
     """A cut executed notebook or a record with missing fields broke every later `run` and `list`."""
     path = workbook("10_good")
