@@ -13,6 +13,12 @@ from retailkit import cluster
 from retailkit.config import UserError
 
 
+@pytest.mark.fault(
+    fault="a worker process is killed",
+    injected="SIGKILL for one of two processes in the middle of its piece",
+    lost="nothing",
+    repeated="that piece, which is named; the others go on",
+)
 def test_a_piece_that_fails_or_kills_its_process_fails_alone():
     before = dict(os.environ)
     with cluster.workers(2) as pool:

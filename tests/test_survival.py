@@ -256,26 +256,6 @@ def test_machines_with_own_disks_explain_as_one_process_does_and_one_may_be_kill
 
 @pytest.mark.check
 @pytest.mark.fault(
-    fault="a worker process is killed",
-    injected="SIGKILL for one process of `--jobs 2`, after the first result",
-    lost="nothing",
-    repeated="the piece that it had begun, which is named",
-)
-def test_a_killed_process_fails_its_piece_alone(explain):
-    run = explain("--jobs", "2")
-    wait_for(lambda: finished() or run.poll() is not None)
-    children = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "spawn_main"], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
-    code, told, err = ended(run)
-    assert (code, told["explained"], told["failed"]) == (1, 8, 1) and "its process was killed" in err
-    before = finished()
-    code, told, err = ended(explain("--jobs", "2"))
-    assert (code, told["explained"], told["kept"]) == (0, 9, 8)
-    assert before.items() <= finished().items()
-
-
-@pytest.mark.check
-@pytest.mark.fault(
     fault="the scheduler is killed",
     injected="SIGKILL for `dask scheduler`, after the first result",
     lost="nothing",
