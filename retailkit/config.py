@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ CURES = {
     errno.ENOSPC: "free some space, or choose another place (the cache: RETAILKIT_CACHE)",
     errno.EADDRINUSE: "choose another one: --port",
 }
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x9b]")  # what a terminal obeys, without line ends
 
 
 class UserError(ValueError):
@@ -30,8 +32,9 @@ class UserError(ValueError):
     exit_code = 1  # work failed on bad input
 
     def __str__(self) -> str:
-        """Return the message; what is not UTF-8 in the name of a file is escaped, so that it can be printed."""
-        return super().__str__().encode("utf-8", "backslashreplace").decode()
+        """Return the message; in names of files, what is not UTF-8 and control characters are escaped."""
+        text = super().__str__().encode("utf-8", "backslashreplace").decode()
+        return "\n".join(map(on_one_line, text.split("\n")))
 
 
 class UsageError(UserError):
@@ -47,7 +50,12 @@ class DataError(UserError):
     def listing(cls, faults: Sequence[str]) -> DataError:
         """Return an error whose message has one line per fault; of many, the first 50 are shown."""
         more = [f"... and {len(faults) - 50} more"] if len(faults) > 50 else []
-        return cls("\n".join([*faults[:50], *more]))
+        return cls("\n".join([*map(on_one_line, faults[:50]), *more]))
+
+
+def on_one_line(text: str) -> str:
+    """Return a text as a terminal may show it: line breaks and control characters in it are escaped."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\n", "\\n"))
 
 
 def pick(registry: Iterable[str], name: str, what: str) -> str:
@@ -130,8 +138,15 @@ def home() -> Path:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file of ours says; libyaml, where PyYAML has it, reads six times as fast as Python does."""
-    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """Return what a YAML file of ours says; libyaml, where PyYAML has it, reads six times as fast as Python does.
+
+    Raises:
+        UserError: the file is no plain YAML, or asks for objects of Python.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8
+        raise UserError(f"{path}: not plain YAML in UTF-8 ({' '.join(str(error).split())[:200]}); correct it") from None
 
 
 def cache_dir(*parts: str) -> Path:

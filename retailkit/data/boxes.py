@@ -156,8 +156,8 @@ def _fault(row: dict[str, Any], names: dict, files: dict, sizes: dict[Any, tuple
     box = row["bbox"]
     if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         return f"bbox {box} is not four numbers x, y, width, height; correct it"
-    if not np.isfinite(box).all() or min(box[2:]) <= 0:
-        return f"bbox {box} is empty; drop it"
+    if not all(abs(v) < 1e9 for v in box) or min(box[2:]) <= 0:  # also NaN
+        return f"bbox {box} is empty or endless; drop it"
     if max(box) <= 1:
         return f"bbox {box} is within one pixel; give pixels, not shares of the image"
     height, width = sizes.get(row["image_id"], (np.inf, np.inf))

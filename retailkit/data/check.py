@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from retailkit.config import DataError, data_root
+from retailkit.config import DataError, data_root, on_one_line
 from retailkit.data import folder, load
 from retailkit.data.advice import advise
 from retailkit.data.images import read_image, read_mask
@@ -38,7 +38,7 @@ class Report:
             sizes = self.counts.sum(axis=1)
             lines.append(f"{sizes.min()} to {sizes.max()} images per class; the fewest of {sizes.idxmin()!r}")
         for title, found in (("to be mended", self.faults), ("worth a look", self.notes)):
-            lines += [f"\n{title} ({len(found)}):", *(f"- {line}" for line in found)] if found else []
+            lines += [f"\n{title} ({len(found)}):", *(f"- {on_one_line(line)}" for line in found)] if found else []
         return "\n".join(lines)
 
 

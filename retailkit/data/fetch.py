@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -131,6 +132,11 @@ def _unpack(packed: Path, folder: str, root: Path) -> None:
                 target = root.joinpath(*parts[1:])
                 with archive.open(member) as source, replacing(target) as draft, draft.open("wb") as file:
                     shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: encrypted, unknown packing
         packed.unlink()
         raise DataError(f"{packed}: not a whole zip ({error}); it was deleted, {AGAIN}") from None

@@ -114,11 +114,14 @@ def _annotations(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
         for entry in entries:
             vertices = entry.get("bounding_poly", {}).get("vertices", [])
             corners = [(float(v.get("x", 0)), float(v.get("y", 0))) for v in vertices]  # a 0 may be left out
+            if not np.isfinite(corners).all():
+                raise ValueError(corners)
+            entry["description"].encode()  # half of a pair of signs could not be written
             found.append((" ".join(entry["description"].split()), corners))
         return found
     except UserError as error:
         raise DataError(str(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         cure = "restore the file, or delete it: its photo then has no text"
         raise DataError(f"{path}: not a list of words as Google Vision gives it; {cure}") from None
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from retailkit.config import DataError, UsageError
+from retailkit.config import CONTROL, DataError, UsageError
 from retailkit.data import spreadsheet
 from retailkit.data.advice import advise, short, some
 from retailkit.data.images import SUFFIXES, file_beside
@@ -78,8 +78,8 @@ def read(root: Path) -> Found:
     """
     if not os.path.exists(root):
         raise DataError(f"{root}: no such folder or CSV; check --root")
-    if not _is_utf8(root):
-        raise DataError(f"{root}: not UTF-8; rename it")
+    if why := _unprintable(root):
+        raise DataError(f"{root}: {why}; rename it")
     return _read_folder(root) if root.is_dir() else _read_csv(root)
 
 
@@ -214,8 +214,8 @@ def _read_classes(root: Path, split: str, found: Found) -> None:
         if not files:
             found.notes.append(f"{folder.name!r} holds no image and is no class; add photos or delete it")
         for path in files:
-            if not _is_utf8(path):
-                found.faults.append(f"{path}: not UTF-8; rename it")
+            if why := _unprintable(path):
+                found.faults.append(f"{path}: {why}; rename it")
             elif not _is_image(path):
                 found.faults.append(f"{path}: not a known kind of image; {CONVERT}, or move it out of the classes")
             else:
@@ -279,12 +279,13 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _is_utf8(path: Path) -> bool:
-    """Say whether a path can be printed and written into tables."""
+def _unprintable(path: Path) -> str:
+    """Say why a path cannot be printed and written into tables, "" where it can."""
     try:
-        return bool(str(path).encode())
+        str(path).encode()
     except UnicodeEncodeError:
-        return False
+        return "not UTF-8"
+    return "holds control characters" if CONTROL.search(str(path)) else ""
 
 
 # -- A CSV.

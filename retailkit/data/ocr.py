@@ -164,12 +164,13 @@ def reading_key(name: str, row: int, path: str) -> str:
 def _cached(key: str) -> list[Word] | None:
     """Return the words kept under a key; None where there are none, or where the file is damaged."""
     try:
-        checksum, _, content = _place(key).read_text(encoding="utf-8").partition("\n")
-    except (OSError, UnicodeDecodeError):
+        with open_file(_place(key), limit=1 << 26) as file:
+            checksum, _, content = file.read().decode().partition("\n")
+        if checksum != digest(content):
+            return None
+        return [Word(text, tuple(box), score) for text, box, score in json.loads(content)]
+    except (ValueError, TypeError, RecursionError):  # no such file, not UTF-8, or no list of words
         return None
-    if checksum != digest(content):
-        return None
-    return [Word(text, tuple(box), score) for text, box, score in json.loads(content)]
 
 
 def _place(key: str) -> Path:

@@ -10,6 +10,7 @@ import csv
 import difflib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -17,11 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from retailkit.cache import open_file
-from retailkit.config import DataError
+from retailkit.config import CONTROL, DataError
 from retailkit.data import images
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
+MOST_COLUMNS = 16_384
 FORMULA = re.compile(r"[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
 # Where a cell may begin with a formula: some languages split tables at `;`, and then quotes hold no line together.
 CELL = rf"(?:^|(?<=[;\t\r\n])){{}}(?=[\s\"']*(?:{FORMULA.pattern}|[＝＋－＠]))"
@@ -58,7 +60,9 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
         raise DataError(f"{path}: empty; name the columns in the first row and add one row for each image")
     header, *body = rows
     columns = [name.lower() for name in rows.pop(header)]
-    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(f"{path}: {len(columns):,} columns, more than any spreadsheet has; is the separator right?")
+    if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
         raise DataError(f"{path}: more than one column {twice[0]!r}; rename or remove all but one")
     for name in required:
         if name not in columns:
@@ -102,9 +106,10 @@ def _text(path: Path) -> str:
         text = unicodedata.normalize("NFC", content.decode(encoding)).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save the table as CSV UTF-8") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{path} row {line}: holds a NUL character; save the table as CSV UTF-8")
+    if found := CONTROL.search(text):
+        line, what = text[: found.start()].count("\n") + 1, "a NUL" if found[0] == "\0" else "the control"
+        sign = "" if found[0] == "\0" else f" {found[0]!r}"
+        raise DataError(f"{path} row {line}: holds {what} character{sign}; save the table as CSV UTF-8")
     return text
 
 

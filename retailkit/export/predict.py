@@ -8,11 +8,14 @@ next level, which moves probabilities by a few hundredths.
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 TURN = Image.Transpose
 UPRIGHT = (None, TURN.FLIP_LEFT_RIGHT, TURN.ROTATE_180, TURN.FLIP_TOP_BOTTOM, TURN.TRANSPOSE, TURN.ROTATE_270,
@@ -21,7 +24,11 @@ UPRIGHT = (None, TURN.FLIP_LEFT_RIGHT, TURN.ROTATE_180, TURN.FLIP_TOP_BOTTOM, TU
 
 def read(path):
     """Return an image file as (H,W,3) uint8 RGB, upright; transparent parts become white."""
+    if not os.path.isfile(path):  # a pipe would never end
+        raise ValueError("no such file, or not a regular one")
     with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.load()
         turn = UPRIGHT[orientation(image) - 1]
         image = image if turn is None else image.transpose(turn)
@@ -93,21 +100,49 @@ def prepare(path, preparation):
     return fit(read(path), preparation).transpose(2, 0, 1)[None].astype(np.float32) / 255
 
 
-def main():
-    """Print the most probable classes of each photo."""
+def load(folder):
+    """Return what preprocessing.json says, and the model in ONNX Runtime; raise ValueError if they do not agree."""
     import onnxruntime
 
-    here = Path(__file__).parent
+    preparation = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    # As bytes, so that the model cannot ask for weights in other files of this machine.
+    session = onnxruntime.InferenceSession((folder / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    images, probs, size = session.get_inputs()[0], session.get_outputs()[0], preparation["size"]
+    if (images.name, images.type, images.shape[1:]) != ("images", "tensor(float)", [3, size, size]):
+        raise ValueError(f"the model takes {images.name} {images.type} {images.shape}, not images of size {size}")
+    if isinstance(probs.shape[-1], int) and probs.shape[-1] != len(preparation["classes"]):
+        raise ValueError(f"{probs.shape[-1]} answers, {len(preparation['classes'])} classes")
+    return preparation, session
+
+
+def main():
+    """Print the most probable classes of each photo; the exit code is 1 where a photo cannot be read."""
+    here, failed = Path(__file__).parent, False
     parser = argparse.ArgumentParser(description="Classify photos with the model beside this file.")
     parser.add_argument("photos", nargs="+")
     parser.add_argument("--top", type=int, default=3, help="how many classes to print")
     given = parser.parse_args()
-    preparation = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
-    session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
+    try:
+        if not all((here / name).is_file() for name in ("model.onnx", "preprocessing.json")):
+            raise ValueError("a file is missing")
+        preparation, session = load(here)
+    except Exception as error:  # a damaged file raises anything
+        sys.exit(f"{here}: model.onnx and preprocessing.json cannot be used ({reason(error)}); export the model again")
     for photo in given.photos:
-        (probs,) = session.run(None, {"images": prepare(photo, preparation)})[0]
+        try:
+            (probs,) = session.run(None, {"images": prepare(photo, preparation)})[0]
+        except Exception as error:
+            print(f"{photo}: cannot be read ({reason(error)}); replace or leave it out", file=sys.stderr)
+            failed = True
+            continue
         best = np.argsort(-probs, kind="stable")[: given.top]
         print(f"{photo}: " + ", ".join(f"{preparation['classes'][k]} {probs[k]:.4f}" for k in best))
+    sys.exit(failed)
+
+
+def reason(error):
+    """Return in one line what went wrong."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 if __name__ == "__main__":

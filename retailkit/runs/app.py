@@ -12,6 +12,7 @@ import socket
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, utcnow
@@ -28,7 +29,10 @@ SHOWN = {"parameters", "app"}  # tags of the cells that make the tool
 LARGEST = 20_000_000  # bytes of a message: an uploaded photo is one
 KERNELS = 4  # visitors at a time
 CLOSED, IDLE = 60, 3600  # seconds after which a kernel ends: without a tab (it may come back), and with one
-CSP = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
+CSP = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
+    "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"  # no page of somebody else shows this one as its own
+)
 
 
 class Kernels(AsyncMappingKernelManager):
@@ -141,14 +145,14 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
     token = token or ("" if own else secrets.token_urlsafe(24))
     settings = {
         "websocket_max_message_size": LARGEST,
-        "headers": {"Content-Security-Policy": CSP},
+        "headers": {"Content-Security-Policy": CSP, "Referrer-Policy": "same-origin"},
         "allow_remote_access": bool(token),
     }
     with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
         path = Path(folder, "explanation_tool.ipynb")
         nbformat.write(page(parameters), path)
         host = f"[{ip}]" if ":" in ip else ip
-        link = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+        link = f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
         print(f"explanation tool: {link} (it takes a while to open; interrupt with Ctrl-C)", flush=True)
         Server.launch_instance(
             [
@@ -158,6 +162,10 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
                 "--Voila.port_retries=0",
                 f"--token={token}",
                 "--template=lab",
+                # Else `?template=` in an address takes templates, which are programs, from any folder of this machine.
+                "--VoilaConfiguration.allow_template_override=NO",
+                "--VoilaConfiguration.allow_theme_override=NO",
+                "--VoilaConfiguration.file_allowlist=[]",  # the page needs no file beside it
                 f"--Voila.open_browser={browser}",
                 f"--VoilaConfiguration.multi_kernel_manager_class={__name__}.Kernels",
             ],

@@ -12,6 +12,7 @@ that switches its cause off: a test runs the notebook that way and sees the chec
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ def expectations(path: Path | None = None) -> dict[str, dict[str, dict[str, dict
     if not path.is_file():
         return {}
     content = read_yaml(path) or {}
-    for run, by_notebook in content.items():
-        for notebook, metrics in by_notebook.items():
-            for metric, entry in metrics.items():
-                _check_entry(entry, f"{path.name}: {run} / {notebook} / {metric}")
+    for run, by_notebook in _items(content, path.name):
+        for notebook, metrics in _items(by_notebook, f"{path.name}: {run}"):
+            for metric, entry in _items(metrics, f"{path.name}: {run} / {notebook}"):
+                _check_entry(dict(_items(entry, where := f"{path.name}: {run} / {notebook} / {metric}")), where)
     return content
+
+
+def _items(value: Any, where: str) -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a {type(value).__name__}, not a mapping; correct it")
+    return value.items()
 
 
 def _check_entry(entry: dict[str, Any], where: str) -> None:
@@ -40,6 +47,9 @@ def _check_entry(entry: dict[str, Any], where: str) -> None:
         missing.append("min or max")
     if missing:
         raise UserError(f"{where}: lacks {', '.join(missing)}")
+    for name in {"min", "max", "value"} & entry.keys():
+        if not isinstance(entry[name], int | float):
+            raise UserError(f"{where}: {name} is {str(entry[name])[:60]!r}, no number; correct it")
 
 
 def check_record(record: dict[str, Any], expected: dict[str, dict[str, Any]]) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from retailkit.cache import RESUMED, digest, replacing, to_json
+from retailkit.cache import RESUMED, digest, open_file, replacing, to_json
 from retailkit.config import UserError, device, home, pick
 from retailkit.runs.expect import check_record, expectations
 
@@ -202,14 +202,28 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return a record, or None where there is none, or a damaged one: cut off, or without what each record has."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path, limit=1 << 26) as file:
+            record = json.loads(file.read())
         for name, kind in FIELDS.items():
             if not isinstance(record[name], kind):
                 return None
-        whole = all(math.isfinite(m["value"]) and m["better"] in BETTER for m in record["metrics"].values())
+        whole = all(map(_is_metric, record["metrics"].values()))
+        whole &= all({"columns", "data"} <= set(table) for table in record["tables"].values())
         return record if whole and all({"file", "alt", "photos"} <= set(f) for f in record["figures"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ):  # also what `open_file` raises
         return None
+
+
+def _is_metric(metric: dict[str, Any]) -> bool:
+    low, high = metric.get("interval", (0, 0))
+    return all(map(math.isfinite, (metric["value"], low, high))) and metric["better"] in BETTER
 
 
 def is_notebook(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def write_tables(folder: str | Path, profile: str = "fast", dataset: str = "synt
     for run, record in _records(profile, dataset):
         for name, table in record.get("tables", {}).items():
             frame = pd.DataFrame(table["data"], columns=table["columns"])
-            label = f"{run}__{record['notebook']}__{name}"
+            label = re.sub(r"[^\w.=,+-]", "_", f"{run}__{record['notebook']}__{name}")  # a file's, and LaTeX's
             latex = frame.style.hide(axis="index").format(precision=3, na_rep="", escape="latex")
             latex = latex.format_index(axis=1, escape="latex").to_latex(hrules=True, label=f"tab:{label}")
             for suffix, text in ((".csv", frame.to_csv(index=False)), (".tex", latex)):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retailkit import models
 from retailkit.cache import content_hash, read_tensors, replacing
-from retailkit.config import UserError
+from retailkit.config import CONTROL, UserError
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
 from retailkit.models.weights import one_line
@@ -124,6 +124,8 @@ def _fault(value: Any, rule: Any, key: str) -> str:
     """Return what is wrong with a value of a header by a rule of `SCHEMA`, "" for nothing."""
     wrong = f"{key} is {str(value)[:60]!r}, not"
     if isinstance(rule, type):
+        if isinstance(value, str) and CONTROL.search(value):
+            return f"{key} is {value[:60]!r}, which holds control characters"
         return "" if isinstance(value, rule) else f"{wrong} a {rule.__name__}"
     if isinstance(rule, tuple):
         fine = isinstance(value, int | float) and rule[0] <= value <= rule[1]

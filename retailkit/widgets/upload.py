@@ -9,6 +9,8 @@ from typing import Any
 import anywidget
 import traitlets
 
+LONGEST = 255  # characters of a name
+
 
 class Upload(anywidget.AnyWidget):
     """Sends one photo at a time to Python."""
@@ -17,12 +19,13 @@ class Upload(anywidget.AnyWidget):
     megabytes = traitlets.Int().tag(sync=True)  # at most; more would end the connection, so the browser keeps it
 
     def on_upload(self, act: Callable[[bytes, str], None]) -> None:
-        """Call `act` with the content and the name of each photo."""
+        """Call `act` with the content and the name of each photo; what a page sends that is not ours may lack both."""
 
-        def receive(_: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
+        def receive(_: Any, message: Any, buffers: list[memoryview]) -> None:
+            name = str(message.get("name", ""))[:LONGEST] if isinstance(message, dict) else ""
             try:
-                act(bytes(buffers[0]), message["name"])
+                act(b"".join(buffers[:1]), name or "photo")
             finally:
-                self.send({"done": message["name"]})
+                self.send({"done": name})
 
         self.on_msg(receive)
