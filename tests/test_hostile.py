@@ -47,7 +47,11 @@ def rows():
         pd.DataFrame(found).to_csv(ROOT / WRITTEN, index=False)
 
 
-marked = [pytest.param(c, id=f"{c.door}: {c.name}", marks=[pytest.mark.check] * c.heavy) for c in CASES]
+EACH = 4  # one case of so many is in `make test`
+marked = [
+    pytest.param(case, id=f"{case.door}: {case.name}", marks=[pytest.mark.check] * (case.heavy or number % EACH > 0))
+    for number, case in enumerate(CASES)
+]
 
 
 @pytest.mark.parametrize("case", marked)

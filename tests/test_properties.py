@@ -24,7 +24,7 @@ from retailkit.data.table import Word
 from retailkit.detection import score
 from retailkit.explain import masking, phrases
 
-steady = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+steady = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 sides = st.integers(1, 12)
 shapes = st.tuples(sides, sides)
 bool_masks = shapes.flatmap(lambda shape: arrays.arrays(bool, shape))
@@ -154,9 +154,7 @@ def test_barcodes_are_removed_and_nothing_else_is(texts):
     left = text.without_barcodes(words)
     assert len(left) == len(words)
     for word, rest in zip(words, left, strict=True):
-        assert [c for c in rest if not c.isdigit()] in ([c for c in word.text if not c.isdigit()], list(rest)[:0]) or (
-            "-" in word.text
-        )
+        assert [c for c in rest if c.isalpha()] == [c for c in word.text if c.isalpha()]
     joined = " ".join(word.text for word in words)
     assert Counter(c for c in text.redact_barcodes(joined) if c.isalpha()) == Counter(c for c in joined if c.isalpha())
 
@@ -212,7 +210,7 @@ def test_spellings_are_normalised_once_and_for_all(given_text):
 @given(st.text(st.characters(), max_size=20))
 def test_every_message_can_be_printed(given_text):
     shown = str(UserError(given_text))
-    assert shown.encode() and not CONTROL.search(shown)
+    assert not CONTROL.search(shown)
     assert all(part in (0x5C, *given_text.encode("utf-8", "backslashreplace")) or chr(part) in "x0123456789abcdef"
                for part in shown.encode())  # fmt: skip
 
@@ -234,13 +232,9 @@ def test_a_table_comes_back_as_it_was_written_or_is_refused(tmp_path_factory, ro
     except DataError as error:
         assert "double quote" in str(error)  # a line in a cell looks like a row
         return
-    wanted = [[clean(cell) for cell in row] for row in frame.to_numpy()]
-    if name == "image":
-        wanted = [
-            [a, b if not found.iloc[n, 1].startswith("./") else "./" + b.removeprefix("./"), c]
-            for n, (a, b, c) in enumerate(wanted)
-        ]
-    assert found.to_numpy().tolist() == wanted
+    for row, (first, second, third) in zip(found.to_numpy(), frame.to_numpy(), strict=True):
+        assert [row[0], row[2]] == [first, clean(third)]
+        assert row[1] == clean(second) or (name == "image" and row[1] == "./" + clean(second))
 
 
 def clean(cell):

@@ -326,7 +326,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model", "net_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: not a state dict (a flat mapping of names to tensors)")
     named = {k.removeprefix("module."): v for k, v in state.items()}
     return {k: v for k, v in named.items() if not k.endswith("num_batches_tracked")}

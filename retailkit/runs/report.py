@@ -185,7 +185,7 @@ def write_junit(path: Path, run: str, results: Sequence[Result], failures: Seque
     for result in results:
         about = {"classname": run, "name": result.notebook, "time": f"{result.seconds:.2f}"}
         case = ElementTree.SubElement(suite, "testcase", about)
-        if lines := [NO_XML.sub("", line) for line in broken[result.notebook]]:
+        if lines := broken[result.notebook]:
             ElementTree.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
     with replacing(path) as draft:
         ElementTree.ElementTree(suite).write(draft, encoding="utf-8", xml_declaration=True)
@@ -204,7 +204,8 @@ def append_summary(path: Path, run: str, results: Sequence[Result], failures: Se
 def _broken(result: Result, failures: Sequence[str]) -> list[str]:
     """Return what is wrong with a notebook: why it ended, and the expectations that it does not meet."""
     ended = [result.error or "failed"] if result.status == "failed" else []
-    return ended + [line.removeprefix(own) for line in failures if line.startswith(own := f"{result.notebook}: ")]
+    unmet = [line.removeprefix(own) for line in failures if line.startswith(own := f"{result.notebook}: ")]
+    return [NO_XML.sub("", line) for line in ended + unmet]
 
 
 def kept_text(notebook: Path) -> str:

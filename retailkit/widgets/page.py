@@ -81,6 +81,7 @@ def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool 
     """
     same = hashlib.sha1(f"{frame.to_csv()}{limit}".encode()).hexdigest()[:8]  # the same table is the same HTML
     style = frame.style.set_uuid(same).format(precision=2, escape="html", na_rep="").hide(axis="index")
+    style = style.format_index(axis=1, escape="html")
     if bars:
         colours = [plots.AGAINST + "90", plots.FOR + "90"] if signed else plots.QUIET + "90"
         style = style.bar(bars, color=colours, align="zero" if signed else "left", vmin=-limit if signed else 0,

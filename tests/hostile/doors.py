@@ -1,8 +1,8 @@
-"""The doors for photos, tables and JSON; see `hostile.doors2` for models, archives, parameters and names."""
+"""The doors for photos, tables and JSON; see `hostile.models` and `hostile.names` for the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def words(shop, name, given, value) -> str:
     for kind, suffix in (("Images", "jpg"), ("Text", "json")):
         (shop.folder / "f" / kind / "milk").mkdir(parents=True)
         content = IMAGES["upper case.JPG"][0] if suffix == "jpg" else given
-        put(shop.folder / "f" / kind / "milk" / f"1_{kind.lower()}.{suffix}".replace(f"_{kind.lower()}", ""), content)
+        put(shop.folder / "f" / kind / "milk" / f"1.{suffix}", content)
     shop.cli("check", "--dataset", "finegrainocr", "--root", "f", names="json")
     found = load("finegrainocr", "f")
     shop.patch.setattr(ocr, "read_words", lambda pixels: [])
@@ -70,7 +70,7 @@ def words(shop, name, given, value) -> str:
 
 def record(shop, name, given, value) -> str:
     put(shop.folder / "a.json", given)
-    put(shop.folder / "b.json", __import__("json").dumps(RECORD))
+    put(shop.folder / "b.json", json.dumps(RECORD))
     said = shop.cli("compare", "a.json", "b.json", "--html", "c.html", names="a.json")
     assert "<img src=x>" not in (shop.folder / "c.html").read_text()
     return " ".join(said.splitlines()[0].split())
@@ -94,4 +94,3 @@ CASES: list[Case] = [
     *cases("record", record, RECORDS),
     *cases("YAML", expected, YAML),
 ]
-Door = Callable[[Any, str, Any, Any], str]

@@ -171,11 +171,11 @@ WEIGHTS: dict[str, tuple[Any, str]] = {
     "text": (b"no weights", READ),
     "a list": (torch_file(lambda torch: [torch.zeros(2)]), "not a state dict"),
     "numbers": (torch_file(lambda torch: {"a": 7}), "not a state dict"),
-    "names that are no texts": (torch_file(lambda torch: {7: torch.zeros(2)}), "w.pth"),
+    "names that are no texts": (torch_file(lambda torch: {7: torch.zeros(2)}), "not a state dict"),
     "wrapped in itself": (torch_file(lambda torch: {"model": {"model": {}}}), "w.pth"),
     "of another network": (torch_file(lambda torch: {"a.weight": torch.zeros(2)}), "w.pth"),
     "10**12 zeros in no bytes": (torch_file(lambda torch: {"a": torch.zeros(1).expand(10**12)}), "w.pth"),
-    "pipe": (os.mkfifo, "not a regular file"),
+    "pipe": (os.mkfifo, "no such weights file"),
 }
 
 # -- Archives of data sets.
@@ -204,15 +204,10 @@ LINK = member("samples/Images/milk/2.jpg", external_attr=(stat.S_IFLNK | 0o777) 
 GOOD = archive()
 
 
-def patched(old: bytes, new: bytes) -> bytes:
-    assert old in GOOD
-    return GOOD.replace(old, new)
-
-
 def huge() -> bytes:
-    """An archive whose directory says that a file has 4 GB."""
-    at = GOOD.index(b"PK\x01\x02")
-    return GOOD[: at + 24] + b"\xf0\xff\xff\xff" + GOOD[at + 28 :]
+    """An archive whose directory says that each file has 4 GB."""
+    first, *others = GOOD.split(b"PK\x01\x02")
+    return b"PK\x01\x02".join([first, *(part[:20] + b"\xf0\xff\xff\xff" + part[24:] for part in others)])
 
 
 def encrypted() -> bytes:
@@ -277,10 +272,6 @@ def graph(name="images", kind="FLOAT", outputs=2, external="", operator="ReduceM
 
 
 PREPARATION = {"size": 16, "fit": "crop", "short_side": 18, "pad_level": 128, "classes": ["milk", "soup"]}
-
-
-def program(file: str, given: Any) -> dict[str, Any]:
-    return {file: given}
 
 
 def prepared(**changes: Any) -> dict[str, Any]:

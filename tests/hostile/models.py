@@ -159,6 +159,7 @@ def parameter(shop, name, given, value) -> str:
     from papermill.parameterize import parameterize_notebook
 
     from retailkit import runs
+    from retailkit.runs import parameters
 
     cell = nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -169,7 +170,7 @@ def parameter(shop, name, given, value) -> str:
         return shop.cli("run", "00", "-p", given)
     from papermill.iorw import load_notebook_node
 
-    typed = runs.typed(path, runs.parse_parameters([given]))
+    typed = parameters.typed(path, runs.parse_parameters([given]))
     made, names = parameterize_notebook(load_notebook_node(str(path)), typed), {}
     exec("\n".join(cell.source for cell in made.cells), names)
     assert {key: names[key] for key in value} == value and not (shop.folder / "made").exists()
@@ -207,19 +208,28 @@ UPLOADS = {
 
 
 def upload(shop, name, given, value) -> str:
+    from retailkit.config import UserError
     from retailkit.widgets.model import decode
     from retailkit.widgets.upload import LONGEST, Upload
 
     found, button = [], Upload(megabytes=9)
+
+    def act(content: bytes, called: str) -> None:
+        try:
+            found.append(decode(content, called))
+        except UserError as error:  # the tool shows it
+            found.append(error)
+
     shop.patch.setattr(button, "send", lambda content: found.append(content))
-    button.on_upload(lambda content, called: found.append(decode(content, called)))
+    button.on_upload(act)
     message, buffers = given
-    try:
-        button._handle_custom_msg(message, [memoryview(buffer) for buffer in buffers])
-    finally:
-        assert len(found[-1]["done"]) <= LONGEST  # the page is told in any case
-    assert found[0].shape[:2] == value, found[0].shape
-    return f"{value[1]} x {value[0]} pixels"
+    button._handle_custom_msg(message, [memoryview(buffer) for buffer in buffers])
+    read, answer = found
+    assert len(answer["done"]) <= LONGEST  # the page is told in any case
+    if isinstance(read, UserError):
+        raise read
+    assert [read.shape[:2]] == value, read.shape
+    return f"{read.shape[1]} x {read.shape[0]} pixels"
 
 
 # -- What the environment says.
@@ -236,7 +246,7 @@ ENVIRONMENT = {
     "threads of a text": ("OMP_NUM_THREADS=many", "is no number of threads"),
     "threads of 10**20": (f"OMP_NUM_THREADS={10**20}", "is no number of threads"),
     "threads of two levels": ("OMP_NUM_THREADS=1,2", []),
-    "data that is not there": ("RETAILKIT_DATA=/nowhere", "no such folder"),
+    "data that is not there": ("RETAILKIT_DATA=/nowhere", "grocery_store"),
 }
 
 
@@ -255,6 +265,7 @@ def environment(shop, name, given, value) -> str:
 
 # -- Caches: what lies where words of a photo are kept.
 
+PLACE = ("not a regular file, so it is not replaced",)
 WORD = [["MILK", [1, 2, 9, 8], 0.9]]
 OCR = {
     "as it should be": (lambda path: kept(path, json.dumps(WORD)), "MILK"),
@@ -265,8 +276,8 @@ OCR = {
     "right checksum of a number": (lambda path: kept(path, "7"), "READ AGAIN"),
     "right checksum of other lists": (lambda path: kept(path, "[[1], [2]]"), "READ AGAIN"),
     "right checksum, nested 100,000 times": (lambda path: kept(path, nested(100_000)), "READ AGAIN"),
-    "pipe": (lambda path: path.unlink() or os.mkfifo(path), "READ AGAIN"),
-    "device": (lambda path: path.unlink() or path.symlink_to("/dev/zero"), "READ AGAIN"),
+    "pipe": (lambda path: path.unlink() or os.mkfifo(path), PLACE),
+    "device": (lambda path: path.unlink() or path.symlink_to("/dev/zero"), PLACE),
 }
 
 
@@ -299,8 +310,8 @@ CASES = [
     *cases("archive", archive, ARCHIVES),
     *cases("exported program", program, PROGRAMS),
     *cases("notebook parameter", parameter, PARAMETERS),
-    *cases("upload", upload, {n: (g, list(v) if isinstance(v, tuple) and isinstance(v[0], int) else v)
+    *cases("upload", upload, {n: (g, [v] if isinstance(v, tuple) and isinstance(v[0], int) else v)
                               for n, (g, v) in UPLOADS.items()}, {"bomb of pixels"}),
     *cases("environment", environment, ENVIRONMENT),
-    *cases("cached words", words_kept, {name: (given, [text]) for name, (given, text) in OCR.items()}),
+    *cases("cached words", words_kept, {n: (given, [t] if isinstance(t, str) else t) for n, (given, t) in OCR.items()}),
 ]  # fmt: skip
