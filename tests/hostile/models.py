@@ -159,7 +159,7 @@ def parameter(shop, name, given, value) -> str:
     from papermill.parameterize import parameterize_notebook
 
     from retailkit import runs
-    from retailkit.runs import parameters
+    from retailkit.runs.parameters import typed as brought
 
     cell = nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -170,7 +170,7 @@ def parameter(shop, name, given, value) -> str:
         return shop.cli("run", "00", "-p", given)
     from papermill.iorw import load_notebook_node
 
-    typed = parameters.typed(path, runs.parse_parameters([given]))
+    typed = brought(path, runs.parse_parameters([given]))
     made, names = parameterize_notebook(load_notebook_node(str(path)), typed), {}
     exec("\n".join(cell.source for cell in made.cells), names)
     assert {key: names[key] for key in value} == value and not (shop.folder / "made").exists()
