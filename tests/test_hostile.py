@@ -44,12 +44,11 @@ def rows():
     found = []
     yield found
     if WRITTEN:
-        before = (
-            pd.read_csv(ROOT / WRITTEN, keep_default_na=False).to_dict("records") if Path(WRITTEN).is_file() else []
-        )
+        path = ROOT / WRITTEN
+        before = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.is_file() else []
         known = {(row["door"], row["case"]): row for row in [*before, *found]}
         table = pd.DataFrame([known[key] for case in CASES if (key := (case.door, case.name)) in known])
-        table.to_csv(ROOT / WRITTEN, index=False)
+        table.to_csv(path, index=False)
 
 
 EACH = 4  # one case of so many is in `make test`
