@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -201,7 +202,9 @@ def test_two_visitors_do_not_see_each_others_photos_and_run_no_code(visitors, tm
         kernel in page.content() for kernel, page in zip(kernels[::-1], pages, strict=True)
     )
     assert get(port, f"/api/kernels/{kernels[0]}")[0] == 403, "a stranger who guesses an id"
-    assert asyncio.run(refuses_code(port, kernels[0], tmp_path / "made")), "widgets' messages pass, code does not"
+    with ThreadPoolExecutor() as pool:  # playwright has a loop of its own here
+        tried = pool.submit(asyncio.run, refuses_code(port, kernels[0], tmp_path / "made"))
+        assert tried.result(), "messages of widgets pass, code does not"
 
 
 async def refuses_code(port, kernel, made):

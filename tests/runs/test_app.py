@@ -81,6 +81,14 @@ def test_names_of_other_hosts_are_refused_unless_a_token_is_asked_for(launched):
     assert "'allow_remote_access': True" in option(launched, "settings")
 
 
+def test_an_address_chooses_no_template_and_no_file(launched):
+    """Formerly `?template=` took templates, which are programs, from any folder of the machine."""
+    app.serve({}, port=0, browser=False)
+    assert option(launched, "VoilaConfiguration.allow_template_override") == "NO"
+    assert option(launched, "VoilaConfiguration.allow_theme_override") == "NO"
+    assert option(launched, "VoilaConfiguration.file_allowlist") == "[]"
+
+
 def test_kernels_are_few():
     kernels = app.Kernels(starting=app.KERNELS)
     with pytest.raises(HTTPError, match="pages of the tool are open"):
