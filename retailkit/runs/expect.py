@@ -36,7 +36,7 @@ def expectations(path: Path | None = None) -> dict[str, dict[str, dict[str, dict
 
 def _items(value: Any, where: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: a {type(value).__name__}, not a mapping; correct it")
+        raise UserError(f"{where}: {type(value).__name__} in place of a mapping; correct it")
     return value.items()
 
 
