@@ -24,7 +24,7 @@ from retailkit.data import images
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 16_384
-FORMULA = re.compile(r"[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
+FORMULA = re.compile(r"[=+\-@\t\r\n]")  # how a cell begins that a spreadsheet would compute
 # Where a cell may begin with a formula: some languages split tables at `;`, and then quotes hold no line together.
 CELL = rf"(?:^|(?<=[;\t\r\n])){{}}(?=[\s\"']*(?:{FORMULA.pattern}|[＝＋－＠]))"
 START, MARK = re.compile(CELL.format("")), re.compile(CELL.format("'"))
@@ -124,7 +124,7 @@ def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
             lines = [line for value in row for line in value.split("\n")[1:]]
             if any(line.count(separator) >= max(len(row) - 1, 1) or is_row.match(line) for line in lines):
                 raise DataError(f"{path} row {number}: {QUOTES}")
-            values = [MARK.sub("", value.strip()).strip() for value in row]
+            values = [MARK.sub("", value.lstrip()).strip() for value in row]
             while values and not values[-1]:
                 values.pop()
             if values:
