@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from retailkit import models
+from retailkit.inference import compiled
 from retailkit.models import nts
 
 SIDE, STRIDE, PAD = 448, 32, 224
@@ -97,9 +98,11 @@ def test_evaluation(compare, quick):
         vectors = torch.cat([parts[:, : pooling.parts].flatten(1), maps.mean((2, 3))], 1)
         return model.head.linear(vectors)
 
+    fast = compiled(model)  # as `training.evaluate` does for a split of more than a few images
+
     @torch.no_grad()
     def ours():
-        return model(images)
+        return fast(images)
 
     assert torch.allclose(straightforward(), ours(), atol=1e-4)
     ratio = compare(
@@ -110,4 +113,4 @@ def test_evaluation(compare, quick):
         ours,
         lambda a, b: (a.softmax(1) - b.softmax(1)).abs().max(),
     )
-    assert ratio >= 1
+    assert ratio >= 2
