@@ -48,7 +48,7 @@ def untrained(backbone, shop, size):
 @pytest.mark.benchmark
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize(("backbone", "size", "target"), CASES)
-def test_inference(tmp_path, compare, quick, monkeypatch, backbone, size, target):
+def test_inference(tmp_path, compare_cpu, quick, monkeypatch, backbone, size, target):
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "cache"))
     count = 32 if quick else 64
     shop = data.load("synthetic", tmp_path, per_class=(4, 0, 1), families=4, size=size)
@@ -89,6 +89,6 @@ def test_inference(tmp_path, compare, quick, monkeypatch, backbone, size, target
     assert difference(reference, fast()) <= 1e-3
     case = f"{count} masks, {backbone}, {size} px, {torch.get_num_threads()} threads"
     repeat = 1 if quick else 3
-    compare("inference", case, "channels last, batches of 32", ours_in_eager, fast, difference, repeat, 1e-3)
-    ratio = compare("inference", case, "PyTorch, float32, batches of 32", eager, fast, difference, repeat, 1e-3)
+    compare_cpu("inference", case, "channels last, batches of 32", ours_in_eager, fast, difference, repeat, 1e-3)
+    ratio = compare_cpu("inference", case, "PyTorch, float32, batches of 32", eager, fast, difference, repeat, 1e-3)
     assert ratio >= target

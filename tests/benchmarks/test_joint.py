@@ -87,7 +87,7 @@ def readable(shop, predictor):
 @pytest.mark.benchmark
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("all_cores")
-def test_joint(tmp_path, compare, quick):
+def test_joint(tmp_path, compare_cpu, quick):
     shop = ocr.add_text(data.load("synthetic", tmp_path, per_class=(4, 0, 2), families=2))
     torch.manual_seed(0)
     model = models.build("concat", shop.classes, "efficientnet_lite0", text_encoder=reader())
@@ -107,7 +107,7 @@ def test_joint(tmp_path, compare, quick):
         print(f"stability: {found} masks of ours, {wanted:.4f} of the loop")
         budget = next((n for n in BUDGETS if found[n] >= wanted), BUDGETS[-1])
         steady, note = found[budget] >= wanted, f"stability {found[budget]:.3f} against {wanted:.3f}"
-    ratio = compare(
+    ratio = compare_cpu(
         "joint",
         f"joint: {budget} masks, {parts}, concat of lite0 and {model.text_encoder.name}; {note}",
         f"eager float32, {SAMPLES} images and texts, batches of {AT_ONCE}; agreement: 1 - Spearman correlation",

@@ -46,12 +46,12 @@ def pool():
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize(("side", "batch", "target"), [(7, 8, 10), (14, 2, 25)])
-def test_lca(pool, compare, quick, side, batch, target):
+def test_lca(pool, compare_cpu, quick, side, batch, target):
     maps = torch.randn(batch, DIM, side, side).relu()
     with torch.no_grad():
         plain, ours = loop(pool, maps), pool.pool(maps)
         assert torch.allclose(plain, ours, atol=1e-5)
-        ratio = compare(
+        ratio = compare_cpu(
             "lca",
             f"{DIM}x{side}x{side} -> {DIM}, forward, {batch} maps",
             "loop over avg_pool2d",
@@ -65,14 +65,14 @@ def test_lca(pool, compare, quick, side, batch, target):
 
 
 @pytest.mark.benchmark
-def test_lca_in_training(pool, compare, quick):
+def test_lca_in_training(pool, compare_cpu, quick):
     maps = torch.randn(8, DIM, 7, 7).relu().requires_grad_()
     assert saved_bytes(lambda: pool.pool(maps)) <= saved_bytes(lambda: loop(pool, maps))
 
     def gradient(function):
         return torch.autograd.grad(function().square().sum(), maps)[0]
 
-    compare(
+    compare_cpu(
         "lca",
         f"{DIM}x7x7 -> {DIM}, forward and backward, 8 maps",
         "loop over avg_pool2d",

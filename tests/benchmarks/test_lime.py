@@ -253,12 +253,12 @@ def as_good(table, budget, peer):
     return gaps["stability"].mean() >= 0 and gaps["deletion"].mean() <= 0
 
 
-def timed(compare, peer, case, table, budget, explain, probs, predictor, photos):
+def timed(compare_cpu, peer, case, table, budget, explain, probs, predictor, photos):
     """How many times faster ours is; each repetition takes the next photo."""
     mean, turns = table.mean(numeric_only=True), [itertools.cycle(photos) for _ in range(2)]
     quality = [f"{what} {mean[f'{what}_{budget}']:.3f} against {mean[f'{what}_{peer}']:.3f}" for what in JUDGED]
     network = "float32" if case == "as_used" else "our predictor"
-    return compare(
+    return compare_cpu(
         "lime",
         f"{case}: {budget} masks, {len(photos)} photos, {int(mean['seeds'])} seeds: {', '.join(quality)}",
         f"{peer} of {NAMES[peer]} {version(NAMES[peer])}, {SAMPLES} samples, {network}, batches of {AT_ONCE}; "
@@ -274,7 +274,7 @@ def timed(compare, peer, case, table, budget, explain, probs, predictor, photos)
 @pytest.mark.benchmark
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.usefixtures("kept_cache", "all_cores")
-def test_lime(compare, quick):
+def test_lime(compare_cpu, quick):
     pytest.importorskip("lime", reason="lime is not installed; run: pip install lime==0.2.0.1")
     if version("lime") != "0.2.0.1":
         pytest.skip(f"lime is {version('lime')}; what is claimed is about 0.2.0.1")
@@ -307,6 +307,6 @@ def test_lime(compare, quick):
         good[peer] = [n for n in BUDGETS if as_good(table, n, peer)]
         budget = (good[peer] or BUDGETS[-1:])[0]
         for case, probs in (("as_used", plain), ("same_predictor", fast)):
-            ratios[peer, case] = timed(compare, peer, case, table, budget, explain, probs, predictor, photos)
+            ratios[peer, case] = timed(compare_cpu, peer, case, table, budget, explain, probs, predictor, photos)
     assert all(good.values()), f"no number of masks is as stable and as faithful as this one: {good}"
     assert all(ratio >= TARGETS[case] for (_, case), ratio in ratios.items()), f"{ratios}, wanted {TARGETS}"

@@ -30,13 +30,13 @@ def by_opencv(query, gallery, power):
 @pytest.mark.benchmark
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("detector", ["sift", "orb"])
-def test_matching(tmp_path, compare, quick, detector):
+def test_matching(tmp_path, compare_cpu, quick, detector):
     shop = data.load("synthetic", tmp_path, per_class=(2 if quick else 8, 0, 1), size=240)
     matcher = models.build("matching", shop.classes, detector=detector)
     matcher.prepare(shop.split("train", 240))
     query = matcher._describe(shop.split("test", 240)[0].image)
     gallery = [d[:n].numpy() for d, n in zip(matcher.descriptors, matcher.counts, strict=True) if n > 1]
-    ratio = compare(
+    ratio = compare_cpu(
         "matching",
         f"{len(query.points)} {detector} points with each of {len(gallery)} images",
         "cv2.BFMatcher image by image",
@@ -73,7 +73,7 @@ def formerly(matcher, query):
 
 
 @pytest.mark.benchmark
-def test_matching_and_votes_of_one_photo(compare, quick):
+def test_matching_and_votes_of_one_photo(compare_cpu, quick):
     """As large as the gallery of Grozi-120, on one core."""
     images = 100 if quick else 675
     classes = [str(k) for k in range(images // 5)]
@@ -87,7 +87,7 @@ def test_matching_and_votes_of_one_photo(compare, quick):
         matcher._search._last = None  # nothing is left of the call before
         return int(matcher._scores(query).argmax()), voter._scores(query)
 
-    ratio = compare(
+    ratio = compare_cpu(
         "matching",
         f"matching and votes of 200 points, {images} images with 200 points each, one core",
         "the former code: every image matched, all similarities sorted",

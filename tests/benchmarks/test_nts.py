@@ -37,11 +37,11 @@ def cut_one_by_one(images, boxes, size, fill):
 
 
 @pytest.mark.benchmark
-def test_selection(compare):
+def test_selection(compare_cpu):
     boxes = nts.anchors((SIDE, SIDE), STRIDE)
     overlapping = nts.overlapping((SIDE, SIDE), STRIDE)
     scores = torch.randn(32, len(boxes), generator=torch.Generator().manual_seed(0))
-    ratio = compare(
+    ratio = compare_cpu(
         "nts",
         f"selection: 6 of {len(boxes)} anchors, 32 images",
         "suppression image by image",
@@ -56,12 +56,12 @@ def test_selection(compare):
 
 
 @pytest.mark.benchmark
-def test_crops(compare):
+def test_crops(compare_cpu):
     torch.manual_seed(0)
     images, fill = torch.rand(8, 3, SIDE, SIDE), torch.full((3, 1, 1), 0.5)
     every = nts.anchors((SIDE, SIDE), STRIDE)
     boxes = every[torch.randint(len(every), (8, 6))].floor().long()[..., [1, 0, 3, 2]]
-    ratio = compare(
+    ratio = compare_cpu(
         "nts",
         "crops: 48 parts of 224 px",
         "one interpolation a part",
@@ -76,7 +76,7 @@ def test_crops(compare):
 
 
 @pytest.mark.benchmark
-def test_evaluation(compare, quick):
+def test_evaluation(compare_cpu, quick):
     side, count = (160, 8) if quick else (224, 16)
     torch.manual_seed(0)
     model = models.build("nts", ["a", "b", "c"], "resnet18", weights=None).eval()
@@ -105,7 +105,7 @@ def test_evaluation(compare, quick):
         return fast(images)
 
     assert torch.allclose(straightforward(), ours(), atol=1e-4)
-    ratio = compare(
+    ratio = compare_cpu(
         "nts",
         f"evaluation: {count} images of {side} px, resnet18",
         "float32, part by part",

@@ -13,7 +13,7 @@ AT_ONCE = 50  # images a batch, as a model would take them
 
 
 @pytest.mark.benchmark
-def test_variants(tmp_path, compare, quick):
+def test_variants(tmp_path, compare_cpu, quick):
     torch.set_num_threads(1)
     count = 200 if quick else 1000
     images, masks, labels = _images(tmp_path, count)
@@ -37,7 +37,7 @@ def test_variants(tmp_path, compare, quick):
         return backgrounds.apply_variant(images[rows], masks[rows], name, donors)
 
     case = f"8 variants of {count} images at {SIDE} px"
-    ratio = compare("variants", case, "JPEG decoding", decode, make, lambda a, b: abs(a - b))
+    ratio = compare_cpu("variants", case, "JPEG decoding", decode, make, lambda a, b: abs(a - b))
     assert ratio >= 1 / SLOWEST
 
 
