@@ -231,7 +231,7 @@ def show(
 @app.command(rich_help_panel=WORKBOOK)
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; none means all.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="File for the rows.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for the rows; growth has one beside it, _growth.csv.")] = None,
     quick: Annotated[bool, typer.Option(help="Under five minutes in all.")] = False,
     force: Force = False,
 ):

@@ -19,7 +19,8 @@ from retailkit.config import UsageError
 from retailkit.models.encoders import ImageEncoder
 from retailkit.models.pooling import Features, FeatureScaler, Pooling
 
-CHANNELS = 512  # channels processed at a time, so that the running sums stay in the processor's cache
+CHANNELS, FEWEST, SUMS = 512, 8, 2**20  # processed at a time: so many channels, fewer where there are many windows,
+# so that the running sums stay in the processor's cache
 
 
 class LocalConceptsAccumulation(Pooling):
@@ -46,10 +47,12 @@ class LocalConceptsAccumulation(Pooling):
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return (B,dim) of feature maps (B,D,h,w); `UsageError` for maps of a single cell."""
-        parts, add_up = self._cells(maps).split(CHANNELS, dim=-1), self._sum
+        batch, _, height, width = maps.shape
+        at_once = SUMS // (batch * height * width * (width + 1) // 2)
+        parts, add_up = self._cells(maps).split(min(CHANNELS, max(FEWEST, at_once)), dim=-1), self._sum
         if torch.is_grad_enabled() and parts[0].requires_grad:  # then many intermediate values would have to be kept
             add_up = partial(checkpoint, self._sum, use_reentrant=False)
-        return torch.cat([add_up(part) for part in parts], 1) / count_windows(*maps.shape[2:])
+        return torch.cat([add_up(part) for part in parts], 1) / count_windows(height, width)
 
     def window_contributions(self, maps: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much each window adds to the pooled vector along `direction`.

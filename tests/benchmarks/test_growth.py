@@ -127,7 +127,7 @@ class Peak(threading.Thread):
         return self
 
     def run(self):
-        while not self.done.wait(0.001):
+        while not self.done.wait(0.005):
             self.added = max(self.added, resident() - self.before)
 
     def __exit__(self, *error):
@@ -141,19 +141,16 @@ def exponent(sizes, values):
 
 
 @torch.no_grad()
-def measured(name, prepare, sizes, operations, repeat):
+def measured(name, prepare, sizes, operations):
     rows = []
     for size in sizes:
         call = prepare(size)
         call()  # compiles, and fills caches
         with Peak() as peak:
-            call()
-        seconds = []
-        for _ in range(repeat):
             start = time.process_time()
             call()
-            seconds.append(time.process_time() - start)
-        rows.append({"curve": name, "size": size, "seconds": min(seconds), "memory_mb": peak.added})
+            seconds = time.process_time() - start
+        rows.append({"curve": name, "size": size, "seconds": seconds, "memory_mb": peak.added})
     table = pd.DataFrame(rows).round({"seconds": 5, "memory_mb": 1})
     table["exponent"] = round(exponent(sizes, table["seconds"]), 2)
     table["expected"] = round(exponent(sizes, [operations(size) for size in sizes]), 2)
@@ -169,7 +166,7 @@ def test_growth(tmp_path, quick, name):
         grows = "side" if "side" in name else "images"
         rendering(tmp_path)()  # draws the packages, once for a process
         prepare = lambda n: rendering(tmp_path, **{grows: n})  # noqa: E731
-    table = measured(name, prepare, sizes[: 3 if quick else None], operations, repeat=1 if quick else 2)
+    table = measured(name, prepare, sizes[: 3 if quick else None], operations)
     print(f"\n{table.to_string(index=False)}")
     if path := os.environ.get("RETAILKIT_BENCH_CSV"):
         path = Path(path).with_name(f"{Path(path).stem}_growth.csv")
