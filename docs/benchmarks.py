@@ -81,11 +81,15 @@ def chart(growth: pd.DataFrame) -> plt.Figure:
     plots.use_style()
     first = growth.groupby("curve")[["size", "seconds"]].transform("first")
     growth = growth.assign(times=growth["size"] / first["size"], time=growth["seconds"] / first["seconds"])
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4))
     by_side = growth["curve"].str.contains("side")
     for ax, rows, title in zip(axes, (by_side, ~by_side), ("with a side", "with a number"), strict=True):
         plots.curves(growth[rows], "times", "size, times the smallest", ax, y="time", by="curve")
-        ax.set(xscale="log", yscale="log", ylabel="time, times that of the smallest", title=f"Growth {title}")
+        ax.set_xscale("log", base=2)
+        ax.set(yscale="log", ylabel="time, times that of the smallest", title=f"Growth {title}")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("{x:g}")
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
