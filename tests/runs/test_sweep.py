@@ -72,3 +72,25 @@ def test_a_sweep_leaves_ordinary_runs_and_tables(workbook, command, monkeypatch)
     code, out, _ = command("run", "10", "--sweep", "SEED=0,1")
     assert code == 0 and out.count("kept") == 2
     assert [result.status for result in runs.execute([Path("notebooks/10_good.ipynb").resolve()])] == ["kept"]
+
+
+@pytest.mark.check
+def test_machines_with_own_disks_run_a_sweep_as_one_process_does(workbook, machines, tmp_path):
+    scheduler, worker = machines
+    _, address = scheduler()
+    worker("one"), worker("two")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"a photo")
+    code = "from pathlib import Path\nVALUE = SEED / 4 + len(Path(ROOT, 'a.png').read_bytes()) / 28"
+    path = workbook("10_good", code)
+
+    def records(**how):
+        given = {"dataset": "folder", "root": tmp_path / "photos", "sweep": [{"SEED": "1"}, {"SEED": "2"}]}
+        results = runs.execute([path], **given, **how)
+        found = [runs.read_record(result.folder / "10_good.json") for result in results]
+        return [r.status for r in results], [record | {"seconds": 0} for record in found]
+
+    done, apart = records(scheduler=address)
+    assert done == ["ok", "ok"] and [record["metrics"]["value"]["value"] for record in apart] == [0.5, 0.75]
+    assert records(jobs=1)[0] == ["kept", "kept"]
+    assert records(jobs=1, fresh=True)[1] == apart
