@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from math import inf
 
 import pandas as pd
 
@@ -16,22 +16,27 @@ from retailkit.cache import content_hash
 SEPARATORS = " _-"
 
 
-def advise(table: pd.DataFrame) -> list[str]:
+def advise(table: pd.DataFrame, compared: float = inf) -> list[str]:
     """Return one line for each doubt about a data set's table, whose `split` is filled in; empty where all is well.
 
-    Photos are compared by their files' content, so that a copy under another name is found.
+    Photos are compared by their files' content, so that a copy under another name is found. Where there are more than
+    `compared`, which would all have to be read, only a file that is listed twice is found.
     """
     lines, labels = [], sorted(set(table["label"]))
     if len(labels) == 1:
         lines.append(f"there is one class only, {labels[0]!r}; a recogniser needs two: is --root one folder too high?")
     for names in _same_names(labels):
         lines.append(f"classes that look the same: {some(names)}; rename one of them if they are one class")
-    rows = table.assign(content=contents(table["image"]))
+    if table["image"].nunique() <= compared:
+        rows = table.assign(content=contents(table["image"]))
+    else:
+        rows = table.assign(content=table["image"])
+        lines.append(f"copies were not looked for among {len(table):,} photos; `retailkit check` does so")
     for column, what in (("split", "more than one split"), ("label", "more than one class")):
         if twice := _spread(rows, "content", column):
             lines.append(f"the same photo in {what}: {_count(twice, 'photo')}, as {some(twice)}; keep one of each")
-    alike = rows[rows.duplicated(["content", "label", "split"])]["image"].map(short)
-    if copies := sorted(set(alike)):
+    alike = rows.loc[rows.duplicated(["content", "label", "split"]), "image"].unique()
+    if copies := sorted(set(map(short, alike))):
         lines.append(f"copies in one class and split: {_count(copies, 'photo')}, as {some(copies)}; delete them")
     if torn := _spread(rows[rows["group"] != rows["image"]], "group", "split"):
         lines.append(f"groups in more than one split: {_count(torn, 'group')}, as {some(torn)}; give each one split")
@@ -48,13 +53,15 @@ def advise(table: pd.DataFrame) -> list[str]:
 def _spread(rows: pd.DataFrame, key: str, column: str) -> list[str]:
     """Return an example for each `key` that has several values of `column`: an image of each value."""
     rows = rows.drop_duplicates([key, column])
-    several = rows[rows.duplicated(key, keep=False)].groupby(key, sort=False)["image"]
-    return [" = ".join(map(short, images)) for _, images in several]
+    several: dict[str, list[str]] = {}
+    for value, image in rows.loc[rows.duplicated(key, keep=False), [key, "image"]].itertuples(index=False):
+        several.setdefault(value, []).append(short(image))
+    return [" = ".join(images) for images in several.values()]
 
 
 def short(path: str) -> str:
     """Return the end of a path that tells an image from others."""
-    return "/".join(Path(path).parts[-2:])
+    return "/".join(path.rsplit("/", 2)[-2:])
 
 
 def contents(files: Iterable[str]) -> list[str]:

@@ -6,7 +6,8 @@ import os
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import pandas as pd
 from retailkit.config import CONTROL, DataError, UsageError
 from retailkit.data import spreadsheet
 from retailkit.data.advice import advise, short, some
-from retailkit.data.images import SUFFIXES, file_beside
+from retailkit.data.images import SUFFIXES, files_beside
 from retailkit.data.table import COLUMNS, RENDERING, SPLITS, ProductData, make_table
 
 # Of file managers and drives; what starts with a dot as well.
@@ -26,13 +27,14 @@ SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val") | dict.fromk
 OWN = {"licence": "your own", "citation": "", "url": "", "size": ""}
 CURE = "use a folder per class, train/val/test folders with a folder per class, or a CSV with image,label"
 OF_PHONES = (".heic", ".heif", ".avif")  # photos that are not read here
+COMPARED = 20_000  # photos whose content is compared whenever they are loaded; a check compares any number
 CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 
 
 class Found(NamedTuple):
     """What lies in a folder or a CSV: a row per image, what has to be mended, and what is left out."""
 
-    rows: list[dict[str, str]]
+    rows: list[dict[str, str]] | pd.DataFrame
     faults: list[str]
     notes: list[str]
 
@@ -65,7 +67,7 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
     if found.faults:
         raise DataError.listing(found.faults)
     data = made(root, found, val, test, seed)
-    for note in (*found.notes, *advise(data.table)):
+    for note in (*found.notes, *advise(data.table, COMPARED)):
         warnings.warn(f"{root}: {note}", stacklevel=2)
     return data
 
@@ -104,22 +106,21 @@ def _split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> 
     """
     split_of: dict[str, str] = {}
     for label, groups in table["group"].groupby(table["label"]):
-        free = [group for group in sorted(set(groups)) if group not in split_of]
+        sizes = Counter(groups)
+        free = [group for group in sorted(sizes) if group not in split_of]
         rng = np.random.default_rng([seed, zlib.crc32(str(label).encode())])
-        sizes = groups.value_counts()
         split_of |= _fill([free[i] for i in rng.permutation(len(free))], sizes, {"test": test, "val": val})
     return table["group"].map(split_of)
 
 
-def _fill(groups: list[str], sizes: pd.Series, shares: dict[str, float]) -> dict[str, str]:
+def _fill(groups: list[str], sizes: Mapping[str, int], shares: dict[str, float]) -> dict[str, str]:
     """Fill each share in turn, with at least one group where one is left over for training, and train with the rest."""
-    total, split_of = sum(sizes[group] for group in groups), {}
+    total, split_of, at = sum(sizes[group] for group in groups), {}, 0
     for split, share in shares.items():
         want, have = share * total, 0
-        while share and len(groups) > 1 and (have == 0 or have + sizes[groups[0]] / 2 <= want):
-            group = groups.pop(0)
-            split_of[group], have = split, have + sizes[group]
-    return split_of | dict.fromkeys(groups, "train")
+        while share and at < len(groups) - 1 and (have == 0 or have + sizes[groups[at]] / 2 <= want):
+            split_of[groups[at]], have, at = split, have + sizes[groups[at]], at + 1
+    return split_of | dict.fromkeys(groups[at:], "train")
 
 
 def photos(paths: Sequence[str | Path], classes: Sequence[str], checked: bool = True) -> ProductData:
@@ -167,7 +168,7 @@ def files_in_csv(path: Path) -> list[Path]:
     """Return the image and mask files that a CSV names and that are there, sorted."""
     table = spreadsheet.read_table(path)
     named = {name for column in ("image", "mask") if column in table for name in table[column] if name}
-    return sorted(file for name in named if os.path.isfile(file := file_beside(path.parent, name)))
+    return sorted(map(Path, files_beside(path.parent, named).values()))
 
 
 # -- A folder per class.
@@ -275,8 +276,8 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in CLUTTER
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+def _is_image(path: str | Path) -> bool:
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def _unprintable(path: Path) -> str:
@@ -297,27 +298,33 @@ def _read_csv(path: Path) -> Found:
     table = spreadsheet.read_table(path, required=("image", "label"))
     if table.empty:
         raise DataError(f"{path}: no rows; add one for each image")
-    found = Found([], [], [])
-    for number, row in zip(table.index, table.to_dict("records"), strict=True):
-        if problems := _problems(path, row):
-            found.faults.extend(f"{path} row {number}: {problem}" for problem in problems)
-            continue
-        files = {name: str(file_beside(path.parent, row[name])) for name in ("image", "mask") if row.get(name)}
-        found.rows.append(row | files | {"split": SPLIT_NAMES.get(row.get("split", "").lower(), ""), "truth": ""})
     known = [name for name in COLUMNS if name != "truth"]  # which only the renderer writes
-    if unused := [name for name in table.columns if name and name not in known]:
-        found.notes.append(f"columns that are not used: {some(unused)} (known: {', '.join(known)})")
-    return found
+    unused = [name for name in table.columns if name and name not in known]
+    table = table.reindex(columns=known, fill_value="")
+    images = files_beside(path.parent, filter(_is_image, table["image"].unique()))
+    masks = files_beside(path.parent, filter(None, table["mask"].unique()))
+    of_all = {"image": images, "mask": masks | {"": ""}, "split": SPLIT_NAMES | {"": ""}}
+    lower = table.assign(split=table["split"].str.lower())
+    rows = lower.assign(**{column: lower[column].map(values) for column, values in of_all.items()})
+    sound = rows.notna().all(axis=1) & (table["label"] != "")
+    broken = table[~sound]
+    faults = [
+        f"{path} row {number}: {problem}"
+        for number, row in zip(broken.index, broken.to_dict("records"), strict=True)
+        for problem in _problems(path.parent, row, images, masks)
+    ]
+    notes = [f"columns that are not used: {some(unused)} (known: {', '.join(known)})"] if unused else []
+    return Found(rows[sound].reset_index(drop=True), faults, notes)
 
 
-def _problems(path: Path, row: dict[str, str]) -> list[str]:
+def _problems(folder: Path, row: dict[str, str], images: Container[str], masks: Container[str]) -> list[str]:
     found = [] if row["label"] else ["no label; fill it in or drop the row"]
-    known = _is_image(Path(row["image"]))
-    if not known:
+    if not _is_image(row["image"]):
         found.append(f"{row['image']!r} is not a known kind of image; {CONVERT}")
-    for name in filter(None, (row["image"] if known else "", row.get("mask"))):
-        if not os.path.isfile(file := file_beside(path.parent, name)):
-            found.append(f"{file} is missing; restore it, correct its path below the CSV or drop the row")
-    if (split := row.get("split", "")) and split.lower() not in SPLIT_NAMES:
-        found.append(f"unknown split {split!r}; use train, val or test")
+    for name, files in (("image", images), ("mask", masks)):
+        if row[name] and row[name] not in files and (name == "mask" or _is_image(row[name])):
+            cure = "restore it, correct its path below the CSV or drop the row"
+            found.append(f"{folder / row[name]} is missing; {cure}")
+    if row["split"] and row["split"].lower() not in SPLIT_NAMES:
+        found.append(f"unknown split {row['split']!r}; use train, val or test")
     return found

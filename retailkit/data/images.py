@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -46,6 +46,35 @@ def file_beside(folder: Path, name: str) -> Path:
     written = [folder / name, folder / name.replace("\\", "/")]
     ways = [Path(unicodedata.normalize(form, str(path))) for path in written for form in ("NFC", "NFD")]
     return next(filter(os.path.exists, [*written, *ways]), written[0])  # False also where a name is too long
+
+
+def files_beside(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the files that a table in `folder` names, by these names, without those that are not there.
+
+    See `file_beside`. Each folder is listed once, which costs less than asking for each of its files.
+    """
+    found, listed = {}, {}
+    for name in names:
+        head, slash, tail = name.replace("\\", "/").rpartition("/")
+        if (head := head + slash) not in listed:
+            listed[head] = _listed(file_beside(folder, head))
+        at, files = listed[head]
+        if tail in files:
+            found[name] = at + files[tail]
+        elif os.path.isfile(at + tail):  # where capitals do not matter
+            found[name] = at + tail
+        elif "\\" in name and os.path.isfile(file := file_beside(folder, name)):
+            found[name] = str(file)
+    return found
+
+
+def _listed(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return how paths in a folder begin, and its files by their names, also with joined accents."""
+    files: list[str] = []
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
+        files += (entry.name for entry in entries if entry.is_file())
+    joined = {unicodedata.normalize("NFC", name): name for name in files}
+    return str(folder / "x")[:-1], joined | dict(zip(files, files, strict=True))
 
 
 @contextmanager

@@ -11,10 +11,12 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from retailkit.cache import open_file
@@ -24,6 +26,7 @@ from retailkit.data import images
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 16_384
+AT_ONCE = 1 << 16  # rows that become columns together
 FORMULA = re.compile(r"[=+\-@\t\r\n]")  # how a cell begins that a spreadsheet would compute
 # Where a cell may begin with a formula: some languages split tables at `;`, and then quotes hold no line together.
 CELL = rf"(?:^|(?<=[;\t\r\n])){{}}(?=[\s\"']*(?:{FORMULA.pattern}|[＝＋－＠]))"
@@ -56,10 +59,10 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
     if first.lower().startswith("sep="):
         separator, text = first[4:5] or separator, text.partition("\n")[2]
     rows = _rows(path, text, separator)
-    if not rows:
+    _, header = next(rows, (0, None))
+    if header is None:
         raise DataError(f"{path}: empty; name the columns in the first row and add one row for each image")
-    header, *body = rows
-    columns = [name.lower() for name in rows.pop(header)]
+    columns = [_cleaned(name).lower() for name in header]
     if len(columns) > MOST_COLUMNS:
         raise DataError(f"{path}: {len(columns):,} columns, more than any spreadsheet has; is the separator right?")
     if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
@@ -69,12 +72,26 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
             near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
             cure = f"rename {near[0]!r}" if near else "the first row must name the columns; add it"
             raise DataError(f"{path}: no column {name!r} (found: {', '.join(columns)}); {cure}")
-    for number, row in rows.items():
-        if len(row) > len(columns):
-            what = f"{len(row)} fields, but the header has {len(columns)}"
-            raise DataError(f"{path} row {number}: {what}; put values that hold {separator!r} in double quotes")
-    filled = [row + [""] * (len(columns) - len(row)) for row in rows.values()]
-    return pd.DataFrame(filled, index=body, columns=columns, dtype=object)
+    parts = [pd.DataFrame(columns=columns, index=pd.Index([], dtype=int), dtype=object)]
+    while some := list(islice(rows, AT_ONCE)):
+        for number, row in some:
+            if (missing := len(columns) - len(row)) < 0:
+                what = f"{len(row)} fields, but the header has {len(columns)}"
+                raise DataError(f"{path} row {number}: {what}; put values that hold {separator!r} in double quotes")
+            row += [""] * missing
+        numbers, fields = zip(*some, strict=True)
+        parts.append(pd.DataFrame(fields, numbers, columns, dtype=object).apply(_shared))
+    return pd.concat(parts)
+
+
+def _cleaned(value: str) -> str:
+    return MARK.sub("", value.lstrip()).strip() if "'" in value else value.strip()
+
+
+def _shared(column: pd.Series) -> pd.Series:
+    """Return a column with its values cleaned; equal ones are cleaned, and kept in memory, once."""
+    codes, values = pd.factorize(column)
+    return pd.Series(np.array([*map(_cleaned, values)], dtype=object)[codes], column.index)
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
@@ -113,22 +130,22 @@ def _text(path: Path) -> str:
     return text
 
 
-def _rows(path: Path, text: str, separator: str) -> dict[int, list[str]]:
-    """Return the rows that are not blank, without empty fields at their ends, by their number in a spreadsheet."""
+def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not blank, without empty fields at their ends, and their numbers in a spreadsheet."""
     reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
-    rows, number = {}, 0
+    number, line = 0, 0
     image = "|".join(suffix[1:] for suffix in (*images.SUFFIXES, ".heic"))
     is_row = re.compile(rf"[^{re.escape(separator)}]*\.({image})\s*{re.escape(separator)}", re.I)  # begins with a file
     try:
         for number, row in enumerate(reader, start=1):
-            lines = [line for value in row for line in value.split("\n")[1:]]
-            if any(line.count(separator) >= max(len(row) - 1, 1) or is_row.match(line) for line in lines):
-                raise DataError(f"{path} row {number}: {QUOTES}")
-            values = [MARK.sub("", value.lstrip()).strip() for value in row]
-            while values and not values[-1]:
-                values.pop()
-            if values:
-                rows[number] = values
+            if reader.line_num > line + 1:
+                lines = [line for value in row for line in value.split("\n")[1:]]
+                if any(line.count(separator) >= max(len(row) - 1, 1) or is_row.match(line) for line in lines):
+                    raise DataError(f"{path} row {number}: {QUOTES}")
+            line = reader.line_num
+            while row and not _cleaned(row[-1]):
+                row.pop()
+            if row:
+                yield number, row
     except csv.Error:
         raise DataError(f"{path} row {number + 1}: {QUOTES}") from None
-    return rows
