@@ -186,6 +186,12 @@ def threads() -> int:
     return int(first or 0)
 
 
+def rank() -> int | None:
+    """Return the number of this process among those that `accelerate launch` has started, None where it is alone."""
+    together = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ["RANK"]) if together else None
+
+
 def device() -> str:
     """Return the device to compute on: `$RETAILKIT_DEVICE` (such as `cuda:1`), else the fastest one here.
 

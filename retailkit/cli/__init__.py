@@ -13,7 +13,7 @@ import typer
 
 from retailkit.cli import compare, recogniser, study, workbook  # noqa: F401  (each adds its commands to `app`)
 from retailkit.cli.options import app
-from retailkit.config import explained
+from retailkit.config import UsageError, explained, rank
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
 
@@ -24,8 +24,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show
+    if rank() is not None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice on how to use its classes
+    if rank():  # the first of the processes that `accelerate launch` has started speaks for all
+        os.environ["TQDM_DISABLE"], sys.stdout = "1", open(os.devnull, "w")  # noqa: SIM115
+        warnings.simplefilter("ignore")
     warnings.showwarning = lambda message, *where, **more: typer.secho(f"warning: {message}", fg="yellow", err=True)
     try:
+        if rank() is not None and "train" not in words:
+            raise UsageError("accelerate launch is for `retailkit train` only; call other commands without it")
         if (code := app(words, standalone_mode=False) or 0) == 130:  # Typer makes it of an interrupt, without a word
             raise KeyboardInterrupt
         sys.exit(code)

@@ -22,7 +22,7 @@ from retailkit.cli.options import (
     name_of,
     report,
 )
-from retailkit.config import DataError, UsageError, UserError, pick
+from retailkit.config import DataError, UsageError, UserError, pick, rank
 
 
 @app.command(rich_help_panel=RECOGNISERS)
@@ -56,8 +56,12 @@ def train(
     `retailkit train --dataset folder --root photos --frozen --model concat`,
     `retailkit train --root photos --frozen --backbone timm:vit_small_patch14_reg4_dinov2`,
     `retailkit train --root photos --model gallery` (then `retailkit add`),
-    `retailkit train --preset grocery_best --root path/to/dataset`
+    `retailkit train --preset grocery_best --root path/to/dataset`,
+    `accelerate launch --multi_gpu -m retailkit train --root photos` (the whole network on several GPUs)
     """
+    if rank() is not None and (frozen or preset or model == "gallery"):
+        what = "--preset" if preset else "--frozen" if frozen else "--model gallery"
+        raise UsageError(f"accelerate launch trains whole networks; run `retailkit train {what}` without it")
     _check_checkpoint(output, root, force)
     before = file_identity(output)
     if output.exists() and not preset:
@@ -70,9 +74,10 @@ def train(
     from retailkit import data, models, training
     from retailkit.data import ocr
 
-    products = data.load(dataset := name_of(dataset, root), root)
-    if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
-        products = ocr.add_text(products)
+    with training.main_first():
+        products = data.load(dataset := name_of(dataset, root), root)
+        if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
+            products = ocr.add_text(products)
     name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
     chosen = {"backbone": backbone, "weights": weights, "neighbours": neighbours, "false_accepts": false_accepts}
     options = _model_options(model, chosen)
@@ -81,6 +86,8 @@ def train(
     spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
     print(products)
     trained, history = training.fit_or_load(spec, products, output)
+    if rank():  # the first process has written the checkpoint, and reports
+        return
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits:
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()

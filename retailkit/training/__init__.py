@@ -18,4 +18,5 @@ from retailkit.training.cross_validation import CrossValidation, cross_validate,
 from retailkit.training.encoded import EncodedDataset, data_fingerprint, encode, fingerprint, seeded
 from retailkit.training.gallery import add_product, require_gallery
 from retailkit.training.loop import RATES, History, TrainConfig, TrainingError, evaluate, fit
+from retailkit.training.processes import main_first
 from retailkit.training.runs import TrainSpec, fit_head, fit_once, fit_or_load, reference, resample

@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from retailkit.cache import replacing
-from retailkit.config import SEEDS, UsageError, UserError, pick
+from retailkit.config import SEEDS, UsageError, UserError, pick, rank
 from retailkit.data.augment import AUGMENTATIONS
 from retailkit.data.table import Batch, ProductDataset
 from retailkit.inference import compiled
@@ -30,6 +30,7 @@ from retailkit.metrics import Evaluation
 from retailkit.models.classifier import ProductClassifier, evaluating
 from retailkit.models.weights import reason
 from retailkit.training.encoded import EncodedDataset, bar, encode, encode_batch, load_batches, placed, seeded
+from retailkit.training.processes import averaged, check_shared, shared, team
 
 COMPILED_FROM = 64  # images to evaluate: compiling takes as long as PyTorch takes for about so many
 POOLED_AT_ONCE = 128  # images: a map passes through LCA as many windows
@@ -113,10 +114,14 @@ def fit(
         resume: file that holds the state after each epoch of fine-tuning, the last one included; an interrupted run
             goes on from it. Whoever keeps the model removes it (`fit_once`).
 
+    Processes that `accelerate launch` has started share the fine-tuning of a whole network and end with the same model.
+
     Raises:
         TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
     """
     config, started = config or TrainConfig(), time.monotonic()
+    if rank() is not None:
+        check_shared(config.batch_size, config.mode == "finetune" and isinstance(train, ProductDataset))
     if isinstance(train, ProductDataset):
         model.prepare(train)
     remembers = hasattr(model, "head") and model.head.remembers
@@ -164,10 +169,13 @@ class _Loop:
         self.model = model.to(where, memory_format=torch.channels_last)
         self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
         frozen = model.image_encoder is not None and model.image_encoder.frozen  # below a pooling that learns
-        self.learner = compiled(self.model) if frozen else self.model
+        learner = compiled(self.model) if frozen and rank() is None else self.model
         self.criterion = criterion(config.criterion, **config.criterion_options)
+        self.loss_of = partial(learner.training_loss, criterion=self.criterion)
+        if rank() is not None:
+            self.loss_of, self.loader = shared(self.model, self.criterion, loader)
         self.optimizer = OPTIMIZERS[config.optimizer](_parameter_groups(model, config))
-        rate = warm_cosine(len(loader) * config.epochs)
+        rate = warm_cosine(len(self.loader) * config.epochs)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         self.average = None
@@ -185,7 +193,7 @@ class _Loop:
         first, last = len(self.rows), self.config.epochs
         for epoch in tqdm(range(first, last), "train", initial=first, total=last, mininterval=2):
             self._epoch(epoch)
-            if self.resume:
+            if self.resume and not rank():
                 with replacing(self.resume) as draft:
                     torch.save(self._state(), draft)
         self.model.load_state_dict(self.best["weights"])
@@ -194,13 +202,15 @@ class _Loop:
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
         self.model.train()
-        with seeded(self.config.seed * 10_007 + epoch + 1):
+        if rank() is not None:
+            self.loader.set_epoch(epoch)  # decides the order of images in all processes
+        with seeded(self.config.seed * 10_007 + epoch + 1 + ((rank() or 0) << 40)):
             losses = [self._step(batch.to(self.where)) for batch in bar(self.loader, f"epoch {epoch + 1}")]
         row = {"epoch": epoch + 1, "loss": float(np.mean(losses)), "lr": self.schedule.get_last_lr()[0]}
         judged = self.average.module if self.average else self.model
         score = (float(epoch), 0.0)  # without a validation split the last epoch is the best one
         if self.val is not None:
-            result = evaluate(judged, self.val)
+            result = evaluate(judged, self.val) if rank() is None else self._evaluated_together(judged)
             row["val_top1"], row["val_loss"] = result.top1, result.loss
             score = (result.top1, -result.loss)
         self.rows.append(row | {"seconds": time.monotonic() - started})
@@ -208,17 +218,25 @@ class _Loop:
             weights = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best = {"epoch": epoch + 1, "score": score, "weights": weights}
 
+    def _evaluated_together(self, model: nn.Module) -> Evaluation:
+        """Evaluate a part of the validation split in each process, all with the running statistics of the first."""
+        from accelerate.utils import broadcast, gather_object
+
+        broadcast(list(model.buffers()))
+        own = self.val.with_options(rows=self.val.rows[rank() :: team().num_processes])
+        return Evaluation.joined(gather_object([evaluate(model, own)] if len(own) else []))
+
     def _step(self, batch: Batch | EncodedDataset) -> float:
         if isinstance(batch, EncodedDataset):
             loss = self.model.loss(self.model.pool(batch.image), batch.text, batch.labels, self.criterion)
         else:
             with torch.autocast(self.where.type, torch.bfloat16, enabled=computes_bf16(self.where)):
-                loss = self.learner.training_loss(batch, self.criterion)
-        if not torch.isfinite(loss):
+                loss = self.loss_of(batch)
+        if not torch.isfinite(mean := averaged(loss)):
             epoch = len(self.rows)
             kept = f"; epoch {epoch} is kept in {self.resume}" if self.resume and epoch else ""
             raise TrainingError(
-                f"loss is {loss.item()} at step {self.schedule.last_epoch + 1} (epoch {epoch + 1}); "
+                f"loss is {mean.item()} at step {self.schedule.last_epoch + 1} (epoch {epoch + 1}); "
                 f"lower lr (now {self.config.lr:g}) or encoder_lr{kept}"
             )
         self.optimizer.zero_grad()
@@ -228,7 +246,7 @@ class _Loop:
         self.schedule.step()
         if self.average:
             self.average.update_parameters(self.model)
-        return loss.item()
+        return mean.item()
 
     def _state(self) -> dict[str, Any]:
         seconds = self.seconds_before + time.monotonic() - self.started

@@ -14,7 +14,7 @@ import numpy as np
 from retailkit import data as datasets
 from retailkit import models
 from retailkit.cache import RESUMED, code_fingerprint, digest
-from retailkit.config import DataError, Profile, UserError, cache_dir, pick, profile
+from retailkit.config import DataError, Profile, UserError, cache_dir, pick, profile, rank
 from retailkit.data.table import ProductData, ProductDataset
 from retailkit.models.classifier import ProductClassifier
 from retailkit.training.checkpoints import LaterFormatError, photo_hashes, read_checkpoint, save_checkpoint
@@ -60,8 +60,9 @@ def fit_once(
     if partial.exists():
         RESUMED.append(f"training {partial.stem} went on after an interrupt")
     history = fit(model, train, val, config, partial)
-    save_checkpoint(model, path, history, key=key, **facts)
-    partial.unlink(missing_ok=True)
+    if not rank():
+        save_checkpoint(model, path, history, key=key, **facts)
+        partial.unlink(missing_ok=True)
     return history
 
 

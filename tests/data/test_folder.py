@@ -12,7 +12,8 @@ from PIL import Image
 
 from retailkit import training
 from retailkit.config import UsageError
-from retailkit.data import load
+from retailkit.data import folder, load
+from retailkit.data.check import report
 from retailkit.data.folder import files_in_csv
 from retailkit.data.table import DataError
 
@@ -191,6 +192,27 @@ def test_given_splits_in_a_csv_warn_of_nothing(tmp_path):
         warnings.simplefilter("error")
         data = load("folder", path)
     assert data.table["split"].tolist() == ["test", "train", "test", "train", "train"]
+
+
+def test_a_table_lists_each_folder_once_and_asks_for_no_file(tmp_path, monkeypatch):
+    listed, scan, rows = [], os.scandir, [f"./{n % 6}.jpg,c{n % 5},{n // 3}" for n in range(3000)]
+    path = table(tmp_path, "image,label,group\n" + "\n".join(rows))
+    monkeypatch.setattr(os, "scandir", lambda place: listed.append(place) or scan(place))
+    monkeypatch.setattr(os.path, "isfile", None)
+    found = folder.read(path)
+    assert not found.faults and len(found.rows) == 3000 and listed == [tmp_path]
+    assert set(found.rows["image"]) == {str(tmp_path / f"{n}.jpg") for n in range(6)}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_copies_among_many_photos_are_left_to_the_check(tmp_path, monkeypatch):
+    """Loading read all photos, which takes hours where there are a million."""
+    path = table(tmp_path, "image,label,split\n0.jpg,a,train\n1.jpg,a,train\n2.jpg,b,train\n3.jpg,b,test\n")
+    (tmp_path / "3.jpg").write_bytes((tmp_path / "0.jpg").read_bytes())
+    monkeypatch.setattr(folder, "COMPARED", 3)
+    with pytest.warns(UserWarning, match="copies were not looked for among 4 photos; `retailkit check` does"):
+        load("folder", path)
+    assert any("the same photo in more than one split" in note for note in report("folder", path).notes)
 
 
 @pytest.mark.parametrize(
