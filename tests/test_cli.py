@@ -401,3 +401,14 @@ def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")} == stamps
     code, _, err = call(f"{line} --labels family")
     assert code == 2 and "use label" in err and err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate", "x"], ["train", "--frozen"], ["train", "--preset=grozi_best"], ["train", "--model", "gallery"]],
+)
+def test_what_several_processes_cannot_share_is_refused(command, monkeypatch, words):
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, said = command(*words)
+    assert code == 2 and "accelerate launch trains whole networks" in said and said.count("\n") == 1

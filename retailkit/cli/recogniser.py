@@ -56,12 +56,8 @@ def train(
     `retailkit train --dataset folder --root photos --frozen --model concat`,
     `retailkit train --root photos --frozen --backbone timm:vit_small_patch14_reg4_dinov2`,
     `retailkit train --root photos --model gallery` (then `retailkit add`),
-    `retailkit train --preset grocery_best --root path/to/dataset`,
-    `accelerate launch --multi_gpu -m retailkit train --root photos` (the whole network on several GPUs)
+    `retailkit train --preset grocery_best --root path/to/dataset`
     """
-    if rank() is not None and (frozen or preset or model == "gallery"):
-        what = "--preset" if preset else "--frozen" if frozen else "--model gallery"
-        raise UsageError(f"accelerate launch trains whole networks; run `retailkit train {what}` without it")
     _check_checkpoint(output, root, force)
     before = file_identity(output)
     if output.exists() and not preset:
@@ -86,10 +82,8 @@ def train(
     spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
     print(products)
     trained, history = training.fit_or_load(spec, products, output)
-    if rank():  # the first process has written the checkpoint, and reports
-        return
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
-    if "val" in products.splits:
+    if "val" in products.splits and not rank():
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
     _trained(facts, before, json_line)
 
@@ -132,6 +126,8 @@ def _check_checkpoint(output: Path, root: Path | None, force: bool) -> None:
 
 def _trained(facts: dict, before: str, json_line: bool) -> None:
     """Report a training, and whether its checkpoint, whose identity was `before`, has been replaced."""
+    if rank():  # of several processes, the first one has written it
+        return
     done = "written" if before == facts["checkpoint"] else "replaced"
     report(facts | {"output": "used again" if file_identity(facts["checkpoint"]) == before else done}, json_line)
 

@@ -114,14 +114,10 @@ def fit(
         resume: file that holds the state after each epoch of fine-tuning, the last one included; an interrupted run
             goes on from it. Whoever keeps the model removes it (`fit_once`).
 
-    Processes that `accelerate launch` has started share the fine-tuning of a whole network and end with the same model.
-
     Raises:
         TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
     """
     config, started = config or TrainConfig(), time.monotonic()
-    if rank() is not None:
-        check_shared(config.batch_size, config.mode == "finetune" and isinstance(train, ProductDataset))
     if isinstance(train, ProductDataset):
         model.prepare(train)
     remembers = hasattr(model, "head") and model.head.remembers
@@ -173,6 +169,7 @@ class _Loop:
         self.criterion = criterion(config.criterion, **config.criterion_options)
         self.loss_of = partial(learner.training_loss, criterion=self.criterion)
         if rank() is not None:
+            check_shared(config.batch_size, not isinstance(loader.dataset, EncodedDataset))
             self.loss_of, self.loader = shared(self.model, self.criterion, loader)
         self.optimizer = OPTIMIZERS[config.optimizer](_parameter_groups(model, config))
         rate = warm_cosine(len(self.loader) * config.epochs)
