@@ -24,6 +24,7 @@ from retailkit.models.ensemble import Ensemble
 from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
+RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
 _FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
@@ -143,7 +144,7 @@ def fit(
         root: folder of its data set; None takes the default.
         seed: of weights, order and augmentation.
         hold_out: the members learn from `train` alone and their weights are chosen on `val`. Otherwise they learn from
-            all splits of `learn_from` and have the weights of the recipe.
+            all splits of `learn_from` and have the weights of the recipe; see `_calibrated`.
         data: the data set, if it is loaded already.
         finetune: fields of `TrainConfig` that fine-tuned members get instead of the recipe's, such as fewer epochs.
 
@@ -169,15 +170,15 @@ def fit(
         members.append(model)
         histories.append(history)
     ensemble = Ensemble(members, [member.flip for member in recipe.members]).eval()
-    ensemble.weights.copy_(torch.tensor([member.weight for member in recipe.members]))
     started = time.monotonic()
     if hold_out:
         encoded = log_probs(ensemble, data.split("val", ensemble.input_size))
         ensemble.tune(encoded.image, encoded.labels)
+    else:
+        ensemble.weights.copy_(_calibrated(name, root, seed, data, finetune))
     seconds = [history.seconds for history in histories]
     epochs = [history.epochs.assign(member=number) for number, history in enumerate(histories)]
     whole = History(pd.concat(epochs, ignore_index=True), 0, sum(seconds) + time.monotonic() - started)
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss`
     facts = {
         "preset": name,
         "hold_out": hold_out,
@@ -185,9 +186,29 @@ def fit(
         "fit": data.fit,
         "photos": training.photo_hashes(learned.split("train")),
         "seconds_of_members": seconds,
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNIT,
     }
     return ensemble, whole, facts
+
+
+def _calibrated(
+    name: str, root: str | Path | None, seed: int, data: ProductData, finetune: Mapping[str, Any] | None
+) -> torch.Tensor:
+    """Return the weights of a recipe, divided by their temperature if its members learn from `val`.
+
+    The recipe is then trained a second time, with `val` held out: photos that members learned from say nothing about
+    confidence.
+    """
+    recipe = RECIPES[name]
+    weights = torch.tensor([member.weight for member in recipe.members])
+    if not {"val"} & set(recipe.learn_from) & set(data.splits):
+        return weights
+    print("once more with 'val' held out, to calibrate the probabilities")
+    held = fit(name, root, seed, True, data, finetune)[0]
+    held.weights.copy_(weights)
+    encoded = log_probs(held, data.split("val", held.input_size))
+    held.calibrate(encoded.image, encoded.labels)
+    return held.weights
 
 
 def train(name: str, output: Path, root: str | Path | None, seed: int, hold_out: bool) -> dict[str, Any]:

@@ -34,12 +34,29 @@ def tiny(monkeypatch):
 
 
 def test_the_final_members_learn_from_all_named_splits_and_never_from_test(data, tiny):
-    ensemble, history, facts = recipes.fit("tiny", data=data)
-    for train, val in tiny:
+    _, history, facts = recipes.fit("tiny", data=data)
+    final, held = tiny[:2], tiny[2:]
+    for train, val in held:
+        assert train.table["image"].str.contains("_train_").all() and val.table["image"].str.contains("_val_").all()
+    for train, val in final:
         assert set(train.table["image"].str.extract(r"_(train|val|test)_")[0]) == {"train", "val"} and val is None
-    assert ensemble.weights.tolist() == [0.5, 2.0] and facts["hold_out"] is False and len(tiny) == 2
+    assert facts["hold_out"] is False and len(final) == 2
     assert (facts["size"], len(facts["seconds_of_members"]), list(history.epochs["member"])) == (64, 2, [0])
     assert facts["megabytes"] > 100
+
+
+def test_the_weights_of_the_final_members_are_calibrated_on_photos_that_were_held_out(data, tiny):
+    weights = recipes.fit("tiny", data=data)[0].weights
+    assert torch.isclose(weights[1], 4 * weights[0]), "as in the recipe"
+    held = recipes.fit("tiny", hold_out=True, data=data)[0]
+    photos = recipes.log_probs(held, data.split("val", 64))
+
+    def loss(scale):
+        held.weights.copy_(torch.tensor([0.5, 2.0]) * scale)
+        return training.evaluate(held, photos).loss
+
+    best = min(np.exp(np.linspace(-3, 3, 61)), key=loss)
+    assert weights[0] / 0.5 == pytest.approx(best, rel=0.06)
 
 
 def test_held_out_images_choose_the_weights_and_teach_nothing(data, tiny):
@@ -53,11 +70,11 @@ def test_a_second_call_trains_nothing_and_gives_the_same(data, tiny):
     first, second = (recipes.fit("tiny", data=data)[0] for _ in range(2))
     image = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        assert len(tiny) == 2 and torch.equal(first(image), second(image))
+        assert len(tiny) == 4 and torch.equal(first(image), second(image))
     layouts = ([value.stride() for value in model.state_dict().values()] for model in (first, second))
     assert next(layouts) == next(layouts), "in another memory layout the last digit may differ"
     recipes.fit("tiny", seed=1, data=data)
-    assert len(tiny) == 4
+    assert len(tiny) == 8
 
 
 def test_log_probs_of_a_loaded_member_come_from_the_cache(data, tiny, monkeypatch):

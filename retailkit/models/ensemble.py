@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,7 +31,8 @@ class Ensemble(ImageScorer):
         flips: which members also see the mirror image.
 
     Attributes:
-        weights: (M,) of the members; all 1 until `tune` chooses them or you set them.
+        weights: (M,) of the members; all 1 until `tune` chooses them or you set them. Only their ratios decide the
+            order of the classes; their size decides how confident the ensemble is.
         input_size: side in pixels of the images it expects: the largest of the members'.
 
     Raises:
@@ -70,7 +73,7 @@ class Ensemble(ImageScorer):
         """Choose the weights that classify most of the given images correctly; no member may have learned from them.
 
         Coordinate search over what `encode_image` gave and labels (B,): one weight after the other over `WEIGHTS`, for
-        `ROUNDS` rounds. Ties go to the weights with the lowest cross entropy.
+        `ROUNDS` rounds. Ties go to the weights with the lowest cross entropy. `calibrate` ends it.
         """
         log_probs = self._by_member(encoded.values)
         weights = torch.ones(len(self.members), device=log_probs.device)
@@ -83,6 +86,18 @@ class Ensemble(ImageScorer):
             ]
             weights = tried[quality.index(max(quality))]
         self.weights.copy_(weights)
+        self.calibrate(encoded, labels)
+
+    @torch.no_grad()
+    def calibrate(self, encoded: Features, labels: Tensor) -> None:
+        """Divide all weights by the temperature with the lowest cross entropy (Guo et al. 2017), from 0.05 to 20.
+
+        No member may have learned from these images: what `encode_image` gave of them, and labels (B,). The order of
+        the classes stays the same.
+        """
+        logits = self.score(encoded.values).double()
+        scale = minimize_scalar(lambda s: float(functional.cross_entropy(logits * math.exp(s), labels)), bounds=(-3, 3))
+        self.weights.mul_(math.exp(scale.x))
 
     def _by_member(self, values: Tensor) -> Tensor:
         return values.view(len(values), len(self.members), len(self.classes))

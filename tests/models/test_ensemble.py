@@ -60,8 +60,11 @@ def test_a_member_that_knows_nothing_gets_little_weight():
     seen = Features(torch.cat([good.log_softmax(1), wild.log_softmax(1)], 1), torch.ones(180, dtype=torch.bool))
     before = ensemble.classify(seen).argmax(1).eq(labels).float().mean()
     ensemble.tune(seen, labels)
-    after = ensemble.classify(seen).argmax(1).eq(labels).float().mean()
+    logits = ensemble.classify(seen)
+    after = logits.argmax(1).eq(labels).float().mean()
     assert ensemble.weights[1] <= ensemble.weights[0] / 4 and after > before + 0.1
+    loss = [float(functional.cross_entropy(logits * scale, labels)) for scale in (0.98, 1.0, 1.02)]
+    assert loss[1] == min(loss), "the weights hold the temperature"
 
 
 def test_a_checkpoint_holds_the_whole_ensemble(images, tmp_path):
