@@ -111,6 +111,40 @@ class GlobalAveragePool(Pooling):
         """Return (B,D) of images (B,3,H,W) in [0,1]."""
         return encoder(images)
 
+    def pool(self, seen: Tensor) -> Tensor:
+        """Return (B,D) of what `look` returned, or of maps (B,D,h,w)."""
+        return seen.mean((2, 3)) if seen.ndim == 4 else seen
+
+
+class LastBlocks(Pooling):
+    """The last blocks of an EfficientNet, which learn although the encoder is frozen, before another pooling.
+
+    What the blocks below them give is computed once, so that fine-tuning costs a fraction of that of the whole network.
+    The blocks move out of the encoder, whose maps are from now on those that enter them.
+    """
+
+    def __init__(self, encoder: ImageEncoder, inner: Pooling, blocks: int) -> None:
+        super().__init__(encoder, 0)
+        network, self.dim, self.inner = encoder.network, inner.dim, inner
+        if not all(hasattr(network, part) for part in ("blocks", "conv_head", "bn2")):
+            raise UsageError(f"learn={blocks} needs an EfficientNet, not {encoder.name!r}; leave it out")
+        single = [block for stage in network.blocks for block in stage]
+        if type(inner).forward is not Pooling.forward:
+            raise UsageError(f"learn={blocks} works with the poolings gap and lca, not {type(inner).__name__}")
+        if not 1 <= blocks < len(single):
+            raise UsageError(f"learn={blocks} is out of range; {encoder.name} has {len(single)} blocks, one must stay")
+        self.learned = nn.Sequential(*single[-blocks:], network.conv_head, network.bn2)
+        network.blocks = nn.Sequential(*single[:-blocks])
+        network.conv_head = network.bn2 = nn.Identity()
+
+    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Return the maps (B,D,h,w) that enter the learned blocks, of images (B,3,H,W) in [0,1]."""
+        return encoder.forward_map(images)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Return (B,dim) of the maps that `look` gave."""
+        return self.inner.pool(self.learned(maps.contiguous(memory_format=torch.channels_last)))
+
 
 class Head(nn.Module):
     """Turns the features of the modalities into logits; subclasses say how.

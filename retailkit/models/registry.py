@@ -19,7 +19,7 @@ from retailkit.models.gallery import GalleryHead
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, from_reference
-from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LinearHead
+from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LastBlocks, LinearHead
 from retailkit.models.weights import read_state, require_same_shapes
 
 POOLINGS = {"gap": GlobalAveragePool, "lca": LocalConceptsAccumulation, "nts": NavigatedParts}
@@ -57,6 +57,7 @@ def build(
     text_weights: str | None = "auto",
     text_config: Mapping[str, Any] | None = None,
     freeze: bool = False,
+    learn: int = 0,
     **options: Any,
 ) -> ProductClassifier:
     """Build a model by name from what is on this machine; nothing is downloaded.
@@ -72,6 +73,7 @@ def build(
         text_weights: of the text encoder: `auto`, a local folder, or None; see `build_text_encoder`.
         text_config: architecture of the text encoder where `text_weights` is None.
         freeze: the encoders do not learn and keep their batch statistics.
+        learn: last blocks of an EfficientNet that learn above its frozen ones, with `gap` or `lca`; see `LastBlocks`.
         **options: of the model's head, such as `dropout`, or of its pooling, such as `parts` of `nts`.
 
     Raises:
@@ -82,9 +84,8 @@ def build(
     classes = list(classes)
     if not classes:
         raise UsageError("a model needs at least one class, and got none")
-    if len(set(classes)) < len(classes):
-        twice = min(name for name, count in Counter(classes).items() if count > 1)
-        raise UsageError(f"class {twice!r} is named twice; give each class once")
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UsageError(f"class {min(twice)!r} is named twice; give each class once")
     if name == "ensemble":
         return _build_ensemble(classes, weights, **options)
     if name in MATCHERS:
@@ -92,17 +93,17 @@ def build(
         _require_known(options, _options_of(MATCHERS[name]), name)
         return MATCHERS[name](classes, **options)
     pooling = MODELS[name].pooling if pooling == "auto" else pooling
-    text_encoder = "minilm" if text_encoder == "auto" else text_encoder
     arguments = {
         "name": name,
         "classes": classes,
         "backbone": "efficientnet_lite0" if backbone == "auto" else backbone,
         "pooling": pick(POOLINGS, pooling, "pooling"),
-        "text_encoder": pick(TEXT_ENCODERS, text_encoder, "text encoder"),
+        "text_encoder": pick(TEXT_ENCODERS, "minilm" if text_encoder == "auto" else text_encoder, "text encoder"),
         "weights": weights and str(weights),
         "text_weights": text_weights and str(text_weights),
         "text_config": text_config,
         "freeze": freeze,
+        "learn": learn,
     }
     return _build_classifier(arguments, options)
 
@@ -117,6 +118,8 @@ def _build_classifier(arguments: dict[str, Any], options: dict[str, Any]) -> Pro
         encoder = build_image_encoder(arguments["backbone"], arguments["weights"])
         chosen = {option: value for option, value in options.items() if option in of_pooling}
         parts = {"image_encoder": encoder, "pooling": pooling(encoder, count, **chosen)}
+        if arguments["learn"]:
+            parts["pooling"] = LastBlocks(encoder, parts["pooling"], arguments["learn"])
         scalers["image"] = FeatureScaler(parts["pooling"].dim)
     if "text" in spec.modalities:
         reader = build_text_encoder(arguments["text_encoder"], arguments["text_weights"], arguments["text_config"])

@@ -50,6 +50,7 @@ _MODEL = {
     "width?": (0, 16_384),
     "propose?": (1, 64),
     "parts?": (0, 64),
+    "learn?": (0, 64),
     "keypoints?": (1, 10_000),
     "size?": (8, 2048),
     "neighbours?": (0, 10_000),

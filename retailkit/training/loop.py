@@ -111,8 +111,8 @@ def fit(
             (and a pooling with weights) learns, whatever the mode.
         val: validation split; with it the weights of the epoch with the best top-1 (then the lowest loss) are kept.
         config: how to train.
-        resume: file that holds the state after each epoch of fine-tuning, the last one included; an interrupted run
-            goes on from it. Whoever keeps the model removes it (`fit_once`).
+        resume: file with the state after each epoch of fine-tuning, from which an interrupted run goes on. Whoever
+            keeps the model removes it (`fit_once`).
 
     Raises:
         TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
@@ -136,7 +136,7 @@ def fit(
                 val = None if val is None else encode(model, val)
         if isinstance(train, EncodedDataset):
             model.fit_scalers(train.image, train.text)
-            learner, resume = model.with_parts(image_encoder=None, text_encoder=None), None
+            learner = model.with_parts(image_encoder=None, text_encoder=None)
             sampler = BatchSampler(RandomSampler(train), config.batch_size, drop_last=False)
             loader = DataLoader(train, batch_size=None, sampler=sampler)  # each index is a whole batch
         else:
@@ -145,7 +145,7 @@ def fit(
             model.head.fill(model.by_modality(train.image, train.text), train.labels)
             rows, best, before = [], 0, 0.0
         else:
-            loop = _Loop(learner, loader, val, config, where, Path(resume) if resume else None)
+            loop = _Loop(learner, loader, val, config, where, resume)
             loop.run()
             rows, best, before = loop.rows, loop.best["epoch"], loop.seconds_before
         model.eval()
@@ -163,7 +163,9 @@ class _Loop:
 
     def __init__(self, model, loader, val, config, where, resume) -> None:
         self.model = model.to(where, memory_format=torch.channels_last)
-        self.loader, self.val, self.config, self.where, self.resume = loader, val, config, where, resume
+        self.loader, self.val, self.config, self.where = loader, val, config, where
+        slow = model.image_encoder or model.text_encoder or hasattr(model.pooling, "learned")  # not so a head alone
+        self.resume = Path(resume) if resume and slow else None
         frozen = model.image_encoder is not None and model.image_encoder.frozen  # below a pooling that learns
         learner = compiled(self.model) if frozen and rank() is None else self.model
         self.criterion = criterion(config.criterion, **config.criterion_options)
@@ -268,11 +270,12 @@ class _Loop:
 
 
 def _parameter_groups(model: ProductClassifier, config: TrainConfig) -> list[dict[str, Any]]:
-    """Split parameters by role: encoders learn at `encoder_lr`, vectors are not decayed."""
+    """Split parameters by role: encoders and their last blocks learn at `encoder_lr`, vectors are not decayed."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(("_encoder." in name, parameter.ndim > 1), []).append(parameter)
+            encoder = "_encoder." in name or ".learned." in name
+            groups.setdefault((encoder, parameter.ndim > 1), []).append(parameter)
     return [
         {"params": params, "lr": config.encoder_lr if encoder else config.lr}
         | ({} if decayed else {"weight_decay": 0.0})

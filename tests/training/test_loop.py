@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from retailkit import losses, training
+from retailkit import losses, models, training
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Batch
 from retailkit.training import TrainConfig, TrainingError, encoded
-from retailkit.training.loop import computes_bf16, warm_cosine
+from retailkit.training.loop import _Loop, computes_bf16, warm_cosine
 
 FROZEN = TrainConfig(epochs=30, batch_size=8, lr=1e-2)
 TUNED = TrainConfig(mode="finetune", epochs=3, batch_size=8, encoder_lr=1e-3, augment="light")
@@ -56,6 +56,44 @@ def test_lca_learns_on_kept_feature_maps(small_model, data):
     assert not torch.equal(before, model.pooling.fc.weight)
     kept, anew = training.evaluate(model, features), training.evaluate(model, val)
     assert np.allclose(kept.probs, anew.probs, atol=1e-4) and anew.top1 > 0.6
+
+
+def test_the_last_blocks_learn_above_kept_maps_and_an_interrupted_run_goes_on(data, tmp_path, monkeypatch):
+    def build(**options):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return models.build("lca", data.classes, "efficientnet_lite0", weights=None, **options).eval()
+
+    images, model, whole = torch.rand(2, 3, 64, 64), build(learn=2), build()
+    with torch.no_grad():
+        assert torch.allclose(model(images), whole(images), atol=1e-6), "the same network in two parts"
+    train, config, state = data.split("train", 48), replace(FROZEN, epochs=3, encoder_lr=1e-3), tmp_path / "state.pt"
+    before = [{k: v.clone() for k, v in part.state_dict().items()} for part in (model.image_encoder, model.pooling)]
+    training.fit(model, train, None, config)
+    assert all(torch.equal(v, model.image_encoder.state_dict()[k]) for k, v in before[0].items())
+    changed = {k for k, v in before[1].items() if not torch.equal(v, model.pooling.state_dict()[k])}
+    assert {f"learned.{i}.conv_pw.weight" for i in (0, 1)} < changed and "learned.2.weight" in changed
+    stopped, epoch = build(learn=2), _Loop._epoch
+    monkeypatch.setattr(_Loop, "_epoch", lambda loop, number: 1 / 0 if number == 2 else epoch(loop, number))
+    with pytest.raises(ZeroDivisionError):
+        training.fit(stopped, train, None, config, resume=state)
+    monkeypatch.setattr(_Loop, "_epoch", epoch)
+    training.fit(stopped, train, None, config, resume=state)
+    for key, value in model.state_dict().items():
+        assert torch.allclose(value.float(), stopped.state_dict()[key].float(), atol=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "learn", "says"),
+    [
+        ("image", "shufflenet_v2_x1_0", 1, "needs an EfficientNet, not 'shufflenet_v2_x1_0'"),
+        ("image", "efficientnet_lite0", 16, "learn=16 is out of range; efficientnet_lite0 has 16 blocks"),
+        ("nts", "efficientnet_lite0", 1, "not NavigatedParts"),
+    ],
+)
+def test_last_blocks_that_cannot_learn_are_refused(name, backbone, learn, says):
+    with pytest.raises(UsageError, match=says):
+        models.build(name, ["a", "b"], backbone, weights=None, learn=learn)
 
 
 def test_nts_learns_where_to_look_and_not_on_kept_features(small_model, data):
