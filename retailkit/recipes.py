@@ -26,6 +26,7 @@ from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
 _FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
+_SHORTER = {"epochs": 8}  # of a fine-tuned member that is only trained to find a temperature
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 
@@ -196,15 +197,15 @@ def _calibrated(
 ) -> torch.Tensor:
     """Return the weights of a recipe, divided by their temperature if its members learn from `val`.
 
-    The recipe is then trained a second time, with `val` held out: photos that members learned from say nothing about
-    confidence.
+    The recipe is then trained a second time, with `val` held out and half the epochs of fine-tuning: photos that
+    members learned from say nothing about confidence.
     """
     recipe = RECIPES[name]
     weights = torch.tensor([member.weight for member in recipe.members])
     if not {"val"} & set(recipe.learn_from) & set(data.splits):
         return weights
     print("once more with 'val' held out, to calibrate the probabilities")
-    held = fit(name, root, seed, True, data, finetune)[0]
+    held = fit(name, root, seed, True, data, _SHORTER | dict(finetune or {}))[0]
     held.weights.copy_(weights)
     encoded = log_probs(held, data.split("val", held.input_size))
     held.calibrate(encoded.image, encoded.labels)

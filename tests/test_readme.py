@@ -41,6 +41,9 @@ NOT_RUN = {
         "takes a minute; tests/explain/test_split.py explains fewer photos"
     ),
     "retailkit explain --root photos --split test --checkpoint model.safetensors --output explanations": "as above",
+    "retailkit matrix --root photos --mode finetune --seeds 5 --jobs 2": (
+        "trains ten networks on two classes or more; tests/backgrounds/test_matrix.py sends rows through a pool"
+    ),
     "dask scheduler": "serves until it is interrupted",
     "dask worker tcp://10.0.0.5:8786 --nthreads 1 --nworkers 4": "serves, as the one above",
     "retailkit app --dataset folder --root photos": "serves until it is interrupted; tests/test_browser.py opens it",
