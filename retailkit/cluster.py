@@ -101,8 +101,8 @@ class Workers:
             raise ClusterError(f"the scheduler is gone; {cure}") from None
 
     def _as_done(self, work: Callable[[Any], Any], pieces: Sequence[Any], label: str) -> Iterator[tuple[Any, Any]]:
-        from cloudpickle import dumps
         from distributed import wait
+        from distributed.protocol.pickle import dumps
 
         expected = (self.shared, installation()) if self.shared else None
         waiting, running, idle = iter(pieces), {}, 0

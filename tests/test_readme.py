@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RETAILKIT = ".venv/bin/retailkit "
 # Commands that are not run here: long ones, and these. Their targets, options and parameters are checked all the same.
-LONG = re.compile(r"--profile full|--cell-seconds|--sweep|--scheduler|path/to/")
+LONG = re.compile(r"accelerate launch|--profile full|--cell-seconds|--sweep|--scheduler|path/to/")
 NOT_RUN = {
     "make run": "executes every notebook, as tests/test_notebooks.py does",
     "make test": "runs this very test",
