@@ -17,7 +17,7 @@ import pytest
 PHOTOS = {"train": 7, "val": 3}  # of each of three colours: 21 make batches of 8, 8 and 5; 9 are no even number
 
 
-def trained(folder, number, epochs=2, stop_after=None, seed=0, **options):
+def trained(folder, number, epochs=2, stop_after=None, seed=0, backbone="shufflenet_v2_x1_0", **options):
     """Train in this process, one of `number`, and keep what came of it in files of its own."""
     import torch
 
@@ -38,7 +38,7 @@ def trained(folder, number, epochs=2, stop_after=None, seed=0, **options):
     losses.CRITERIA["label_smoothing"] = criterion
     shop = data.load("folder", folder / "photos")
     torch.manual_seed(seed)
-    model = models.build("image", shop.classes, "shufflenet_v2_x1_0", weights=None)
+    model = models.build("image", shop.classes, backbone, weights=None)
     config = TrainConfig(
         "finetune", epochs=epochs, batch_size=8, encoder_lr=1e-3, augment="light", seed=seed, **options
     )
@@ -143,12 +143,17 @@ def test_two_processes_go_on_from_what_one_kept_and_end_with_the_same_network(to
 
 @pytest.mark.check
 def test_two_processes_reach_the_accuracy_of_one(together, tmp_path):
-    """Three seeds each: the means differ by no more than single seeds do."""
+    """Three seeds each: the means differ by no more than single seeds do.
+
+    The network has no batch normalisation, for that sees the images of one process: here, four.
+    """
     found = {1: [], 2: []}
     for number in found:
         for seed in range(3):
             (tmp_path / "state.pt").unlink(missing_ok=True)
-            found[number].append(read(together(number, seed=seed, epochs=20)[0])[1]["val_top1"].max())
+            found[number].append(
+                read(together(number, seed=seed, epochs=4, backbone="timm:test_vit")[0])[1]["val_top1"].max()
+            )
     print(found)
     spread = max(max(values) - min(values) for values in found.values())
     assert min(found[1]) > 1 / 3 and abs(sum(found[1]) - sum(found[2])) / 3 <= max(spread, 1 / 9)
