@@ -20,6 +20,7 @@ CURES = {
     errno.ENOSPC: "free some space, or choose another place (the cache: RETAILKIT_CACHE)",
     errno.EADDRINUSE: "choose another one: --port",
 }
+ALONE = "accelerate launch trains whole networks only (no --frozen, --preset, --model gallery); call this without it"
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x9b]")  # what a terminal obeys, without line ends
 
 

@@ -26,7 +26,7 @@ from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
 _FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
-_SHORTER = {"epochs": 8}  # of a fine-tuned member that is only trained to find a temperature
+_SHORTER = {"epochs": _FINE_TUNED["epochs"] // 2}  # of a member that is only trained to find a temperature
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 
@@ -202,7 +202,7 @@ def _calibrated(
     """
     recipe = RECIPES[name]
     weights = torch.tensor([member.weight for member in recipe.members])
-    if not {"val"} & set(recipe.learn_from) & set(data.splits):
+    if "val" not in recipe.learn_from or "val" not in data.splits:
         return weights
     print("once more with 'val' held out, to calibrate the probabilities")
     held = fit(name, root, seed, True, data, _SHORTER | dict(finetune or {}))[0]

@@ -13,15 +13,9 @@ import typer
 
 from retailkit.cli import compare, recogniser, study, workbook  # noqa: F401  (each adds its commands to `app`)
 from retailkit.cli.options import app
-from retailkit.config import UsageError, explained, rank
+from retailkit.config import ALONE, UsageError, explained, rank
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
-
-
-def _is_shared(words: list[str]) -> bool:
-    """Say whether several processes can do together what a command asks for."""
-    alone = ("--frozen", "--preset", "--model=gallery", "gallery")
-    return words[:1] == ["train"] and not any(word.partition("=")[0] in alone or word in alone for word in words)
 
 
 def main() -> None:
@@ -37,9 +31,8 @@ def main() -> None:
         warnings.simplefilter("ignore")
     warnings.showwarning = lambda message, *where, **more: typer.secho(f"warning: {message}", fg="yellow", err=True)
     try:
-        if rank() is not None and not _is_shared(words):
-            what = "`retailkit train` without --frozen, --preset and --model gallery"
-            raise UsageError(f"accelerate launch trains whole networks ({what}); call this without it")
+        if rank() is not None and words[:1] != ["train"]:
+            raise UsageError(ALONE)
         if (code := app(words, standalone_mode=False) or 0) == 130:  # Typer makes it of an interrupt, without a word
             raise KeyboardInterrupt
         sys.exit(code)

@@ -22,7 +22,7 @@ from retailkit.cli.options import (
     name_of,
     report,
 )
-from retailkit.config import DataError, UsageError, UserError, pick, rank
+from retailkit.config import ALONE, DataError, UsageError, UserError, pick, rank
 
 
 @app.command(rich_help_panel=RECOGNISERS)
@@ -31,9 +31,7 @@ def train(
     dataset: Dataset = "",
     root: Root = None,
     output: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("model.safetensors"),
-    model: Annotated[
-        str, typer.Option(help="image, lca, gallery, text, score_fusion, concat or embracenet.")
-    ] = "image",
+    model: Annotated[str, typer.Option(help="image, lca, gallery, text, score_fusion, concat, embracenet.")] = "image",
     backbone: Annotated[str, typer.Option(help="auto (lite0 if frozen, else lite2), or timm:NAME.")] = "auto",
     weights: Annotated[str, typer.Option(help="Of the backbone: auto, a variant, a file, or none.")] = "auto",
     frozen: Annotated[bool, typer.Option(help="Train a linear classifier on frozen features: minutes.")] = False,
@@ -60,6 +58,8 @@ def train(
     """
     _check_checkpoint(output, root, force)
     before = file_identity(output)
+    if rank() is not None and (frozen or preset or model == "gallery"):
+        raise UsageError(ALONE)
     if output.exists() and not preset:
         print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
     if preset:

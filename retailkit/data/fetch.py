@@ -132,11 +132,6 @@ def _unpack(packed: Path, folder: str, root: Path) -> None:
                 target = root.joinpath(*parts[1:])
                 with archive.open(member) as source, replacing(target) as draft, draft.open("wb") as file:
                     shutil.copyfileobj(source, file)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-    ) as error:  # RuntimeError: encrypted, unknown packing
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, unknown packing
         packed.unlink()
         raise DataError(f"{packed}: not a whole zip ({error}); it was deleted, {AGAIN}") from None

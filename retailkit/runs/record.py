@@ -210,14 +210,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         whole = all(map(_is_metric, record["metrics"].values()))
         whole &= all({"columns", "data"} <= set(table) for table in record["tables"].values())
         return record if whole and all({"file", "alt", "photos"} <= set(f) for f in record["figures"]) else None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ):  # also what `open_file` raises
+    # ValueError is also what `open_file` raises.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 

@@ -222,10 +222,8 @@ def _results(pool: cluster.Workers, group: list[Job]) -> Iterator[tuple[Job, Res
     for job, found in pool.as_done(_execute, group, "notebooks"):
         if not isinstance(found, Result | UserError):
             raise found
-        yield (
-            job,
-            replace(found, folder=job.output) if isinstance(found, Result) else job.result("failed", error=str(found)),
-        )
+        done = isinstance(found, Result)  # perhaps in a folder of a worker
+        yield job, replace(found, folder=job.output) if done else job.result("failed", error=str(found))
 
 
 def _prepare(first: tuple[Any, ...]) -> None:

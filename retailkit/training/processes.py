@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from retailkit.config import UsageError, device, rank
+from retailkit.config import ALONE, UsageError, device, rank
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,7 +36,7 @@ def main_first() -> AbstractContextManager:
 def check_shared(batch_size: int, whole: bool) -> None:
     """Raise `UsageError` where several processes cannot share a training: `whole` says that all of a network learns."""
     if not whole:
-        raise UsageError("accelerate launch trains whole networks; train frozen ones, galleries and presets without it")
+        raise UsageError(ALONE)
     if batch_size % (count := team().num_processes):
         raise UsageError(f"batch_size={batch_size} cannot be divided among {count} processes; start another number")
 
