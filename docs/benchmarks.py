@@ -19,7 +19,7 @@ too, but less than seconds do.
 
 **The machine** has two slow cores (AMD EPYC, AVX2) without AVX-512 and without bfloat16, and did other work at the
 same time. The work of a single process is therefore timed by the processor. Matching computes in bfloat16 where a
-processor has it, and then gains more.
+processor has it, which was not measured here.
 
 **To repeat it**: `retailkit bench lca nts --csv mine.csv` runs benchmarks by name, `retailkit bench --quick` all of
 them in short; `retailkit bench --csv docs/benchmarks.csv --force` and `python docs/benchmarks.py` make this page anew.

@@ -412,3 +412,5 @@ def test_what_several_processes_cannot_share_is_refused(command, monkeypatch, wo
         monkeypatch.setenv(name, value)
     code, _, said = command(*words)
     assert code == 2 and "accelerate launch trains whole networks" in said and said.count("\n") == 1
+    code, _, said = command("train", "--root", "gallery", "--hold-out")
+    assert code == 2 and "goes with --preset" in said, "the name of a folder is no option"

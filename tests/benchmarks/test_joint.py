@@ -109,7 +109,7 @@ def test_joint(tmp_path, compare_cpu, quick):
         steady, note = found[budget] >= wanted, f"stability {found[budget]:.3f} against {wanted:.3f}"
     ratio = compare_cpu(
         "joint",
-        f"joint: {budget} masks, {parts}, concat of lite0 and {model.text_encoder.name}; {note}",
+        f"{budget} masks, {parts}, concat of lite0 and {model.text_encoder.name}; {note}",
         f"eager float32, {SAMPLES} images and texts, batches of {AT_ONCE}; agreement: 1 - Spearman correlation",
         lambda: loop(model, sample, segments),
         lambda: by_us(predictor, sample, segments, budget),
