@@ -1,8 +1,12 @@
 """How fast models learn."""
 
+from functools import partial
+
 import pytest
+import torch
 
 from retailkit import data, models, training
+from retailkit.training import loop
 from retailkit.training.encoded import load_batches
 
 
@@ -25,3 +29,68 @@ def test_frozen_features(tmp_path, compare, quick):
 
     ratio = compare("train", f"{epochs} epochs of a head", "encoding anew", encoding_each_time, once, repeat=1)
     assert ratio > epochs / 2
+
+
+def in_pytorchs_layout(steps):
+    steps.model.to(memory_format=torch.contiguous_format)
+
+
+def in_bfloat16(steps):
+    steps.loss_of = torch.autocast("cpu", torch.bfloat16)(steps.loss_of)
+
+
+def compiled(steps):
+    steps.loss_of = torch.compile(steps.loss_of)
+
+
+OTHER_WAYS = {
+    "PyTorch's own layout of memory": in_pytorchs_layout,
+    "bfloat16": in_bfloat16,
+    "torch.compile, compiled before the clock starts": compiled,
+}
+
+
+def steps_of(shop, loader, change=None):
+    """Return a loop that fine-tunes, changed or as `training.fit` has it: float32, channels last."""
+    torch.manual_seed(0)
+    model = models.build("image", shop.classes, backbone="efficientnet_lite0")
+    config = training.TrainConfig(mode="finetune", epochs=100)
+    steps = loop._Loop(model.train(), loader, None, config, torch.device("cpu"), None)
+    if change:
+        change(steps)
+    return steps
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A data set of 64 images of 192 px, and its training images in batches of 32."""
+    shop = data.load("synthetic", tmp_path, per_class=(4, 0, 0), families=4, size=192)
+    return shop, load_batches(shop.split("train", 192), 32, shuffle=True)
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("other", OTHER_WAYS)
+def test_a_step_of_fine_tuning(small, compare, quick, other):
+    batch = next(iter(small[1]))
+    ways = {"ours": steps_of(*small), "reference": steps_of(*small, OTHER_WAYS[other])}
+    for steps in ways.values():
+        steps._step(batch)  # memory is taken and, where it is, the network is compiled
+    calls = {who: partial(steps._step, batch) for who, steps in ways.items()}
+    case = f"a step of {len(batch)} images of 192 px, efficientnet_lite0, float32, channels last"
+    compare("train", case, other, **calls, repeat=3 if quick else 9)
+
+
+@pytest.mark.benchmark
+@pytest.mark.usefixtures("all_cores")
+def test_reading_of_images_does_not_keep_training_waiting(small, compare):
+    steps, batches = steps_of(*small), list(small[1])
+
+    def epoch(batches):
+        for batch in batches:
+            steps._step(batch)
+
+    case = "an epoch of fine-tuning, images in memory"
+    ratio = compare("train", case, "images read from files", lambda: epoch(small[1]), lambda: epoch(batches), repeat=5)
+    assert ratio < 1.25
