@@ -1,6 +1,7 @@
 """Plots draw what they are given."""
 
 import io
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -265,28 +266,60 @@ def test_lines_beyond_the_colours_are_drawn_all_the_same(evaluation):
         assert [label for label in labels if label in names] == names
 
 
-def test_a_dollar_in_a_name_starts_no_formula(evaluation, made_up_explanation, made_up_class):
+@pytest.fixture
+def drawn_with(evaluation, made_up_explanation, made_up_class):
+    """Return a function that draws a name wherever names of users can stand."""
+
+    def draw(name):
+        table = pd.DataFrame({"name": [name], "accuracy": 0.5, "low": 0.4, "high": 0.6, "difference": 0.1, "x": 1})
+        explanation = replace(made_up_explanation(), classes=[name, "b"])
+        word = Word(name, (1, 4, 5, 6), 1.0)
+        return [
+            plots.image(np.zeros((3, 8, 8)), name),
+            plots.words([word], plots.image(np.zeros((3, 8, 8)))),
+            plots.boxes(np.zeros((3, 8, 8)), [[0, 0, 4, 4]], [1], [name]),
+            plots.accuracy_bars(table),
+            plots.intervals(table),
+            plots.curves(table, "x"),
+            plots.accuracy_grid(table, "name", "x"),
+            plots.confusion(replace(evaluation, classes=[name, "b", "c", "d"])),
+            plots.probabilities([1.0], [name]),
+            *plots.contact_sheet([np.zeros((3, 8, 8))], [name], title=name).axes,
+            *plots.local_explanation(explanation).axes,
+            *plots.local_explanations({name: (explanation.image, explanation)}).axes,
+            *plots.class_explanation(SimpleNamespace(**vars(made_up_class) | {"name": name})).axes,
+        ]
+
+    return draw
+
+
+def test_a_dollar_in_a_name_starts_no_formula(drawn_with):
     """Formerly `COLA $1 or 2 for $2` was set as a formula, or ended in an error."""
-    name = r"COLA $1 \or 2 for $2"
-    table = pd.DataFrame({"name": [name], "accuracy": 0.5, "low": 0.4, "high": 0.6, "difference": 0.1, "x": 1})
-    named = replace(evaluation, classes=[name, "b", "c", "d"])
-    explanation = replace(made_up_explanation(), classes=[name, "b"])
-    drawn = [
-        plots.image(np.zeros((3, 8, 8)), name),
-        plots.boxes(np.zeros((3, 8, 8)), [[0, 0, 4, 4]], [1], [name]),
-        plots.accuracy_bars(table),
-        plots.intervals(table),
-        plots.curves(table, "x"),
-        plots.accuracy_grid(table, "name", "x"),
-        plots.confusion(named),
-        plots.probabilities([1.0], [name]),
-        *plots.local_explanation(explanation).axes,
-        *plots.class_explanation(SimpleNamespace(**vars(made_up_class) | {"name": name})).axes,
-    ]
-    for ax in drawn:
+    for ax in drawn_with(r"COLA $1 \or 2 for $2"):
         ax.figure.canvas.draw()
-        texts = [text for text in ax.findobj(plt.Text) if "$" in text.get_text()]
+        texts = [text for text in ax.figure.findobj(plt.Text) if "$" in text.get_text()]
         assert all(not text.get_parse_math() for text in texts), ax
+
+
+def test_letters_that_no_font_has_are_drawn_as_their_escapes(drawn_with, monkeypatch):
+    """The OCR engine sometimes answers in Chinese letters: they were drawn as empty boxes, with a warning for each."""
+    monkeypatch.setattr("retailkit.plots.style.FALLBACKS", ("DejaVu Sans",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ax in drawn_with("XYZQ\u5c71 é"):
+            ax.figure.canvas.draw()
+            texts = [text.get_text().lower() for text in ax.figure.findobj(plt.Text)]
+            shown = [text for text in texts if "xyzq" in text]
+            assert shown and all(text.startswith("xyzq\\u5c71") for text in shown), ax
+
+
+def test_letters_that_another_font_has_are_drawn_with_it(monkeypatch):
+    monkeypatch.setattr("retailkit.plots.style.FALLBACKS", ("DejaVu Sans Mono", "A font that is nowhere"))
+    with plt.rc_context({"font.family": "DejaVu Sans"}), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ax = plots.image(np.zeros((3, 8, 8)), "\u2312")  # a letter of the second font alone
+        ax.figure.canvas.draw()
+    assert ax.get_title() == "\u2312" and ax.title.get_fontfamily() == ["DejaVu Sans", "DejaVu Sans Mono"]
 
 
 def test_a_canvas_holds_the_image_and_nothing_else():

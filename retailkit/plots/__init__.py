@@ -2,7 +2,7 @@
 
 Notebooks call `use_style()` once. Throughout, `pixels` is an image (3,H,W) in [0,1], boxes are x0, y0, x1, y1 in its
 pixels, and `ax` is where to draw; None makes a figure. Class names, OCR words and file names come from users: what
-draws them ends with `literal`.
+draws them ends with `literal` or `as_written`.
 """
 
 # ruff: noqa: F401, I001

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from retailkit.data.table import Word
 from retailkit.plots.charts import bars
 from retailkit.plots.images import image, outline, visible
-from retailkit.plots.style import AGAINST, FOR, QUIET, SIGNED, array, axes_of, rectangle
+from retailkit.plots.style import AGAINST, FOR, QUIET, SIGNED, array, as_written, axes_of, rectangle
 
 if TYPE_CHECKING:  # drawing an explanation does not need what makes it
     from retailkit.explain.classes import ClassExplanation
@@ -127,7 +127,7 @@ def local_explanation(
     title = "\nrather than ".join(names)
     if explanation.image is None and pixels is None:
         axes[0].set_axis_off()
-        axes[0].set_title(title, fontsize=8, fontweight="normal", parse_math=False)
+        as_written(axes[0].set_title(title, fontsize=8, fontweight="normal"))
     else:
         explanation_map(explanation, row, axes[0], pixels, title)
     word_bars(explanation, row, axes[1])
@@ -140,7 +140,7 @@ def local_explanations(found: Mapping[str, tuple[Any, LocalExplanation]]) -> Fig
     for (name, (pixels, explanation)), column in zip(found.items(), axes.T, strict=True):
         local_explanation(explanation, 0, column, pixels)
         title = (name, explanation.question, f"p = {explanation.probs[explanation.explained[0]]:.2f}")
-        column[0].set_title("\n".join(textwrap.fill(line, 40) for line in title), fontsize=9)
+        as_written(column[0].set_title("\n".join(textwrap.fill(line, 40) for line in title), fontsize=9))
     return figure
 
 
@@ -201,7 +201,7 @@ def class_explanation(explained: ClassExplanation, images: int = 3, texts: int =
     elif not len(seen):
         axes[0][0].set_axis_off()
     title = f"{explained.name} ({len(explained.photos)} photos)"
-    figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
+    as_written(figure.suptitle(title, fontsize=11, fontweight="bold"))
     return figure
 
 
@@ -221,7 +221,7 @@ def class_comparison(explained: Mapping[str, ClassExplanation], table: pd.DataFr
     columns = figure.subfigures(1, len(explained), squeeze=False)[0]
     for part, (name, found) in zip(columns, explained.items(), strict=True):
         share = "" if np.isnan(found.text_share) else f": words have {found.text_share:.0%} of its weight"
-        part.suptitle(f"{name}{share}", fontsize=10, fontweight="bold")
+        as_written(part.suptitle(f"{name}{share}", fontsize=10, fontweight="bold"))
         seen = _shown_twice(found, found.image_features, "support").head(2)
         grid = part.add_gridspec(2, 2, height_ratios=(2.1, 0.3 * len(parts) + 0.5))
         for place in range(2):

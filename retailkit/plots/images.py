@@ -18,7 +18,7 @@ from torchvision.utils import draw_segmentation_masks, make_grid
 
 from retailkit.data.table import ProductDataset, Sample, Word
 from retailkit.metrics import Evaluation
-from retailkit.plots.style import AGAINST, BAD, COLOURS, GOOD, array, axes_of, canvas, literal, rectangle
+from retailkit.plots.style import AGAINST, BAD, COLOURS, GOOD, array, as_written, axes_of, canvas, literal, rectangle
 
 LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
 
@@ -63,7 +63,7 @@ def contact_sheet(
         else:
             ax.set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
+        as_written(figure.suptitle(title, fontsize=12, fontweight="bold"))
     return figure
 
 
@@ -90,8 +90,7 @@ def words(found: Sequence[Word], ax: Axes, colour: str = COLOURS[2], label: bool
         rectangle(word.box, ax, fill=False, edgecolor=shade, linewidth=1.2)
         if label:
             box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
-            ax.text(x0, y0 - 1, word.text, fontsize=6, color=shade, va="bottom", bbox=box, clip_on=True,
-                    parse_math=False)  # fmt: skip
+            as_written(ax.text(x0, y0 - 1, word.text, fontsize=6, color=shade, va="bottom", bbox=box, clip_on=True))
     return ax
 
 

@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
@@ -22,6 +23,9 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 GOOD, BAD, QUIET = "#009E73", "#D55E00", "#8A8F98"
 FOR, AGAINST = "#D55E00", "#0072B2"  # ends of the signed scale
 SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "#F7F7F7", FOR])
+# Tried for what the first font lacks: signs, then Chinese, Japanese and Korean letters of Linux, macOS and Windows.
+FALLBACKS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC",
+             "Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei", "Malgun Gothic")  # fmt: skip
 
 
 def use_style() -> None:
@@ -44,10 +48,31 @@ def use_style() -> None:
 
 
 def literal(ax: Axes) -> Axes:
-    """Make `ax` draw all its texts as they are written: a `$` in a class name or an OCR word starts no formula."""
+    """Make `ax` draw all its texts as they are written, see `as_written`."""
+    for axis in (ax.xaxis, ax.yaxis):
+        names = [label.get_text() for label in axis.get_ticklabels()]
+        if names != (shown := [as_written(label).get_text() for label in axis.get_ticklabels()]):
+            axis.set_ticks(axis.get_ticklocs(), shown)
     for text in ax.findobj(Text):
-        text.set_parse_math(False)
+        as_written(text)
     return ax
+
+
+def as_written(text: Text) -> Text:
+    r"""Make a text that comes from users be drawn as it is: a `$` in a class name or an OCR word starts no formula.
+
+    A character that neither its font nor one of `FALLBACKS` has is replaced by its escape, such as `\u5c71`.
+    """
+    text.set_parse_math(False)
+    if not (characters := text.get_text()).isascii():
+        installed = {font.name for font in fontManager.ttflist}
+        families = list(dict.fromkeys([*text.get_fontfamily(), *(name for name in FALLBACKS if name in installed)]))
+        looks = {"style": text.get_fontstyle(), "weight": text.get_fontweight()}
+        fonts = [get_font(findfont(FontProperties(family=[family], **looks))) for family in families]
+        drawn = {c for c in characters if c.isascii() or any(font.get_char_index(ord(c)) for font in fonts)}
+        text.set_fontfamily(families)
+        text.set_text("".join(c if c in drawn else c.encode("ascii", "backslashreplace").decode() for c in characters))
+    return text
 
 
 def png(figure: Figure, dpi: int = 80) -> bytes:
