@@ -14,12 +14,16 @@ from retailkit.runs.record import read_record, run_dir
 
 HERE = Path(__file__).parent
 COLUMNS = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
+ROUNDED = 0.0005  # of ranges with three decimals
+SWEPT = "fast-synthetic"  # the run that `docs/seed_ranges.csv` repeats with other seeds
 
 
 def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
-    """Return every metric of the latest run and of all committed ones, one row per metric, see `COLUMNS`.
+    """Return every metric of the latest run and of all committed ones, one row per metric.
 
-    The latest run takes the place of the committed one of the same profile and data set.
+    The latest run takes the place of the committed one of the same profile and data set. Columns are `COLUMNS`, and
+    `lowest`, `highest` and `seeds` of `docs/seed_ranges.csv` (see `sweep.ranges`), where it has the metric. A range
+    that does not hold the value comes from another version of the notebook: it is left out.
     """
     rows = []
     for run, record in _records(profile, dataset):
@@ -27,7 +31,15 @@ def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
             low, high = metric.get("interval", (None, None))
             known = metric["value"], low, high, metric.get("n"), metric.get("chance"), metric["better"]
             rows.append((run, record["notebook"], name, *known, record["status"]))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    keys, spread = ["run", "notebook", "metric"], ["lowest", "highest", "seeds"]
+    path = home() / "docs" / "seed_ranges.csv"
+    ranges = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[*keys, *spread])
+    found = found.merge(ranges.assign(run=SWEPT)[[*keys, *spread]], "left", keys)
+    known = found[spread].astype(float)
+    holds = found["value"].between(known["lowest"] - ROUNDED, known["highest"] + ROUNDED)
+    found[spread] = known.where(holds)
+    return found.astype({"seeds": "Int64"})
 
 
 def tables(name: str, profile: str = "fast", dataset: str = "synthetic") -> dict[str, pd.DataFrame]:
@@ -98,9 +110,10 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     Our own questions, which no paper answers, have the source `our question` and the sign 0 in `claims.csv`.
 
     Columns: `source`, `claim`, `published` (as the paper says it, "" where it gives no number), `run`, `here` (above
-    zero where it supports the claim), `low`, `high`, `n` (missing where the notebook recorded none), `q` and `verdict`
-    (see `metrics.verdict`; "no interval" where there is none). Of many intervals of 95 % some miss zero by chance, so a
-    row is decided only if its `q` is at most 0.05: the p-value after the correction of Benjamini and Hochberg (1995)
+    zero where it supports the claim), `low`, `high`, `over_seeds` (the lowest and highest value over several seeds, ""
+    where they are not known; see `collect`), `n` (missing where the notebook recorded none), `q` and `verdict` (see
+    `metrics.verdict`; "no interval" where there is none). Of many intervals of 95 % some miss zero by chance, so a row
+    is decided only if its `q` is at most 0.05: the p-value after the correction of Benjamini and Hochberg (1995)
     for all rows of its run. The p-value is that of a normal distribution which gives the end of the interval that is
     nearer to zero.
     """
@@ -110,14 +123,21 @@ def claims(records: pd.DataFrame) -> pd.DataFrame:
     found = stated.merge(finished, on=["notebook", "metric"])
     reverse = found["sign"] < 0  # measured the other way round
     found.loc[reverse, "value"] *= -1
-    found.loc[reverse, ["low", "high"]] = -found.loc[reverse, ["high", "low"]].to_numpy()
+    for low, high in (("low", "high"), ("lowest", "highest")):
+        found.loc[reverse, [low, high]] = -found.loc[reverse, [high, low]].to_numpy()
+    found["over_seeds"] = [over_seeds(row.lowest, row.highest, row.seeds) for row in found.itertuples()]
     found["q"] = np.nan
     for _, rows in found.dropna(subset=["low", "high"]).groupby("run"):
         found.loc[rows.index, "q"] = _q_values(rows)
     decided = [verdict(row.low, row.high, abs(row.sign)) for row in found.itertuples()]
     found["verdict"] = np.select([found["q"].isna(), found["q"] > 0.05], ["no interval", "not decided"], decided)
-    columns = ["source", "claim", "published", "run", "here", "low", "high", "n", "q", "verdict"]
+    columns = ["source", "claim", "published", "run", "here", "low", "high", "over_seeds", "n", "q", "verdict"]
     return found.rename(columns={"value": "here"}).astype({"n": "Int64"})[columns]
+
+
+def over_seeds(lowest: float, highest: float, seeds: float) -> str:
+    """Return a range over seeds in words, "" where there is none."""
+    return "" if pd.isna(seeds) else f"{seeds} seeds: {lowest:.3f} to {highest:.3f}"
 
 
 def _q_values(rows: pd.DataFrame) -> np.ndarray:

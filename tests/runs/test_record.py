@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from retailkit import runs
-from retailkit.runs.record import FIGURE_BYTES
+from retailkit.runs.record import FIGURE_BYTES, write_record
 
 
 @pytest.fixture
@@ -148,3 +148,34 @@ def test_figures_are_small_files_with_alternative_text(run, tmp_path):
 def test_tables_are_kept(run):
     run.table("t", pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
     assert run.record["tables"]["t"] == {"columns": ["a", "b"], "data": [[1, "x"], [2, "y"]]}
+
+
+def test_ranges_over_seeds_stand_beside_the_numbers_that_they_hold(tmp_path, monkeypatch):
+    committed, folder = Path(__file__).parents[2] / "papermill_runs", tmp_path / "papermill_runs" / "fast-synthetic"
+    for name in ("32_capture_conditions", "40_multimodal"):
+        record = runs.read_record(committed / "fast-synthetic" / f"{name}.json")
+        write_record(folder / f"{name}.json", record)
+        write_record(tmp_path / "papermill_runs" / "full-grocery_store" / f"{name}.json", record)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETAILKIT_RUN_DIR", str(folder))
+    bare = runs.collect()
+    assert bare[["lowest", "highest", "seeds"]].isna().all(axis=None), "without the file there are no ranges"
+    value = bare[bare["run"] == "fast-synthetic"].set_index("metric")["value"]
+    around = {"drop_dark": (-0.02, 0.01), "gain_score_fusion_over_better": (-0.01, 0.0), "top1_text": (0.1, 0.2)}
+    rows = [(metric, value[metric] + low, value[metric] + high, 5) for metric, (low, high) in around.items()]
+    notebooks = ["32_capture_conditions", "40_multimodal", "40_multimodal"]
+    (tmp_path / "docs").mkdir()
+    table = pd.DataFrame(rows, columns=["metric", "lowest", "highest", "seeds"]).assign(notebook=notebooks)
+    table.to_csv(tmp_path / "docs" / "seed_ranges.csv", index=False)
+    found = runs.collect()
+    known = found.dropna(subset=["seeds"])
+    assert set(known["run"]) == {"fast-synthetic"} and len(found) == len(bare)
+    assert set(known["metric"]) == {"drop_dark", "gain_score_fusion_over_better"}, "not one without the value"
+    told = runs.claims(found).query("run == 'fast-synthetic'").set_index("claim")["over_seeds"]
+    dark, fusion = value["drop_dark"], value["gain_score_fusion_over_better"]
+    held = {
+        "the dark hardly costs accuracy (here: plain network)": f"5 seeds: {-dark - 0.01:.3f} to {-dark + 0.02:.3f}",
+        "score fusion beats the better of image and words": f"5 seeds: {fusion - 0.01:.3f} to {fusion:.3f}",
+    }
+    assert told.to_dict() == dict.fromkeys(told.index, "") | held
