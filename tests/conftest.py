@@ -116,7 +116,7 @@ sys.addaudithook(refuse)
 
 @pytest.fixture
 def machines(tmp_path, tmp_path_factory):
-    """Return a function that starts a dask scheduler, and one that starts a worker; each returns its process.
+    """Return a function that starts a dask scheduler, and one that starts a worker `of` it; each returns its process.
 
     A worker, and the kernels that it starts, find nothing in the folder of the test, as if it lay on another machine.
     It has a folder and a cache of its own, `folder` and `folder / "cache"`.
@@ -127,27 +127,26 @@ def machines(tmp_path, tmp_path_factory):
     base, started = tmp_path_factory.mktemp("machines"), []
     (base / "sitecustomize.py").write_text(ELSEWHERE)
     paths = os.pathsep.join(filter(None, (str(base), os.environ.get("PYTHONPATH"))))
-    common = ("--no-dashboard", "--scheduler-file", str(base / "scheduler.json"))
 
-    def start(folder, *words, **environment):
+    def start(folder, scheduler, *words, **environment):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "dask", *words, *common]
+        words += ("--no-dashboard", "--scheduler-file", str(base / f"{scheduler}.json"))
         with (folder / "log").open("w") as log:
             new = {"start_new_session": True, "cwd": folder, "env": os.environ | environment}
-            started.append(subprocess.Popen(command, stdout=log, stderr=log, **new))
+            started.append(subprocess.Popen([sys.executable, "-m", "dask", *words], stdout=log, stderr=log, **new))
         return started[-1]
 
-    def scheduler(port=0):
-        process = start(base / "scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port))
-        while not (base / "scheduler.json").exists():
-            assert process.poll() is None, (base / "scheduler" / "log").read_text()
+    def scheduler(name="scheduler"):
+        process = start(base / name, name, "scheduler", "--host", "127.0.0.1", "--port", "0")
+        while not (base / f"{name}.json").exists():
+            assert process.poll() is None, (base / name / "log").read_text()
             time.sleep(0.1)
-        return process, json.loads((base / "scheduler.json").read_text())["address"]
+        return process, json.loads((base / f"{name}.json").read_text())["address"]
 
-    def worker(name):
+    def worker(name, of="scheduler"):
         own = {"RETAILKIT_CACHE": str(base / name / "cache"), "HIDDEN_FOLDER": str(tmp_path), "PYTHONPATH": paths}
         words = ("worker", "--nthreads", "1", "--host", "127.0.0.1", "--local-directory", str(base / name))
-        return start(base / name, *words, **own), base / name
+        return start(base / name, of, *words, **own), base / name
 
     yield scheduler, worker
     for process in started:

@@ -1,62 +1,101 @@
-"""Two workers beside one: eight runs of a notebook, and explanations of 64 photos. Each worker has one thread."""
+"""Two workers beside one: eight runs of a notebook, and explanations of 64 photos. Each worker has one thread.
+
+Workers are processes of this machine, or dask workers that have folders and caches of their own and see nothing of the
+client's folder. All start with copies of one cache, in which the built-in data set is rendered and encoded, and the
+network of the explanations is trained and compiled; what one side adds to its cache is not there for the other.
+"""
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from retailkit import data, runs
+from retailkit import cluster, data, runs
+from retailkit.config import cache_dir
 from retailkit.explain.lime import Options
 from retailkit.explain.split import explain_split
 
 ROOT = Path(__file__).parents[2]
 PAYS = 1.7  # times as fast as one worker
-pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
-needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+pytestmark = [
+    pytest.mark.benchmark,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores"),
+]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def records(folder):
-    """Return what the runs of a sweep measured, without how long they took."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.rglob("00_welcome.json"))}
-    return {name: record["metrics"] for name, record in found.items()}
+@pytest.fixture(params=["", ", disks of their own"], ids=["processes", "machines"])
+def workers(request, one_thread, machines, monkeypatch, tmp_path):
+    """Return what the kind of workers is called, and a function that starts one worker and two others.
+
+    It returns another one, from how many workers are wanted to the arguments of a command that uses them.
+    """
+    scheduler, worker = machines
+
+    def processes(count):
+        monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{count}"))
+        return {"jobs": count}
+
+    def start():
+        addresses = {}
+        for count in (1, 2):
+            if not request.param:
+                shutil.copytree(cache_dir(), tmp_path / f"cache{count}")
+                continue
+            _, addresses[count] = scheduler(f"of{count}")
+            for number in range(count):
+                _, folder = worker(f"of{count}-{number}", f"of{count}")
+                shutil.copytree(cache_dir(), folder / "cache")
+            with cluster.workers(count, addresses[count]) as pool:
+                pool.client.wait_for_workers(count, timeout=60)
+        return (lambda count: {"scheduler": addresses[count]}) if addresses else processes
+
+    return request.param, start
 
 
-@needs_two_cores
-def test_a_sweep(compare, quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_a_sweep(compare, quick, workers, tmp_path, monkeypatch):
+    for name in ("notebooks/00_welcome.ipynb", "tests/expected.yml"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)  # a checkout, so that the results lie where some workers do not see them
     path, settings = runs.notebooks(["00"]), [{"SEED": seed} for seed in range(1, 5 if quick else 9)]
     runs.execute(path, output=tmp_path / "first")  # what all need is rendered and encoded
+    kind, start = workers
+    use = start()
 
-    def execute(jobs):
-        done = runs.execute(path, jobs=jobs, fresh=True, sweep=settings)
-        assert all(result.status == "ok" for result in done)
-        return [records(result.folder) for result in done]
+    def execute(count):
+        done = runs.execute(path, fresh=True, sweep=settings, **use(count))
+        assert all(result.status == "ok" for result in done), done
+        found = [json.loads((result.folder / "00_welcome.json").read_text()) | {"seconds": 0} for result in done]
+        return found, [figure.read_bytes() for result in done for figure in sorted(result.folder.glob("figures/*"))]
 
     both = {"reference": lambda: execute(1), "ours": lambda: execute(2)}
-    case = f"{len(settings)} runs of 00"
+    case = f"{len(settings)} runs of 00{kind}"
     assert compare("scale", case, "one worker", **both, agreement=lambda a, b: a != b, repeat=1) > PAYS
 
 
-@needs_two_cores
-def test_explanations(compare, quick, command, tmp_path):
+def test_explanations(compare, quick, workers, command, tmp_path):
     photos = data.load("synthetic").table.query("split == 'test'")[: 16 if quick else 64]
     csv = tmp_path / "photos.csv"
     photos[["image", "label"]].assign(split=["train", "test"] * (len(photos) // 2)).to_csv(csv, index=False)
     code, _, err = command("train", "--root", csv, "--frozen", "--output", "model.safetensors")
     assert code == 0, err
+    kind, start = workers
+    use = start()
 
-    def explain(jobs):
-        folder = tmp_path / f"by_{jobs}"
-        done = explain_split(Path("model.safetensors"), "folder", csv, "train+test", folder, Options(), jobs)
+    def explain(count):
+        folder = tmp_path / f"by_{count}"
+        done = explain_split(Path("model.safetensors"), "folder", csv, "train+test", folder, Options(), **use(count))
         assert done == (len(photos), 0, [])
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     both = {"reference": lambda: explain(1), "ours": lambda: explain(2)}
-    case = f"{len(photos)} photos explained"
+    case = f"{len(photos)} photos explained{kind}"
     assert compare("scale", case, "one worker", **both, agreement=lambda a, b: a != b, repeat=1) > PAYS
