@@ -403,6 +403,23 @@ def test_the_matrix_makes_masks_and_goes_on_where_it_was(call, shop, tmp_path):
     assert code == 2 and "use label" in err and err.strip().count("\n") == 0
 
 
+@pytest.mark.check
+def test_a_machine_with_its_own_disk_fills_the_matrix_as_one_process_does(call, shop, own_cache, machines, tmp_path):
+    scheduler, worker = machines
+    _, address = scheduler()
+    worker("one")
+    line = "matrix --root shop --size 48 --train original --train mixed_rand --test original --test mixed_rand"
+    code, apart, err = call(f"{line} --folder apart --csv apart.csv --scheduler {address}")
+    assert code == 0, err
+    assert not (tmp_path / "cache" / "features").exists(), "nothing was encoded or trained here"
+    code, near, err = call(f"{line} --folder near --csv near.csv --jobs 1")
+    assert code == 0 and near == apart, err
+    tables = [pd.read_csv(f"{name}.csv").drop(columns=["predictions", "model"]) for name in ("near", "apart")]
+    assert len(tables[0]) == 4 and tables[0].equals(tables[1])
+    one, other = ({p.name: p.read_bytes() for p in (tmp_path / f).rglob("*.*")} for f in ("near", "apart"))
+    assert len(one) == 6 and one == other, "four cells and two models"
+
+
 @pytest.mark.parametrize(
     "words",
     [["evaluate", "x"], ["train", "--frozen"], ["train", "--preset=grozi_best"], ["train", "--model", "gallery"]],
