@@ -274,7 +274,7 @@ def _received(sent: _Sent, output: Path) -> Any:
 def installation() -> str:
     """Return what stands for Python, the sources of this package and the libraries that decide a result."""
     versions = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, "rapidocr"):
         with suppress(ModuleNotFoundError):
             versions[name] = version(name)
     return digest(platform.python_version(), package_identity(), versions)

@@ -155,6 +155,39 @@ def machines(tmp_path, tmp_path_factory):
         process.wait()
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Put a worker in the place of all that `cluster.workers` starts; it sees none of our paths and has its own cache.
+
+    Each piece gets a copy of what it reads, and what it wrote is copied back. Returns the pieces that are done.
+    """
+    import pickle
+    import shutil
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    def as_done(work, pieces, label):
+        for piece in pieces:
+            inputs, output = (tmp_path / "elsewhere" / str(len(done)) / name for name in ("inputs", "output"))
+            output.mkdir(parents=True)
+            for path in piece.inputs():
+                target = inputs / path.relative_to("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+            moved = pickle.loads(pickle.dumps(piece)).moved(lambda path, at=inputs: at / path.relative_to("/"), output)
+            assert not {*map(str, moved.inputs())} & {*map(str, piece.inputs())}
+            with monkeypatch.context() as patch:
+                patch.setenv("RETAILKIT_CACHE", str(tmp_path / "elsewhere" / "cache"))
+                value = work(moved)
+            shutil.copytree(output, piece.output, dirs_exist_ok=True)
+            done.append(piece)
+            yield piece, value
+
+    done, pool = [], SimpleNamespace(as_done=as_done)
+    monkeypatch.setattr("retailkit.cluster.workers", lambda jobs, scheduler, shared: nullcontext(pool))
+    return done
+
+
 @pytest.fixture(scope="session")
 def coloured(tmp_path_factory, draw):
     """Twelve photos of three colours, four of each, and the checkpoint of a head that learned from nine of them."""

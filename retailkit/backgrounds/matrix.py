@@ -155,15 +155,11 @@ class Row:
 
     def inputs(self) -> list[Path]:
         """Return the files that it reads."""
-        table = self.scenes.data.table
-        return [Path(path) for column in ("image", "mask") for path in table[column] if path]
+        return self.scenes.data.files()
 
     def moved(self, place: Callable[[Path], Path], output: Path) -> Row:
         """Return the same row for a disk where each input lies at `place(path)`."""
-        table = self.scenes.data.table
-        files = {c: [path and str(place(Path(path))) for path in table[c]] for c in ("image", "mask")}
-        data = replace(self.scenes.data, table=table.assign(**files))
-        return replace(self, scenes=replace(self.scenes, data=data), output=output)
+        return replace(self, scenes=replace(self.scenes, data=self.scenes.data.moved(place)), output=output)
 
 
 def run_rows(
@@ -182,7 +178,7 @@ def run_rows(
     `splits` are those that `read_splits` gives of `data`; other arguments are those of `run` and `cluster.workers`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = Scenes(_settings(*splits, spec), data, splits[0].size)
+    scenes = Scenes(_settings(*splits, spec), data.moved(Path.absolute), splits[0].size)
     rows = []
     for seed, name in itertools.product(seeds, train_variants):
         cells = _cells(folder / scenes.key, name, seed, test_variants)

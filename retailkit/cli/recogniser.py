@@ -42,6 +42,8 @@ def train(
     neighbours: Annotated[int | None, typer.Option(min=0, help="Of a gallery: photos that vote, or 0.")] = None,
     false_accepts: Annotated[float | None, typer.Option(help="Of a gallery: unknown products it may accept.")] = None,
     seed: Seed = 0,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that read words, and encode if frozen.")] = 1,
+    scheduler: Scheduler = "",
     force: Force = False,
     json_line: JsonLine = False,
 ):
@@ -58,7 +60,7 @@ def train(
     """
     _check_checkpoint(output, root, force)
     before = file_identity(output)
-    if rank() is not None and (frozen or preset or model == "gallery"):
+    if rank() is not None and (frozen or preset or model == "gallery" or jobs > 1 or scheduler):
         raise UsageError(ALONE)
     if output.exists() and not preset:
         print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
@@ -67,25 +69,39 @@ def train(
     if hold_out:
         raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
 
-    from retailkit import data, models, training
-    from retailkit.data import ocr
+    from retailkit import training
 
-    with training.main_first():
-        products = data.load(dataset := name_of(dataset, root), root)
-        if "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities:
-            products = ocr.add_text(products)
     name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
+    products = _photos(dataset := name_of(dataset, root), root, model, name == "probe", jobs, scheduler)
     chosen = {"backbone": backbone, "weights": weights, "neighbours": neighbours, "false_accepts": false_accepts}
     options = _model_options(model, chosen)
     changes = {} if epochs is None else {"epochs": epochs}
     changes |= {"optimizer": optimizer} | training.RATES[pick(training.RATES, optimizer, "optimizer")]
     spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
     print(products)
+    if name == "probe":
+        training.encode_splits(spec, products, jobs, scheduler)
     trained, history = training.fit_or_load(spec, products, output)
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits and not rank():
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
     _trained(facts, before, json_line)
+
+
+def _photos(dataset: str, root: Path | None, model: str, frozen: bool, jobs: int, scheduler: str):
+    """Load the photos to learn from, with their words where the model uses text."""
+    from retailkit import data, models, training
+    from retailkit.data import ocr
+
+    reads = "text" in models.MODELS[pick(models.MODELS, model, "model")].modalities
+    if (jobs > 1 or scheduler) and not (reads or frozen):
+        raise UsageError("--jobs and --scheduler read words, and encode for --frozen; leave them out here")
+    with training.main_first():
+        products = data.load(dataset, root)
+        if reads:
+            training.read_words(products, jobs, scheduler)
+            products = ocr.add_text(products)
+    return products
 
 
 def _model_options(model: str, chosen: dict) -> dict:
@@ -101,7 +117,7 @@ def _model_options(model: str, chosen: dict) -> dict:
 def _by_preset(context: typer.Context, preset: str, *choices) -> dict:
     """Train by a preset, which leaves no choice to most options."""
     decided = ("dataset", "model", "backbone", "weights", "frozen", "epochs", "optimizer")
-    for name in (*decided, "neighbours", "false_accepts"):
+    for name in (*decided, "neighbours", "false_accepts", "jobs", "scheduler"):
         if context.get_parameter_source(name).name == "COMMANDLINE":
             option = name.replace("_", "-")
             raise UsageError(f"--{option} does not go with --preset, which decides it; leave one of them out")

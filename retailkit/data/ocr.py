@@ -151,6 +151,11 @@ def _read_file(name: str, row: int, path: str, key: str) -> list[Word]:
     return words
 
 
+def words_file(name: str, row: int, path: str) -> Path:
+    """Return the file of the cache that holds the words of an image once they are read."""
+    return _place(reading_key(name, row, path))
+
+
 def reading_key(name: str, row: int, path: str) -> str:
     """Return a digest of what the words of a file depend on."""
     try:

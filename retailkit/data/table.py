@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,15 @@ class ProductData:
     def has(self, column: str) -> bool:
         """True where at least one row has a non-empty value in `column` (`mask`, `text`, `truth`, ...)."""
         return bool((self.table[column].astype(str) != "").any())
+
+    def files(self) -> list[Path]:
+        """Return the files of its images and masks."""
+        return [Path(path) for column in ("image", "mask") for path in self.table[column] if path]
+
+    def moved(self, place: Callable[[Path], Path]) -> ProductData:
+        """Return the same data set where each of these files lies at `place(path)`."""
+        files = {c: [path and str(place(Path(path))) for path in self.table[c]] for c in ("image", "mask")}
+        return replace(self, table=self.table.assign(**files))
 
     def select(self, rows: pd.Series | np.ndarray) -> ProductData:
         """Return the same data set with only the rows given as a boolean mask or positions."""

@@ -44,13 +44,12 @@ class Job:
 
     def inputs(self) -> list[Path]:
         """Return the files that it reads."""
-        return [self.checkpoint.path, Path(self.photo.table["image"].iloc[0])]
+        return [self.checkpoint.path, *self.photo.files()]
 
     def moved(self, place: Callable[[Path], Path], output: Path) -> Job:
         """Return the same job for a disk where each input lies at `place(path)`."""
-        checkpoint, image = self.inputs()
-        photo = replace(self.photo, table=self.photo.table.assign(image=str(place(image))))
-        return replace(self, checkpoint=replace(self.checkpoint, path=place(checkpoint)), photo=photo, output=output)
+        checkpoint = replace(self.checkpoint, path=place(self.checkpoint.path))
+        return replace(self, checkpoint=checkpoint, photo=self.photo.moved(place), output=output)
 
 
 def explain_split(

@@ -5,6 +5,7 @@
     fit_or_load     builds the model and reads the splits that a `TrainSpec` names, then `fit_once`
     fit_head        gives a model a head of its own that learns from encoded features, or loads it
     cross_validate  one such head per fold; see `folds`
+    read_words      reads the words of many photos on several processes or machines; `encode_splits` encodes there
     add_product     adds a product to a gallery model, without training
     reference       the runs that several notebooks share, as `TrainSpec`
 
@@ -13,6 +14,7 @@ the rest of the model on them: minutes become seconds. `finetune` trains everyth
 """
 
 # ruff: noqa: F401
+from retailkit.training.ahead import encode_splits, read_words
 from retailkit.training.checkpoints import learned_from, load_checkpoint, photo_hashes, save_checkpoint, with_classes
 from retailkit.training.cross_validation import CrossValidation, cross_validate, folds, one_shot, repetition
 from retailkit.training.encoded import EncodedDataset, data_fingerprint, encode, fingerprint, seeded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from retailkit.cache import code_fingerprint, digest, file_identity, kept_tensors
-from retailkit.config import device
+from retailkit.config import cache_dir, device
 from retailkit.data.table import Batch, ProductData, ProductDataset, collate
 from retailkit.inference import compiled
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
+
+VIEWS = 10_007  # more than one seed has, so that no two seeds share an augmented view
 
 
 @dataclass
@@ -76,14 +79,7 @@ def encode(
         pooled: keep finished features, as `encode_image` gives them. Only NTS-Net needs it: its regions depend on what
             it has learned, so that there is nothing to keep before.
     """
-    first = seed * 10_007  # of the views: no two seeds share one
-    key = digest(
-        fingerprint(model) if pooled else encoder_fingerprint(model),
-        identity(dataset, model),
-        views,
-        first if dataset.augment else None,
-        code_fingerprint("retailkit.inference", "retailkit.data.table"),
-    )
+    first = seed * VIEWS
 
     def make() -> dict[str, Tensor]:
         parts = []
@@ -97,7 +93,22 @@ def encode(
                         parts.append({name: value.cpu().contiguous() for name, value in tensors.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    key = features_file(model, dataset, views, seed, pooled).stem
     return EncodedDataset.from_tensors(kept_tensors("features", key, make), np.tile(dataset.rows, views))
+
+
+def features_file(
+    model: ProductClassifier, dataset: ProductDataset, views: int = 1, seed: int = 0, pooled: bool = False
+) -> Path:
+    """Return the file of the cache in which `encode` keeps what it returns."""
+    key = digest(
+        fingerprint(model) if pooled else encoder_fingerprint(model),
+        identity(dataset, model),
+        views,
+        seed * VIEWS if dataset.augment else None,
+        code_fingerprint("retailkit.inference", "retailkit.data.table"),
+    )
+    return cache_dir("features") / f"{key}.safetensors"
 
 
 def encode_batch(model: ProductClassifier, batch: Batch, encode_image: Callable[[Tensor], Features]) -> EncodedDataset:

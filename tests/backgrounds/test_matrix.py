@@ -1,8 +1,5 @@
 """The train-by-test matrix against plain loops, and that a killed run goes on where it was."""
 
-import pickle
-import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,34 +274,13 @@ def test_the_table_of_the_paper_has_our_variants():
     assert paper.loc["mixed_next", "only_bg_t"] == 0.0822 and paper.max(axis=None) <= 1
 
 
-class Elsewhere:
-    """Workers that see none of our paths: each gets a copy of what a row reads, and sends back what it wrote."""
-
-    def __init__(self, folder):
-        self.folder, self.rows = folder, []
-
-    def as_done(self, work, pieces, label):
-        for number, piece in enumerate(pieces):
-            inputs, output = self.folder / f"{number}" / "inputs", self.folder / f"{number}" / "output"
-            for path in piece.inputs():
-                (inputs / path.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, inputs / path.relative_to("/"))
-            moved = pickle.loads(pickle.dumps(piece)).moved(lambda path, at=inputs: at / path.relative_to("/"), output)
-            assert not {*map(str, moved.inputs())} & {*map(str, piece.inputs())}
-            yield piece, work(moved)
-            shutil.copytree(output, piece.output, dirs_exist_ok=True)
-            self.rows.append((piece.train, piece.seed))
-
-
-def test_rows_that_others_fill_are_those_that_are_missing_and_the_same(data, fits, tmp_path, monkeypatch):
+def test_rows_that_others_fill_are_those_that_are_missing_and_the_same(data, fits, tmp_path, elsewhere):
     splits, here, there = matrix.read_splits(data, 32), tmp_path / "here", tmp_path / "there"
     expected = matrix.run(*splits, SPEC, TRAIN, TEST, (0, 1), here).drop(columns=["predictions", "model"])
     matrix.run(*splits, SPEC, TRAIN[1:], TEST, [1], there)
-    pool = Elsewhere(tmp_path / "elsewhere")
-    monkeypatch.setattr(matrix.cluster, "workers", lambda jobs, scheduler, folder: nullcontext(pool))
     for _ in range(2):
         matrix.run_rows(data, splits, SPEC, TRAIN, TEST, (0, 1), there, 2)
-        assert pool.rows == [("original", 0), ("mixed_rand", 0), ("original", 1)]
+        assert [(row.train, row.seed) for row in elsewhere] == [("original", 0), ("mixed_rand", 0), ("original", 1)]
     fits.clear()
     found = matrix.run(*splits, SPEC, TRAIN, TEST, (0, 1), there).drop(columns=["predictions", "model"])
     assert not fits and found.equals(expected)
