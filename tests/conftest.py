@@ -159,7 +159,8 @@ def machines(tmp_path, tmp_path_factory):
 def elsewhere(tmp_path, monkeypatch):
     """Put a worker in the place of all that `cluster.workers` starts; it sees none of our paths and has its own cache.
 
-    Each piece gets a copy of what it reads, and what it wrote is copied back. Returns the pieces that are done.
+    Each piece gets a copy of what it reads, until it is done, and what it wrote is copied back. Returns the pieces that
+    are done.
     """
     import pickle
     import shutil
@@ -180,6 +181,7 @@ def elsewhere(tmp_path, monkeypatch):
                 patch.setenv("RETAILKIT_CACHE", str(tmp_path / "elsewhere" / "cache"))
                 value = work(moved)
             shutil.copytree(output, piece.output, dirs_exist_ok=True)
+            shutil.rmtree(inputs.parent)
             done.append(piece)
             yield piece, value
 

@@ -135,7 +135,10 @@ def _read_cell(path: str | Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Scenes:
-    """The images to train and to test on, known by the `key` of the settings, wherever they lie."""
+    """The images to train and to test on, known by the `key` of the settings.
+
+    Where they are moved, another key stands for that place: files of an earlier row are gone by then.
+    """
 
     key: str
     data: ProductData = field(compare=False)  # with masks, and splits `train` and `test`
@@ -159,7 +162,8 @@ class Row:
 
     def moved(self, place: Callable[[Path], Path], output: Path) -> Row:
         """Return the same row for a disk where each input lies at `place(path)`."""
-        return replace(self, scenes=replace(self.scenes, data=self.scenes.data.moved(place)), output=output)
+        scenes = replace(self.scenes, key=str(output), data=self.scenes.data.moved(place))
+        return replace(self, scenes=scenes, output=output)
 
 
 def run_rows(
