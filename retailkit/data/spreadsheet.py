@@ -26,7 +26,7 @@ from retailkit.data import images
 SUFFIXES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
 MOST_COLUMNS = 16_384
-AT_ONCE = 1 << 16  # rows that become columns together
+AT_ONCE = 1 << 10  # rows that become columns together; of many, Python's collector would visit each again and again
 FORMULA = re.compile(r"[=+\-@\t\r\n]")  # how a cell begins that a spreadsheet would compute
 # Where a cell may begin with a formula: some languages split tables at `;`, and then quotes hold no line together.
 CELL = rf"(?:^|(?<=[;\t\r\n])){{}}(?=[\s\"']*(?:{FORMULA.pattern}|[＝＋－＠]))"
