@@ -63,7 +63,7 @@ def steps_of(shop, loader, change=None):
 
 @pytest.fixture
 def small(tmp_path):
-    """A data set of 64 images of 192 px, and its training images in batches of 32."""
+    """A small data set, and its training images of 192 px in batches of up to 32."""
     shop = data.load("synthetic", tmp_path, per_class=(4, 0, 0), families=4, size=192)
     return shop, load_batches(shop.split("train", 192), 32, shuffle=True)
 
