@@ -231,6 +231,21 @@ def test_lost_and_damaged_files_are_rendered_again(tmp_path, sums):
     assert sum(path.stat().st_mtime_ns == time for path, time in times.items()) >= len(before) - 20
 
 
+def test_a_larger_set_renders_only_what_is_new(tmp_path):
+    options = SMALL | {"families": 1}
+    first = data.load("synthetic", tmp_path, **options | {"per_class": (2, 0, 1)}).table
+    folder = folder_of(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+    larger = data.load("synthetic", tmp_path, **options | {"per_class": (4, 0, 2)}).table
+    assert set(first["image"]) < set(larger["image"])
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    Path(first["image"][0]).write_bytes(b"damaged")  # both sets know its checksum
+    before = Path(larger["image"].iloc[-1]).stat().st_mtime_ns
+    assert data.load("synthetic", tmp_path, **options | {"per_class": (2, 0, 1)}).table.equals(first)
+    assert Path(first["image"][0]).stat().st_size > 1000
+    assert Path(larger["image"].iloc[-1]).stat().st_mtime_ns == before
+
+
 def test_the_built_in_set_was_rendered_into_a_folder_of_photos(tmp_path):
     (tmp_path / "milk").mkdir()
     says = r"holds 'milk', and the built-in .* not rendered beside it; .*--dataset folder"

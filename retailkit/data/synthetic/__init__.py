@@ -81,7 +81,8 @@ def load(
     any number of workers. An interrupted rendering continues where it stopped; damaged files are rendered again.
 
     Args:
-        root: folder for rendered sets; each set of options has its own folder in it.
+        root: folder for rendered images; those of one look (`difficulty`, `size`, effects) share a folder in it, so that
+            a set with more images per class renders only what is new.
         regime: `shelf` (training images taken in shops), `packshot` (5 training images per class, on a clean
             ground) or `oneshot` (1 of these); validation and test images are always taken in shops.
         difficulty: `easy`, `medium` or `hard`: how far the camera is, how far products are turned away from it, how
@@ -107,7 +108,7 @@ def load(
     shots = plan(regime, per_class, correlation, side, families, seed)
     _check_place(Path(root))
     how = {"size": size, "effects": Effects(**effects), "difficulty": difficulty}
-    folder = Path(root) / digest(shots, how, LEVELS[difficulty], code_fingerprint(__name__))[:16]
+    folder = Path(root) / digest(how, LEVELS[difficulty], code_fingerprint(__name__))[:16]
     _render(folder, shots, how, workers)
     table = make_table([_row(folder, shot) for shot in shots])
     info = INFO | {"size": f"{len(table)} images of {size}x{size} pixels"}
@@ -160,7 +161,7 @@ def _render(folder: Path, shots: list[Shot], how: dict[str, Any], workers: int |
     sums = _read_sums(folder / SUMS)
     files = {shot: list(_files(folder, shot).values()) for shot in shots}
     missing = [shot for shot, paths in files.items() if not all(_is_whole(path, sums) for path in paths)]
-    if not missing and len(sums) == 3 * len(shots):
+    if not missing and all(path.name in sums for paths in files.values() for path in paths):
         return
     folder.joinpath("images").mkdir(parents=True, exist_ok=True)
     cv_threads = cv2.getNumThreads()
@@ -173,8 +174,9 @@ def _render(folder: Path, shots: list[Shot], how: dict[str, Any], workers: int |
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(cv_threads)
-    with replacing(folder / SUMS) as draft:
-        draft.write_text(json.dumps({path.name: _sum(path) for paths in files.values() for path in paths}))
+    own = {path.name: _sum(path) for paths in files.values() for path in paths}
+    with replacing(folder / SUMS) as draft:  # other sets of this look may have been rendered meanwhile
+        draft.write_text(json.dumps(_read_sums(folder / SUMS) | own))
 
 
 def _read_sums(path: Path) -> dict[str, str]:
