@@ -274,5 +274,8 @@ def made_up_explanation():
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the longest files, so that no worker waits for them at the end."""
+    """Start with the longest files, so that no worker waits for them at the end.
+
+    `--no-loadscope-reorder` keeps that order: by itself pytest-xdist starts with the files that hold most tests.
+    """
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

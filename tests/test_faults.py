@@ -14,40 +14,27 @@ import shutil
 import sys
 from pathlib import Path
 
+import hostile
 import numpy as np
-import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from hostile import CLASSES, SIDE
 from PIL import Image
 
-from retailkit import cli, config, models, training
+from retailkit import cli, config
 from retailkit.config import UserError
 from retailkit.explain import lime
 
 pytestmark = pytest.mark.timeout(60)
-SIDE = 48
-CLASSES = {"milk": (235, 230, 220), "soup": (200, 60, 40)}
-
-
-def draw(seed, size=(SIDE, SIDE)):
-    noise = np.random.default_rng(seed).normal(0, 12, (*size[::-1], 3))
-    return Image.fromarray(np.clip(list(CLASSES.values())[seed % 2] + noise, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """Photos of two classes in `photos`, and what was made of them: a checkpoint and an explanation."""
     home = tmp_path_factory.mktemp("shop")
-    for n, label in itertools.product(range(4), CLASSES):
-        (home / "photos" / label).mkdir(parents=True, exist_ok=True)
-        draw(2 * n + list(CLASSES).index(label)).save(home / "photos" / label / f"{n}.png")
-    torch.manual_seed(0)
-    model = models.build("image", sorted(CLASSES), backbone="shufflenet_v2_x1_0", weights=None).eval()
-    model.fit_scalers(model.encode_frozen(torch.rand(4, 3, SIDE, SIDE)))
-    history = training.History(pd.DataFrame(), 0, 0.0)
-    training.save_checkpoint(model, home / "m.safetensors", history, size=SIDE, fit="pad")
-    lime.explain(model, torch.rand(3, SIDE, SIDE), n_segments=4, budget=16).save(home / "e.safetensors")
+    hostile.photos(home)
+    hostile.checkpoint(home)
     return home
 
 
@@ -85,8 +72,8 @@ FORMATS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "tif": "TIFF
 
 
 def encoded(suffix):
-    stream = io.BytesIO()
-    draw(0).save(stream, FORMATS[suffix])
+    stream, noise = io.BytesIO(), np.random.default_rng(0).normal(0, 12, (SIDE, SIDE, 3))
+    Image.fromarray(np.clip(CLASSES["milk"] + noise, 0, 255).astype(np.uint8)).save(stream, FORMATS[suffix])
     return stream.getvalue()
 
 

@@ -19,7 +19,7 @@ PREVIEW, DONE = 2.0, 10.0  # seconds
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("all_cores")
 def test_app(compare, quick):
-    data, models = explanation_desk(names=["score_fusion"])
+    data, models = explanation_desk(names=["embracenet"])
     tool = widgets.ExplanationTool(data, models)
     shown = threading.Event()
     tool.panels[0].foot.observe(lambda change: "R²" in change["new"] and shown.set(), names="value")
@@ -46,7 +46,7 @@ def test_app(compare, quick):
     seconds["done"].clear()
     compare(
         "app",
-        "a coarse answer after the click, 32 masks of 160 px, score fusion of lite0 and MiniLM",
+        f"a coarse answer after the click, 32 masks, {models['embracenet'].size} px, EmbraceNet of lite0 and MiniLM",
         "the explanation is done, 160 masks",
         until_done,
         until_preview,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hostile.images import linked, photo
-from hostile.tables import nested
+from hostile.tables import damaged, nested
 
 
 class Program:
@@ -91,14 +91,7 @@ def header(*path: Any, value: Any) -> Change:
 
     def change(found: dict) -> None:
         ours = json.loads(found["__metadata__"]["retailkit"])
-        part = ours
-        for key in path[:-1]:
-            part = part[key]
-        if value is ...:
-            del part[path[-1]]
-        else:
-            part[path[-1]] = value
-        found["__metadata__"]["retailkit"] = json.dumps(ours)
+        found["__metadata__"]["retailkit"] = damaged(ours, *path, value=value)
 
     return tensors(change)
 
