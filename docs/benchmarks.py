@@ -19,9 +19,10 @@ form of this package is, and by how much the results differ. {ratios} cases are 
 too, but less than seconds do.
 
 **The machine** has two cores (AMD EPYC) with AVX-512 and bfloat16, and did other work at the same time. The work of a
-single process is therefore timed by the processor. Rows `train`, `ocr`, `render` and `scale` are times by the clock:
-`scale` was measured with nothing beside it, the others beside other work, so take them as rough. The row of 64 photos
-without disks of their own comes from a slower machine. Of our own ways, only matching computes in bfloat16.
+single process is therefore timed by the processor. Rows `train`, `ocr`, `render`, `run` and `scale` are times by the
+clock: `scale` was measured with nothing beside it, the others beside other work, so take them as rough. The row of 64
+photos without disks of their own comes from a slower machine. So does `run`: that machine has no AVX-512, and small
+tests ran beside its one worker. Of our own ways, only matching computes in bfloat16.
 
 **To repeat it**: `retailkit bench lca nts --csv mine.csv` runs benchmarks by name, `retailkit bench --quick` all of
 them in short; `retailkit bench --csv docs/benchmarks.csv --force` and `python docs/benchmarks.py` make this page anew.
