@@ -1,6 +1,7 @@
 """Rules of the house that a reader would otherwise have to remember."""
 
 import ast
+import base64
 import graphlib
 import json
 import re
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from retailkit.runs.report import IMAGE_DATA
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "retailkit"
@@ -184,8 +187,11 @@ def test_committed_records_are_finished_and_hold_no_photos():
     for path in tracked("papermill_runs/*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         assert record["status"] == "ok" and "ROOT" not in record["parameters"], path
+    charts = {base64.b64encode(path.read_bytes()).decode() for path in tracked("figures/*.png", "figures/*.jpg")}
     for path in tracked("papermill_runs/*.ipynb"):
-        assert path.parent.name.endswith("-synthetic"), f"{path}: may show photos of others"
+        if not path.parent.name.endswith("-synthetic"):
+            text = path.read_text(encoding="utf-8")
+            assert set(IMAGE_DATA.findall(text)) <= charts and '"image/' not in text, f"{path}: may show photos of others"
 
 
 def test_hooks_and_workflow_are_well_formed():

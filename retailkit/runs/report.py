@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ PAGE_LINK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
 NO_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML forbids
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<em>An explorer stands here when the notebook is open in Jupyter.</em>"
+PHOTO_NOTE = "<em>A figure with photos stands here when the notebook runs; the repository holds no photos.</em>"
+IMAGE_DATA = re.compile(r"data:image/[\w.+-]+;base64,([\w+/=]+)")
 STATES_NOTE = (
     "<em>When the notebook is open in Jupyter, an explorer with controls stands here. Some of its pictures:</em>"
 )
@@ -208,14 +211,27 @@ def _broken(result: Result, failures: Sequence[str]) -> list[str]:
     return [NO_XML.sub("", line) for line in ended + unmet]
 
 
-def kept_text(notebook: Path) -> str:
-    """Return an executed notebook as the repository keeps it: `_readable`, without the paths of this machine."""
+def kept_text(notebook: Path, charts: Collection[bytes] | None = None) -> str:
+    """Return an executed notebook as the repository keeps it: `_readable`, without the paths of this machine.
+
+    `charts` are the only images that it keeps, where others show photos of somebody else; None keeps all.
+    """
     import nbformat
 
     content = _readable(notebook)
+    if charts is not None:
+        kept = {base64.b64encode(chart).decode() for chart in charts}
+        for cell in content.cells:
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                shown = {found for text in data.values() for found in IMAGE_DATA.findall(str(text))}
+                if any(kind.startswith("image/") for kind in data) or not shown <= kept:
+                    output["data"] = {"text/html": PHOTO_NOTE}
     content.metadata = {"kernelspec": content.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in content.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r"^ROOT = .*$", 'ROOT = ""', cell.source, flags=re.M)
         if cell.cell_type == "markdown":  # a copy lies one folder deeper than its notebook
             cell.source = cell.source.replace("](../", "](../../")
     text = nbformat.writes(content) + "\n"
@@ -225,11 +241,13 @@ def kept_text(notebook: Path) -> str:
 
 
 def _keep(folder: Path, run: str) -> None:
-    """Copy what the repository holds: records always; notebooks and figures only of the built-in data set."""
+    """Copy what the repository holds: records, notebooks and figures; no photos of others."""
     target = home() / "papermill_runs" / run
     records = {path.stem: read_record(path) for path in sorted(folder.glob("[0-9][0-9]_*.json"))}
-    own = run.endswith("-synthetic")
-    texts = {name: kept_text(folder / f"{name}.ipynb") for name in records} if own else {}
+    texts = {}
+    for name, record in records.items():
+        charts = [(folder / "figures" / f["file"]).read_bytes() for f in record["figures"] if not f["photos"]]
+        texts[name] = kept_text(folder / f"{name}.ipynb", None if run.endswith("-synthetic") else charts)
     target.mkdir(parents=True, exist_ok=True)
     for path in target.iterdir():  # copies of notebooks that exist no more; those that this run left out stay
         if not (home() / "notebooks" / f"{path.stem}.ipynb").is_file():

@@ -1,5 +1,6 @@
 """Pages of a run, and what the repository keeps of it."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -67,8 +68,12 @@ def test_photos_of_others_are_never_kept(workbook, tmp_path):
     code = """
 import matplotlib.pyplot as plt
 run.figure("chart", plt.figure(), alt="a chart")
-run.figure("photo", plt.figure(), alt="a photo", photos=True)
+photo = plt.figure()
+photo.text(0.5, 0.5, "somebody's product")
+run.figure("photo", photo, alt="a photo", photos=True)
 import ipywidgets
+from retailkit import widgets
+display(widgets.explorer(lambda angle: plt.figure(figsize=(1, 1)), angle=[10, 20, 30]))
 from tqdm.notebook import tqdm
 for _ in tqdm(range(2)):
     pass
@@ -77,11 +82,15 @@ display(ipywidgets.VBox())"""
     runs.publish(Path("papermill_runs/latest/fast-grozi120"), "fast", "grozi120", update=True)
     page = Path("papermill_runs/latest/fast-grozi120/10_good.html").read_text()
     assert page.count("An explorer stands here") == 1, "a progress bar leaves nothing behind"
-    assert re.findall('<img alt="([^"]*)"', page) == ["a chart", "a photo"]
+    assert re.findall('<img alt="(a [^"]*)"', page) == ["a chart", "a photo"]
     assert [p.name for p in Path("figures").glob("*.png")] == ["grozi120__10_good__chart.png"]
     assert list(json.loads(Path("figures/index.json").read_text())) == ["grozi120__10_good__chart.png"]
-    assert [p.name for p in Path("papermill_runs/fast-grozi120").iterdir()] == ["10_good.json"]
-    assert str(tmp_path) not in Path("papermill_runs/fast-grozi120/10_good.json").read_text()
+    assert sorted(p.name for p in Path("papermill_runs/fast-grozi120").iterdir()) == ["10_good.ipynb", "10_good.json"]
+    kept = Path("papermill_runs/fast-grozi120/10_good.ipynb").read_text()
+    chart = base64.b64encode(Path("figures/grozi120__10_good__chart.png").read_bytes()).decode()
+    assert re.findall(r"base64,([\w+/=]+)", kept) == [chart] and "image/" not in kept.replace("data:image/png", "")
+    assert kept.count("the repository holds no photos") == 2 and 'ROOT = \\"\\"' in kept
+    assert str(tmp_path) not in kept + Path("papermill_runs/fast-grozi120/10_good.json").read_text()
 
 
 def test_a_page_draws_formulas_without_a_script_and_its_links_lead_somewhere(workbook):

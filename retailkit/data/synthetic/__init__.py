@@ -81,8 +81,8 @@ def load(
     any number of workers. An interrupted rendering continues where it stopped; damaged files are rendered again.
 
     Args:
-        root: folder for rendered images; those of one look (`difficulty`, `size`, effects) share a folder in it, so that
-            a set with more images per class renders only what is new.
+        root: folder for rendered images; those of one look (`difficulty`, `size`, effects) share a folder in it, so
+            that a set with more images per class renders only what is new.
         regime: `shelf` (training images taken in shops), `packshot` (5 training images per class, on a clean
             ground) or `oneshot` (1 of these); validation and test images are always taken in shops.
         difficulty: `easy`, `medium` or `hard`: how far the camera is, how far products are turned away from it, how
