@@ -25,9 +25,9 @@ from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
-_FINE_TUNED = {"mode": "finetune", "epochs": 12, "augment": "standard", "train_size": 192, "ema": 0.99}
+_FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
 _SHORTER = {"epochs": _FINE_TUNED["epochs"] // 2}  # of a member that is only trained to find a temperature
-_BELOW = {"freeze": True, "dropout": 0.3}  # the first blocks see many pixels and cost most of the time: they stay
+_PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 
 
@@ -49,8 +49,6 @@ class Member:
             what = "matching" if self.model == "matching" else "nearest-neighbour votes"
             return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
         how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
-        if blocks := self.options.get("learn"):
-            how = f"last {blocks} blocks fine-tuned"
         views = f", {self.config['views']} views" if "views" in self.config else ""
         return f"{self.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
 
@@ -70,8 +68,9 @@ RECIPES = {
         "grocery_store",
         ("train", "val"),
         (
-            Member("image", {"backbone": "efficientnet_lite2", "learn": 15} | _BELOW, 224, _FINE_TUNED, flip=True),
-            Member("image", {"backbone": "efficientnet_lite0", "learn": 11} | _BELOW, 224, _FINE_TUNED, flip=True),
+            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
+            Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
+            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.0625),
         ),
     ),
     "grozi_best": Recipe(
