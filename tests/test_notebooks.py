@@ -150,6 +150,7 @@ def test_the_committed_record_shows_what_it_must(name):
 # What the notebooks that take longest run with here, to show the same with less: fewer photos, masks, classes, epochs.
 SMALLER = {
     "20_training": {"BACKBONES": "efficientnet_lite0"},
+    "30_bag_of_tricks": {"DETECTORS": "sift"},
     "32_capture_conditions": {"CURVE": 4},
     "33_best_recogniser": {"EPOCHS": 1, "SIDE": 96},
     "50_saliency": {"PHOTOS": 16},
