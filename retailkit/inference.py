@@ -85,17 +85,6 @@ class CompiledTransformer(nn.Module):
         return _run(self._network, ids=ids, mask=mask)
 
 
-class _Only(nn.Module):
-    """One method of a module under the name that an exporter calls."""
-
-    def __init__(self, module: nn.Module, method: str) -> None:
-        super().__init__()
-        self.module, self.method = module, method
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return getattr(self.module, self.method)(*inputs)
-
-
 def compiled(model: ProductClassifier) -> ProductClassifier:
     """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is."""
     if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
@@ -147,12 +136,13 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
     def graph() -> bytes:
         if side:
             own = encoder.for_side(*side).cpu()
-            return to_onnx(_Only(own, "forward_map"), {"images": torch.full((2, 3, *side), 0.5)}, "maps")
+            own.forward = own.forward_map  # what the exporter calls
+            return to_onnx(own, {"images": torch.full((2, 3, *side), 0.5)}, "maps")
+        own = copy.deepcopy(encoder).cpu()
+        own.forward = own.encode_tokens
         ids = torch.ones(2, 8, dtype=torch.long)
         # With padding in the example, or the exporter would leave the mask out.
-        inputs = {"ids": ids, "mask": ids.tril(6)}
-        own = copy.deepcopy(encoder).cpu()
-        return to_onnx(_Only(own, "encode_tokens"), inputs, "vectors", {0: "batch", 1: "tokens"})
+        return to_onnx(own, {"ids": ids, "mask": ids.tril(6)}, "vectors", {0: "batch", 1: "tokens"})
 
     threads = torch.get_num_threads()
     if not all(map(_as_published, encoder.modules())):
@@ -172,12 +162,9 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
 
 def _as_published(module: nn.Module) -> bool:
     """Return whether a layer does what its library's source says."""
-    changed = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or {"forward", "forward_map", "encode_tokens"} & vars(module).keys()
-    )
-    return type(module).__module__.partition(".")[0] in LIBRARIES and not changed
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    replaced = {"forward", "forward_map", "encode_tokens"} & vars(module).keys()
+    return type(module).__module__.partition(".")[0] in LIBRARIES and not hooks and not replaced
 
 
 def _kept_graph(key: str, graph: Callable[[], bytes]) -> bytes:

@@ -32,24 +32,28 @@ def middle(draws: Sequence[float]) -> Interval:
 def bootstrap(values: np.ndarray, statistic=np.mean, seed: int = 0) -> Interval:
     """Return the 95 % percentile bootstrap interval of `statistic` over the rows of `values (N,...)`.
 
-    The mean of equal values gets the interval of `_of_equal`.
+    The mean of equal values gets the interval of `_of_mean`.
     """
     values = np.asarray(values)
     rng = np.random.default_rng(seed)
-    low, high = middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)])
-    return _of_equal(low, len(values), -1) if statistic is np.mean and high - low < 1e-9 else (low, high)
+    draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)]
+    return _of_mean(draws, len(values), -1) if statistic is np.mean else middle(draws)
 
 
-def _of_equal(value: float, n: int, least: float) -> Interval:
-    """Return a 95 % interval of the mean of `n` equal values from `least` to 1, where a bootstrap has no width.
+def _of_mean(draws: Sequence[float], n: int, least: float) -> Interval:
+    """Return the 95 % interval of a mean of `n` values from `least` to 1, from its bootstrap draws.
 
-    Few equal answers prove little: five correct ones of five leave a true share from 0.57 to 1. Of shares this is
-    Wilson's interval, of paired differences Tango's (1998); both are near the rule of three.
+    Those of equal values have no width, and few equal answers prove little: five correct ones of five leave a true
+    share from 0.57 to 1. Of shares the interval is then Wilson's, of paired differences Tango's (1998); both are near
+    the rule of three.
     """
-    if not least <= value <= 1:  # no share and no difference of shares
-        return value, value
+    low, high = middle(draws)
+    if not high - low < 1e-9:
+        return low, high
+    if not least <= low <= 1:  # no share and no difference of shares
+        return low, low
     reach = 1 - wilson(n, n)[0]
-    return value - (value - least) * reach, value + (1 - value) * reach
+    return low - (low - least) * reach, low + (1 - low) * reach
 
 
 def crossed_draws(shape: tuple[int, int], draws: int, seed: int) -> list[np.ndarray]:
@@ -73,10 +77,9 @@ def crossed_bootstrap(values: np.ndarray, least: float = -1) -> Interval:
 
     `values` (P,S) have one row per image and one column per seed; NaN where a seed did not test an image (another
     fold). With a single seed the interval covers the choice of the images and not that of the seed. Equal values get
-    the interval of `_of_equal`; `least` is the lowest possible one: 0 of answers, -1 of differences between answers.
+    the interval of `_of_mean`; `least` is the lowest possible one: 0 of answers, -1 of differences between answers.
     """
-    low, high = middle(crossed_means(values, DRAWS, 0))
-    return _of_equal(low, len(values), least) if high - low < 1e-9 else (low, high)
+    return _of_mean(crossed_means(values, DRAWS, 0), len(values), least)
 
 
 def verdict(low: float, high: float, sign: int) -> str:
@@ -109,8 +112,8 @@ class Evaluation:
     indices: np.ndarray
     probabilistic: bool = True
 
-    @classmethod
-    def joined(cls, parts: Sequence[Evaluation]) -> Evaluation:
+    @staticmethod
+    def joined(parts: Sequence[Evaluation]) -> Evaluation:
         """Return evaluations of different images as one."""
         arrays = {name: np.concatenate([getattr(e, name) for e in parts]) for name in ("probs", "labels", "indices")}
         return replace(parts[0], **arrays)
@@ -309,9 +312,7 @@ def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = 10) 
     Raises:
         UsageError: no group is large enough.
     """
-    table = evaluation.by_group(
-        [name if large else None for name, large in zip(groups, _large(groups, least), strict=True)]
-    )
+    table = evaluation.by_group(np.where(_large(groups, least), np.asarray(groups, dtype=object), None))
     return table.loc[table["accuracy"].idxmin()]
 
 
@@ -335,9 +336,7 @@ def worst_group_gain(
         with np.errstate(invalid="ignore"):  # a group of which no image is drawn
             worst.append(np.min([weighted[:, part].sum(1) / images[:, part].sum(1) for part in rows], axis=0))
     found, *draws = worst[0] - worst[1]
-    low, high = middle(draws)
-    equal = high - low < 1e-9
-    return float(found), *(_of_equal(low, min(map(len, rows)), -1) if equal else (low, high))
+    return float(found), *_of_mean(draws, min(map(len, rows)), -1)
 
 
 def _large(groups: Sequence[str], least: int) -> np.ndarray:
