@@ -43,10 +43,9 @@ class Member:
     weight: float = 1.0  # in the ensemble
 
     def __str__(self) -> str:
-        if self.model in ("matching", "nbnn"):
+        if what := {"matching": "matching", "nbnn": "nearest-neighbour votes"}.get(self.model):
             name = self.options.get("detector", "sift")
-            detector = {"xfeat": "XFeat"}.get(name, name.upper())
-            what = "matching" if self.model == "matching" else "nearest-neighbour votes"
+            detector = "XFeat" if name == "xfeat" else name.upper()
             return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
         how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
         views = f", {self.config['views']} views" if "views" in self.config else ""
