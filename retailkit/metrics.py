@@ -15,6 +15,7 @@ from retailkit.config import UsageError
 
 Interval = tuple[float, float]
 DRAWS = 2000  # of a bootstrap
+LARGE = 10  # images of a group that may be the worst
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -303,7 +304,7 @@ def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> I
     return crossed_bootstrap(_difference(ours, theirs))
 
 
-def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = 10) -> pd.Series:
+def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = LARGE) -> pd.Series:
     """Return the row of `Evaluation.by_group` with the lowest accuracy (Sagawa et al. 2020).
 
     Groups (N,), such as class and background, of fewer than `least` images are left out: of many small groups, one is
@@ -317,7 +318,7 @@ def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = 10) 
 
 
 def worst_group_gain(
-    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], groups: Sequence[str], least: int = 10
+    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], groups: Sequence[str]
 ) -> tuple[float, float, float]:
     """Return by how much our worst group is more accurate than theirs, and the ends of the 95 % interval.
 
@@ -326,7 +327,7 @@ def worst_group_gain(
     as well does better next time. A draw of the bootstrap takes the same images and seeds for both.
     """
     names = np.asarray(groups)
-    rows = [np.flatnonzero(names == name) for name in np.unique(names[_large(groups, least)])]
+    rows = [np.flatnonzero(names == name) for name in np.unique(names[_large(groups)])]
     right = [hits(runs).to_numpy() for runs in (ours, theirs)]  # (P,S)
     images, seeds = crossed_draws(right[0].shape, DRAWS, 0)
     images, seeds = (np.vstack([np.ones_like(drawn[:1]), drawn]) for drawn in (images, seeds))  # first all, once each
@@ -339,7 +340,7 @@ def worst_group_gain(
     return float(found), *_of_mean(draws, min(map(len, rows)), -1)
 
 
-def _large(groups: Sequence[str], least: int) -> np.ndarray:
+def _large(groups: Sequence[str], least: int = LARGE) -> np.ndarray:
     """Return which images are of a group with at least `least` of them, (N,) bool."""
     names = pd.Series(groups).reset_index(drop=True)
     large = (names.map(names.value_counts()) >= least).to_numpy()
