@@ -66,16 +66,15 @@ def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); correct the path or its permissions") from None
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a regular file; give the path of a file")
-        if status.st_size > limit:
-            raise UserError(f"{path}: {status.st_size:,} bytes, and at most {limit:,} are read; give a smaller file")
-        return os.fdopen(handle, "rb")
-    except BaseException:
+    status, fault = os.fstat(handle), ""
+    if not stat.S_ISREG(status.st_mode):
+        fault = "not a regular file; give the path of a file"
+    elif status.st_size > limit:
+        fault = f"{status.st_size:,} bytes, and at most {limit:,} are read; give a smaller file"
+    if fault:
         os.close(handle)
-        raise
+        raise UserError(f"{path}: {fault}")
+    return os.fdopen(handle, "rb")
 
 
 @contextmanager
@@ -99,10 +98,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with draft.open("rb") as written:
             os.fsync(written.fileno())  # a new name must never stand for content that a power cut would lose
         os.replace(draft, target)
+    except UserError:
+        raise
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else _disk_full(target.parent)
-        known = not isinstance(error, OSError) or error.errno in NOT_WRITABLE or error.filename == str(target.parent)
-        if isinstance(error, UserError) or not (reason and known):
+        reason = _disk_full(target.parent)
+        if isinstance(error, OSError):
+            known = error.errno in NOT_WRITABLE or error.filename == str(target.parent)
+            reason = error.strerror if known else ""
+        if not reason:
             raise
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
     finally:

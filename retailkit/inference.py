@@ -25,7 +25,7 @@ from retailkit.models.weights import reason
 if TYPE_CHECKING:
     import openvino
 
-LIBRARIES = ("retailkit", "timm", "torch", "torchvision", "transformers")  # whose layers are known by their names
+KNOWN_LIBRARIES = ("retailkit", "timm", "torch", "torchvision", "transformers")  # whose layers are known by their names
 MOST_NETWORKS = 8  # compiled ones that a process keeps: tens of megabytes each
 TOLERANCE = 1e-4  # largest difference between a compiled network and PyTorch, as a share of the largest value
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
@@ -164,7 +164,7 @@ def _as_published(module: nn.Module) -> bool:
     """Return whether a layer does what its library's source says."""
     hooks = module._forward_hooks or module._forward_pre_hooks
     replaced = {"forward", "forward_map", "encode_tokens"} & vars(module).keys()
-    return type(module).__module__.partition(".")[0] in LIBRARIES and not hooks and not replaced
+    return type(module).__module__.partition(".")[0] in KNOWN_LIBRARIES and not hooks and not replaced
 
 
 def _kept_graph(key: str, graph: Callable[[], bytes]) -> bytes:
