@@ -46,11 +46,13 @@ def client():
     """Return a function that gives a client of one worker in this process, with so many threads."""
     from distributed import Client, LocalCluster
 
-    quiet = {"host": "127.0.0.1", "protocol": "tcp", "dashboard_address": None, "processes": False}
+    here = {"host": "127.0.0.1", "protocol": "tcp", "dashboard_address": "127.0.0.1:0", "processes": False}
     with ExitStack() as opened:
 
         def connect(threads):
-            cluster = opened.enter_context(LocalCluster(1, threads_per_worker=threads, **quiet))
+            cluster = opened.enter_context(
+                LocalCluster(1, threads_per_worker=threads, scheduler_kwargs={"dashboard": False}, **here)
+            )
             return opened.enter_context(Client(cluster, set_as_default=False))
 
         yield connect
