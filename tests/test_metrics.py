@@ -112,15 +112,15 @@ def test_no_answer_is_no_hit_and_shows_in_the_coverage():
     assert result.to_frame()["predicted"].tolist() == ["", "a", "", "b"]
 
 
-def test_folds_pool_to_the_share_of_all_pictures():
+def test_folds_pool_to_the_share_of_all_images():
     runs = [answers([1, 1, 0]), answers([0], [3])]
     assert summarise({"m": runs}).loc[0, ["accuracy", "n", "seeds"]].tolist() == [0.5, 4, 2]
     assert hits(runs).isna().sum().sum() == 4
 
 
-def test_gains_are_paired_by_picture_and_seed():
+def test_gains_are_paired_by_image_and_seed():
     ours, theirs = [answers([1, 0, 1], [5, 6, 7])], [answers([1, 1, 0], [7, 6, 5])]
-    # picture 5: 1 - 0, picture 6: 0 - 1, picture 7: 1 - 1
+    # image 5: 1 - 0, image 6: 0 - 1, image 7: 1 - 1
     assert gain(ours, theirs) == pytest.approx(0)
     twice = [*ours, answers([1, 1, 1], [5, 6, 7])]
     assert gain(twice, theirs) == pytest.approx((0 + 1) / 6 + (1 - 0) / 6 - 1 / 6)
@@ -128,13 +128,13 @@ def test_gains_are_paired_by_picture_and_seed():
 
 def test_the_crossed_bootstrap_covers_what_varies():
     rng = np.random.default_rng(0)
-    pictures = rng.random((400, 1)) < 0.5
-    same = np.repeat(pictures, 3, axis=1).astype(float)
-    expected = wilson(int(pictures.sum()), 400)
+    images = rng.random((400, 1)) < 0.5
+    same = np.repeat(images, 3, axis=1).astype(float)
+    expected = wilson(int(images.sum()), 400)
     assert crossed_bootstrap(same) == pytest.approx(expected, abs=0.012), "equal seeds add nothing"
     by_seed = np.tile([0.2, 0.5, 0.8], (400, 1))
     low, high = crossed_bootstrap(by_seed)
-    assert low < 0.31 and high > 0.69, "seeds that differ widen it although pictures do not"
+    assert low < 0.31 and high > 0.69, "seeds that differ widen it although images do not"
     assert crossed_bootstrap(np.array([[1.0, np.nan], [np.nan, 1.0]]), 0) == pytest.approx(wilson(2, 2))
 
 
