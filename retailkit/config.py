@@ -92,10 +92,10 @@ class Profile:
 
 
 SEEDS = 1 << 30  # seeds that a user may give; notebooks and trainings add small numbers to them
-FULL = {"backbone": "efficientnet_lite2", "epochs": 100, "finetune_epochs": 16, "finetune_size": 224,
-        "per_class": (64, 10, 20), "ocr_limit": None, "seeds": 3, "views": 8,
-        "nts_size": 160, "nts_epochs": 6, "nts_frozen": False, "explain_size": 260}  # fmt: skip
-PROFILES = {"fast": Profile(), "full": Profile(**FULL)}
+_FULL = {"backbone": "efficientnet_lite2", "epochs": 100, "finetune_epochs": 16, "finetune_size": 224,
+         "per_class": (64, 10, 20), "ocr_limit": None, "seeds": 3, "views": 8,
+         "nts_size": 160, "nts_epochs": 6, "nts_frozen": False, "explain_size": 260}  # fmt: skip
+PROFILES = {"fast": Profile(), "full": Profile(**_FULL)}
 
 
 def profile(name: str) -> Profile:
