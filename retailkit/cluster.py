@@ -224,13 +224,12 @@ def _batches(contents: Sequence[str], paths: Mapping[str, str]) -> Iterator[dict
     """Yield the content of files by its hash, about `BATCH` bytes at a time."""
     batch, size = {}, 0
     for content in contents:
-        try:
-            batch[content] = Path(paths[content]).read_bytes()
-        except OSError:
-            batch[content] = b""
-        if hash_of(batch[content]) != content:
+        data = b""
+        with suppress(OSError):
+            data = Path(paths[content]).read_bytes()
+        if hash_of(data) != content:
             raise UserError(f"{paths[content]}: changed or gone during the run; run the same command again")
-        size += len(batch[content])
+        batch[content], size = data, size + len(data)
         if size > BATCH:
             yield batch
             batch, size = {}, 0

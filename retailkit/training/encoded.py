@@ -82,14 +82,13 @@ def encode(
         pooled: keep finished features, as `encode_image` gives them. Only NTS-Net needs it: its regions depend on what
             it has learned, so that there is nothing to keep before.
     """
-    first = seed * VIEWS
 
     def batches() -> Iterator[EncodedDataset]:
         with placed(model) as where, evaluating(model):
             fast = compiled(model)
             encode_image = fast.encode_image if pooled else fast.encode_frozen
             for view in range(views):
-                with seeded(first + view):
+                with seeded(seed * VIEWS + view):
                     for batch in bar(load_batches(dataset, 32), "encode"):
                         yield encode_batch(fast, batch.to(where), encode_image).to("cpu")
 
