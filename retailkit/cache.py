@@ -302,11 +302,11 @@ def package_identity() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of those of `LIBRARIES` that are installed; some are extras."""
-    found = {}
+    installed = {}
     for name in LIBRARIES:
         with suppress(ModuleNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def sources(*modules: str) -> list[Path]:
@@ -314,15 +314,15 @@ def sources(*modules: str) -> list[Path]:
 
     So a key needs no list of files that somebody has to remember. TOML and YAML files beside a module belong to it.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     waiting = list(modules)
     while waiting:
         stem = PACKAGE.parent.joinpath(*waiting.pop().split("."))
         path = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
-        if path and path not in found and path.is_relative_to(PACKAGE):
-            found |= {path, *path.parent.glob("*.toml"), *path.parent.glob("*.yaml")}
+        if path and path not in files and path.is_relative_to(PACKAGE):
+            files |= {path, *path.parent.glob("*.toml"), *path.parent.glob("*.yaml")}
             waiting += _imported(path)
-    return sorted(found)
+    return sorted(files)
 
 
 def _imported(path: Path) -> Iterator[str]:

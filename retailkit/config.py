@@ -56,7 +56,7 @@ class DataError(UserError):
 
 def on_one_line(text: str) -> str:
     """Return a text as a terminal may show it: line breaks and control characters in it are escaped."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\n", "\\n"))
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\n", "\\n"))
 
 
 def pick(registry: Iterable[str], name: str, what: str) -> str:

@@ -324,16 +324,15 @@ class SharedPredictor(Predictor):
         known = tuple(hash(part.numpy().tobytes()) for part in (image, baseline))
         keys = [(*known, hash(mask.numpy().tobytes())) for mask in masks]
         if fresh := [row for row, key in enumerate(keys) if key not in self._known]:
-            found = super().encode_perturbed(image, masks[fresh], baseline).values
-            self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
-        values = torch.stack([self._known[key] for key in keys])
-        return Features.present(values)
+            values = super().encode_perturbed(image, masks[fresh], baseline).values
+            self._known.update(zip((keys[row] for row in fresh), values, strict=True))
+        return Features.present(torch.stack([self._known[key] for key in keys]))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
         """Return features of texts, see `Predictor`."""
         if fresh := [text for text in dict.fromkeys(texts) if text not in self._read]:
-            found = super().encode_text(fresh)
-            self._read.update((text, found.rows(slice(row, row + 1))) for row, text in enumerate(fresh))
+            features = super().encode_text(fresh)
+            self._read.update((text, features.rows(slice(row, row + 1))) for row, text in enumerate(fresh))
         return Features.joined([self._read[text] for text in texts])
 
 

@@ -175,8 +175,8 @@ class Evaluation:
     @property
     def macro_f1(self) -> float:
         """Mean F1 over the classes that occur among the labels."""
-        seen = np.unique(self.labels)
-        return float(f1_score(self.labels, self.predicted, labels=seen, average="macro", zero_division=0))
+        present = np.unique(self.labels)
+        return float(f1_score(self.labels, self.predicted, labels=present, average="macro", zero_division=0))
 
     @property
     def loss(self) -> float:
@@ -235,16 +235,16 @@ class Evaluation:
     def sentences(self, split: str = "test") -> list[str]:
         """Return what was found in plain sentences: how many images are correct, how sure that is, what is confused."""
         hits, (low, high) = int(self.correct.sum()), self.interval
-        found = f"{hits} of {self.n} {split} photos are classified correctly"
+        share = f"{hits} of {self.n} {split} photos are classified correctly"
         bound = f"may be as low as {100 * low:.0f} %" + (f" and as high as {100 * high:.0f} %" if hits < self.n else "")
-        said = [f"{found}; with {self.n} photos the true share {bound}."]
+        lines = [f"{share}; with {self.n} photos the true share {bound}."]
         if unanswered := int((~self.answered).sum()):
-            said.append(f"{unanswered} photos get no answer.")
+            lines.append(f"{unanswered} photos get no answer.")
         pairs = self.confusion_pairs(5)
         for pair in pairs.itertuples():
             of = pair.errors / pair.rate
-            said.append(f"{pair.first} and {pair.second} are confused in {pair.errors} of {of:.0f} photos.")
-        return said if len(pairs) else [*said, "No pair is confused."]
+            lines.append(f"{pair.first} and {pair.second} are confused in {pair.errors} of {of:.0f} photos.")
+        return lines if len(pairs) else [*lines, "No pair is confused."]
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
@@ -336,8 +336,8 @@ def worst_group_gain(
         weighted = images * (seeds @ values.T) / seeds.sum(1, keepdims=True)
         with np.errstate(invalid="ignore"):  # a group of which no image is drawn
             worst.append(np.min([weighted[:, part].sum(1) / images[:, part].sum(1) for part in rows], axis=0))
-    found, *draws = worst[0] - worst[1]
-    return float(found), *_of_mean(draws, min(map(len, rows)), -1)
+    difference, *draws = worst[0] - worst[1]
+    return float(difference), *_of_mean(draws, min(map(len, rows)), -1)
 
 
 def _large(groups: Sequence[str], least: int = LARGE) -> np.ndarray:

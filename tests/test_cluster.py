@@ -81,7 +81,7 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
 
 @dataclass(frozen=True)
 class Copy:
-    """A piece that copies a file and counts on finding it where it is told."""
+    """A piece that copies a file and counts on finding it where it is results."""
 
     source: Path
     output: Path
@@ -115,13 +115,13 @@ def test_a_worker_with_a_disk_of_its_own_gets_files_once_and_sends_back_what_it_
     for name, content in {"one": b"1", "two": b"2" * 9_000_000, "copy of one": b"1"}.items():
         (tmp_path / name).write_bytes(content)
         pieces.append(Copy(tmp_path / name, tmp_path / "out", f"{name}-"))
-    told = dict(pool.as_done(copied, pieces, "copies"))
+    results = dict(pool.as_done(copied, pieces, "copies"))
     for piece in pieces:
-        assert Path(told[piece]).name == piece.source.name and told[piece] != str(piece.source)
+        assert Path(results[piece]).name == piece.source.name and results[piece] != str(piece.source)
         for name in ("a.ipynb", "b.json", "figures/c.png"):
             found = tmp_path / "out" / Path(name).with_stem(piece.name + Path(name).stem)
             assert found.read_bytes() == piece.source.read_bytes()
-    assert len(sent) == len(set(sent)) == 2 and not Path(told[pieces[0]]).exists()
+    assert len(sent) == len(set(sent)) == 2 and not Path(results[pieces[0]]).exists()
     assert list(pool.as_done(copied, pieces[:1], "copies")) and len(sent) == 2
 
 
@@ -144,8 +144,8 @@ def test_an_input_that_goes_or_changes_fails_its_piece_alone(apart, tmp_path, mo
     content_hash = cluster.content_hash
     monkeypatch.setattr(cluster, "content_hash", lambda path: "0" * 24 if path.name == "a" else content_hash(path))
     (tmp_path / "b").unlink()
-    told = dict(pool.as_done(copied, pieces, "copies"))
-    assert "a: changed or gone during the run" in str(told[pieces[0]])
-    assert "b: cannot be read (No such file" in str(told[pieces[1]]) and isinstance(told[pieces[1]], UserError)
-    assert isinstance(told[pieces[2]], str)
+    results = dict(pool.as_done(copied, pieces, "copies"))
+    assert "a: changed or gone during the run" in str(results[pieces[0]])
+    assert "b: cannot be read (No such file" in str(results[pieces[1]]) and isinstance(results[pieces[1]], UserError)
+    assert isinstance(results[pieces[2]], str)
     assert sorted(os.listdir(tmp_path / "out")) == ["ca.ipynb", "cb.json", "figures"]

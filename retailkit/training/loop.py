@@ -151,8 +151,8 @@ def fit(
         model.eval()
         if val is not None and model.head.tunes:
             with evaluating(model):
-                seen = EncodedDataset.from_tensors(joined(_encoded(model, val, where)))
-                model.tune(seen.image, seen.text, seen.labels)
+                features = EncodedDataset.from_tensors(joined(_encoded(model, val, where)))
+                model.tune(features.image, features.text, features.labels)
     return History(pd.DataFrame(rows), best, time.monotonic() - started + before)
 
 
