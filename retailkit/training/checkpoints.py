@@ -147,7 +147,7 @@ def _faults(value: Any, rule: Any, key: str) -> Iterator[str]:
     elif not isinstance(value, rule):
         yield f"{wrong} a {rule.__name__}"
     elif isinstance(value, str) and CONTROL.search(value):
-        yield f"{wrong} free of control characters"
+        yield f"{key} is {value[:60]!r}, which holds control characters"
 
 
 def with_classes(data: ProductData, model: ProductClassifier, split: str = "") -> ProductData:
