@@ -85,6 +85,17 @@ class CompiledTransformer(nn.Module):
         return _run(self._network, ids=ids, mask=mask)
 
 
+class _Only(nn.Module):
+    """One method of a module under the name that an exporter calls."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return getattr(self.module, self.method)(*inputs)
+
+
 def compiled(model: ProductClassifier) -> ProductClassifier:
     """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is."""
     if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
@@ -135,11 +146,9 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
 
     def graph() -> bytes:
         if side:
-            own = encoder.for_side(*side).cpu()
-            own.forward = own.forward_map  # what the exporter calls
+            own = _Only(encoder.for_side(*side).cpu(), "forward_map")
             return to_onnx(own, {"images": torch.full((2, 3, *side), 0.5)}, "maps")
-        own = copy.deepcopy(encoder).cpu()
-        own.forward = own.encode_tokens
+        own = _Only(copy.deepcopy(encoder).cpu(), "encode_tokens")
         ids = torch.ones(2, 8, dtype=torch.long)
         # With padding in the example, or the exporter would leave the mask out.
         return to_onnx(own, {"ids": ids, "mask": ids.tril(6)}, "vectors", {0: "batch", 1: "tokens"})
