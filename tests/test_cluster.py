@@ -4,6 +4,7 @@ import multiprocessing
 import operator
 import os
 import signal
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,53 +46,42 @@ def client():
     """Return a function that gives a client of one worker in this process, with so many threads."""
     from distributed import Client, LocalCluster
 
-    opened = []
+    here = {"host": "127.0.0.1", "protocol": "tcp", "dashboard_address": "127.0.0.1:0", "processes": False}
+    with ExitStack() as opened:
 
-    def connect(threads):
-        quiet = {
-            "host": "127.0.0.1",
-            "protocol": "tcp",
-            "dashboard_address": "127.0.0.1:0",
-            "scheduler_kwargs": {"dashboard": False},
-        }
-        opened.append(LocalCluster(1, threads_per_worker=threads, processes=False, **quiet))
-        opened.append(Client(opened[-1], set_as_default=False))
-        return opened[-1]
+        def connect(threads):
+            cluster = opened.enter_context(
+                LocalCluster(1, threads_per_worker=threads, scheduler_kwargs={"dashboard": False}, **here)
+            )
+            return opened.enter_context(Client(cluster, set_as_default=False))
 
-    yield connect
-    for thing in opened[::-1]:
-        thing.close()
-
-
-def failed(client, shared):
-    with pytest.raises(cluster.ClusterError) as error:
-        list(cluster.Workers(client, shared).as_done(operator.neg, [1, 2], "numbers"))
-    return str(error.value)
+        yield connect
 
 
 def test_workers_that_cannot_give_the_same_results_end_the_work(client, tmp_path, monkeypatch):
-    (tmp_path / "mark").touch()
-    assert "has 2 threads; start it with --nthreads 1" in failed(client(2), tmp_path / "mark")
+    def fails(client, shared, says):
+        with pytest.raises(cluster.ClusterError, match=says):
+            list(cluster.Workers(client, shared).as_done(operator.neg, [1, 2], "numbers"))
+
+    (mark := tmp_path / "mark").touch()
+    fails(client(2), mark, "has 2 threads; start it with --nthreads 1")
     one = client(1)
-    assert "does not see the folder nowhere" in failed(one, Path("nowhere/mark"))
-    assert list(cluster.Workers(one, tmp_path / "mark").as_done(operator.neg, [5], "numbers")) == [(5, -5)]
+    fails(one, Path("nowhere/mark"), "does not see the folder nowhere")
+    assert list(cluster.Workers(one, mark).as_done(operator.neg, [5], "numbers")) == [(5, -5)]
     others = iter("abcdef")
     monkeypatch.setattr(cluster, "installation", lambda: next(others))
-    assert "another version of retailkit" in failed(one, tmp_path / "mark")
+    fails(one, mark, "another version of retailkit")
 
 
 def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT", 0.5)
-    with (
-        pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9: cannot be reached.*dask scheduler"),
-        cluster.workers(1, "tcp://127.0.0.1:9"),
-    ):
-        pass
+    with pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9: cannot be reached.*dask scheduler"):
+        cluster.workers(1, "tcp://127.0.0.1:9").__enter__()
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A piece that copies a file and counts on finding it where it is told."""
+    """A piece that copies a file and counts on finding it where it is results."""
 
     source: Path
     output: Path
@@ -121,18 +111,17 @@ def apart(client, own_cache, monkeypatch, tmp_path):
 
 
 def test_a_worker_with_a_disk_of_its_own_gets_files_once_and_sends_back_what_it_wrote(apart, tmp_path):
-    pool, sent = apart
-    sources = [tmp_path / name for name in ("one", "two", "copy of one")]
-    for path, content in zip(sources, (b"1", b"2" * 9_000_000, b"1"), strict=True):
-        path.write_bytes(content)
-    pieces = [Copy(path, tmp_path / "out", f"{number}-") for number, path in enumerate(sources)]
-    told = dict(pool.as_done(copied, pieces, "copies"))
-    assert all(Path(told[piece]).name == piece.source.name and told[piece] != str(piece.source) for piece in pieces)
+    (pool, sent), pieces = apart, []
+    for name, content in {"one": b"1", "two": b"2" * 9_000_000, "copy of one": b"1"}.items():
+        (tmp_path / name).write_bytes(content)
+        pieces.append(Copy(tmp_path / name, tmp_path / "out", f"{name}-"))
+    results = dict(pool.as_done(copied, pieces, "copies"))
     for piece in pieces:
+        assert Path(results[piece]).name == piece.source.name and results[piece] != str(piece.source)
         for name in ("a.ipynb", "b.json", "figures/c.png"):
             found = tmp_path / "out" / Path(name).with_stem(piece.name + Path(name).stem)
             assert found.read_bytes() == piece.source.read_bytes()
-    assert len(sent) == len(set(sent)) == 2 and not Path(told[pieces[0]]).exists()
+    assert len(sent) == len(set(sent)) == 2 and not Path(results[pieces[0]]).exists()
     assert list(pool.as_done(copied, pieces[:1], "copies")) and len(sent) == 2
 
 
@@ -152,16 +141,11 @@ def test_an_input_that_goes_or_changes_fails_its_piece_alone(apart, tmp_path, mo
     for name in "abc":
         (tmp_path / name).write_text(name)
     pieces = [Copy(tmp_path / name, tmp_path / "out", name) for name in "abc"]
-    hashes, contents = iter(["0" * 24]), cluster._contents
-    monkeypatch.setattr(
-        cluster, "_contents", lambda piece: {key: next(hashes, h) for key, h in contents(piece).items()}
-    )
+    content_hash = cluster.content_hash
+    monkeypatch.setattr(cluster, "content_hash", lambda path: "0" * 24 if path.name == "a" else content_hash(path))
     (tmp_path / "b").unlink()
-    told = dict(pool.as_done(copied, pieces, "copies"))
-    assert "a: changed or gone during the run" in str(told[pieces[0]])
-    assert "b: cannot be read (No such file" in str(told[pieces[1]]) and isinstance(told[pieces[1]], UserError)
-    assert isinstance(told[pieces[2]], str) and sorted(os.listdir(tmp_path / "out")) == [
-        "ca.ipynb",
-        "cb.json",
-        "figures",
-    ]
+    results = dict(pool.as_done(copied, pieces, "copies"))
+    assert "a: changed or gone during the run" in str(results[pieces[0]])
+    assert "b: cannot be read (No such file" in str(results[pieces[1]]) and isinstance(results[pieces[1]], UserError)
+    assert isinstance(results[pieces[2]], str)
+    assert sorted(os.listdir(tmp_path / "out")) == ["ca.ipynb", "cb.json", "figures"]

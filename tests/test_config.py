@@ -16,12 +16,6 @@ def test_an_unknown_name_gives_the_nearest_and_all_others():
         config.profile("fsat")
 
 
-@pytest.mark.parametrize("chosen", ["cpu", "cpu:0"])
-def test_the_device_of_the_environment_is_taken(chosen, monkeypatch):
-    monkeypatch.setenv("RETAILKIT_DEVICE", chosen)
-    assert config.device() == chosen
-
-
 @pytest.mark.parametrize("chosen", ["gpu", "meta", "cuda:77", "cuda:x", "cpu:1:2", " "])
 def test_a_device_that_is_not_there_is_one_message(chosen, monkeypatch):
     monkeypatch.setenv("RETAILKIT_DEVICE", chosen)
@@ -34,10 +28,12 @@ def test_the_processor_is_known_without_pytorch():
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"RETAILKIT_DEVICE": "cpu"}, check=True)
 
 
-def test_without_a_choice_a_gpu_is_taken_if_there_is_one(monkeypatch):
+def test_the_chosen_device_is_taken_and_without_a_choice_a_gpu_if_there_is_one(monkeypatch):
     monkeypatch.delenv("RETAILKIT_DEVICE", raising=False)
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert config.device() == best
+    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu:0")
+    assert config.device() == "cpu:0"
 
 
 def test_data_are_looked_for_where_the_user_says_then_in_the_cache(tmp_path, own_cache, monkeypatch):

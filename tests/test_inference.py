@@ -75,14 +75,21 @@ def plain(model, images, texts=None):
         ("timm:mobilevitv2_050", "gap"),  # attention
         ("timm:test_vit", "lca"),  # its position embedding is resampled for other sizes than 160
         ("timm:mobilenetv4_conv_small_050", "gap"),
+        *(pytest.param(f"efficientnet_lite{n}", "packaged", marks=pytest.mark.check) for n in (0, 1)),
+        ("efficientnet_lite2", "packaged"),
     ],
 )
-def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling, images):
-    # Images of 64 px have two cells per side, too few for NTS's six parts at its usual sizes: fewer parts.
-    model = make(backbone, pooling, **({"propose": 2, "parts": 1} if pooling == "nts" else {}))
+def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling):
+    if pooling == "packaged":
+        model = make(backbone, weights="auto")
+        size = model.input_size
+    else:
+        # Images of 64 px have two cells per side, too few for NTS's six parts at its usual sizes: fewer parts.
+        model, size = make(backbone, pooling, **({"propose": 2, "parts": 1} if pooling == "nts" else {})), SIZE
+    images = blobs(6, seed=3, size=size)
     reference = plain(model, images)
     assert reference.std(0).max() > 0.02, "all images look alike to this model, so that agreement says nothing"
-    assert torch.allclose(Predictor(model, SIZE)(images), reference, atol=1e-4)
+    assert torch.allclose(Predictor(model, size)(images), reference, atol=1e-4)
 
 
 @torch.no_grad()
@@ -129,46 +136,23 @@ def test_a_network_that_openvino_cannot_run_runs_in_pytorch_and_says_so(fault, i
         assert torch.equal(fast.forward_map(images), found), "it is said once"
 
 
-@pytest.mark.parametrize("number", [pytest.param(n, marks=pytest.mark.check) for n in (0, 1)] + [2])
-def test_a_packaged_backbone_gives_what_pytorch_gives(number):
-    model = make(f"efficientnet_lite{number}", weights="auto")
-    images = blobs(5, seed=3, size=model.input_size)
-    reference = plain(model, images)
-    assert reference.std(0).max() > 0.02, "all images look alike to this model, so that agreement says nothing"
-    assert torch.allclose(Predictor(model)(images), reference, atol=1e-4)
-
-
-def test_how_images_are_divided_changes_no_bit(model):
-    images, encoder = blobs(21, seed=6), inference.CompiledEncoder(model.image_encoder)
-    assert inference.images_at_once(SIZE, SIZE) == 16, "so that 21 images are two passes"
-    one_by_one = torch.cat([encoder(image[None]) for image in images])
-    assert torch.equal(encoder(images), one_by_one)
-
-
-def test_threads_share_a_compiled_encoder(model):
+def test_neither_batches_nor_threads_change_a_bit(model):
     images, encoder = blobs(24, seed=7), inference.CompiledEncoder(model.image_encoder)
+    assert inference.images_at_once(SIZE, SIZE) == 16, "so that 24 images are two passes"
     wanted = encoder(images)
+    assert torch.equal(torch.cat([encoder(image[None]) for image in images]), wanted)
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda start: encoder(images[start : start + 4]), range(0, 24, 4)))
     assert torch.equal(torch.cat(found), wanted)
 
 
-def test_a_compiled_encoder_takes_the_threads_that_pytorch_has(model):
-    encoder, before = inference.CompiledEncoder(model.image_encoder), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        encoder(blobs(1, seed=0))
-    finally:
-        torch.set_num_threads(before)
+def test_a_compiled_encoder_takes_the_threads_that_pytorch_has(model, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    encoder = inference.CompiledEncoder(model.image_encoder)
+    encoder(blobs(1, seed=0))
     (network,) = encoder._networks.values()
     options = ("INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING", "INFERENCE_PRECISION_HINT")
     assert [str(network.get_property(name)) for name in options] == ["1", "False", "<Type: 'float32'>"]
-
-
-def test_the_same_explanation_every_time(images, masks):
-    """Timing chose the backend, so that the same seed need not give the same numbers."""
-    first, second = (perturbed(Predictor(make(), SIZE), images[0], masks, images[1]) for _ in range(2))
-    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", "3d", "colour"])
@@ -181,64 +165,61 @@ def test_masks_equal_a_loop(model, images, masks, kind):
     if kind == "colour":
         baseline = torch.tensor([0.2, 0.5, 0.7]).view(3, 1, 1)
     expected = []
-    for mask in masks:
-        mixed = torch.empty_like(image)
-        for channel in range(3):
-            kept = mask.reshape(SIZE, SIZE).float()
-            mixed[channel] = kept * image[channel] + (1 - kept) * baseline.expand_as(image)[channel]
-        expected.append(plain(model, mixed[None])[0])
+    for mask in masks.reshape(-1, SIZE, SIZE).float():
+        mixed = [mask * x + (1 - mask) * b for x, b in zip(image, baseline.expand_as(image), strict=True)]
+        expected.append(plain(model, torch.stack(mixed)[None])[0])
     found = perturbed(Predictor(model, SIZE), image, masks, baseline)
     assert torch.allclose(found, torch.stack(expected), atol=1e-4)
 
 
 def test_batch_size_changes_nothing_and_bounds_what_is_held(model, images, masks, monkeypatch):
-    seen = []
+    seen, expected = [], perturbed(predictor := Predictor(model, SIZE), images[0], masks, images[1])
     monkeypatch.setattr(inference, "composite", lambda *a, f=inference.composite: seen.append(len(a[1])) or f(*a))
-    results = []
-    for batch in (1, 4, 64):
+    for predictor.batch_size in (1, 4, 64):
         seen.clear()
-        predictor = Predictor(model, SIZE)
-        predictor.batch_size = batch
-        results.append(perturbed(predictor, images[0], masks, images[1]))
-        assert max(seen) == min(batch, 11) and sum(seen) == 11
-    assert torch.allclose(results[0], results[1], atol=1e-5) and torch.allclose(results[0], results[2], atol=1e-5)
+        found = perturbed(predictor, images[0], masks, images[1])
+        assert max(seen) == min(predictor.batch_size, 11) and sum(seen) == 11
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_texts_are_classified_one_by_one_or_one_for_all():
+@pytest.fixture
+def reader():
     model = models.build("text", CLASSES, text_encoder="char_ngrams").eval()
     torch.nn.init.normal_(model.head.linear.weight)
-    predictor, texts = Predictor(model), ["lean beef", "oat", "lean beef"]
-    assert torch.allclose(predictor(texts=texts), plain(model, None, texts))
-    assert torch.allclose(predictor(texts="oat"), plain(model, None, ["oat"]))
+    return model
+
+
+def test_texts_are_classified_one_by_one_or_one_for_all(reader):
+    predictor, texts = Predictor(reader), ["lean beef", "oat", "lean beef"]
+    assert torch.allclose(predictor(texts=texts), plain(reader, None, texts))
+    assert torch.allclose(predictor(texts="oat"), plain(reader, None, ["oat"]))
     with pytest.raises(UserError, match="nothing to classify"):
         predictor()
 
 
-def test_texts_are_encoded_once_beside_texts_of_their_length(monkeypatch):
-    model = models.build("text", CLASSES, text_encoder="char_ngrams").eval()
-    encode, seen = model.encode_text, []
-    monkeypatch.setattr(model, "encode_text", lambda texts: seen.append(texts) or encode(texts))
+def test_texts_are_encoded_once_beside_texts_of_their_length(reader, monkeypatch):
+    encode, seen = reader.encode_text, []
+    monkeypatch.setattr(reader, "encode_text", lambda texts: seen.append(texts) or encode(texts))
     texts = [" ".join(["beef"] * n) for n in (*range(40, 0, -1), *range(0, 30, 3))] + [None]
-    found = Predictor(model).encode_text(texts)
-    with torch.inference_mode():
-        wanted = encode(texts)
+    found, wanted = Predictor(reader).encode_text(texts), encode(texts)
     assert torch.allclose(found.values, wanted.values) and torch.equal(found.available, wanted.available)
     lengths = [len(text or "") for batch in seen for text in batch]
     assert len(found.values) == 51 and len(lengths) == 42 and lengths == sorted(lengths)
     assert max(map(len, seen)) == inference.TEXTS_AT_ONCE
-    assert len(Predictor(model).encode_text([]).values) == 0
+    assert len(Predictor(reader).encode_text([]).values) == 0
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_untouched(images, masks, training):
     model = make().train(training)
-    before, modules = copy.deepcopy(model.state_dict()), list(model.modules())
-    modes = [m.training for m in modules]
-    learning = [p.requires_grad for p in model.parameters()]
+
+    def state():
+        return [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+    before, weights = state(), copy.deepcopy(model.state_dict())
     perturbed(Predictor(model, SIZE), images[0], masks, images[1])
-    assert list(model.modules()) == modules and [m.training for m in modules] == modes
-    assert [p.requires_grad for p in model.parameters()] == learning
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert state() == before
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     model.train()
     model(images).sum().backward()  # nothing inside is an inference tensor now
     assert all(p.grad is not None for p in model.parameters())
@@ -274,23 +255,13 @@ def test_bad_input_is_named_with_its_cure(model, images, masks, case):
 
 
 def test_heads_that_share_a_predictor_share_what_it_has_encoded(monkeypatch):
-    def both():
-        torch.manual_seed(0)
-        options = {"weights": None, "text_encoder": "char_ngrams", "freeze": True}
-        return models.build("concat", ["lean", "medium"], "timm:test_resnet", **options).eval()
-
-    model, other = both(), both()
-    other.head.linear.weight.data.neg_()
-    shared, seen = SharedPredictor(model, 32), []
+    options = {"weights": None, "text_encoder": "char_ngrams", "freeze": True}
+    model = models.build("concat", ["lean", "medium"], "timm:test_resnet", **options).eval()
+    other, shared, seen = model.with_parts(head=copy.deepcopy(model.head)), SharedPredictor(model, 32), []
     encode = Predictor.encode_perturbed
-    monkeypatch.setattr(
-        Predictor,
-        "encode_perturbed",
-        lambda self, image, masks, fill: seen.append(len(masks)) or encode(self, image, masks, fill),
-    )
-    rng = torch.Generator().manual_seed(0)
-    image, fill = torch.rand(2, 3, 32, 32, generator=rng)
-    masks = torch.rand(3, 1, 32, 32, generator=rng).round()
+    monkeypatch.setattr(Predictor, "encode_perturbed", lambda self, *a: seen.append(len(a[1])) or encode(self, *a))
+    image, fill = torch.rand(2, 3, 32, 32)
+    masks = torch.rand(3, 1, 32, 32).round()
     expected = encode(Predictor(model, 32), image, masks, fill).values
     assert torch.allclose(shared.encode_perturbed(image, masks[:2], fill).values, expected[:2], atol=1e-5)
     theirs = shared.with_model(other)
@@ -312,62 +283,47 @@ def test_a_shared_predictor_of_a_model_that_only_looks_serves_one_that_reads():
     assert torch.allclose(shared(None, ["LEAN"]), Predictor(reads, 32)(None, ["LEAN"]))
 
 
-def test_a_frozen_transformer_is_compiled_and_gives_the_same_vectors_with_and_without_padding(monkeypatch, tmp_path):
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
+@pytest.fixture
+def exported(own_cache, monkeypatch):
+    """The examples of the graphs that were written, with nothing compiled or kept before."""
+    found, export = [], inference.to_onnx
     monkeypatch.setattr(inference, "_NETWORKS", {})
+    monkeypatch.setattr(inference, "to_onnx", lambda *a: found.append(a[1]) or export(*a))
+    return found
+
+
+def test_a_frozen_transformer_is_compiled_and_gives_the_same_vectors_with_and_without_padding(exported):
     model = models.build("text", ["a", "b"], text_encoder="minilm").freeze().eval()
     texts = ["milk 3 %", "lean beef", "OAT DRINK organic " * 9, "", "x", *(f"{n} g of muesli" for n in range(40))]
-    calls, export = [], inference.to_onnx
-    monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(list(a[1])) or export(*a))
     predictor = Predictor(model)
     fast = predictor.encode_text(texts)
-    assert calls == [["ids", "mask"]] and isinstance(predictor.fast.text_encoder, inference.CompiledTransformer)
-    plain = torch.cat([model.encode_text([text]).values for text in texts])
-    assert torch.allclose(fast.values, plain, atol=2e-6) and fast.available.tolist() == [bool(text) for text in texts]
+    assert [list(part) for part in exported] == [["ids", "mask"]]
+    assert isinstance(predictor.fast.text_encoder, inference.CompiledTransformer)
+    expected = torch.cat([model.encode_text([text]).values for text in texts])
+    assert torch.allclose(fast.values, expected, atol=2e-6) and fast.available.tolist() == list(map(bool, texts))
     probs = torch.cat([model(None, [text]).softmax(1) for text in texts if text])
     assert torch.allclose(predictor(None, [text for text in texts if text]), probs, atol=1e-4)
-    assert torch.equal(Predictor(model).encode_text(texts).values, fast.values) and len(calls) == 1
+    assert torch.equal(Predictor(model).encode_text(texts).values, fast.values) and len(exported) == 1
 
 
-def test_another_pooling_of_the_same_transformer_is_another_graph():
+def test_another_pooling_is_another_graph_and_a_transformer_that_learns_is_not_compiled():
     model = models.build("text", ["a", "b"], text_encoder="minilm").freeze().eval()
     mean = Predictor(model).encode_text(["milk"]).values
     model.text_encoder.pool = "first"
-    first = Predictor(model).encode_text(["milk"]).values
-    assert torch.allclose(first, model.encode_text(["milk"]).values, atol=1e-5) and not torch.allclose(
-        first, mean, atol=1e-2
-    )
+    first, expected = Predictor(model).encode_text(["milk"]).values, model.encode_text(["milk"]).values
+    assert torch.allclose(first, expected, atol=1e-5) and not torch.allclose(first, mean, atol=1e-2)
+    assert torch.equal(Predictor(model.freeze(False)).encode_text(["milk"]).values, expected)
 
 
-def test_a_transformer_that_learns_is_not_compiled():
-    model = models.build("text", ["a", "b"], text_encoder="minilm").freeze(False).eval()
-    predictor = Predictor(model)
-    assert torch.equal(predictor.encode_text(["milk"]).values, model.encode_text(["milk"]).values)
-
-
-def test_one_encoder_is_compiled_once_for_all_who_ask(monkeypatch, tmp_path):
+def test_one_encoder_is_compiled_once_for_all_who_ask(exported):
     """Each predictor of a fold compiled the same frozen encoder again."""
-    monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(inference, "_NETWORKS", {})
-    calls, export = [], inference.to_onnx
-    monkeypatch.setattr(inference, "to_onnx", lambda *a: calls.append(tuple(a[1]["images"].shape)) or export(*a))
     model, images = make().freeze(), blobs(2, seed=8)
     wanted = Predictor(model, SIZE)(images)
     assert torch.equal(Predictor(copy.deepcopy(model), SIZE)(images), wanted)
     inference._NETWORKS.clear()  # as in another process
-    assert torch.equal(Predictor(model, SIZE)(images), wanted) and len(calls) == 1
+    assert torch.equal(Predictor(model, SIZE)(images), wanted) and len(exported) == 1
     Predictor(model, 32)(blobs(1, seed=8, size=32))
-    assert calls == [(2, 3, SIZE, SIZE), (2, 3, 32, 32)]
-
-
-@torch.no_grad()
-def _other_weights(encoder):
-    encoder.network.layer4[-1].conv2.weight.mul_(1.5)
-
-
-@torch.no_grad()
-def _other_mean(encoder):
-    encoder.mean.add_(0.1)
+    assert [tuple(part["images"].shape) for part in exported] == [(2, 3, SIZE, SIZE), (2, 3, 32, 32)]
 
 
 def _other_layer(encoder):
@@ -378,19 +334,24 @@ def _other_layer(encoder):
     encoder.network.layer4[-1].act2 = Half(inplace=True)
 
 
-def _hook(encoder):
-    encoder.network.layer4.register_forward_hook(lambda layer, inputs, output: output * 0.5)
-
-
-def _method(encoder):
+def _other_method(encoder):
     layer, forward = encoder.network.layer4, encoder.network.layer4.forward
     layer.forward = lambda values: forward(values) * 0.5
 
 
-@pytest.mark.parametrize("change", [_other_weights, _other_mean, _other_layer, _hook, _method])
+CHANGES = {
+    "weights": lambda encoder: encoder.network.layer4[-1].conv2.weight.data.mul_(1.5),
+    "mean": lambda encoder: encoder.mean.add_(0.1),
+    "layer": _other_layer,
+    "hook": lambda encoder: encoder.network.layer4.register_forward_hook(lambda layer, given, output: output * 0.5),
+    "method": _other_method,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_another_encoder_is_not_taken_for_one_that_is_known(change, images):
     model = make().freeze()
     before = Predictor(model, SIZE)(images)
-    change(model.image_encoder)
+    CHANGES[change](model.image_encoder)
     assert not torch.allclose(plain(model, images), before, atol=1e-3), "so that a mistake would be seen"
     assert torch.allclose(Predictor(model, SIZE)(images), plain(model, images), atol=1e-4)

@@ -38,10 +38,7 @@ def test_max_entropy_has_the_gradient_of_the_formula(logits):
     assert torch.allclose(logits.grad, expected / 5)
 
 
-@pytest.mark.parametrize(
-    ("gamma", "classes", "confidence"),
-    [(0.2, 81, 0.834), (0.3, 81, 0.660), (1, 81, 0.288), (0.3, 120, 0.628)],
-)
+@pytest.mark.parametrize(("gamma", "classes", "confidence"), [(0.3, 81, 0.660), (1, 81, 0.288), (0.3, 120, 0.628)])
 def test_max_entropy_holds_a_fitted_sample_at_its_stationary_confidence(gamma, classes, confidence):
     logits = torch.zeros(1, classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
@@ -60,8 +57,7 @@ def test_confidence_penalty_is_max_entropy_and_a_constant(logits):
     labels = torch.arange(5)
     penalty = criterion("confidence_penalty", beta=0.2)(logits, labels)
     shifted = criterion("max_entropy", gamma=0.2)(logits, labels) + 0.2 * torch.tensor(7.0).log()
-    assert torch.allclose(penalty, shifted, atol=1e-6)
-    assert penalty >= 0
+    assert torch.allclose(penalty, shifted, atol=1e-6) and penalty >= 0
 
 
 def test_an_unknown_criterion_names_the_nearest():

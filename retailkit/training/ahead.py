@@ -7,21 +7,19 @@ Each worker makes them for some of the photos, and they come into the cache of t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from retailkit import cluster
 from retailkit.cache import kept_tensors, replacing
 from retailkit.config import DataError, cache_dir
 from retailkit.data import ocr
 from retailkit.data.table import ProductData, ProductDataset
-from retailkit.training.encoded import encode, features_file
+from retailkit.training.encoded import encode, features_file, joined
 from retailkit.training.runs import TrainSpec
 
 READ, ENCODED = 32, 512  # photos that a worker takes at a time: their words; their features, in whole batches
@@ -71,16 +69,11 @@ def encode_splits(spec: TrainSpec, data: ProductData, jobs: int, scheduler: str 
     missing = [part.data.select(part.rows) for part in whole if not features_file(model, part).is_file()]
     _fill(missing, spec, jobs, scheduler)
     for key, split in parts.items():
-        kept_tensors("features", key, lambda split=split: _joined(encode(model, part).tensors() for part in split))
+        kept_tensors("features", key, lambda split=split: joined(encode(model, part) for part in split))
 
 
 def _parts(split: ProductDataset) -> list[ProductDataset]:
     return [split.with_options(rows=split.rows[i : i + ENCODED]) for i in range(0, len(split), ENCODED)]
-
-
-def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    parts = list(parts)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _fill(photos: Sequence[ProductData], spec: TrainSpec | None, jobs: int, scheduler: str) -> None:

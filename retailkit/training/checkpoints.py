@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         header = json.loads(metadata["retailkit"])
     if isinstance(header, dict) and isinstance(later := header.get("format"), int) and later > FORMAT:
         raise LaterFormatError(f"{path}: of format {later}, and this retailkit reads up to {FORMAT}; update retailkit")
-    if fault := _fault(header, SCHEMA, "header"):
+    if fault := next(_faults(header, SCHEMA, "header"), ""):
         raise UserError(f"{path}: not a retailkit checkpoint ({fault}); {TRAIN_AGAIN}")
     for name, value in weights.items():
         if not value.isfinite().all():
@@ -121,31 +122,32 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     return header, weights
 
 
-def _fault(value: Any, rule: Any, key: str) -> str:
-    """Return what is wrong with a value of a header by a rule of `SCHEMA`, "" for nothing."""
+def _faults(value: Any, rule: Any, key: str) -> Iterator[str]:
+    """Yield what is wrong with a value of a header by a rule of `SCHEMA`."""
     wrong = f"{key} is {str(value)[:60]!r}, not"
-    if isinstance(rule, type):
-        if isinstance(value, str) and CONTROL.search(value):
-            return f"{key} is {value[:60]!r}, which holds control characters"
-        return "" if isinstance(value, rule) else f"{wrong} a {rule.__name__}"
-    if isinstance(rule, tuple):
-        fine = isinstance(value, int | float) and rule[0] <= value <= rule[1]
-        return "" if fine else f"{wrong} a number from {rule[0]} to {rule[1]}"
-    parts = []
-    if isinstance(rule, list):
-        if not isinstance(value, list) or len(value) > rule[1]:
-            return f"{wrong} a list of at most {rule[1]:,}"
-        parts = [(part, rule[0], f"{key}[{i}]") for i, part in enumerate(value)]
-    else:
+    if isinstance(rule, dict):
         if not isinstance(value, dict):
-            return f"{wrong} a mapping"
+            yield f"{wrong} a mapping"
+            return
         for name, inner in rule.items():
             plain = name.removesuffix("?")
             if value.get(plain) is not None:
-                parts.append((value[plain], inner, f"{key}.{plain}"))
+                yield from _faults(value[plain], inner, f"{key}.{plain}")
             elif plain == name:
-                return f"{key}.{name} is missing"
-    return next(filter(None, (_fault(*part) for part in parts)), "")
+                yield f"{key}.{name} is missing"
+    elif isinstance(rule, list):
+        if not isinstance(value, list) or len(value) > rule[1]:
+            yield f"{wrong} a list of at most {rule[1]:,}"
+            return
+        for i, part in enumerate(value):
+            yield from _faults(part, rule[0], f"{key}[{i}]")
+    elif isinstance(rule, tuple):
+        if not (isinstance(value, int | float) and rule[0] <= value <= rule[1]):
+            yield f"{wrong} a number from {rule[0]} to {rule[1]}"
+    elif not isinstance(value, rule):
+        yield f"{wrong} a {rule.__name__}"
+    elif isinstance(value, str) and CONTROL.search(value):
+        yield f"{key} is {value[:60]!r}, which holds control characters"
 
 
 def with_classes(data: ProductData, model: ProductClassifier, split: str = "") -> ProductData:

@@ -33,25 +33,25 @@ def folds(data: ProductData, count: int = 5, groups: Sequence[str] | None = None
     """
     if count < 3:
         raise UsageError(f"{count} folds are too few: one tests, one validates, the others train; use at least 3")
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-    fold_of = np.empty(len(data), dtype=int)
-    if groups is not None:
-        for fold, (_, rows) in enumerate(splitter.split(fold_of, data.table["label"], groups)):
-            fold_of[rows] = fold
-        return fold_of
+    groups = _look_alikes(data) if groups is None else groups
+    splitter, fold_of = StratifiedGroupKFold(count, shuffle=True, random_state=0), np.empty(len(data), dtype=int)
+    for fold, (_, rows) in enumerate(splitter.split(fold_of, data.table["label"], groups)):
+        fold_of[rows] = fold
+    return fold_of
+
+
+def _look_alikes(data: ProductData) -> np.ndarray:
+    """Return the number of the cluster of each image, (N,)."""
     model = models.build("image", data.classes)
     images = data.split("+".join(data.splits), model.input_size)
     vectors = torch.nn.functional.normalize(encode(model, images).image.values, dim=1).numpy()
-    labels = images.labels
-    clusters = np.empty(len(labels), dtype=int)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    clusters = np.empty(len(data), dtype=int)
+    for label in np.unique(images.labels):
+        rows = np.flatnonzero(images.labels == label)
         size = min(CLUSTERS, len(rows))
         parts = AgglomerativeClustering(size).fit_predict(vectors[rows]) if size > 1 else 0
         clusters[rows] = label * CLUSTERS + parts
-    for fold, (_, rows) in enumerate(splitter.split(vectors, labels, clusters)):
-        fold_of[images.rows[rows]] = fold
-    return fold_of
+    return clusters
 
 
 def repetition(data: ProductData, seed: int) -> ProductData:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +45,13 @@ class EncodedDataset(torch.utils.data.Dataset):
 
     def to(self, device: str | torch.device) -> EncodedDataset:
         """Return the same features on `device`."""
-        moved = [f and Features(f.values.to(device), f.available.to(device)) for f in (self.image, self.text)]
-        return EncodedDataset(*moved, self.labels.to(device), self.rows)
+        return self.from_tensors({name: value.to(device) for name, value in self.tensors().items()}, self.rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything but the rows, by name."""
-        tensors = {"labels": self.labels}
-        for name, features in (("image", self.image), ("text", self.text)):
-            if features is not None:
-                tensors |= {f"{name}.values": features.values, f"{name}.available": features.available}
-        return tensors
+        parts = {"image": self.image, "text": self.text}
+        given = {f"{name}.{part}": t for name, f in parts.items() if f for part, t in f._asdict().items()}
+        return {"labels": self.labels} | given
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], rows: np.ndarray | None = None) -> EncodedDataset:
@@ -64,6 +61,12 @@ class EncodedDataset(torch.utils.data.Dataset):
             for name in ("image", "text")
         )
         return cls(image, text, tensors["labels"], rows)
+
+
+def joined(parts: Iterable[EncodedDataset]) -> dict[str, Tensor]:
+    """Return the `tensors` of a split that is given in parts."""
+    parts = [part.tensors() for part in parts]
+    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
 
 
 def encode(
@@ -79,22 +82,19 @@ def encode(
         pooled: keep finished features, as `encode_image` gives them. Only NTS-Net needs it: its regions depend on what
             it has learned, so that there is nothing to keep before.
     """
-    first = seed * VIEWS
 
-    def make() -> dict[str, Tensor]:
-        parts = []
+    def batches() -> Iterator[EncodedDataset]:
         with placed(model) as where, evaluating(model):
             fast = compiled(model)
             encode_image = fast.encode_image if pooled else fast.encode_frozen
             for view in range(views):
-                with seeded(first + view):
+                with seeded(seed * VIEWS + view):
                     for batch in bar(load_batches(dataset, 32), "encode"):
-                        tensors = encode_batch(fast, batch.to(where), encode_image).tensors()
-                        parts.append({name: value.cpu().contiguous() for name, value in tensors.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                        yield encode_batch(fast, batch.to(where), encode_image).to("cpu")
 
     key = features_file(model, dataset, views, seed, pooled).stem
-    return EncodedDataset.from_tensors(kept_tensors("features", key, make), np.tile(dataset.rows, views))
+    kept = kept_tensors("features", key, lambda: joined(batches()))
+    return EncodedDataset.from_tensors(kept, np.tile(dataset.rows, views))
 
 
 def features_file(

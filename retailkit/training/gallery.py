@@ -84,5 +84,4 @@ def _encode(model: ProductClassifier, photos, facts: Mapping[str, Any]) -> Featu
         raise DataError.listing(broken)
     with placed(model) as where, evaluating(model):
         parts = [encode_batch(model, batch.to(where), model.encode_image).image for batch in load_batches(split, 32)]
-    found = Features.joined(parts)
-    return Features(found.values.cpu().clone(), found.available.cpu().clone())
+    return Features(*(part.cpu().clone() for part in Features.joined(parts)))

@@ -29,7 +29,7 @@ from retailkit.losses import criterion
 from retailkit.metrics import Evaluation
 from retailkit.models.classifier import ProductClassifier, evaluating
 from retailkit.models.weights import reason
-from retailkit.training.encoded import EncodedDataset, bar, encode, encode_batch, load_batches, placed, seeded
+from retailkit.training.encoded import EncodedDataset, bar, encode, encode_batch, joined, load_batches, placed, seeded
 from retailkit.training.processes import averaged, check_shared, shared, team
 
 COMPILED_FROM = 64  # images to evaluate: compiling takes as long as PyTorch takes for about so many
@@ -117,16 +117,16 @@ def fit(
     Raises:
         TrainingError: the loss is not finite; the last finished epoch stays in `resume`.
     """
-    config, started = config or TrainConfig(), time.monotonic()
-    if isinstance(train, ProductDataset):
+    config, started, images = config or TrainConfig(), time.monotonic(), isinstance(train, ProductDataset)
+    if images:
         model.prepare(train)
     remembers = hasattr(model, "head") and model.head.remembers
-    if remembers and config.mode != "frozen" and isinstance(train, ProductDataset):
+    if remembers and images and config.mode != "frozen":
         raise UsageError("a gallery learns nothing by gradient; train it with mode='frozen' (--frozen)")
     if not (remembers or any(p.requires_grad for p in model.parameters())):
         return History(pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"]), 0, time.monotonic() - started)
     with placed(model) as where, seeded(config.seed):
-        if isinstance(train, ProductDataset):
+        if images:
             fixed = getattr(getattr(model, "image_encoder", None), "fixed", False)
             size = train.size if fixed else config.train_size or train.size
             train = train.with_options(size=size, augment=AUGMENTATIONS[config.augment](size))
@@ -151,10 +151,8 @@ def fit(
         model.eval()
         if val is not None and model.head.tunes:
             with evaluating(model):
-                parts = [part.tensors() for part in _encoded(model, val, where)]
-                whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                seen = EncodedDataset.from_tensors(whole)
-                model.tune(seen.image, seen.text, seen.labels)
+                features = EncodedDataset.from_tensors(joined(_encoded(model, val, where)))
+                model.tune(features.image, features.text, features.labels)
     return History(pd.DataFrame(rows), best, time.monotonic() - started + before)
 
 

@@ -151,8 +151,7 @@ def reference(
         options: of the model, such as `backbone`, `weights` or `parts`.
         **config: changes of `TrainConfig`.
     """
-    chosen = profile(profile_name)
-    runs = _reference_runs(chosen)
+    runs = _reference_runs(chosen := profile(profile_name))
     own = runs[pick(runs, name, "reference run")]
     size = size or own.size
     changes = {"seed": seed, "train_size": size if own.size else own.config.train_size}
@@ -170,27 +169,18 @@ def reference(
 
 
 def _reference_runs(chosen: Profile) -> dict[str, TrainSpec]:
-    tuned = {"mode": "finetune", "epochs": chosen.finetune_epochs, "augment": "standard"}
     ema = 0.99 if chosen.finetune_epochs > 5 else 0.0
-    packshots = TrainConfig(epochs=10, batch_size=64, lr=1e-3, criterion="cross_entropy", augment="packshot")
-    nts = TrainConfig(
-        mode="finetune",
-        epochs=chosen.nts_epochs,
-        batch_size=16,
-        lr=3e-3 if chosen.nts_frozen else 1e-3,  # two passes are few, and there is no backbone to spoil
-        criterion="cross_entropy",
-        augment="light",
-    )
+    nts_lr = 3e-3 if chosen.nts_frozen else 1e-3  # two passes are few, and there is no backbone to spoil
+    tuned = {"epochs": chosen.finetune_epochs, "train_size": chosen.finetune_size, "augment": "standard", "ema": ema}
+    packshots = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot"}
+    nts = {"mode": "finetune", "epochs": chosen.nts_epochs, "batch_size": 16, "lr": nts_lr, "augment": "light"}
+    navigated = {"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen}
+    plain = {"criterion": "cross_entropy"}
     return {
         "probe": TrainSpec(config=TrainConfig(epochs=chosen.epochs, batch_size=128)),
-        "finetune": TrainSpec(
-            model_options={"dropout": 0.3}, config=TrainConfig(**tuned, train_size=chosen.finetune_size, ema=ema)
-        ),
-        "packshots": TrainSpec(size=160, config=packshots),
+        "finetune": TrainSpec(model_options={"dropout": 0.3}, config=TrainConfig("finetune", **tuned)),
+        "packshots": TrainSpec(size=160, config=TrainConfig(**packshots, **plain)),
         "nts": TrainSpec(
-            model="nts",
-            model_options={"backbone": "efficientnet_lite0", "freeze": chosen.nts_frozen},
-            size=chosen.nts_size,
-            config=nts,
+            model="nts", model_options=navigated, size=chosen.nts_size, config=TrainConfig(**nts, **plain)
         ),
     }

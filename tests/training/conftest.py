@@ -36,6 +36,6 @@ def small_model(data):
     def build(seed=0, name="image", **options):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return models.build(name, data.classes, **SMALL, **options)
+            return models.build(name, data.classes, **SMALL | options)
 
     return build

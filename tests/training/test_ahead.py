@@ -13,6 +13,8 @@ from retailkit.data import ocr
 from retailkit.data.table import Word
 from retailkit.training import TrainConfig, TrainSpec, encoded
 
+SPEC = TrainSpec(model_options={"backbone": "timm:test_resnet", "weights": None}, size=48, config=TrainConfig(epochs=3))
+
 
 @pytest.fixture
 def engine(monkeypatch):
@@ -48,26 +50,22 @@ def test_a_broken_photo_stops_no_other_and_is_named_as_ever(data, engine, elsewh
     assert len(engine) == 35
     with pytest.raises(DataError, match=f"row 5 of 'drawn': {data.table['image'][5]}"):
         ocr.add_text(data)
-    spec = TrainSpec(model_options={"backbone": "shufflenet_v2_x1_0", "weights": None})
     with pytest.raises(DataError, match=f"row 5 of 'drawn': {data.table['image'][5]}"):
-        training.encode_splits(spec, data, 2)
+        training.encode_splits(SPEC, data, 2)
 
 
 def test_features_that_others_encode_are_found_here(data, elsewhere, monkeypatch, tmp_path):
     data = data.select(np.tile(np.arange(36), 3))
     monkeypatch.setattr("retailkit.training.ahead.ENCODED", 32)
-    spec = TrainSpec(
-        model_options={"backbone": "shufflenet_v2_x1_0", "weights": None}, size=48, config=TrainConfig(epochs=3)
-    )
-    model, history = training.fit_or_load(spec, data)
+    model, history = training.fit_or_load(SPEC, data)
     monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / "another"))
-    training.encode_splits(spec, data, 1)
+    training.encode_splits(SPEC, data, 1)
     assert not elsewhere
     for _ in range(2):
-        training.encode_splits(spec, data, 1, "tcp://somewhere")
+        training.encode_splits(SPEC, data, 1, "tcp://somewhere")
         assert [len(part.photos) for part in elsewhere] == [32, 32, 8, 32, 4]
     monkeypatch.setattr(encoded, "load_batches", None)  # nothing is encoded any more
-    again, same = training.fit_or_load(spec, data)
+    again, same = training.fit_or_load(SPEC, data)
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
     assert same.epochs["loss"].tolist() == history.epochs["loss"].tolist()
 
@@ -78,12 +76,10 @@ def test_a_machine_with_its_own_disk_reads_and_encodes_as_one_process_does(comma
         label, colour = (("MILK", "white"), ("JUICE", "orange"))[number % 2]
         photo = Image.new("RGB", (160, 120), colour)
         ImageDraw.Draw(photo).text((15 + number, 40), f"{label} {number}", "black", ImageFont.load_default(size=30))
-        path = tmp_path / "photos" / label.lower() / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photo.save(path)
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        photo.save(tmp_path / "photos" / label / f"{number}.png")
     scheduler, worker = machines
-    _, address = scheduler()
-    _, place = worker("one")
+    (_, address), (_, place) = scheduler(), worker("one")
 
     def trained(*words):
         monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / words[0]))
@@ -91,21 +87,18 @@ def test_a_machine_with_its_own_disk_reads_and_encodes_as_one_process_does(comma
         code, _, err = command(*line, f"{words[0]}.safetensors", *words[1:])
         assert code == 0, err
         model, _, _ = training.load_checkpoint(tmp_path / f"{words[0]}.safetensors")
-        return model.state_dict().values()
+        return model.state_dict().values(), {path.name: path.read_bytes() for path in cache_dir("ocr").rglob("*.json")}
 
-    one = trained("alone")
-    words = {path.name: path.read_bytes() for path in cache_dir("ocr").rglob("*.json")}
-    with monkeypatch.context() as patch:
-        patch.setattr(ocr, "read_words", None)  # nothing is read in this process
-        for ways in (("machine", "--scheduler", address), ("processes", "--jobs", "2")):
-            assert all(map(torch.equal, one, trained(*ways)))
-            assert {path.name: path.read_bytes() for path in cache_dir("ocr").rglob("*.json")} == words
-    assert len(words) == 20 and list((place / "cache" / "features").iterdir())
+    weights, read = trained("alone")
+    monkeypatch.setattr(ocr, "read_words", None)  # nothing is read in this process
+    for ways in (("machine", "--scheduler", address), ("processes", "--jobs", "2")):
+        own, found = trained(*ways)
+        assert all(map(torch.equal, weights, own)) and found == read
+    assert len(read) == 20 and list((place / "cache" / "features").iterdir())
 
 
 @pytest.mark.parametrize("words", [("--jobs", "2"), ("--scheduler", "tcp://127.0.0.1:9")])
 def test_workers_without_work_are_refused(command, words):
-    code, _, err = command("train", "--root", "photos", *words)
-    assert code == 2 and "--jobs and --scheduler read words" in err
-    code, _, err = command("train", "--preset", "grozi_best", *words)
-    assert code == 2 and "does not go with --preset" in err
+    for line, says in (("--root photos", "--jobs and --scheduler read words"), ("--preset grozi_best", "--preset")):
+        code, _, err = command("train", *line.split(), *words)
+        assert code == 2 and says in err

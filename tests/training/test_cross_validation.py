@@ -14,6 +14,7 @@ from retailkit.inference import Predictor
 from retailkit.training import TrainConfig, TrainSpec
 
 CLASSES = ["lean", "medium"]
+QUICK = TrainConfig(epochs=20, batch_size=128)
 
 
 @pytest.fixture
@@ -39,18 +40,14 @@ def shelf(tmp_path_factory):
 
 
 def test_folds_keep_look_alikes_together(shelf):
-    dealt = training.folds(shelf, count=4)
-    assert sorted(set(dealt)) == [0, 1, 2, 3]
-    by_scene = pd.Series(dealt).groupby(shelf.table["group"]).nunique()
-    assert (by_scene == 1).all(), "photos of one scene lie in one fold"
+    group = shelf.table["group"]
+    for count, known in ((4, None), (5, group)):
+        dealt = training.folds(shelf, count, known)
+        assert sorted(set(dealt)) == list(range(count))
+        assert (pd.Series(dealt).groupby(group).nunique() == 1).all(), "photos of one scene lie in one fold"
+    assert (pd.crosstab(dealt, shelf.table["label"]) == 3).all(axis=None), "every fold has every class"
     with pytest.raises(UsageError, match="2 folds are too few"):
         training.folds(shelf, count=2)
-
-
-def test_known_groups_stay_together_and_every_fold_has_every_class(shelf):
-    dealt = training.folds(shelf, count=5, groups=shelf.table["group"])
-    assert (pd.Series(dealt).groupby(shelf.table["group"]).nunique() == 1).all()
-    assert (pd.crosstab(dealt, shelf.table["label"]) == 3).all(axis=None)
 
 
 def test_five_seeds_test_every_image_once_and_a_given_test_split_is_kept(shelf):
@@ -58,8 +55,7 @@ def test_five_seeds_test_every_image_once_and_a_given_test_split_is_kept(shelf):
     assert (np.sum(tested, axis=0) == 1).all()
     again = training.repetition(shelf, 6)
     assert ((again.table["split"] == "test") == tested[1]).all()
-    table = shelf.table.assign(split=np.where(np.arange(len(shelf)) % 3 == 0, "test", "train"))
-    given = data.table.ProductData("folder", table, shelf.classes, {})
+    given = replace(shelf, table=shelf.table.assign(split=np.where(tested[0], "test", "train")))
     assert training.repetition(given, 3) is given
 
 
@@ -71,10 +67,8 @@ def readable(shelf):
 
 
 def test_cross_validation_judges_each_image_by_a_head_that_has_not_seen_it(readable):
-    network = {"text_encoder": "char_ngrams"}
-    dealt = training.folds(readable, count=4)
-    spec = TrainSpec(model="concat", model_options=network, config=TrainConfig(epochs=20, batch_size=128))
-    judged = training.cross_validate(spec, readable, dealt)
+    spec = TrainSpec(model="concat", model_options={"text_encoder": "char_ngrams"}, config=QUICK)
+    judged = training.cross_validate(spec, readable, training.folds(readable, count=4))
     assert len(judged.models) == 4 and judged.evaluate().n == len(readable)
     row = int(np.flatnonzero(judged.folds == 2)[0])
     sample = readable.split("train", 224)[row]
@@ -98,9 +92,8 @@ def test_cross_validation_judges_each_image_by_a_head_that_has_not_seen_it(reada
 
 
 def test_one_image_per_class_is_learned_by_heart(shelf):
-    table = shelf.table.iloc[[0, -1]].assign(text=["LEAN BEEF", "MEDIUM BEEF"])
-    given = data.table.ProductData("folder", table, shelf.classes, {})
+    given = replace(shelf, table=shelf.table.iloc[[0, -1]].assign(text=["LEAN BEEF", "MEDIUM BEEF"]))
     options = {"weights": None, "text_encoder": "char_ngrams"}
-    spec = TrainSpec(model="concat", model_options=options, size=32, config=TrainConfig(epochs=20, batch_size=128))
+    spec = TrainSpec(model="concat", model_options=options, size=32, config=QUICK)
     judge = training.one_shot(spec, given, views=8)
     assert judge.evaluate().top1 == 1.0 and judge.folds.tolist() == [0, 0] and len(judge.models) == 1

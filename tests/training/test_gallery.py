@@ -29,38 +29,31 @@ def test_a_checkpoint_holds_the_gallery(small_model, train, val, tmp_path, neigh
     assert training.evaluate(loaded, val).top1 > 0.6, "three colours"
 
 
-def test_gradients_reach_the_image(small_model, train, val):
+def test_without_validation_photos_the_gallery_gives_the_threshold_and_gradients_reach_the_image(
+    small_model, train, val
+):
     model = small_model(name="gallery")
     training.fit(model, train)
+    assert -1 < float(model.head.threshold) < 1
     images = torch.stack([val[i].image for i in range(2)])
     for method in ("gradcam", "integrated_gradients"):
         attr = saliency.attribute(model, images, torch.tensor([0, 1]), method)
         assert attr.shape == (2, 48, 48) and attr.abs().sum() > 0
 
 
-def test_without_validation_photos_the_gallery_itself_gives_the_threshold(small_model, train):
-    model = small_model(name="gallery")
-    training.fit(model, train)
-    assert -1 < float(model.head.threshold) < 1
-
-
-def test_a_frozen_gallery_is_filled_and_loaded_again(data, train, val):
+def test_a_frozen_gallery_is_filled_and_loaded_again_and_not_fine_tuned(data, train):
     spec = TrainSpec(model="gallery", model_options=SMALL | {"freeze": True}, size=48)
-    first, _ = training.fit_or_load(spec, data)
-    again, _ = training.fit_or_load(spec, data)
+    (first, _), (again, _) = (training.fit_or_load(spec, data) for _ in range(2))
     assert len(first.head.vectors) == len(train) and torch.equal(first.head.vectors, again.head.vectors)
-
-
-def test_a_gallery_is_not_fine_tuned(small_model, train):
     with pytest.raises(UsageError, match="mode='frozen'"):
-        training.fit(small_model(name="gallery"), train, config=TrainConfig(mode="finetune"))
+        training.fit(first, train, config=TrainConfig(mode="finetune"))
 
 
 def test_a_gallery_with_labels_that_it_has_no_class_for_is_no_checkpoint(small_model, train, tmp_path):
     model = small_model(name="gallery")
-    training.save_checkpoint(model, tmp_path / "m.safetensors", training.fit(model, train), size=48)
+    history = training.fit(model, train)
     model.head.labels[0] = 99
-    training.save_checkpoint(model, tmp_path / "m.safetensors", training.History(pd.DataFrame(), 0, 0.0), size=48)
+    training.save_checkpoint(model, tmp_path / "m.safetensors", history, size=48)
     with pytest.raises(UserError, match="its weights are those of another model"):
         training.load_checkpoint(tmp_path / "m.safetensors")
 
@@ -78,39 +71,37 @@ def shop(data, tmp_path):
     return tmp_path
 
 
-ADD = ["add", "white wine", "white/0.png", "white/1.png"]
+TRAIN = ("train", "--root", "shop", "--model", "gallery", "--output")
 
 
 @pytest.mark.parametrize("neighbours", [0, 3])
 def test_a_product_is_added_and_recognised(shop, command, neighbours):
-    train = ["train", "--root", "shop", "--model", "gallery", "--neighbours", neighbours, "--output"]
-    code, _, err = command(*train, "g.safetensors")
-    assert code == 0, err
+    def done(*words):
+        code, out, err = command(*words, "--json")
+        assert code == 0, err
+        return json.loads(out.splitlines()[-1])
+
+    train, more = (*TRAIN, "g.safetensors", "--neighbours", neighbours), ("--checkpoint", "more.safetensors")
+    done(*train)
     before = (shop / "g.safetensors").read_bytes()
-    code, out, err = command(*ADD, "--checkpoint", "g.safetensors", "--output", "more.safetensors", "--json")
-    facts = json.loads(out.splitlines()[-1])
-    assert code == 0 and (facts["new"], facts["added"], facts["products"]) == (True, 2, 4), err
+    photos = ("white/0.png", "white/1.png", "--checkpoint", "g.safetensors", "--output", "more.safetensors")
+    facts = done("add", "white wine", *photos)
+    assert (facts["new"], facts["added"], facts["products"]) == (True, 2, 4)
     assert facts["closest"] in ("blue", "green", "red") and (shop / "g.safetensors").read_bytes() == before
-    code, out, _ = command(
-        "predict", "white/2.png", "shop/val", "--checkpoint", "more.safetensors", "--output", "a.csv"
-    )
+    assert command("predict", "white/2.png", "shop/val", *more, "--output", "a.csv")[0] == 0
     answers = pd.read_csv("a.csv")
-    assert code == 0 and answers.loc[0, "label"] == "white wine" and not answers.loc[0, "unknown"]
+    assert answers.loc[0, "label"] == "white wine" and not answers.loc[0, "unknown"]
     true = [path.split("/")[-2] for path in answers["image"][1:]]
     assert (answers["label"][1:] == true).mean() > 0.6 and answers["similarity"].between(-1, 1).all()
-    code, out, _ = command("add", "white wine", "white", "--checkpoint", "more.safetensors", "--json")
-    facts = json.loads(out.splitlines()[-1])
-    assert code == 0 and (facts["new"], facts["added"], facts["known"], facts["photos"]) == (False, 1, 2, 3)
-    assert command("evaluate", "--root", "shop", "--split", "val", "--checkpoint", "more.safetensors")[0] == 0
-    code, _, err = command("export", "--root", "shop", "--split", "val", "--checkpoint", "more.safetensors")
-    assert code == 0, err
-    line = ["explain", "white/2.png", "--checkpoint", "more.safetensors", "--budget", "32", "--json"]
-    code, out, err = command(*line)
-    assert code == 0 and json.loads(out.splitlines()[-1])["label"] == "white wine", err
-    code, out, err = command(*train, "more.safetensors")
+    facts = done("add", "white wine", "white", *more)
+    assert (facts["new"], facts["added"], facts["known"], facts["photos"]) == (False, 1, 2, 3)
+    for name in ("evaluate", "export"):
+        done(name, "--root", "shop", "--split", "val", *more)
+    assert done("explain", "white/2.png", *more, "--budget", "32")["label"] == "white wine"
+    train = [word.replace("g.safetensors", "more.safetensors") for word in map(str, train)]
+    code, _, err = command(*train)
     assert code == 2 and "more.safetensors: 3 photos were added to this gallery and would be lost" in err
-    code, out, err = command(*train, "more.safetensors", "--force")
-    assert code == 0 and "output: replaced" in out, "the same training does not take it for its own"
+    assert done(*train, "--force")["output"] == "replaced", "the same training does not take it for its own"
 
 
 BAD = {
@@ -127,7 +118,7 @@ BAD = {
 
 
 def test_a_bad_call_ends_in_one_line_and_changes_nothing(shop, command, small_model):
-    assert command("train", "--root", "shop", "--model", "gallery", "--output", "g.safetensors")[0] == 0
+    assert command(*TRAIN, "g.safetensors")[0] == 0
     nothing = training.History(pd.DataFrame(), 0, 0.0)
     training.save_checkpoint(small_model(), shop / "image.safetensors", nothing, size=48)
     (shop / "broken.png").write_text("no image")

@@ -12,11 +12,8 @@ from retailkit.cache import sources
 from retailkit.config import UserError, cache_dir
 from retailkit.training import TrainConfig, TrainSpec, runs
 
-FROZEN = TrainConfig(epochs=30, batch_size=8, lr=1e-2)
 SMALL = {"backbone": "timm:test_resnet", "weights": None}
-TUNED = TrainConfig(mode="finetune", epochs=3, batch_size=8, encoder_lr=1e-3, augment="light")
-
-SPEC = TrainSpec(model_options=SMALL, size=48, config=replace(FROZEN, epochs=3))
+SPEC = TrainSpec(model_options=SMALL, size=48, config=TrainConfig(epochs=3, batch_size=8, lr=1e-2))
 
 
 @pytest.fixture
@@ -32,28 +29,24 @@ def test_the_same_run_is_trained_once_and_another_one_anew(data, trainings):
     again, loaded = training.fit_or_load(SPEC, data)
     assert torch.equal(first.head.linear.weight, again.head.linear.weight) and not again.training
     pd.testing.assert_frame_equal(loaded.epochs, history.epochs)
-    assert len(trainings) == 1
-    with_text = replace(data, table=data.table.assign(text="words"))
-    training.fit_or_load(SPEC, with_text)
-    assert len(trainings) == 1, "this model does not read"
-    training.fit_or_load(SPEC, data.select(np.arange(len(data)) != 0))
-    assert len(trainings) == 2, "other data"
-    training.fit_or_load(replace(SPEC, config=replace(SPEC.config, seed=1)), data)
-    assert len(trainings) == 3, "another seed"
-    first = SPEC.build(data.classes)
-    first.head.linear.weight.data += 1
-    training.fit_once(first, data.split("train", 48), data.split("val", 48), SPEC.config)
+    read = replace(data, table=data.table.assign(text="words"))  # this model does not read
+    fewer, seed = data.select(np.arange(len(data)) != 0), replace(SPEC, config=replace(SPEC.config, seed=1))
+    for spec, photos, trained in ((SPEC, read, 1), (SPEC, fewer, 2), (seed, data, 3)):
+        training.fit_or_load(spec, photos)
+        assert len(trainings) == trained
+    other = SPEC.build(data.classes)
+    other.head.linear.weight.data += 1
+    training.fit_once(other, data.split("train", 48), data.split("val", 48), SPEC.config)
     assert len(trainings) == 4, "other weights"
 
 
 def test_a_training_outlives_a_checkpoint_that_cannot_be_written(data, tmp_path, trainings):
-    spec = replace(SPEC, config=TUNED)
+    spec = replace(SPEC, config=replace(SPEC.config, mode="finetune", augment="light"))
     with pytest.raises(UserError, match=f"{tmp_path}: not a regular file"):
         training.fit_or_load(spec, data, tmp_path)  # a folder
-    states = list(cache_dir("partial").iterdir())
-    changed = [path.stat().st_mtime_ns for path in states]
+    assert len(list(cache_dir("partial").iterdir())) == 1
     _, history = training.fit_or_load(spec, data, tmp_path / "model.safetensors")
-    assert history.epochs["epoch"].tolist() == [1, 2, 3] and len(changed) == 1
+    assert history.epochs["epoch"].tolist() == [1, 2, 3]
     assert not list(cache_dir("partial").iterdir()), "dropped once the checkpoint is there"
 
 
