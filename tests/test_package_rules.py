@@ -15,29 +15,13 @@ from retailkit.runs.report import IMAGE_DATA
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "retailkit"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 # Data flows down: a room imports only rooms above it. Rooms of one line may import one another.
-ROOMS = [
-    {"config"},
-    {"cache"},
-    {"cluster"},
-    {"data"},
-    {"models"},
-    {"losses", "metrics"},
-    {"calibration"},
-    {"inference"},
-    {"training"},
-    {"recipes", "answers"},
-    {"backgrounds", "detection"},
-    {"explain"},
-    {"plots"},
-    {"widgets"},
-    {"runs"},
-    {"export", "comparison", "audit"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+ROOMS = """
+config | cache | cluster | data | models | losses metrics | calibration | inference | training | recipes answers |
+backgrounds detection | explain | plots | widgets | runs | export comparison audit | cli | __main__
+"""
+LEVEL = {room: level for level, rooms in enumerate(ROOMS.split("|")) for room in rooms.split()}
 # Tools of notebooks, plots and runs: nothing that computes may need them.
 OUTSIDE = {
     "ipywidgets": {"widgets"},
@@ -51,6 +35,7 @@ OUTSIDE = {
     "distributed": {"cluster"},
 }
 REGISTRY_HOST = re.compile(r"\b(?:pypi\.org|files\.pythonhosted\.org|index-url|find-links|artifactory|nexus)\b")
+LINES, FUNCTION_LINES = 500, 60
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|opt|tmp)/[\w.-]+")
 
 
@@ -61,10 +46,6 @@ def tracked(*patterns):
     if done.returncode:
         pytest.skip("not a git checkout")
     return [ROOT / line for line in done.stdout.splitlines() if (ROOT / line).is_file()]
-
-
-def room(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(source):
@@ -84,14 +65,14 @@ def broken_imports(own, source):
     return above | {p[0] for p in names if p[0] in OUTSIDE and own not in OUTSIDE[p[0]]}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_room_imports_only_rooms_above_it(path):
-    own = room(path)
-    if own == "__init__":
-        assert not list(imports(path.read_text(encoding="utf-8")))
-        return
-    assert own in LEVEL, f"{own}: a new room; give it a place in ROOMS"
-    assert not broken_imports(own, path.read_text(encoding="utf-8"))
+def test_a_room_imports_only_rooms_above_it():
+    for path, source in SOURCES.items():
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if own == "__init__":
+            assert not list(imports(source))
+            continue
+        assert own in LEVEL, f"{own}: a new room; give it a place in ROOMS"
+        assert not broken_imports(own, source), path
 
 
 def test_the_rule_of_imports_can_fail():
@@ -101,69 +82,50 @@ def test_the_rule_of_imports_can_fail():
     assert not broken_imports("training", "from retailkit.models import build")
 
 
-def imported_modules(path, known):
-    """Modules of the package that a file imports, wherever in the file."""
-    for name in imports(path.read_text(encoding="utf-8")):
-        while name and name not in known:
-            name = name.rpartition(".")[0]
-        if name not in ("", "retailkit"):
-            yield name
-
-
 def test_imports_of_files_go_one_way():
     known = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
-    graph = {name: set(imported_modules(path, known)) for name, path in known.items()}
+
+    def module(name):
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {name: {*map(module, imports(SOURCES[path]))} - {"", "retailkit"} for name, path in known.items()}
     assert sum(map(len, graph.values())) > 100
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the files of a cycle
 
 
-LINES, FUNCTION_LINES = 500, 60
-
-
-def too_long():
-    """Files and functions that a reader cannot take in at once."""
-    for path in SOURCES:
-        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(PACKAGE))
-        if text.count("\n") > LINES:
-            yield name
+def test_sources_are_short_and_keep_the_habits():
+    for path, text in SOURCES.items():
+        assert text.count("\n") <= LINES, path
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= FUNCTION_LINES:
-                yield f"{name} {node.name}"
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{path} {node.name}"
+        assert path.stem not in {"utils", "util", "common", "helpers", "misc"}
+        assert ".cuda(" not in text, f"{path}: use config.device()"
+        assert not re.search(r"np\.random\.seed\(|^\s*random\.seed\(", text, re.M), (
+            f"{path}: pass a seed or a generator"
+        )
+        assert "plt.show(" not in text, path
 
 
-def test_files_and_functions_are_short():
-    assert not list(too_long())
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_sources_keep_the_habits(path):
-    text = path.read_text(encoding="utf-8")
-    assert path.stem not in {"utils", "util", "common", "helpers", "misc"}
-    assert ".cuda(" not in text, "use config.device()"
-    assert not re.search(r"np\.random\.seed\(|^\s*random\.seed\(", text, re.M), "pass a seed or a generator"
-    assert "plt.show(" not in text
-
-
-def test_importing_the_package_is_instant():
-    script = "import sys; before = set(sys.modules); import retailkit; print(*set(sys.modules) - before)"
+def loaded_by(module):
+    """What a fresh Python has loaded after an import of a module."""
+    script = f"import sys; before = set(sys.modules); import {module}; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"retailkit"}
+    return set(done.stdout.split())
 
 
-def test_the_command_answers_without_the_heavy_libraries():
-    heavy = {"torch", "pandas", "transformers", "papermill"}
-    script = f"import sys; import retailkit.cli; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+def test_the_package_and_the_command_answer_without_the_heavy_libraries():
+    assert loaded_by("retailkit") == {"retailkit"}
+    assert not loaded_by("retailkit.cli") & {"torch", "pandas", "transformers", "papermill"}
 
 
 def test_no_path_of_one_machine_and_no_registry_in_tracked_files():
     for path in tracked("*.py", "*.md", "*.yml", "*.yaml", "*.toml", "*.json", "*.ipynb", "Makefile", ".ci/*", "*.j2"):
-        if path == Path(__file__):
-            continue
         text = re.sub(r'"image/(?:png|jpeg)": "[^"]*"', "", path.read_text(encoding="utf-8"))
         for pattern in (MACHINE_PATH, REGISTRY_HOST):
-            assert not (found := pattern.search(text)), f"{path.relative_to(ROOT)}: {found[0]}"
+            assert path == Path(__file__) or not (found := pattern.search(text)), f"{path}: {found[0]}"
 
 
 def test_committed_files_are_small():
@@ -225,11 +187,6 @@ def make(tmp_path):
     return run
 
 
-def test_the_makefile_leaves_no_stamp_after_a_broken_install(make, tmp_path):
-    done = make("test", {"uv": '[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'})
-    assert done.returncode != 0 and (tmp_path / ".venv").is_dir() and not (tmp_path / ".venv/.ready").exists()
-
-
 ECHO = 'echo "$@"\n[ "$1" = venv ] && mkdir -p .venv/bin && exit 0\nexit 1'
 NO_PYTHON = dict.fromkeys(("python3", *(f"python3.{minor}" for minor in range(11, 15))), "exit 1")
 MADE = [  # what is asked for, the tools that are there, and what make prints
@@ -245,7 +202,9 @@ MADE = [  # what is asked for, the tools that are there, and what make prints
 
 
 @pytest.mark.parametrize("words, tools, says", MADE, ids=[says for *_, says in MADE])
-def test_the_makefile_hands_on_what_is_asked_for_or_says_what_is_missing(make, words, tools, says):
+def test_the_makefile_hands_on_what_is_asked_for_or_says_what_is_missing(make, tmp_path, words, tools, says):
+    """Whatever breaks the install, no stamp says that it is done."""
     done = make("test", tools, *words, path="PYTHON=python3.98" in words or "python3" in tools)
     assert done.returncode != 0 and says in done.stdout + done.stderr
+    assert (tmp_path / ".venv").is_dir() == ("uv" in tools) and not (tmp_path / ".venv/.ready").exists()
     assert ("--torch-backend" in done.stdout) == (says == "--torch-backend cpu")
