@@ -32,27 +32,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One input, the door that it is put to, and what has to come of it.
-
-    `expected` is a part of the line that refuses the input, or a tuple of parts of which one is said, where "" means
-    that it may be read as well. Anything else is the `value` that the door compares with what it has read.
-    """
+    """One input, the door that it is put to, and what has to come of it."""
 
     door: str
     name: str
     given: Any
-    expected: Any
+    says: tuple[str, ...]  # parts of the line that refuses it, one of which is said; "" means that it may be read
+    value: Any  # what the door compares with what it has read
     act: Callable[[Shop, Case], str]
     heavy: bool
-
-    @property
-    def says(self) -> tuple[str, ...]:
-        texts = (self.expected,) if isinstance(self.expected, str) else self.expected
-        return texts if isinstance(texts, tuple) and all(isinstance(text, str) for text in texts) else ()
-
-    @property
-    def value(self) -> Any:
-        return None if self.says else self.expected
 
     @property
     def outcomes(self) -> set[str]:
@@ -63,10 +51,17 @@ CASES: list[Case] = []
 
 
 def door(name: str, table: dict[str, tuple[Any, Any]], heavy: Any = ()) -> Callable:
-    """Put all inputs of a table, name -> (given, expected), to the function below."""
+    """Put all inputs of a table, name -> (given, expected), to the function below.
+
+    Expected is a text, or a tuple of texts, of what refuses the input; anything else is the value that is read.
+    """
 
     def register(act: Callable[[Shop, Case], str]) -> Callable:
-        CASES.extend(Case(name, case, *content, act, case in heavy) for case, content in table.items())
+        for case, (given, expected) in table.items():
+            texts = (expected,) if isinstance(expected, str) else expected
+            refused = isinstance(texts, tuple) and isinstance(texts[0], str)
+            says, value = (texts, None) if refused else ((), expected)
+            CASES.append(Case(name, case, given, says, value, act, case in heavy))
         return act
 
     return register
