@@ -159,12 +159,7 @@ def test_a_strange_explanation_is_refused_or_loaded(shop, path, new):
 # -- Caches.
 
 
-@pytest.mark.fault(
-    fault="a file of the cache is cut off",
-    injected="features, trainings and words that were read are cut, emptied, or hold something else",
-    lost="that file",
-    repeated="what it held",
-)
+@pytest.mark.fault("a file of the cache is cut off")
 def test_damaged_caches_are_made_again(shop, own_cache, tmp_path):
     """Whatever is kept: features of images and texts, trainings, words that were read."""
     train = ("train", "--root", "photos", "--frozen", "--epochs", 2, "--model", "concat", "--output", "new.safetensors")
