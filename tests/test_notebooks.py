@@ -170,19 +170,15 @@ sys.modules["retailkit.widgets.explorer"].STATES = 2
 """
 # Runs last: each explorer draws once more what it opened with. A function that remembers anything shows here.
 DRAW_AGAIN = """
-def draw_again():
-    import gc
-    from retailkit.plots import png
-    from retailkit.widgets.explorer import Explorer
+import gc
+from retailkit.plots import png
+from retailkit.widgets.explorer import Explorer
 
-    explorers = [thing for thing in gc.get_objects() if type(thing) is Explorer]
-    for explorer in explorers:
-        first = {name: widget.value for name, widget in explorer.controls.items()}
-        assert explorer.picture.value == png(explorer.render(**first)), f"drawn again it differs: {first}"
-    print(len(explorers), "explorers drawn again")
-
-
-draw_again()
+explorers = [thing for thing in gc.get_objects() if type(thing) is Explorer]
+for explorer in explorers:
+    first = {name: widget.value for name, widget in explorer.controls.items()}
+    assert explorer.picture.value == png(explorer.render(**first)), f"drawn again it differs: {first}"
+print(len(explorers), "explorers drawn again")
 """
 
 
@@ -208,34 +204,32 @@ def run_all(tmp_path_factory):
     return {result.notebook: result for result in results}, output
 
 
-def without_explorer(path, folder):
-    """Copy a notebook without its section "Explore", which no check needs."""
-    content = read(path)
-    headings = places(content.cells)
-    del content.cells[headings["## Explore"] : headings["## Checks"]]
-    nbformat.write(content, folder / path.name)
-    return folder / path.name
-
-
 @pytest.fixture(scope="module")
 def causes_off(request, tmp_path_factory):
-    """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check."""
-    given = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    asked = [params for params in given if "entry" in params]
-    causes = {(one["name"], str(one["entry"]["switched_off"])): one["entry"]["switched_off"] for one in asked}
-    folders = {run: tmp_path_factory.mktemp(run[0]) for run in causes}
+    """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check.
 
-    def execute(run):
-        path = without_explorer(ROOT / "notebooks" / f"{run[0]}.ipynb", tmp_path_factory.mktemp("notebooks"))
-        given = SMALLER.get(run[0], {}) | causes[run]
-        (result,) = runs.execute([path], extra=given, jobs=1, output=folders[run])
+    They go without the section "Explore", which no check needs.
+    """
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    asked = [(one["name"], one["metric"], one["entry"]["switched_off"]) for one in params if "entry" in one]
+
+    def execute(name, causes):
+        folder, content = tmp_path_factory.mktemp(name), read(ROOT / "notebooks" / f"{name}.ipynb")
+        headings = places(content.cells)
+        del content.cells[headings["## Explore"] : headings["## Checks"]]
+        nbformat.write(content, folder / f"{name}.ipynb")
+        given = SMALLER.get(name, {}) | causes
+        (result,) = runs.execute([folder / f"{name}.ipynb"], extra=given, jobs=1, output=folder / "run")
         assert result.status == "ok", result.error
-        return runs.read_record(folders[run] / f"{run[0]}.json")
+        return runs.read_record(folder / "run" / f"{name}.json")
 
     prepare()
+    done = {}
     with ThreadPoolExecutor(2) as pool:
-        done = {run: pool.submit(execute, run) for run in causes}
-        yield {(one["name"], one["metric"]): done[one["name"], str(one["entry"]["switched_off"])] for one in asked}
+        for name, _, causes in asked:
+            if (name, str(causes)) not in done:
+                done[name, str(causes)] = pool.submit(execute, name, causes)
+        yield {(name, metric): done[name, str(causes)] for name, metric, causes in asked}
 
 
 @pytest.mark.notebook
