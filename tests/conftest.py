@@ -2,10 +2,15 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,39 +23,25 @@ LOCAL = ("127.", "::1", "localhost")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def offline():
-    """Refuse every connection that is not to this machine."""
-    connect = socket.socket.connect
+def session(tmp_path_factory):
+    """Refuse connections to other machines, mind Ctrl-C, and take one cache for the session and all its workers.
+
+    A test that needs a cache of its own sets RETAILKIT_CACHE itself. A process in the background of a shell, which
+    tests may be, does not mind Ctrl-C.
+    """
+    connect, base = socket.socket.connect, tmp_path_factory.getbasetemp()
 
     def guarded(self, address):
         if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(LOCAL):
             raise OSError(f"a test tried to reach {address[0]}: tests work offline")
         return connect(self, address)
 
-    socket.socket.connect = guarded
-    yield
-    socket.socket.connect = connect
-
-
-@pytest.fixture(autouse=True, scope="session")
-def interrupts():
-    """Tests of Ctrl-C need a process that minds it, which one in the background of a shell does not."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setenv("RETAILKIT_CACHE", str((base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "cache"))
+        yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def session_cache(tmp_path_factory):
-    """One cache for the whole session and all its workers; a test that needs its own sets RETAILKIT_CACHE itself."""
-    before, base = os.environ.get("RETAILKIT_CACHE"), tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    os.environ["RETAILKIT_CACHE"] = str(shared / "cache")
-    yield
-    if before is None:
-        del os.environ["RETAILKIT_CACHE"]
-    else:
-        os.environ["RETAILKIT_CACHE"] = before
 
 
 @pytest.fixture
@@ -83,8 +74,6 @@ def checkout(tmp_path, monkeypatch):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Call the command in an empty folder, word by word; returns exit code, stdout and stderr."""
-    import sys
-
     from retailkit import cli
 
     monkeypatch.chdir(tmp_path)
@@ -100,6 +89,28 @@ def command(tmp_path, monkeypatch, capsys):
         return ended.value.code or 0, output.out, output.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory):
+    """A folder with photos of two classes, and a checkpoint and an explanation of theirs."""
+    import hostile
+
+    home = tmp_path_factory.mktemp("stock")
+    hostile.photos(home)
+    hostile.checkpoint(home)
+    return home
+
+
+@pytest.fixture
+def shop(stock, command, tmp_path, monkeypatch, capsys):
+    """A copy of the stock, entered, in which bad input is put to the package."""
+    import hostile
+
+    shutil.copytree(stock, tmp_path / "shop")
+    monkeypatch.chdir(tmp_path / "shop")
+    monkeypatch.setenv("COLUMNS", "400")
+    return hostile.Shop(tmp_path / "shop", command, monkeypatch, capsys)
 
 
 ELSEWHERE = """
@@ -121,9 +132,6 @@ def machines(tmp_path, tmp_path_factory):
     A worker, and the kernels that it starts, find nothing in the folder of the test, as if it lay on another machine.
     It has a folder and a cache of its own, `folder` and `folder / "cache"`.
     """
-    import subprocess
-    import sys
-
     base, started = tmp_path_factory.mktemp("machines"), []
     (base / "sitecustomize.py").write_text(ELSEWHERE)
     paths = os.pathsep.join(filter(None, (str(base), os.environ.get("PYTHONPATH"))))
@@ -162,10 +170,6 @@ def elsewhere(tmp_path, monkeypatch):
     Each piece gets a copy of what it reads, until it is done, and what it wrote is copied back. Returns the pieces that
     are done.
     """
-    import pickle
-    import shutil
-    from contextlib import nullcontext
-    from types import SimpleNamespace
 
     def as_done(work, pieces, label):
         for piece in pieces:

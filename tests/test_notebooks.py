@@ -4,7 +4,6 @@ import ast
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -16,13 +15,7 @@ from retailkit.runs.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-NO_METHOD = [  # what teaches no method of its own
-    "00_welcome",
-    "10_data_exploration",
-    "80_explanation_tool",
-    "90_results",
-]
-SHARED = ["PROFILE", "DATASET", "ROOT", "SEED"]
+NO_METHOD = ["00_welcome", "10_data_exploration", "80_explanation_tool", "90_results"]  # teach none of their own
 EXPECTED = expectations(ROOT / "tests" / "expected.yml")["fast-synthetic"]
 DIRECTIONS = [
     (notebook, metric, entry)
@@ -32,47 +25,52 @@ DIRECTIONS = [
 ]
 
 
+METHODS = [path for path in NOTEBOOKS if path.stem not in NO_METHOD]
+HEADINGS = ["## The method", "## Explore", "## Checks", "## Exercises", "## References"]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
 def notebook(request):
-    return request.param, nbformat.read(request.param, as_version=4)
+    """A path, and its cells."""
+    return request.param, read(request.param).cells
 
 
-def sources(content, kind):
-    return [cell.source for cell in content.cells if cell.cell_type == kind]
+def sources(cells, kind):
+    return [cell.source for cell in cells if cell.cell_type == kind]
 
 
-def knobs(content):
-    (cell,) = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
-    return cell.source
+def knobs(cells):
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def places(cells):
+    """Headings of the second level, and in which cell each is."""
+    return {line: n for n, cell in enumerate(cells) for line in cell.source.splitlines() if line.startswith("## ")}
 
 
 def test_notebooks_are_stripped_and_formatted(notebook):
-    _, content = notebook
-    ids = [cell.id for cell in content.cells]
-    assert len(set(ids)) == len(ids)
-    for cell in content.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
-    assert content.metadata.kernelspec.name == "python3"
+    path, cells = notebook
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    assert read(path).metadata.kernelspec.name == "python3"
 
 
 def test_notebooks_have_the_anatomy(notebook):
-    path, content = notebook
-    prose, code = sources(content, "markdown"), sources(content, "code")
-    assert content.cells[0].source.startswith(f"# {path.stem[:2]} · ")
-    assert re.search(r"^\*\*[^*]+\?\*\*$", content.cells[0].source, re.M), "one question in one sentence"
-    for part in ("*Inputs:*", "*Time:*"):
-        assert part in content.cells[0].source
-    assert content.cells[1].source.startswith(("import", "from"))
-    assert code[1] == knobs(content) and code[2].startswith(f'run = runs.start("{path.stem}")')
-    headings = [line for text in prose for line in text.splitlines() if line.startswith("## ")]
-    numbered = [h for h in headings if re.match(r"## \d+\. ", h)]
-    assert [int(h.split()[1][:-1]) for h in numbered] == list(range(1, len(numbered) + 1))
-    tail = [h for h in headings if h not in numbered]
-    order = ["## The method", "## Explore", "## Checks", "## Exercises", "## References"]
-    assert [h for h in tail if h in order] == order[path.stem in NO_METHOD :]
-    exercises = next(n for n, cell in enumerate(content.cells) if cell.source.startswith("## Exercises"))
-    assert sources(SimpleNamespace(cells=content.cells[:exercises]), "code")[-1] == "run.finish()"
+    path, cells = notebook
+    first, code, headings = cells[0].source, sources(cells, "code"), places(cells)
+    assert first.startswith(f"# {path.stem[:2]} · ") and "*Inputs:*" in first and "*Time:*" in first
+    assert re.search(r"^\*\*[^*]+\?\*\*$", first, re.M), "one question in one sentence"
+    assert cells[1].source.startswith(("import", "from"))
+    assert code[1] == knobs(cells).source and code[2].startswith(f'run = runs.start("{path.stem}")')
+    numbers = [int(number) for heading in headings for number in re.findall(r"^## (\d+)\. ", heading)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert [heading for heading in headings if heading in HEADINGS] == HEADINGS[path.stem in NO_METHOD :]
+    assert sources(cells[: headings["## Exercises"]], "code")[-1] == "run.finish()"
 
 
 def test_pages_can_draw_every_formula(notebook):
@@ -81,22 +79,22 @@ def test_pages_can_draw_every_formula(notebook):
         assert not re.search(r"<m[io][^>]*>\\\\", drawn), f"a command that latex2mathml does not know: {text}"
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in NO_METHOD], ids=lambda p: p.stem)
-def test_the_method_is_an_equation_a_diagram_and_plain_code_that_agrees_with_the_package(path):
-    cells = nbformat.read(path, as_version=4).cells
-    headings = {line: n for n, cell in enumerate(cells) for line in cell.source.splitlines() if line.startswith("## ")}
+@pytest.mark.parametrize("notebook", METHODS, ids=lambda p: p.stem, indirect=True)
+def test_the_method_is_an_equation_a_diagram_and_plain_code_that_agrees_with_the_package(notebook):
+    _, cells = notebook
+    headings = places(cells)
     first, last = headings["## The method"], next(n for h, n in headings.items() if h.startswith("## 1. "))
-    prose = "".join(cell.source for cell in cells[first : last + 1] if cell.cell_type == "markdown")
-    code = [cell.source for cell in cells[first:last] if cell.cell_type == "code"]
-    assert "$$" in prose and any("plots.diagram(" in source or "run.figure(" in source for source in code)
-    assert any(re.search(r"^def |^    def ", source, re.M) and "assert" in "".join(code) for source in code)
+    code = sources(cells[first:last], "code")
+    assert "$$" in "".join(sources(cells[first : last + 1], "markdown"))
+    assert any("plots.diagram(" in source or "run.figure(" in source for source in code)
+    assert any(re.search(r"^def |^    def ", source, re.M) for source in code) and "assert" in "".join(code)
 
 
 def test_parameters_are_commented_literals(notebook):
-    path, content = notebook
-    tree = ast.parse(knobs(content))
+    path, cells = notebook
+    tree = ast.parse(knobs(cells).source)
     names = [node.targets[0].id for node in tree.body]
-    assert names[:4] == SHARED
+    assert names[:4] == ["PROFILE", "DATASET", "ROOT", "SEED"]
     for node in tree.body:
         ast.literal_eval(node.value)
     offered = runs.parameters(path)
@@ -105,10 +103,16 @@ def test_parameters_are_commented_literals(notebook):
 
 
 def test_no_measured_number_is_typed_into_prose(notebook):
-    _, content = notebook
-    for text in sources(content, "markdown"):
+    for text in sources(notebook[1], "markdown"):
         body = re.sub(r"`[^`]*`|^\|.*\||\(.*?\)|95 %", "", text, flags=re.M)
         assert not re.search(r"\b\d+(\.\d+)? ?%|\b0\.\d{2,}", body.split("## Exercises")[0]), text
+
+
+# -- Committed records.
+
+
+def record(name, run="fast-synthetic"):
+    return runs.read_record(ROOT / "papermill_runs" / run / f"{name}.json")
 
 
 def test_the_readme_lists_every_notebook_with_its_question_and_time():
@@ -116,8 +120,8 @@ def test_the_readme_lists_every_notebook_with_its_question_and_time():
     rows = re.findall(row, (ROOT / "README.md").read_text(), re.M)
     assert [name for name, *_ in rows] == [path.stem for path in NOTEBOOKS]
     for path, (name, linked, question, seconds) in zip(NOTEBOOKS, rows, strict=True):
-        assert linked == name and f"**{question}**" in nbformat.read(path, as_version=4).cells[0].source
-        took = runs.read_record(ROOT / "papermill_runs" / "fast-synthetic" / f"{name}.json")["seconds"]
+        assert linked == name and f"**{question}**" in read(path).cells[0].source
+        took = record(name)["seconds"]
         assert took / 3 < int(seconds) < max(3 * took, 10), f"{name} took {took:.0f} s; correct its row"
 
 
@@ -126,26 +130,24 @@ def test_the_sentences_of_the_readme_say_the_numbers_of_the_records():
     sentences = re.findall(rf"\b{number}[\w\s]+\({source}\)", (ROOT / "README.md").read_text())
     assert len(sentences) == 2
     for *told, run, notebook, name in sentences:
-        metric = runs.read_record(ROOT / "papermill_runs" / run / f"{notebook}.json")["metrics"][name]
+        metric = record(notebook, run)["metrics"][name]
         assert told == [f"{x:.3f}" for x in (metric["value"], *metric["interval"])], f"{run} {name}"
 
 
 @pytest.mark.parametrize("model", ["image", "text", "embracenet"])
 def test_a_model_has_one_accuracy_in_all_notebooks_that_show_it(model):
-    records = [runs.read_record(path) for path in (ROOT / "papermill_runs" / "fast-synthetic").glob("[45]?_*.json")]
-    shown = [record["metrics"][f"top1_{model}"] for record in records if f"top1_{model}" in record["metrics"]]
-    assert len(shown) > 1 and all(one["value"] == pytest.approx(shown[0]["value"]) for one in shown)
+    metrics = [record(path.stem)["metrics"] for path in NOTEBOOKS if path.stem[0] in "45"]
+    shown = [found[f"top1_{model}"]["value"] for found in metrics if f"top1_{model}" in found]
+    assert len(shown) > 1 and shown == pytest.approx([shown[0]] * len(shown))
 
 
-def test_every_notebook_has_expectations():
+def test_the_committed_records_show_what_they_must():
     assert list(EXPECTED) == [path.stem for path in NOTEBOOKS]
+    for name, expected in EXPECTED.items():
+        assert check_record(record(name), expected) == [], name
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_committed_record_shows_what_it_must(name):
-    record = runs.read_record(ROOT / "papermill_runs" / "fast-synthetic" / f"{name}.json")
-    assert check_record(record, EXPECTED[name]) == []
-
+# -- Executed notebooks.
 
 # What the notebooks that take longest run with here, to show the same with less: fewer photos, masks, classes, epochs.
 SMALLER = {
@@ -168,19 +170,15 @@ sys.modules["retailkit.widgets.explorer"].STATES = 2
 """
 # Runs last: each explorer draws once more what it opened with. A function that remembers anything shows here.
 DRAW_AGAIN = """
-def draw_again():
-    import gc
-    from retailkit.plots import png
-    from retailkit.widgets.explorer import Explorer
+import gc
+from retailkit.plots import png
+from retailkit.widgets.explorer import Explorer
 
-    explorers = [thing for thing in gc.get_objects() if type(thing) is Explorer]
-    for explorer in explorers:
-        first = {name: widget.value for name, widget in explorer.controls.items()}
-        assert explorer.picture.value == png(explorer.render(**first)), f"drawn again it differs: {first}"
-    print(len(explorers), "explorers drawn again")
-
-
-draw_again()
+explorers = [thing for thing in gc.get_objects() if type(thing) is Explorer]
+for explorer in explorers:
+    first = {name: widget.value for name, widget in explorer.controls.items()}
+    assert explorer.picture.value == png(explorer.render(**first)), f"drawn again it differs: {first}"
+print(len(explorers), "explorers drawn again")
 """
 
 
@@ -193,9 +191,9 @@ def run_all(tmp_path_factory):
     """
     output, driven = tmp_path_factory.mktemp("run") / "fast-synthetic", tmp_path_factory.mktemp("notebooks")
     for path in NOTEBOOKS:
-        content = nbformat.read(path, as_version=4)
+        content = read(path)
         for name, value in SMALLER.get(path.stem, {}).items():
-            cell = next(cell for cell in content.cells if "parameters" in cell.metadata.get("tags", []))
+            cell = knobs(content.cells)
             cell.source, count = re.subn(rf"^{name} = \S+", f"{name} = {value!r}", cell.source, flags=re.M)
             assert count == 1, f"{path.stem} has no parameter {name}"
         content.cells.insert(0, nbformat.v4.new_code_cell(FEWER_STATES))
@@ -206,41 +204,32 @@ def run_all(tmp_path_factory):
     return {result.notebook: result for result in results}, output
 
 
-def without_explorer(path, folder):
-    """Copy a notebook without its section "Explore", which no check needs."""
-    content = nbformat.read(path, as_version=4)
-    first, last = (
-        next(n for n, cell in enumerate(content.cells) if re.search(rf"^## {heading}$", cell.source, re.M))
-        for heading in ("Explore", "Checks")
-    )
-    del content.cells[first:last]
-    nbformat.write(content, folder / path.name)
-    return folder / path.name
-
-
-FREE = SimpleNamespace(params={})  # of a test without parameters
-
-
 @pytest.fixture(scope="module")
 def causes_off(request, tmp_path_factory):
-    """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check."""
-    asked = [
-        item.callspec.params for item in request.session.items if "entry" in getattr(item, "callspec", FREE).params
-    ]
-    causes = {(one["name"], str(one["entry"]["switched_off"])): one["entry"]["switched_off"] for one in asked}
-    folders = {run: tmp_path_factory.mktemp(run[0]) for run in causes}
+    """Execute, two at a time, notebooks with causes off, once for checks of the same causes; futures by check.
 
-    def execute(run):
-        path = without_explorer(ROOT / "notebooks" / f"{run[0]}.ipynb", tmp_path_factory.mktemp("notebooks"))
-        given = SMALLER.get(run[0], {}) | causes[run]
-        (result,) = runs.execute([path], extra=given, jobs=1, output=folders[run])
+    They go without the section "Explore", which no check needs.
+    """
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    asked = [(one["name"], one["metric"], one["entry"]["switched_off"]) for one in params if "entry" in one]
+
+    def execute(name, causes):
+        folder, content = tmp_path_factory.mktemp(name), read(ROOT / "notebooks" / f"{name}.ipynb")
+        headings = places(content.cells)
+        del content.cells[headings["## Explore"] : headings["## Checks"]]
+        nbformat.write(content, folder / f"{name}.ipynb")
+        given = SMALLER.get(name, {}) | causes
+        (result,) = runs.execute([folder / f"{name}.ipynb"], extra=given, jobs=1, output=folder / "run")
         assert result.status == "ok", result.error
-        return runs.read_record(folders[run] / f"{run[0]}.json")
+        return runs.read_record(folder / "run" / f"{name}.json")
 
     prepare()
+    done = {}
     with ThreadPoolExecutor(2) as pool:
-        done = {run: pool.submit(execute, run) for run in causes}
-        yield {(one["name"], one["metric"]): done[one["name"], str(one["entry"]["switched_off"])] for one in asked}
+        for name, _, causes in asked:
+            if (name, str(causes)) not in done:
+                done[name, str(causes)] = pool.submit(execute, name, causes)
+        yield {(name, metric): done[name, str(causes)] for name, metric, causes in asked}
 
 
 @pytest.mark.notebook
@@ -253,14 +242,14 @@ class TestExecution:
     def test_a_notebook_runs_and_shows_what_it_must(self, run_all, name):
         results, output = run_all
         assert results[name].status == "ok", results[name].error
-        record = runs.read_record(output / f"{name}.json")
-        assert record["parameters"].keys() | {"ROOT"} == runs.parameters(ROOT / "notebooks" / f"{name}.ipynb").keys()
-        assert check_record(record, EXPECTED[name]) == []
+        made = runs.read_record(output / f"{name}.json")
+        assert made["parameters"].keys() | {"ROOT"} == runs.parameters(ROOT / "notebooks" / f"{name}.ipynb").keys()
+        assert check_record(made, EXPECTED[name]) == []
 
     @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if "widgets.explorer(" in path.read_text()])
     def test_its_explorer_remembers_nothing(self, run_all, name):
         _, output = run_all
-        drawn = nbformat.read(output / f"{name}.ipynb", as_version=4).cells[-1].outputs[-1]
+        drawn = read(output / f"{name}.ipynb").cells[-1].outputs[-1]
         assert re.fullmatch(r"[1-9] explorers drawn again\n", drawn.text)
 
     def test_the_pages_are_small_and_complete(self, run_all):

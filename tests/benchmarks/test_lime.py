@@ -6,21 +6,16 @@ probability, lower is better), each on average over photos. How good all are, is
 kept in the cache folder, so that a second run goes on where the first one stopped. Times are taken anew in each run.
 
 shapiq is measured where it is installed (MIT; 235 MB with what it needs). Its imputers fill in rows of tables, so that
-its KernelSHAP gets a function of masks here.
-
-Photos are real ones, from the validation split of Grocery Store. The predictor is made once for a model and all its
-photos, so that it is not part of the times; what it costs is printed.
+its KernelSHAP gets a function of masks here. Photos are real ones, from the validation split of Grocery Store.
 """
 
 import contextlib
 import copy
-import importlib
+import importlib.util
 import inspect
 import io
 import itertools
-import json
 import os
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +31,8 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from retailkit import data, metrics, training
-from retailkit.cache import code_fingerprint, digest, replacing
-from retailkit.config import cache_dir, data_root
+from retailkit.cache import code_fingerprint, digest, kept_tensors
+from retailkit.config import data_root
 from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
 
@@ -47,7 +42,7 @@ SEGMENTS = 100
 SIZE = 224
 FILLINGS = ("mean", "blur")  # what shows where superpixels are deleted
 OURS = {"target": "sqrt_prob", "feather": 0.0, "progress": False}
-JUDGED = ("stability", "deletion")
+JUDGED = {"stability": 1, "deletion": -1}  # and whether more is better
 STEPS = 24  # of a deletion curve
 SAMPLES = 1000  # of the peers
 AT_ONCE = 10  # images a batch of theirs
@@ -57,18 +52,18 @@ CACHE = os.environ.get("RETAILKIT_CACHE")  # of the user: the session has anothe
 
 @pytest.fixture
 def kept_cache(monkeypatch):
-    """The user's cache: the record, the features and the classifier outlive the run."""
+    """The user's cache: what was measured, the features and the classifier outlive the run."""
     if CACHE is None:
         monkeypatch.delenv("RETAILKIT_CACHE")
     else:
         monkeypatch.setenv("RETAILKIT_CACHE", CACHE)
 
 
-# -- Both ways.
+# -- All ways: weights (S,) of a photo's superpixels. `probs` takes batches (B,H,W,3).
 
 
 def by_lime(probs, photo, seed=0):
-    """Weights (S,) by lime's defaults; `probs` takes its batches (B,H,W,3)."""
+    """Weights by lime's defaults."""
     pixels, label = photo["image"].permute(1, 2, 0).double().numpy(), photo["label"]
     with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
         result = LimeImageExplainer(random_state=seed).explain_instance(
@@ -81,23 +76,14 @@ def by_lime(probs, photo, seed=0):
 def by_kernel_shap(probs, photo, seed=0):
     """The same by captum's KernelShap, hidden parts in their mean colour as in lime."""
     torch.manual_seed(seed)
-    shown = masking.baseline_image(photo["image"], photo["segments"], "mean")[None]
+    image, parts = photo["image"], torch.from_numpy(photo["segments"])[None, None]
+    shown = masking.baseline_image(image, photo["segments"], "mean")[None]
+    counts = {"n_samples": SAMPLES, "perturbations_per_eval": AT_ONCE, "return_input_shape": False}
 
     def forward(images):
         return torch.from_numpy(probs(images.permute(0, 2, 3, 1).numpy())[:, photo["label"]])
 
-    return (
-        KernelShap(forward)
-        .attribute(
-            photo["image"][None],
-            shown,
-            feature_mask=torch.from_numpy(photo["segments"])[None, None],
-            n_samples=SAMPLES,
-            perturbations_per_eval=AT_ONCE,
-            return_input_shape=False,
-        )[0]
-        .numpy()
-    )
+    return KernelShap(forward).attribute(image[None], shown, feature_mask=parts, **counts)[0].numpy()
 
 
 def by_shapiq(probs, photo, seed=0):
@@ -115,10 +101,8 @@ def by_shapiq(probs, photo, seed=0):
     return found.get_n_order_values(1)
 
 
-PEERS = {"lime": by_lime, "kernel_shap": by_kernel_shap}
-if importlib.util.find_spec("shapiq"):
-    PEERS["shapiq"] = by_shapiq
-NAMES = {"lime": "lime", "kernel_shap": "captum", "shapiq": "shapiq", "ours": "retailkit"}  # of their packages
+PEERS = {"lime": (by_lime, "lime"), "kernel_shap": (by_kernel_shap, "captum"), "shapiq": (by_shapiq, "shapiq")}
+PEERS = {name: way for name, way in PEERS.items() if importlib.util.find_spec(way[1])}  # with their packages
 
 
 def by_us(predictor, photo, budget, seed=0):
@@ -154,7 +138,7 @@ def first(explanation, count):
     """What the first masks of a longer run say: the same as a run that ends there."""
     samples = explanation.samples
     parts = (getattr(samples, name)[:count] for name in ("image_masks", "text_masks", "pairs", "logits"))
-    return replace(explanation, samples=lime.Samples(*parts)).with_kernel("lime")
+    return replace(explanation, samples=lime.Samples(*parts)).with_kernel("lime").image_weights[0]
 
 
 def stability(weights):
@@ -171,24 +155,45 @@ def deletion(game, weights, label):
 
 
 def measured(who, predictor, photo, seeds):
-    """Weights by seed (R,S) of a peer, or of ours for each budget, and the mean area under their deletion curves."""
-    if who == "ours":
-        found = [by_us(predictor, photo, BUDGETS[-1], seed) for seed in range(seeds)]
-        weights = {str(n): [first(one, n).image_weights[0] for one in found] for n in BUDGETS}
+    """Weights by seed (R,S) of a peer, or of ours for each budget, and the areas under their deletion curves."""
+    if who in PEERS:
+        found = {who: [PEERS[who][0](same_predictor(predictor), photo, seed) for seed in range(seeds)]}
     else:
-        weights = {who: [PEERS[who](same_predictor(predictor), photo, seed) for seed in range(seeds)]}
+        long = [by_us(predictor, photo, BUDGETS[-1], seed) for seed in range(seeds)]
+        found = {str(n): [first(one, n) for one in long] for n in BUDGETS}
     hard = masking.MaskedModel(predictor, photo["image"], photo["segments"], feather=0.0)
     games = [hard.with_baseline(filling) for filling in FILLINGS]
-    return {
-        name: {
-            "weights": [row.tolist() for row in rows],
-            "deletion": float(np.mean([deletion(game, row, photo["label"]) for game in games for row in rows])),
-        }
-        for name, rows in weights.items()
+    areas = {
+        f"deletion_{name}": [deletion(game, row, photo["label"]) for game in games for row in rows]
+        for name, rows in found.items()
     }
+    return {name: torch.from_numpy(np.array(values)) for name, values in (found | areas).items()}
 
 
-# -- Which photos, and what is known of them.
+def row_of(predictor, photo, seeds):
+    """One photo's stability and deletion of all, and how they agree with the peers.
+
+    What is known of one photo is kept under all that decides it: model, sources, versions and number of seeds.
+    """
+    known = {}
+    for who, (way, package) in ({"ours": (by_us, "retailkit")} | PEERS).items():
+        how = [inspect.getsource(function) for function in (measured, deletion, way)] + [version(package)]
+        how += [training.fingerprint(predictor.model), code_fingerprint("retailkit.explain.lime"), photo["name"]]
+        key = digest(who, *how, seeds, OURS, BUDGETS, SAMPLES, AT_ONCE, STEPS, SEGMENTS, FILLINGS)
+        known |= kept_tensors("bench-lime", key, lambda who=who: measured(who, predictor, photo, seeds))
+    weights = {name: rows.numpy() for name, rows in known.items() if not name.startswith("deletion_")}
+    row, mean = {"photo": photo["name"], "seeds": seeds}, {name: rows.mean(0) for name, rows in weights.items()}
+    for name, rows in weights.items():
+        row |= {f"stability_{name}": stability(rows), f"deletion_{name}": known[f"deletion_{name}"].mean().item()}
+        row |= {f"agreement_{peer}_{name}": float(spearmanr(mean[peer], mean[name]).statistic) for peer in PEERS}
+    return row
+
+
+def with_means(table):
+    """The table with rows `mean`, `low` and `high`: of 95 % of bootstrap samples of photos."""
+    numbers = table.set_index("photo")
+    span = numbers.apply(lambda column: pd.Series(metrics.bootstrap(column.to_numpy()), ["low", "high"]))
+    return pd.concat([numbers, numbers.mean().to_frame("mean").T, span]).rename_axis("photo")
 
 
 def chosen(predictor, split, count):
@@ -205,108 +210,53 @@ def chosen(predictor, split, count):
     raise AssertionError(f"the model gets only {len(found)} photos right")
 
 
-def folder_for(who, model, seeds):
-    """Where the record of a peer, or of ours, is: another model, source, version or number of seeds has another one."""
-    modules = {"ours": "retailkit.explain.lime"}.get(who, "retailkit.explain.masking")
-    how = [inspect.getsource(function) for function in (measured, deletion, PEERS.get(who, by_us))]
-    how += [training.fingerprint(model), code_fingerprint(modules), version(NAMES[who])]
-    settings = {"ours": (OURS, BUDGETS)}.get(who, (SAMPLES, AT_ONCE))
-    return cache_dir("bench", "lime", f"{who}-{digest(*how, settings, STEPS, SEGMENTS, FILLINGS)}-{seeds}")
-
-
-def recorded(who, predictor, photo, seeds):
-    """What is known of a peer, or of ours, on one photo, measured unless it is there."""
-    path = folder_for(who, predictor.model, seeds) / f"{photo['name'].replace('/', '_')}.json"
-    if not path.exists():
-        found = measured(who, predictor, photo, seeds)
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(found))
-        print(f"{photo['name']}: {who} measured", flush=True)
-    return json.loads(path.read_text())
-
-
-def row_of(predictor, photo, seeds):
-    """One photo's stability and deletion of all, and how they agree with the peers."""
-    known = {name: found for who in ("ours", *PEERS) for name, found in recorded(who, predictor, photo, seeds).items()}
-    row, mean = {"photo": photo["name"], "seeds": seeds}, {name: np.mean(f["weights"], 0) for name, f in known.items()}
-    for name, found in known.items():
-        row |= {f"stability_{name}": stability(found["weights"]), f"deletion_{name}": found["deletion"]}
-        row |= {f"agreement_{peer}_{name}": float(spearmanr(mean[peer], mean[name]).statistic) for peer in PEERS}
-    return row
-
-
-def with_means(table):
-    """The table with rows `mean`, `low` and `high`: of 95 % of bootstrap samples of photos."""
-    numbers = table.set_index("photo")
-    span = numbers.apply(lambda column: pd.Series(metrics.bootstrap(column.to_numpy()), ["low", "high"]))
-    return pd.concat([numbers, numbers.mean().to_frame("mean").T, span]).rename_axis("photo")
-
-
-# -- Against one peer.
-
-
 def as_good(table, budget, peer):
     """Whether so many masks of ours are as stable and as faithful as the peer, on average over photos."""
     gaps = {what: table[f"{what}_{budget}"] - table[f"{what}_{peer}"] for what in JUDGED}
-    told = ["{:+.4f} ({:+.4f} to {:+.4f})".format(g.mean(), *metrics.bootstrap(g.to_numpy())) for g in gaps.values()]
-    print(f"{budget} masks, ours less {peer}'s: stability {told[0]} (wanted: >= 0), deletion {told[1]} (<= 0)")
-    return gaps["stability"].mean() >= 0 and gaps["deletion"].mean() <= 0
-
-
-def timed(compare_cpu, peer, case, table, budget, explain, probs, predictor, photos):
-    """How many times faster ours is; each repetition takes the next photo."""
-    mean, turns = table.mean(numeric_only=True), [itertools.cycle(photos) for _ in range(2)]
-    quality = [f"{what} {mean[f'{what}_{budget}']:.3f} against {mean[f'{what}_{peer}']:.3f}" for what in JUDGED]
-    network = "float32" if case == "as_used" else "our predictor"
-    return compare_cpu(
-        "lime",
-        f"{case}: {budget} masks, {len(photos)} photos, {int(mean['seeds'])} seeds: {', '.join(quality)}",
-        f"{peer} of {NAMES[peer]} {version(NAMES[peer])}, {SAMPLES} samples, {network}, batches of {AT_ONCE}; "
-        "agreement: 1 - Spearman correlation of weights averaged over seeds",
-        lambda: explain(probs, next(turns[0])),
-        lambda: by_us(predictor, next(turns[1]), budget),
-        lambda a, b: 1 - mean[f"agreement_{peer}_{budget}"],
-        repeat=1 if len(photos) < 8 else 3,
-        tolerance=0.5,  # other masks, and fewer
-    )
+    for what, gap in gaps.items():
+        low, high = metrics.bootstrap(gap.to_numpy())
+        print(f"{budget} masks: {what} less that of {peer}: {gap.mean():+.4f} ({low:+.4f} to {high:+.4f})")
+    return all(sign * gaps[what].mean() >= 0 for what, sign in JUDGED.items())
 
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.usefixtures("kept_cache", "all_cores")
 def test_lime(compare_cpu, quick):
-    pytest.importorskip("lime", reason="lime is not installed; run: pip install lime==0.2.0.1")
-    if version("lime") != "0.2.0.1":
-        pytest.skip(f"lime is {version('lime')}; what is claimed is about 0.2.0.1")
     try:
         shop = data.load("grocery_store")
     except data.DataError as error:
         pytest.skip(f"needs real photos: {error}; or set RETAILKIT_DATA to the folder above it")
     model, _ = training.fit_or_load(training.reference("probe", "grocery_store"), shop)
-    val = shop.split("val", SIZE)
-    start = time.perf_counter()
-    predictor = Predictor(model, SIZE)
-    making = time.perf_counter() - start
-    print(f"\nmaking the predictor, once for a model and not in the times: {making:.1f} s")
-
-    photos, seeds = chosen(predictor, val, 2 if quick else 8), 3 if quick else SEEDS
+    predictor = Predictor(model, SIZE)  # once for a model, so that it is not in the times
+    photos, seeds = chosen(predictor, shop.split("val", SIZE), 2 if quick else 8), 3 if quick else SEEDS
     table = pd.DataFrame([row_of(predictor, photo, seeds) for photo in photos])
     whole = with_means(table)
     print(whole.rename(index=lambda name: Path(name).stem).T.round(4).to_string())
     if path := os.environ.get("RETAILKIT_BENCH_CSV"):
         whole.to_csv(Path(path).with_name(f"{Path(path).stem}_lime_photos.csv"))
 
-    plain, fast = as_used(model), same_predictor(predictor)
+    ways = {"as_used": (as_used(model), "float32"), "same_predictor": (same_predictor(predictor), "our predictor")}
     batch = np.stack([photo["image"].permute(1, 2, 0).double().numpy() for photo in photos])
-    difference = np.abs(plain(batch) - fast(batch)).max()
-    print(f"both classifiers of lime differ by {difference:.1g} at most, so that one stability serves both")
-    assert difference <= 1e-4
+    plain, fast = (probs(batch) for probs, _ in ways.values())
+    assert np.abs(plain - fast).max() <= 1e-4, "one stability serves both only where both classifiers agree"
 
-    ratios, good = {}, {}
-    for peer, explain in PEERS.items():
+    ratios, good, mean = {}, {}, table.mean(numeric_only=True)
+    for peer, (explain, package) in PEERS.items():
         good[peer] = [n for n in BUDGETS if as_good(table, n, peer)]
         budget = (good[peer] or BUDGETS[-1:])[0]
-        for case, probs in (("as_used", plain), ("same_predictor", fast)):
-            ratios[peer, case] = timed(compare_cpu, peer, case, table, budget, explain, probs, predictor, photos)
+        quality = [f"{what} {mean[f'{what}_{budget}']:.3f} against {mean[f'{what}_{peer}']:.3f}" for what in JUDGED]
+        for case, (probs, network) in ways.items():
+            theirs, ours = itertools.cycle(photos), itertools.cycle(photos)  # each repetition takes the next photo
+            ratios[peer, case] = compare_cpu(
+                "lime",
+                f"{case}: {budget} masks, {len(photos)} photos, {seeds} seeds: {', '.join(quality)}",
+                f"{peer} of {package} {version(package)}, {SAMPLES} samples, {network}, batches of {AT_ONCE}; "
+                "agreement: 1 - Spearman correlation of weights averaged over seeds",
+                lambda explain=explain, probs=probs, theirs=theirs: explain(probs, next(theirs)),
+                lambda budget=budget, ours=ours: by_us(predictor, next(ours), budget),
+                lambda a, b, agreement=mean[f"agreement_{peer}_{budget}"]: 1 - agreement,
+                tolerance=0.5,  # other masks, and fewer
+            )
     assert all(good.values()), f"no number of masks is as stable and as faithful as this one: {good}"
     assert all(ratio >= TARGETS[case] for (_, case), ratio in ratios.items()), f"{ratios}, wanted {TARGETS}"

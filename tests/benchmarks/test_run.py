@@ -15,23 +15,26 @@ run = runs.start({name!r})
 run.finish()"""
 
 
+def execute(paths, **options):
+    return [result.status for result in runs.execute(paths, **options)]
+
+
+def failures(one, other):
+    return sum(status not in ("ok", "kept") for status in one + other)
+
+
 @pytest.mark.benchmark
 def test_run(checkout, compare, monkeypatch):
     monkeypatch.delenv("RETAILKIT_DEVICE")  # every notebook finds it out, as a user's do
     names = ("10_one", "11_two", "12_three", "13_four")
     paths = [checkout(name, KNOBS, BODY.format(name=name)) for name in names]
 
-    def execute(**options):
-        results = runs.execute(paths, **options)
-        return [r.status for r in results]
+    def afresh(**options):
+        return execute(paths, fresh=True, **options)
 
-    def failures(a, b):
-        return sum(status not in ("ok", "kept") for status in a + b)
-
-    side_by_side = {"reference": lambda: execute(jobs=1, fresh=True), "ours": lambda: execute(fresh=True)}
-    compare("run", "4 small notebooks", "one at a time", **side_by_side, agreement=failures, repeat=1)
-    rerun = {"reference": lambda: execute(fresh=True), "ours": execute}
-    assert compare("run", "4 notebooks, nothing changed", "afresh", **rerun, agreement=failures, repeat=1) > 5
+    compare("run", "4 small notebooks", "one at a time", lambda: afresh(jobs=1), afresh, failures, repeat=1)
+    case, again = "4 notebooks, nothing changed", lambda: execute(paths)
+    assert compare("run", case, "afresh", afresh, again, failures, repeat=1) > 5
 
 
 @pytest.mark.benchmark
@@ -44,11 +47,9 @@ def test_the_main_job(compare, quick, monkeypatch, tmp_path):
     monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def execute(jobs):
+    def job(jobs):
         monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{jobs}"))
-        done = runs.execute(runs.notebooks(), jobs=jobs, prepare=prepare, output=tmp_path / f"by{jobs}")
-        return [result.status for result in done]
+        return execute(runs.notebooks(), jobs=jobs, prepare=prepare, output=tmp_path / f"by{jobs}")
 
-    both = {"reference": lambda: execute(1), "ours": lambda: execute(2)}
-    case, failed = "all notebooks, nothing in the cache", lambda a, b: sum(status != "ok" for status in a + b)
-    assert compare("run", case, "one worker", **both, agreement=failed, repeat=1) > 1.5
+    case, ways = "all notebooks, nothing in the cache", (lambda: job(1), lambda: job(2))
+    assert compare("run", case, "one worker", *ways, failures, repeat=1) > 1.5

@@ -26,76 +26,69 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(params=["", ", disks of their own"], ids=["processes", "machines"])
-def workers(request, one_thread, machines, monkeypatch, tmp_path):
-    """Return what the kind of workers is called, and a function that starts one worker and two others.
+def pays(request, machines, compare, monkeypatch, tmp_path):
+    """Return a function that compares what one worker and two others do.
 
-    It returns another one, from how many workers are wanted to the arguments of a command that uses them.
+    It takes what is done, and a function of how many workers do it and of the arguments of a command that uses them.
     """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     scheduler, worker = machines
 
-    def processes(count):
-        monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{count}"))
-        return {"jobs": count}
+    def options(count):
+        if not request.param:
+            shutil.copytree(cache_dir(), tmp_path / f"cache{count}")
+            return {"jobs": count}
+        _, address = scheduler(f"of{count}")
+        for number in range(count):
+            _, folder = worker(f"of{count}-{number}", f"of{count}")
+            shutil.copytree(cache_dir(), folder / "cache")
+        with cluster.workers(count, address) as pool:
+            pool.client.wait_for_workers(count, timeout=60)
+        return {"scheduler": address}
 
-    def start():
-        addresses = {}
-        for count in (1, 2):
+    def compared(case, act):
+        asked = {count: options(count) for count in (1, 2)}
+
+        def by(count):
             if not request.param:
-                shutil.copytree(cache_dir(), tmp_path / f"cache{count}")
-                continue
-            _, addresses[count] = scheduler(f"of{count}")
-            for number in range(count):
-                _, folder = worker(f"of{count}-{number}", f"of{count}")
-                shutil.copytree(cache_dir(), folder / "cache")
-            with cluster.workers(count, addresses[count]) as pool:
-                pool.client.wait_for_workers(count, timeout=60)
-        return (lambda count: {"scheduler": addresses[count]}) if addresses else processes
+                monkeypatch.setenv("RETAILKIT_CACHE", str(tmp_path / f"cache{count}"))
+            return act(count, **asked[count])
 
-    return request.param, start
+        ways = lambda: by(1), lambda: by(2)
+        return compare("scale", f"{case}{request.param}", "one worker", *ways, lambda a, b: a != b, repeat=1) > PAYS
+
+    return compared
 
 
-def test_a_sweep(compare, quick, workers, tmp_path, monkeypatch):
+def test_a_sweep(quick, pays, tmp_path, monkeypatch):
     for name in ("notebooks/00_welcome.ipynb", "tests/expected.yml"):
         (tmp_path / name).parent.mkdir()
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)  # a checkout, so that the results lie where some workers do not see them
     path, settings = runs.notebooks(["00"]), [{"SEED": seed} for seed in range(1, 5 if quick else 9)]
     runs.execute(path, output=tmp_path / "first")  # what all need is rendered and encoded
-    kind, start = workers
-    use = start()
 
-    def execute(count):
-        done = runs.execute(path, fresh=True, sweep=settings, **use(count))
+    def execute(count, **options):
+        done = runs.execute(path, fresh=True, sweep=settings, **options)
         assert all(result.status == "ok" for result in done), done
         found = [json.loads((result.folder / "00_welcome.json").read_text()) | {"seconds": 0} for result in done]
         return found, [figure.read_bytes() for result in done for figure in sorted(result.folder.glob("figures/*"))]
 
-    both = {"reference": lambda: execute(1), "ours": lambda: execute(2)}
-    case = f"{len(settings)} runs of 00{kind}"
-    assert compare("scale", case, "one worker", **both, agreement=lambda a, b: a != b, repeat=1) > PAYS
+    assert pays(f"{len(settings)} runs of 00", execute)
 
 
-def test_explanations(compare, quick, workers, command, tmp_path):
+def test_explanations(quick, pays, command, tmp_path):
     photos = data.load("synthetic").table.query("split == 'test'")[: 16 if quick else 64]
     csv = tmp_path / "photos.csv"
     photos[["image", "label"]].assign(split=["train", "test"] * (len(photos) // 2)).to_csv(csv, index=False)
     code, _, err = command("train", "--root", csv, "--frozen", "--output", "model.safetensors")
     assert code == 0, err
-    kind, start = workers
-    use = start()
 
-    def explain(count):
+    def explain(count, **options):
         folder = tmp_path / f"by_{count}"
-        done = explain_split(Path("model.safetensors"), "folder", csv, "train+test", folder, Options(), **use(count))
+        done = explain_split(Path("model.safetensors"), "folder", csv, "train+test", folder, Options(), **options)
         assert done == (len(photos), 0, [])
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    both = {"reference": lambda: explain(1), "ours": lambda: explain(2)}
-    case = f"{len(photos)} photos explained{kind}"
-    assert compare("scale", case, "one worker", **both, agreement=lambda a, b: a != b, repeat=1) > PAYS
+    assert pays(f"{len(photos)} photos explained", explain)

@@ -1,7 +1,5 @@
 """How fast models learn."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -19,7 +17,7 @@ def test_frozen_features(tmp_path, compare, quick):
     train = shop.split("train", 224)
     model = models.build("image", shop.classes, backbone="efficientnet_lite0").eval()
 
-    def encoding_each_time():
+    def each_time():
         for _ in range(epochs):
             for batch in load_batches(train, 32):
                 model.encode_image(batch.images)
@@ -27,8 +25,7 @@ def test_frozen_features(tmp_path, compare, quick):
     def once():
         training.fit(model, train, config=training.TrainConfig(mode="frozen", epochs=epochs))
 
-    ratio = compare("train", f"{epochs} epochs of a head", "encoding anew", encoding_each_time, once, repeat=1)
-    assert ratio > epochs / 2
+    assert compare("train", f"{epochs} epochs of a head", "encoding anew", each_time, once, None, 1) > epochs / 2
 
 
 def in_pytorchs_layout(steps):
@@ -50,47 +47,44 @@ OTHER_WAYS = {
 }
 
 
-def steps_of(shop, loader, change=None):
+@pytest.fixture
+def batches(tmp_path):
+    """Training images of 192 px of a small data set, in batches of up to 32."""
+    shop = data.load("synthetic", tmp_path, per_class=(4, 0, 0), families=4, size=192)
+    return load_batches(shop.split("train", 192), 32, shuffle=True)
+
+
+def steps_of(batches, change=lambda steps: None):
     """Return a loop that fine-tunes, changed or as `training.fit` has it: float32, channels last."""
     torch.manual_seed(0)
-    model = models.build("image", shop.classes, backbone="efficientnet_lite0")
+    model = models.build("image", batches.dataset.classes, backbone="efficientnet_lite0")
     config = training.TrainConfig(mode="finetune", epochs=100)
-    steps = loop._Loop(model.train(), loader, None, config, torch.device("cpu"), None)
-    if change:
-        change(steps)
+    steps = loop._Loop(model.train(), batches, None, config, torch.device("cpu"), None)
+    change(steps)
     return steps
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A small data set, and its training images of 192 px in batches of up to 32."""
-    shop = data.load("synthetic", tmp_path, per_class=(4, 0, 0), families=4, size=192)
-    return shop, load_batches(shop.split("train", 192), 32, shuffle=True)
 
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("other", OTHER_WAYS)
-def test_a_step_of_fine_tuning(small, compare, quick, other):
-    batch = next(iter(small[1]))
-    ways = {"ours": steps_of(*small), "reference": steps_of(*small, OTHER_WAYS[other])}
-    for steps in ways.values():
+def test_a_step_of_fine_tuning(batches, compare, quick, other):
+    batch, ways = next(iter(batches)), (steps_of(batches, OTHER_WAYS[other]), steps_of(batches))
+    for steps in ways:
         steps._step(batch)  # memory is taken and, where it is, the network is compiled
-    calls = {who: partial(steps._step, batch) for who, steps in ways.items()}
+    calls = [lambda steps=steps: steps._step(batch) for steps in ways]
     case = f"a step of {len(batch)} images of 192 px, efficientnet_lite0, float32, channels last"
-    compare("train", case, other, **calls, repeat=3 if quick else 9)
+    compare("train", case, other, *calls, agreement=None, repeat=3 if quick else 9)
 
 
 @pytest.mark.benchmark
 @pytest.mark.usefixtures("all_cores")
-def test_reading_of_images_does_not_keep_training_waiting(small, compare):
-    steps, batches = steps_of(*small), list(small[1])
+def test_reading_of_images_does_not_keep_training_waiting(batches, compare):
+    steps, in_memory = steps_of(batches), list(batches)
 
     def epoch(batches):
         for batch in batches:
             steps._step(batch)
 
-    case = "an epoch of fine-tuning, images in memory"
-    ratio = compare("train", case, "images read from files", lambda: epoch(small[1]), lambda: epoch(batches), repeat=5)
-    assert ratio < 1.25
+    case, ways = "an epoch of fine-tuning, images in memory", (lambda: epoch(batches), lambda: epoch(in_memory))
+    assert compare("train", case, "images read from files", *ways, agreement=None, repeat=5) < 1.25

@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ SIDE = 48
 CLASSES = {"milk": (235, 230, 220), "soup": (200, 60, 40)}
 LIMIT = 2 * 10**9  # bytes by which a case may let the process grow
 SECONDS = 60  # of computing that a case may take on a slow machine
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Refused(Exception):
@@ -36,27 +36,45 @@ class Case:
 
     door: str
     name: str
-    run: Callable[[Any], str]  # is given the shop
-    read: bool | None  # None where both are right, as a library may learn to read it
-    says: tuple[str, ...] = ()  # one of these is part of what is said
-    heavy: bool = False
+    given: Any
+    says: tuple[str, ...]  # parts of the line that refuses it, one of which is said; "" means that it may be read
+    value: Any  # what the door compares with what it has read
+    act: Callable[[Shop, Case], str]
+    heavy: bool
+
+    @property
+    def outcomes(self) -> set[str]:
+        return ({"refused"} if self.says else {"read"}) | ({"read"} if "" in self.says else set())
 
 
-def cases(door: str, run: Callable[[Any, Any, str], str], table: dict[str, Any], heavy=()) -> list[Case]:
-    """Return the cases of a table: name -> (input, what is expected).
+CASES: list[Case] = []
 
-    A text is a part of the line that refuses the input, and a tuple of texts are several of which one is said, where ""
-    means that it may be read as well; anything else is handed to the door, which compares it with what it has read.
+
+def door(name: str, table: dict[str, tuple[Any, Any]], heavy: Any = ()) -> Callable:
+    """Put all inputs of a table, name -> (given, expected), to the function below.
+
+    Expected is a text, or a tuple of texts, of what refuses the input; anything else is the value that is read.
     """
-    made = []
-    for name, (given, expected) in table.items():
-        texts = (expected,) if isinstance(expected, str) else expected if isinstance(expected, tuple) else ()
-        refused = bool(texts) and all(isinstance(text, str) for text in texts)
-        read = None if refused and "" in texts else not refused
-        value = None if refused else expected
-        act = lambda shop, name=name, given=given, value=value: run(shop, name, given, value)  # noqa: E731
-        made.append(Case(door, name, act, read, tuple(filter(None, texts)) if refused else (), name in heavy))
-    return made
+
+    def register(act: Callable[[Shop, Case], str]) -> Callable:
+        for case, (given, expected) in table.items():
+            texts = (expected,) if isinstance(expected, str) else expected
+            refused = isinstance(texts, tuple) and isinstance(texts[0], str)
+            says, value = (texts, None) if refused else ((), expected)
+            CASES.append(Case(name, case, given, says, value, act, case in heavy))
+        return act
+
+    return register
+
+
+def put(path: Path, given: Any) -> Path:
+    """Write a text or bytes, or make what a function makes there."""
+    if callable(given):
+        given(path)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given)
+    return path
 
 
 def photos(home: Path) -> None:
@@ -84,35 +102,29 @@ def checkpoint(home: Path) -> None:
     lime.explain(model, torch.rand(3, SIDE, SIDE), n_segments=4, budget=16).save(home / "e.safetensors")
 
 
+@dataclass
 class Shop:
-    """A folder with photos, a checkpoint and an explanation, and a way to call the command in it."""
+    """A folder with photos, a checkpoint and an explanation, and ways to call the command in it."""
 
-    def __init__(self, folder: Path, monkeypatch: Any, capsys: Any) -> None:
-        self.folder, self.patch, self.capsys = folder, monkeypatch, capsys
+    folder: Path
+    command: Callable[..., tuple[int, str, str]]
+    patch: Any
+    capsys: Any
 
     def call(self, *words: Any) -> tuple[int, str, str]:
         """Call the command; returns exit code, output and errors, which are what every command promises."""
-        from retailkit import cli
-
-        self.patch.setattr(sys, "argv", ["retailkit", *map(str, words)])
-        self.capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = self.capsys.readouterr()
+        code, out, err = self.command(*words)
         assert code in (0, 1, 2), err
         assert "Traceback" not in out + err and "this is a fault" not in err, err
         assert sum(line.startswith("retailkit: ") for line in err.splitlines()) == (code != 0), err
         return code, out, err
 
-    def cli(self, *words: Any, names: str = "") -> str:
+    def cli(self, line: str, *words: Any, names: str = "") -> str:
         """Return the output of the command, or raise `Refused` with the line that names what is at fault."""
-        code, out, err = self.call(*words)
+        code, out, err = self.call(*line.split(), *words)
         if not code:
             return out
-        lines = [line for line in (out + err).splitlines() if names in line]
+        lines = [said for said in (out + err).splitlines() if names in said]
         assert lines, f"{names} is not named: {out}{err}"
         raise Refused(lines[-1].removeprefix("retailkit: "))
 
@@ -129,32 +141,22 @@ def judge(case: Case, shop: Shop) -> dict[str, Any]:
     """Put a case to its door and return a row of the table; AssertionError where the door did not keep its promise."""
     from retailkit.config import UserError
 
-    start, forget, before = time.process_time(), _forget_peak(), _peak()
+    with suppress(OSError):
+        CLEAR.write_text("5")  # Linux begins to measure the peak of memory anew
+    start, before = time.process_time(), _peak()
     try:
-        said, read = case.run(shop), True
+        said, outcome = case.act(shop, case), "read"
     except (Refused, UserError) as error:
-        said, read = str(error), False
+        said, outcome = str(error), "refused"
     seconds, peak = time.process_time() - start, _peak()
-    assert case.read in (None, read), f"{'read' if read else 'refused'}: {said}"
-    assert read or not case.says or any(part in said for part in case.says), said
-    assert read or said.strip(), "nothing was said"
-    assert seconds < SECONDS and (peak - before < LIMIT or not forget), f"{seconds:.0f} s, {peak / 1e6:.0f} MB"
-    row = {"door": case.door, "case": case.name, "outcome": "read" if read else "refused", "message": shop.plain(said)}
-    return row | {"seconds": round(seconds, 1), "peak_mb": round(peak / 1e6) if forget else ""}
-
-
-def _forget_peak() -> bool:
-    """Begin to measure the peak of memory anew, where Linux allows it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
+    assert not (shop.folder / "made").exists(), "a program in the input was run"
+    assert outcome in case.outcomes, f"{outcome}: {said}"
+    assert outcome == "read" or any(part and part in said for part in case.says), said
+    assert seconds < SECONDS and peak - before < LIMIT, f"{seconds:.0f} s, {peak / 1e6:.0f} MB"
+    row = {"door": case.door, "case": case.name, "outcome": outcome, "message": shop.plain(said)}
+    return row | {"seconds": round(seconds, 1), "peak_mb": round(peak / 1e6)}
 
 
 def _peak() -> int:
-    """Return the largest resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the largest resident memory of this process in bytes, 0 where no Linux tells it."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", STATUS.read_text())[1]) if STATUS.is_file() else 0

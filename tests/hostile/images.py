@@ -1,7 +1,6 @@
-"""Images made by code: bytes or a way to make a file, and what has to come of it.
+"""Images made by code, as files of a data set and as uploads of the tool.
 
-A tuple of bytes says that the image is read, and its size and its colour at the top left; a text says that it is
-refused, and a part of the reason.
+What is read of an image is its size and its colour at the top left, or that colour alone.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
+
+from hostile import door, put
 
 RED, WHITE = (200, 60, 40), (255, 255, 255)
 SIDE = 24
@@ -31,14 +32,10 @@ def saved(image, kind, **options) -> bytes:
     return out.getvalue()
 
 
-def of_levels(array, kind="PNG", **options) -> bytes:
-    return saved(Image.fromarray(array), kind, **options)
-
-
-def animation(kind, side=SIDE) -> bytes:
-    """An animation whose first frame is red."""
+def animation(kind, side=SIDE, **options) -> bytes:
+    """An animation, or pages, the first of which is red."""
     rest = [Image.new("RGB", (side, side), (0, 0, n)) for n in range(40, 240, 40)]
-    return photo(kind, size=(side, side), save_all=True, append_images=rest, duration=20)
+    return photo(kind, size=(side, side), save_all=True, append_images=rest, duration=20, **options)
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -88,13 +85,14 @@ def turned(orientation, kind="JPEG", side=SIDE) -> bytes:
     pixels[:, :side] = RED
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return of_levels(pixels, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    return saved(Image.fromarray(pixels), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
 
 
-def zipped(name: str, content: bytes) -> bytes:
+def zipped(entries: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr(name, content)
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
     return out.getvalue()
 
 
@@ -108,103 +106,91 @@ def outside(path: Path) -> None:
     path.symlink_to("../../elsewhere.png")
 
 
-GREY16 = np.full((SIDE, SIDE), 40_000, np.uint16)
-UPRIGHT, LYING = (SIDE, 2 * SIDE), (2 * SIDE, SIDE)
+UPRIGHT, LYING, OURS = (SIDE, 2 * SIDE), (2 * SIDE, SIDE), (SIDE, SIDE)
 NOT_ONE, DECODED, MANY, NARROW = "not an image that can be read", "cannot be decoded", "too many", "too narrow"
+EITHER = ("", NOT_ONE, DECODED)  # a library may learn to read it
 FILE, READ = "not a regular file", "cannot be read"
+GREY16 = np.full(OURS, 40_000, np.uint16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-JPEG, PNG, GIF = photo("JPEG", quality=95), photo(), photo("GIF")
+JPEG, PNG, GIF, BMP = photo("JPEG", quality=95), photo(), photo("GIF"), photo("BMP")
+FORMATS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP", "ppm": "PPM"}
+NO_IMAGES = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "header alone": PNG[:33],
+    "text": b"no image",
+    "page": b"<!doctype html><img src=x onerror=alert(1)>",
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch made) run\n",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+    "PDF": b"%PDF-1.7\n",
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "icon": photo("ICO"),
+    "JPEG 2000": photo("JPEG2000"),
+    "DDS": photo("DDS"),
+    "pickle": b"\x80\x04cos\nsystem\n(S'touch made'\ntR.",
+    "mask array": b"\x93NUMPY\x01\0v\0{'descr':'|O'}",
+    "zip and PNG": zipped({"a.png": PNG}),
+}
 
 IMAGES = {
     # Kinds of pixels.
     "RGB.png": (PNG, RED),
     "grey.png": (photo(mode="L", colour=(90, 90, 90)), (90, 90, 90)),
-    "grey and alpha.png": (saved(Image.new("LA", (SIDE, SIDE), (0, 0)), "PNG"), WHITE),
-    "transparent.png": (saved(Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0)), "PNG"), WHITE),
-    "transparent palette.gif": (saved(Image.new("P", (SIDE, SIDE), 0), "GIF", transparency=0), WHITE),
+    "grey and alpha.png": (saved(Image.new("LA", OURS, (0, 0)), "PNG"), WHITE),
+    "transparent.png": (saved(Image.new("RGBA", OURS, (0, 0, 0, 0)), "PNG"), WHITE),
+    "transparent palette.gif": (saved(Image.new("P", OURS, 0), "GIF", transparency=0), WHITE),
     "palette.png": (photo(mode="P", colour=(255, 0, 0)), (255, 0, 0)),
-    "1 bit.png": (saved(Image.new("1", (SIDE, SIDE), 1), "PNG"), WHITE),
-    "16 bits.png": (of_levels(GREY16), (155, 155, 155)),
+    "1 bit.png": (saved(Image.new("1", OURS, 1), "PNG"), WHITE),
+    "16 bits.png": (saved(Image.fromarray(GREY16), "PNG"), (155, 155, 155)),
     "16 bits.ppm": (b"P5 24 24 65535\n" + GREY16.astype(">u2").tobytes(), (155, 155, 155)),
-    "32 bits.tif": (of_levels(GREY16.astype(np.int32), "TIFF"), (155, 155, 155)),
-    "float to 1.tif": (of_levels(np.full((SIDE, SIDE), 0.5, np.float32), "TIFF"), (127, 127, 127)),
-    "float of NaN.tif": (of_levels(np.full((SIDE, SIDE), np.nan, np.float32), "TIFF"), (0, 0, 0)),
-    "float infinite.tif": (of_levels(np.full((SIDE, SIDE), np.inf, np.float32), "TIFF"), WHITE),
-    "CMYK.jpg": (photo("JPEG", "CMYK", (255, 255, 255)), WHITE),
-    "CMYK.tif": (photo("TIFF", "CMYK", (255, 255, 255)), WHITE),
-    "YCbCr.tif": (photo("TIFF", "YCbCr", (255, 255, 255)), WHITE),
+    "32 bits.tif": (saved(Image.fromarray(GREY16.astype(np.int32)), "TIFF"), (155, 155, 155)),
+    **{f"float of {value}.tif": (saved(Image.fromarray(np.full(OURS, value, np.float32)), "TIFF"), (level,) * 3)
+       for value, level in [(0.5, 127), (np.nan, 0), (np.inf, 255)]},
+    **{f"{mode}.{suffix}": (photo(FORMATS[suffix], mode, WHITE), WHITE)
+       for mode, suffix in [("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "tif")]},
     "colour profile.jpg": (photo("JPEG", icc_profile=SRGB, quality=95), RED),
     "broken colour profile.png": (photo(icc_profile=b"no profile"), RED),
     # More than one picture.
-    "animated.gif": (animation("GIF"), RED),
-    "animated.png": (animation("PNG"), RED),
-    "animated.webp": (saved(Image.new("RGB", (SIDE, SIDE), WHITE), "WEBP", save_all=True, lossless=True,
-                            append_images=[Image.new("RGB", (SIDE, SIDE))]), WHITE),
-    "pages.tif": (animation("TIFF"), RED),
+    **{f"animated.{suffix}": (animation(FORMATS[suffix]), RED) for suffix in ("gif", "png", "tif")},
+    "animated.webp": (animation("WEBP", lossless=True), RED),
     # EXIF.
-    **{f"EXIF turn {n}.jpg": (turned(n), (UPRIGHT if n >= 5 else LYING, RED if n in (1, 4, 5, 6) else WHITE))
-       for n in range(1, 9)},
-    "EXIF turn 6.png": (turned(6, "PNG"), (UPRIGHT, RED)),
-    "EXIF turn 6.tif": (turned(6, "TIFF"), (UPRIGHT, RED)),
-    "EXIF turn 6.webp": (turned(6, "WEBP"), (UPRIGHT, RED)),
-    "EXIF turn 99.jpg": (turned(99), (LYING, RED)),
+    **{f"EXIF turn {n}.{suffix}": (turned(n, FORMATS[suffix]), (UPRIGHT if n in (5, 6, 7, 8) else LYING,
+                                                                WHITE if n in (2, 3, 7, 8) else RED))
+       for n, suffix in [*((n, "jpg") for n in (*range(1, 9), 99)), (6, "png"), (6, "tif"), (6, "webp")]},
     "EXIF broken.jpg": (photo("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95), RED),
     "EXIF of a loop.jpg": (photo("JPEG", exif=b"Exif\0\0" + tiff((34665, 4, 1, 8), after=8), quality=95), RED),
-    # Another name than content.
+    # Another name than content, and two kinds of file in one.
     "PNG called.jpg": (PNG, RED),
     "TIFF called.png": (photo("TIFF"), RED),
     "GIF called.webp": (photo("GIF", colour=(255, 0, 0)), (255, 0, 0)),
     "upper case.JPG": (JPEG, RED),
-    "text.jpg": (b"no image", NOT_ONE),
-    "page.jpg": (b"<!doctype html><img src=x onerror=alert(1)>", NOT_ONE),
-    "PostScript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch made) run\n", NOT_ONE),
-    "SVG.png": (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", NOT_ONE),
-    "PDF.jpg": (b"%PDF-1.7\n", NOT_ONE),
-    "HEIC.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", NOT_ONE),
-    "icon.png": (photo("ICO"), NOT_ONE),
-    "JPEG 2000.jpg": (photo("JPEG2000"), NOT_ONE),
-    "DDS.png": (photo("DDS"), NOT_ONE),
-    "pickle.png": (b"\x80\x04cos\nsystem\n(S'touch made'\ntR.", NOT_ONE),
-    # Two kinds of file in one.
-    "PNG and zip.png": (PNG + zipped("evil.py", b"x"), RED),
+    **{f"{name}.png": (content, NOT_ONE) for name, content in NO_IMAGES.items()},
+    "PNG and zip.png": (PNG + zipped({"evil.py": b"x"}), RED),
     "JPEG and page.jpg": (JPEG + b"<script>alert(1)</script>", RED),
     "GIF and script.gif": (photo("GIF", colour=(255, 0, 0), comment=b"*/=alert(1);/*"), (255, 0, 0)),
-    "zip and PNG.png": (zipped("a.png", PNG), NOT_ONE),
-    "mask array.png": (b"\x93NUMPY\x01\0v\0{'descr':'|O'}", NOT_ONE),
-    # Cut off or damaged.
-    "empty.png": (b"", NOT_ONE),
-    "one byte.jpg": (b"\xff", NOT_ONE),
-    "header alone.png": (PNG[:33], NOT_ONE),
-    "half.jpg": (photo("JPEG", size=(200, 200))[:500], DECODED),
-    "half.png": (of_levels(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))[:300], DECODED),
-    "half.webp": (photo("WEBP")[:-20], ("", NOT_ONE, DECODED)),
-    "half.tif": (photo("TIFF")[:600], ("", NOT_ONE, DECODED)),
-    "half.bmp": (photo("BMP")[:400], DECODED),
-    "half.gif": (animation("GIF")[:30], ("", NOT_ONE, DECODED)),
-    "half.ppm": (photo("PPM")[:400], DECODED),
+    # Cut off or damaged; see also `test_faults`.
+    **{f"half.{suffix}": (photo(kind, size=(99, 99))[:60], (NOT_ONE, DECODED)) for suffix, kind in FORMATS.items()},
+    "half of many pixels.jpg": (photo("JPEG", size=(200, 200))[:500], DECODED),
     "wrong checksum.png": (PNG.replace(b"IDAT", b"IDAT\1", 1), DECODED),
-    "unknown compression.tif": (tiff((256, 4, 1, 8), (257, 4, 1, 8), (259, 3, 1, 9999)), ("", NOT_ONE, DECODED)),
+    "unknown compression.tif": (tiff((256, 4, 1, 8), (257, 4, 1, 8), (259, 3, 1, 9999)), EITHER),
     # Sizes that are too large, and lies about them.
-    "60000 x 60000.png": (png(60_000, 60_000), "too many pixels"),
-    "65500 x 1.png": (png(65_500, 1), MANY),
-    "20000 x 300.png": (png(20_000, 300), MANY),
-    "1 x 8000.png": (png(1, 8000), NARROW),
-    "0 x 0.png": (png(0, 0), ("", NOT_ONE, DECODED, NARROW)),
-    "2**31 wide.png": (png(2**31 - 1, 1), ("too many", "too narrow")),
+    **{f"{width} x {height}.png": (png(width, height), says) for width, height, says in [
+        (60_000, 60_000, "too many pixels"), (65_500, 1, MANY), (20_000, 300, MANY), (1, 8000, NARROW),
+        (0, 0, (*EITHER, NARROW)), (2**31 - 1, 1, (MANY, NARROW))]},
     "65535 x 65535.jpg": (jpeg_size(JPEG, 65_535, 65_535), "too many pixels"),
-    "0 x 24.jpg": (jpeg_size(JPEG, 0, 24), ("", NOT_ONE, DECODED)),
+    "0 x 24.jpg": (jpeg_size(JPEG, 0, 24), EITHER),
     "more rows than there are.jpg": (jpeg_size(JPEG, SIDE, 900), ("", DECODED)),
-    "2**31 wide.bmp": (photo("BMP")[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + photo("BMP")[26:], "too many"),
-    "top down.bmp": (photo("BMP")[:22] + struct.pack("<i", -SIDE) + photo("BMP")[26:], RED),
-    "65535 x 65535.gif": (GIF[:6] + b"\xff\xff\xff\xff" + GIF[10:], "too many"),
-    "10**9 wide.ppm": (b"P6 1000000000 1000000000 255\n" + bytes(99), ("too many", DECODED)),
-    "number without end.ppm": (b"P6 " + b"9" * 100_000 + b" 1 255\n", ("", NOT_ONE, DECODED)),
-    "comment without end.ppm": (b"P6\n#" + b"x" * 1_000_000, ("", NOT_ONE, DECODED)),
-    "2**31 wide.tif": (tiff_of(2**31 - 1, 2**31 - 1), "too many"),
+    "2**31 wide.bmp": (BMP[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + BMP[26:], MANY),
+    "top down.bmp": (BMP[:22] + struct.pack("<i", -SIDE) + BMP[26:], RED),
+    "65535 x 65535.gif": (GIF[:6] + b"\xff\xff\xff\xff" + GIF[10:], MANY),
+    "10**9 wide.ppm": (b"P6 1000000000 1000000000 255\n" + bytes(99), (MANY, DECODED)),
+    "number without end.ppm": (b"P6 " + b"9" * 100_000 + b" 1 255\n", EITHER),
+    "comment without end.ppm": (b"P6\n#" + b"x" * 1_000_000, EITHER),
+    "2**31 wide.tif": (tiff_of(2**31 - 1, 2**31 - 1), MANY),
     "strip outside.tif": (tiff_of(offset=2**31, size=2**31), DECODED),
     "4 GB of strips.tif": (tiff_of(size=2**32 - 1), ("", DECODED)),
     "loop of directories.tif": (tiff_of(after=8), ((8, 8), (9, 9, 9))),
-    "tag of 4 GB.tif": (tiff((256, 4, 2**32 - 1, 8), (257, 4, 1, 8)), ("", NOT_ONE, DECODED)),
+    "tag of 4 GB.tif": (tiff((256, 4, 2**32 - 1, 8), (257, 4, 1, 8)), EITHER),
     # Little content that becomes much.
     "bomb of pixels.png": (png(8000, 7900, pixels=bytes(7900 * 24_001)), ((8000, 7900), (0, 0, 0))),
     "bomb of text.png": (lambda path: bomb(path, b"zTXt", 28), DECODED),
@@ -220,4 +206,69 @@ IMAGES = {
     "link to a photo elsewhere.png": (outside, RED),
     "link to passwords.png": (linked("/etc/passwd"), NOT_ONE),
 }  # fmt: skip
-HEAVY = {"bomb of pixels.png", "bomb of scans.jpg", "bomb of text.png", "bomb of a profile.png"}
+
+
+@door("photo", IMAGES, {name for name in IMAGES if name.startswith("bomb")})
+def image(shop, case) -> str:
+    from retailkit.data.images import read_image
+
+    path = put(shop.folder / "photos" / "milk" / case.name, case.given)
+    said = shop.cli("check --root photos", names=case.name)
+    if case.value is None:
+        return said.splitlines()[0]
+    size, colour = case.value if isinstance(case.value[0], tuple) else (OURS, case.value)
+    pixels = read_image(path)
+    assert pixels.shape[1::-1] == size and abs(pixels[0, 0].astype(int) - colour).max() <= 3, pixels[0, 0]
+    return f"{size[0]} x {size[1]} pixels, {tuple(map(int, colour))} at the top left"
+
+
+# What a page sends to the tool, which need not be ours: a message, and contents. What is read is height and width.
+A = {"name": "a.png"}
+UPLOADS = {
+    "photo": ((A, [photo(size=(40, 50))]), [50, 40]),
+    "photo turned by its EXIF block": ((A, [turned(6, side=40)]), [80, 40]),
+    "large photo": ((A, [photo("JPEG", size=(4096, 1024))]), [512, 2048]),
+    "animation": ((A, [animation("GIF", 40)]), [40, 40]),
+    "no content": ((A, []), "the file is empty"),
+    "two contents": ((A, [photo(size=(40, 50)), b"x"]), [50, 40]),
+    "9 MB and a byte": ((A, [bytes(9_000_001)]), "more than 9 MB"),
+    "60000 x 60000": ((A, [png(60_000, 60_000)]), "too many pixels"),
+    "8000 x 7900": ((A, [png(8000, 7900)]), "more than 60 megapixels"),
+    "16 x 16": ((A, [photo(size=(16, 16))]), "too few"),
+    "65500 x 1": ((A, [png(65_500, 1)]), MANY),
+    "cut off": ((A, [PNG[:60]]), (DECODED, "not an image")),
+    **{name: ((A, [content]), "not an image" if content else "is empty") for name, content in NO_IMAGES.items()},
+    "bomb of pixels": ((A, [png(7000, 7000, pixels=bytes(7000 * 21_001))]), [2048, 2048]),
+    "name of a path": (({"name": "../../../etc/a.png"}, [b"x"]), "../../../etc/a.png: not an image"),
+    "name of a page": (({"name": "<img src=x>"}, [b"x"]), "<img src=x>: not an image"),
+    "name of 1 MB": (({"name": "n" * 10**6}, [b"x"]), "not an image"),
+    "no name": (({}, [b"x"]), "photo: not an image"),
+    "name of a number": (({"name": 7}, [b"x"]), "7: not an image"),
+    "a text in place of a message": (("x", [b"x"]), "photo: not an image"),
+}
+
+
+@door("upload", UPLOADS, {"bomb of pixels"})
+def upload(shop, case) -> str:
+    from retailkit.config import UserError
+    from retailkit.widgets.model import decode
+    from retailkit.widgets.upload import LONGEST, Upload
+
+    found, button = [], Upload(megabytes=9)
+
+    def act(content: bytes, called: str) -> None:
+        try:
+            found.append(decode(content, called))
+        except UserError as error:  # the tool shows it
+            found.append(error)
+
+    shop.patch.setattr(button, "send", found.append)
+    button.on_upload(act)
+    message, buffers = case.given
+    button._handle_custom_msg(message, [memoryview(buffer) for buffer in buffers])
+    read, answer = found
+    assert len(answer["done"]) <= LONGEST  # the page is told in any case
+    if isinstance(read, UserError):
+        raise read
+    assert [*read.shape[:2]] == case.value, read.shape
+    return f"{read.shape[1]} x {read.shape[0]} pixels"
