@@ -66,19 +66,13 @@ def central_grabcut(image: np.ndarray) -> np.ndarray:
     (intersection over union of 0.7), and the larger box's mask, which is the result (H,W) bool, must fill between 10
     and 90 % of the image; else the result is empty.
     """
-    outer = _one_try(image, _central_box(image, CENTRAL[1]), seed=0)
-    if LEAST_SHARE <= outer.mean() <= MOST_SHARE:
-        inner = _one_try(image, _central_box(image, CENTRAL[0]), seed=0)
-        if (inner & outer).sum() >= AGREEMENT * (inner | outer).sum():
-            return outer
-    return np.zeros_like(outer)
-
-
-def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
-    """Return left, top, width and height of the central box with this share of the sides."""
     height, width = image.shape[:2]
-    left, top = round((1 - side) / 2 * width), round((1 - side) / 2 * height)
-    return left, top, width - 2 * left, height - 2 * top
+    left, top = ([round((1 - side) / 2 * length) for side in CENTRAL] for length in (width, height))
+    inner, outer = (
+        _one_try(image, (x, y, width - 2 * x, height - 2 * y), seed=0) for x, y in zip(left, top, strict=True)
+    )
+    good = LEAST_SHARE <= outer.mean() <= MOST_SHARE and (inner & outer).sum() >= AGREEMENT * (inner | outer).sum()
+    return outer & good
 
 
 def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
