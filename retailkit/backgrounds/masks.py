@@ -67,12 +67,17 @@ def central_grabcut(image: np.ndarray) -> np.ndarray:
     and 90 % of the image; else the result is empty.
     """
     height, width = image.shape[:2]
-    left, top = ([round((1 - side) / 2 * length) for side in CENTRAL] for length in (width, height))
-    inner, outer = (
-        _one_try(image, (x, y, width - 2 * x, height - 2 * y), seed=0) for x, y in zip(left, top, strict=True)
-    )
-    good = LEAST_SHARE <= outer.mean() <= MOST_SHARE and (inner & outer).sum() >= AGREEMENT * (inner | outer).sum()
-    return outer & good
+
+    def cut(side: float) -> np.ndarray:
+        left, top = round((1 - side) / 2 * width), round((1 - side) / 2 * height)
+        return _one_try(image, (left, top, width - 2 * left, height - 2 * top), seed=0)
+
+    outer = cut(CENTRAL[1])
+    if LEAST_SHARE <= outer.mean() <= MOST_SHARE:
+        inner = cut(CENTRAL[0])
+        if (inner & outer).sum() >= AGREEMENT * (inner | outer).sum():
+            return outer
+    return np.zeros_like(outer)
 
 
 def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:

@@ -188,11 +188,10 @@ def choose_donors(
     else:
         drawn = rng.integers(np.full(len(labels), len(classes) - 1))
         targets = classes[drawn + (drawn >= np.searchsorted(classes, labels))]
-    members = [np.flatnonzero(labels == target) for target in classes]
-    place = np.searchsorted(classes, targets)  # of the class that gives
-    counts = np.array([len(member) for member in members])[place]
+    pool = np.argsort(labels, kind="stable")  # the images class by class
+    starts, counts = np.unique(labels[pool], return_index=True, return_counts=True)[1:]
     rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of an image within its class
-    skips = (labels == targets) & (counts > 1)
-    drawn = rng.integers(counts - skips)
-    drawn += skips & (drawn >= rank)
-    return torch.tensor([members[k][i] for k, i in zip(place, drawn, strict=True)])
+    place = np.searchsorted(classes, targets)  # of the class that gives
+    skips = (labels == targets) & (counts[place] > 1)
+    drawn = rng.integers(counts[place] - skips)
+    return torch.from_numpy(pool[starts[place] + drawn + (skips & (drawn >= rank))])
