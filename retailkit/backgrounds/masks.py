@@ -80,13 +80,6 @@ def central_grabcut(image: np.ndarray) -> np.ndarray:
     return np.zeros_like(outer)
 
 
-def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
-    """Return masks (B,1,H,W) bool of images (B,3,H,W) in [0,1] by `grabcut` of boxes (B,4), empty where it fails."""
-    pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    masks = [grabcut(image, box, seed) for image, box in zip(pixels, boxes.tolist(), strict=True)]
-    return torch.from_numpy(np.stack(masks))[:, None]
-
-
 def iou(masks: Tensor, others: Tensor) -> Tensor:
     """Return (B,) the intersection over union of masks (B,1,H,W) bool; 1 where both are empty."""
     both, either = (part.flatten(1).sum(1) for part in (masks & others, masks | others))

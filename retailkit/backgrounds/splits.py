@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from retailkit.backgrounds.masks import degrade, grabcut_of
+from retailkit.backgrounds.masks import degrade, grabcut
 from retailkit.backgrounds.variants import VARIANTS, apply_variant, boxes, usable
 from retailkit.cache import code_fingerprint, digest
 from retailkit.config import UsageError, UserError, pick
@@ -95,7 +95,9 @@ class VariantSplit(ProductDataset):
         Arguments are those of `masks.degrade`; `grabcut` gives the masks that GrabCut finds in the boxes of these.
         """
         if how == "grabcut":
-            return self._remade(self.images, grabcut_of(self.images / 255, boxes(self.masks), self.seed))
+            pairs = zip(self.images.permute(0, 2, 3, 1).contiguous().numpy(), boxes(self.masks).tolist(), strict=True)
+            found = np.stack([grabcut(image, box, self.seed) for image, box in pairs])
+            return self._remade(self.images, torch.from_numpy(found)[:, None])
         return self._remade(self.images, degrade(self.masks, how, amount, self.seed))
 
     def cut_out(self) -> VariantSplit:

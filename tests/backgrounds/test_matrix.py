@@ -1,5 +1,6 @@
 """The train-by-test matrix against plain loops, and that a killed run goes on where it was."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,14 +178,16 @@ def found():
     return pd.DataFrame(rows)
 
 
-def test_the_gap_is_paired_by_image_and_seed(found):
+def test_accuracy_is_that_of_all_seeds_and_the_gap_is_paired_by_image_and_seed(found):
+    table = matrix.accuracy(found).set_index(["train", "test"])
+    means = found.groupby(["train", "test"])["correct"].mean()
+    pd.testing.assert_series_equal(table["accuracy"].sort_index(), means, check_names=False)
+    assert len(table) == 8 and table["accuracy"].between(table["low"], table["high"]).all()
     gaps = matrix.bg_gap(found).set_index("train")
     rng = np.random.default_rng(0)
     for train, gap in gaps.iterrows():
-        right = {tuple(r[k] for k in ("test", "seed", "row")): r["correct"]
-                 for r in found[found["train"] == train].to_dict("records")}  # fmt: skip
-        pairs = {(s, r): float(right["mixed_same", s, r]) - float(right["mixed_rand", s, r])
-                 for s in (0, 1) for r in range(5 * s, 40)}  # fmt: skip
+        right = found[found["train"] == train].set_index(["test", "seed", "row"])["correct"].astype(float)
+        pairs = (right["mixed_same"] - right["mixed_rand"]).to_dict()
         assert gap["gap"] == pytest.approx(np.mean(list(pairs.values()))) and (gap["n"], gap["seeds"]) == (40, 2)
         draws = []
         for _ in range(3000):
@@ -195,14 +198,6 @@ def test_the_gap_is_paired_by_image_and_seed(found):
         matrix.bg_gap(found[found["test"] != "mixed_same"])
 
 
-def test_accuracy_is_that_of_all_seeds(found):
-    table = matrix.accuracy(found)
-    assert len(table) == 8
-    for row in table.itertuples():
-        part = found[(found["train"] == row.train) & (found["test"] == row.test)]
-        assert row.accuracy == pytest.approx(part["correct"].mean()) and row.low <= row.accuracy <= row.high
-
-
 def test_categories_follow_the_paper_for_every_combination():
     table = {
         (True, False, True): "BG required",
@@ -210,11 +205,10 @@ def test_categories_follow_the_paper_for_every_combination():
         (True, False, False): "BG+FG required",
         (False, True, True): "BG+FG fools",
     }
-    triples = [(full, fg, bg) for full in (True, False) for fg in (True, False) for bg in (True, False)]
-    kinds = matrix.categories(*zip(*triples, strict=True))
-    assert kinds.tolist() == [table.get(triple, "BG irrelevant") for triple in triples]
-    floats = matrix.categories(*(np.array(column, float) for column in zip(*triples, strict=True)))
-    assert floats.tolist() == kinds.tolist()
+    triples = list(itertools.product((True, False), repeat=3))
+    for kind in (bool, float):
+        kinds = matrix.categories(*(np.array(column, kind) for column in zip(*triples, strict=True)))
+        assert kinds.tolist() == [table.get(triple, "BG irrelevant") for triple in triples]
 
 
 def test_vulnerable_foregrounds_are_those_of_a_plain_loop(splits):

@@ -185,16 +185,6 @@ def test_colours_have_the_highest_or_lowest_contrast_of_the_palette(contrast):
         assert deltaE_ciede2000(mean, rgb2lab(colour)) == pytest.approx(wanted, abs=0.01)
 
 
-def test_the_blurred_background_has_no_halo_of_the_product():
-    image, mask = product_in(8, 6, 20, 18)
-    one, other = (apply_variant(i, mask, "blurred", sigma=0.1) for i in (image, torch.where(mask, 1.0, image)))
-    assert torch.equal(torch.where(mask, 0, one), torch.where(mask, 0, other))
-    flat = torch.where(mask, image, 0.3)
-    assert torch.allclose(apply_variant(flat, mask, "blurred", sigma=0.1), flat, atol=1e-5)
-    outside = ~mask[0, 0]
-    assert one[0, :, outside].std() < 0.5 * image[0, :, outside].std()
-
-
 def test_an_enlarged_object_is_cut_off_at_the_edge_and_keeps_its_centre():
     mask = torch.zeros(1, 1, 21, 25, dtype=torch.bool)
     mask[..., 8:13, 9:16] = True
