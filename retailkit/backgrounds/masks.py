@@ -66,26 +66,18 @@ def central_grabcut(image: np.ndarray) -> np.ndarray:
     (intersection over union of 0.7), and the larger box's mask, which is the result (H,W) bool, must fill between 10
     and 90 % of the image; else the result is empty.
     """
-    outer = _one_try(image, _central_box(image, CENTRAL[1]), seed=0)
+    height, width = image.shape[:2]
+
+    def cut(side: float) -> np.ndarray:
+        left, top = round((1 - side) / 2 * width), round((1 - side) / 2 * height)
+        return _one_try(image, (left, top, width - 2 * left, height - 2 * top), seed=0)
+
+    outer = cut(CENTRAL[1])
     if LEAST_SHARE <= outer.mean() <= MOST_SHARE:
-        inner = _one_try(image, _central_box(image, CENTRAL[0]), seed=0)
+        inner = cut(CENTRAL[0])
         if (inner & outer).sum() >= AGREEMENT * (inner | outer).sum():
             return outer
     return np.zeros_like(outer)
-
-
-def _central_box(image: np.ndarray, side: float) -> tuple[int, int, int, int]:
-    """Return left, top, width and height of the central box with this share of the sides."""
-    height, width = image.shape[:2]
-    left, top = round((1 - side) / 2 * width), round((1 - side) / 2 * height)
-    return left, top, width - 2 * left, height - 2 * top
-
-
-def grabcut_of(images: Tensor, boxes: Tensor, seed: int = 0) -> Tensor:
-    """Return masks (B,1,H,W) bool of images (B,3,H,W) in [0,1] by `grabcut` of boxes (B,4), empty where it fails."""
-    pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    masks = [grabcut(image, box, seed) for image, box in zip(pixels, boxes.tolist(), strict=True)]
-    return torch.from_numpy(np.stack(masks))[:, None]
 
 
 def iou(masks: Tensor, others: Tensor) -> Tensor:

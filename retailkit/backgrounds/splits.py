@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from retailkit.backgrounds.masks import degrade, grabcut_of
+from retailkit.backgrounds.masks import degrade, grabcut
 from retailkit.backgrounds.variants import VARIANTS, apply_variant, boxes, usable
 from retailkit.cache import code_fingerprint, digest
 from retailkit.config import UsageError, UserError, pick
@@ -74,24 +75,19 @@ class VariantSplit(ProductDataset):
         for i in tqdm(range(len(rows)), desc="read images", delay=2, mininterval=2, leave=False):
             sample = source[i]
             images[i], masks[i] = _to_bytes(sample.image), sample.mask
-        return cls._with_usable_masks(source, images, masks, len(split), seed, own_class)
-
-    @classmethod
-    def _with_usable_masks(
-        cls, source: ProductDataset, images: Tensor, masks: Tensor, total: int, seed: int, own_class: bool
-    ) -> VariantSplit:
-        good = usable(masks)
-        if not good.any():
-            raise UserError(f"all masks of {source.data.name!r} are empty or leave no background; check them")
-        source, images, masks = source.with_options(rows=source.rows[good.numpy()]), images[good], masks[good]
-        pairs = zip(images.split(1), masks.split(1), strict=True)
-        backgrounds = torch.cat([_to_bytes(apply_variant(i.float() / 255, m, "only_bg_t")) for i, m in pairs])
-        content = digest(images, masks)
-        return cls(source, images, masks, backgrounds, total - len(images), content, seed, own_class=own_class)
+        left_out = len(split) - len(rows)
+        return cls(source, images, masks, images, left_out, "", seed, own_class=own_class)._remade(images, masks)
 
     def _remade(self, images: Tensor, masks: Tensor) -> VariantSplit:
-        total = len(self) + self.left_out
-        return self._with_usable_masks(self.source, images, masks, total, self.seed, self.own_class)
+        """Return the split with other images and masks; those whose mask is of no use are left out."""
+        good = usable(masks)
+        if not good.any():
+            raise UserError(f"all masks of {self.data.name!r} are empty or leave no background; check them")
+        source, images, masks = self.source.with_options(rows=self.rows[good.numpy()]), images[good], masks[good]
+        pairs = zip(images.split(1), masks.split(1), strict=True)
+        backgrounds = torch.cat([_to_bytes(apply_variant(i.float() / 255, m, "only_bg_t")) for i, m in pairs])
+        left_out, content = self.left_out + len(self) - len(images), digest(images, masks)
+        return VariantSplit(source, images, masks, backgrounds, left_out, content, self.seed, own_class=self.own_class)
 
     def degraded(self, how: str, amount: float = 0.0) -> VariantSplit:
         """Return the original images with worse masks; those whose mask is of no use any more are left out.
@@ -99,7 +95,9 @@ class VariantSplit(ProductDataset):
         Arguments are those of `masks.degrade`; `grabcut` gives the masks that GrabCut finds in the boxes of these.
         """
         if how == "grabcut":
-            return self._remade(self.images, grabcut_of(self.images / 255, boxes(self.masks), self.seed))
+            pairs = zip(self.images.permute(0, 2, 3, 1).contiguous().numpy(), boxes(self.masks).tolist(), strict=True)
+            found = np.stack([grabcut(image, box, self.seed) for image, box in pairs])
+            return self._remade(self.images, torch.from_numpy(found)[:, None])
         return self._remade(self.images, degrade(self.masks, how, amount, self.seed))
 
     def cut_out(self) -> VariantSplit:
@@ -192,16 +190,10 @@ def choose_donors(
     else:
         drawn = rng.integers(np.full(len(labels), len(classes) - 1))
         targets = classes[drawn + (drawn >= np.searchsorted(classes, labels))]
-    return torch.from_numpy(_one_each(rng, labels, targets))
-
-
-def _one_each(rng: np.random.Generator, labels: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return for each image one of its target class, not itself where there is another."""
     pool = np.argsort(labels, kind="stable")  # the images class by class
-    classes, starts, counts = np.unique(labels[pool], return_index=True, return_counts=True)
-    rank = np.empty(len(labels), dtype=np.int64)  # of an image within its class
-    rank[pool] = np.arange(len(pool)) - np.repeat(starts, counts)
-    place = np.searchsorted(classes, targets)
+    starts, counts = np.unique(labels[pool], return_index=True, return_counts=True)[1:]
+    rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of an image within its class
+    place = np.searchsorted(classes, targets)  # of the class that gives
     skips = (labels == targets) & (counts[place] > 1)
     drawn = rng.integers(counts[place] - skips)
-    return pool[starts[place] + drawn + (skips & (drawn >= rank))]
+    return torch.from_numpy(pool[starts[place] + drawn + (skips & (drawn >= rank))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from retailkit import backgrounds, config
-from retailkit.backgrounds import degrade, grabcut_of, iou, masked
+from retailkit.backgrounds import degrade, iou, masked
 from retailkit.backgrounds import masks as cutting
 from retailkit.data import DataError, load
 from retailkit.data.images import read_mask
@@ -49,56 +50,52 @@ def shop(tmp_path):
 
 def test_a_product_in_a_known_box_is_cut_out():
     image, disc = photo(share=0.2)
-    images = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
-    true = torch.from_numpy(disc)[None, None]
-    found = grabcut_of(images, backgrounds.boxes(true))
-    assert iou(found, true)[0] > 0.95
-    again = grabcut_of(torch.cat([images, images]), backgrounds.boxes(true).repeat(2, 1))
-    assert torch.equal(again, found.repeat(2, 1, 1, 1))
+    (box,) = backgrounds.boxes(torch.from_numpy(disc)[None, None]).tolist()
+    one, again = (cutting.grabcut(image, box) for _ in range(2))
+    assert (one & disc).sum() > 0.95 * (one | disc).sum() and np.array_equal(one, again)
 
 
-@pytest.mark.parametrize(("filled", "good"), [(0.09, False), (0.11, True)])
-def test_a_mask_of_a_tenth_of_its_box_is_accepted(monkeypatch, filled, good):
-    tries = []
+@pytest.fixture
+def fake_grabcut(monkeypatch):
+    """GrabCut finds what `finds(x, y, width, height)` returns: a mask (100,100)."""
 
-    def fake(image, mask, rectangle, background, foreground, rounds, mode):
-        tries.append((rectangle, rounds, mode))
-        x, y, width, height = rectangle
-        mask[:] = cv2.GC_PR_BGD
-        mask[y : y + height, x : x + round(filled * width)] = cv2.GC_FGD
-        mask[y : y + height, x : x + round(filled * width / 2)] = cv2.GC_PR_FGD
+    def install(finds):
+        tries = []
 
-    monkeypatch.setattr(cutting.cv2, "grabCut", fake)
-    mask = cutting.grabcut(np.zeros((200, 150, 3), np.uint8), (20, 30, 120, 80))
-    assert tries[0] == ((20, 30, 100, 50), 5, cv2.GC_INIT_WITH_RECT)
-    if good:
-        assert len(tries) == 1 and mask.sum() == 11 * 50
-    else:
-        assert len(tries) == 11 and not mask.any() and mask.shape == (200, 150), "the first try and ten more"
+        def fake(image, mask, rectangle, background, foreground, rounds, mode):
+            tries.append((rectangle, rounds, mode))
+            mask[finds(*rectangle)] = cv2.GC_FGD if len(tries) % 2 else cv2.GC_PR_FGD
+
+        monkeypatch.setattr(cutting.cv2, "grabCut", fake)
+        return tries
+
+    return install
 
 
-def test_a_failing_grabcut_is_a_rejection(monkeypatch):
+def rectangle_of(share, x=0, y=0, width=100, height=100):
+    """A mask of the centre of a box, with this share of the sides."""
+    mask = np.zeros((100, 100), bool)
+    dy, dx = round(height * (1 - share) / 2), round(width * (1 - share) / 2)
+    mask[y + dy : y + height - dy, x + dx : x + width - dx] = True
+    return mask
+
+
+@pytest.mark.parametrize(("side", "tries"), [(0.28, 11), (0.36, 1)])  # 0.08 and 0.12 of the box
+def test_a_mask_of_a_tenth_of_its_box_is_accepted(fake_grabcut, side, tries):
+    done = fake_grabcut(lambda *box: rectangle_of(side, *box))
+    mask = cutting.grabcut(np.zeros((100, 100, 3), np.uint8), (20, 30, 70, 80))
+    assert done == [((20, 30, 50, 50), 5, cv2.GC_INIT_WITH_RECT)] * tries, "the first try, and ten more"
+    assert np.array_equal(mask, rectangle_of(side, 20, 30, 50, 50) & (tries == 1))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 96, 96), (20, 20, 20, 60), (10, 10, 50, 50)])
+def test_a_box_without_inside_or_outside_and_a_failing_grabcut_are_rejections(monkeypatch, box):
     def fail(*arguments):
         raise cv2.error("no samples")
 
     monkeypatch.setattr(cutting.cv2, "grabCut", fail)
-    image = photo()[0]
-    for mask in (cutting.grabcut(image, (10, 10, 50, 50)), cutting.central_grabcut(image)):
-        assert mask.shape == image.shape[:2] and not mask.any()
-
-
-@pytest.mark.parametrize("box", [(0, 0, 96, 96), (20, 20, 20, 60)])
-def test_a_box_without_inside_or_outside_is_a_rejection(box):
-    mask = cutting.grabcut(photo()[0], box)
-    assert mask.shape == (96, 96) and not mask.any()
-
-
-def rectangle_of(height, width, share):
-    """A mask of the central box with this share of the sides."""
-    mask = np.zeros((height, width), bool)
-    dy, dx = round(height * (1 - share) / 2), round(width * (1 - share) / 2)
-    mask[dy : height - dy, dx : width - dx] = True
-    return mask
+    for mask in (cutting.grabcut(photo()[0], box), cutting.central_grabcut(photo()[0])):
+        assert mask.shape == (96, 96) and not mask.any()
 
 
 @pytest.mark.parametrize(
@@ -114,21 +111,20 @@ def rectangle_of(height, width, share):
         (0.0, 0.5, False),
     ],
 )
-def test_two_central_boxes_must_agree_and_leave_something(monkeypatch, inner, outer, accepted):
-    found = {80: rectangle_of(100, 100, inner), 90: rectangle_of(100, 100, outer)}
-
-    def fake(image, mask, rectangle, *arguments):
-        mask[found[rectangle[2]]] = cv2.GC_FGD
-
-    monkeypatch.setattr(cutting.cv2, "grabCut", fake)
+def test_two_central_boxes_must_agree_and_leave_something(fake_grabcut, inner, outer, accepted):
+    fake_grabcut(lambda x, y, width, height: rectangle_of({80: inner, 90: outer}[width]))
     mask = cutting.central_grabcut(np.zeros((100, 100, 3), np.uint8))
-    assert np.array_equal(mask, found[90] if accepted else np.zeros((100, 100), bool))
+    assert np.array_equal(mask, rectangle_of(outer if accepted else 0))
 
 
 # -- Masks of a data set.
 
 
-def test_photos_get_masks_of_their_own_size_and_rejected_ones_none(shop):
+def test_photos_get_masks_of_their_own_size_rejected_ones_none_and_masks_that_are_there_stay(shop, tmp_path):
+    own = tmp_path / "own.png"
+    Image.fromarray(photo(share=0.3)[1]).save(own)
+    with_own = shop.table.assign(mask=["", "", str(own), "", ""])
+    assert masked(replace(shop, table=with_own)).table["mask"][2] == str(own)
     with_masks = masked(shop)
     assert (with_masks.table["mask"] == "").tolist() == [False] * 3 + [True] * 2
     for n, path in enumerate(with_masks.table["mask"][:3]):
@@ -139,17 +135,7 @@ def test_photos_get_masks_of_their_own_size_and_rejected_ones_none(shop):
     assert (shop.table["mask"] == "").all(), "the data set given stays as it is"
 
 
-@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: b"PK"])
-def test_damaged_masks_of_the_cache_are_made_again(shop, damage):
-    first = masked(shop)
-    files = sorted(Path(os.environ["RETAILKIT_CACHE"]).rglob("*.png"))
-    before = [file.read_bytes() for file in files]
-    for file in files:
-        file.write_bytes(damage(file.read_bytes()))
-    assert masked(shop).table.equals(first.table) and [file.read_bytes() for file in files] == before
-
-
-def test_masks_are_made_once_and_a_killed_run_goes_on(shop, monkeypatch):
+def test_masks_are_made_once_unless_they_are_damaged_and_a_killed_run_goes_on(shop, monkeypatch):
     seen, cut = [], cutting.central_grabcut
 
     def counted(image):
@@ -163,11 +149,15 @@ def test_masks_are_made_once_and_a_killed_run_goes_on(shop, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         masked(shop)
     monkeypatch.setattr(cutting, "central_grabcut", lambda image: seen.append(image.tobytes()) or cut(image))
-    first = masked(shop)
+    first, folder = masked(shop), Path(os.environ["RETAILKIT_CACHE"])
     assert len(seen) == len(set(seen)) == 5, "each image once, rejected ones too"
     again = masked(shop)
-    assert len(seen) == 5 and again.table.equals(first.table)
-    assert not [p for p in Path(os.environ["RETAILKIT_CACHE"]).rglob("*.tmp")]
+    assert len(seen) == 5 and again.table.equals(first.table) and not [*folder.rglob("*.tmp")]
+    files = {file: file.read_bytes() for file in sorted(folder.rglob("*.png"))}
+    for file, content in zip(files, (b"", files[min(files)][:60], b"PK"), strict=False):
+        file.write_bytes(content)
+    assert masked(shop).table.equals(first.table) and len(seen) == 8
+    assert {file: file.read_bytes() for file in files} == files
 
 
 def test_large_photos_are_cut_out_small_and_threads_change_nothing(shop, tmp_path, monkeypatch):
@@ -182,13 +172,6 @@ def test_large_photos_are_cut_out_small_and_threads_change_nothing(shop, tmp_pat
         files.append([Path(p).read_bytes() for p in masked(shop).table["mask"] if p])
     assert set(sides) == {(256, 512)} and files[0] == files[1] and len(files[0]) == 2
     assert read_mask(masked(shop).table["mask"].iloc[0], (300, 600)).any()
-
-
-def test_masks_that_a_data_set_brings_stay(shop, tmp_path):
-    own = tmp_path / "own.png"
-    Image.fromarray(photo(share=0.3)[1]).save(own)
-    shop.table.loc[1, "mask"] = str(own)
-    assert masked(shop).table["mask"][1] == str(own)
 
 
 def test_a_broken_photo_names_its_row(shop):
@@ -225,19 +208,15 @@ def test_erosion_and_dilation_move_the_outline_evenly(amount):
 
 
 @pytest.mark.parametrize("how", cutting.DEGRADATIONS)
-def test_nothing_changes_by_nothing_and_more_makes_worse(how):
+def test_more_makes_worse_and_in_the_same_way_in_every_batch(how):
     masks = blob()
     assert torch.equal(degrade(masks, how, 0), masks)
     overlap = [iou(degrade(masks, how, amount), masks).mean() for amount in (0.02, 0.04, 0.09)]
     assert 1 > overlap[0] > overlap[1] > overlap[2] > 0
-
-
-@pytest.mark.parametrize("how", cutting.DEGRADATIONS)
-def test_a_mask_gets_worse_in_the_same_way_in_every_batch(how):
-    masks = blob()
     together = degrade(masks, how, 0.05, seed=1)
     assert torch.equal(together, torch.cat([degrade(masks[i : i + 1], how, 0.05, seed=1) for i in range(2)]))
-    assert together.shape == masks.shape and together.dtype == torch.bool
+    endless = torch.stack([torch.ones(1, 9, 12, dtype=torch.bool), torch.zeros(1, 9, 12, dtype=torch.bool)])
+    assert torch.equal(degrade(endless, how, 0.2), endless), "full and empty masks have no outline to move"
 
 
 def test_noise_moves_the_outline_by_its_amount_both_ways_and_follows_the_seed():
@@ -246,20 +225,6 @@ def test_noise_moves_the_outline_by_its_amount_both_ways_and_follows_the_seed():
     moves = np.concatenate([degrade(masks, "noise", 0.02, seed)[0, 0].sum(1).numpy() - 100 for seed in range(8)])
     assert abs(moves.mean()) < 1 and 3 < moves.std() < 5.5  # 0.02 of 200 is 4
     assert not torch.equal(degrade(masks, "noise", 0.02, 1), degrade(masks, "noise", 0.02, 2))
-
-
-@pytest.mark.parametrize("how", cutting.DEGRADATIONS)
-def test_full_and_empty_masks_have_no_outline_to_move(how):
-    masks = torch.stack([torch.ones(1, 9, 12, dtype=torch.bool), torch.zeros(1, 9, 12, dtype=torch.bool)])
-    assert torch.equal(degrade(masks, how, 0.2), masks)
-
-
-def test_overlap_of_masks():
-    masks = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
-    others = masks.clone()
-    masks[0, 0, :2], others[0, 0, 1:3] = True, True
-    masks[1, 0, 0] = True
-    assert iou(masks, others).tolist() == pytest.approx([1 / 3, 0, 1])
 
 
 def test_unknown_ways_and_negative_amounts_are_named():

@@ -1,4 +1,4 @@
-"""A split as a variant shows it."""
+"""A split as a variant shows it, and whose background an image gets."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from retailkit.backgrounds import PAPER, VariantSplit, apply_variant, choose_don
 from retailkit.config import UsageError, UserError
 from retailkit.data import table
 from retailkit.data.augment import AUGMENTATIONS
+
+LABELS = torch.arange(600) % 6
 
 
 @pytest.fixture
@@ -74,9 +76,7 @@ def test_each_image_may_have_options_of_its_own(images):
     assert turned.variant("only_fg").options == {}
 
 
-def test_wrong_names_fail_at_once(images):
-    with pytest.raises(UsageError, match="unknown variant 'only_foreground'"):
-        images.variant("only_foreground")
+def test_a_wrong_option_fails_at_once(images):
     with pytest.raises(TypeError, match="radius"):
         images.variant("blurred", radius=3)
 
@@ -98,13 +98,10 @@ def test_products_that_were_cut_out_are_black_behind_whatever_their_size(images)
     alone = images.cut_out()
     assert torch.equal(alone[1].image, images.variant("only_fg")[1].image)
     small, on_ground = (part.variant("object_size", scale=0.5)[1].image for part in (alone, images))
+    assert images.variant("object_size")[1].mask is None, "the product is not where its mask says"
     assert 0.15 < (small.sum(0) > 0).sum() / images.masks[1].sum() < 0.45
     core = small.amax(0) > 0.69  # the edges are mixed
     assert torch.allclose(small[:, core], on_ground[:, core], atol=0.02)
-
-
-def test_a_product_that_was_moved_has_no_mask(images):
-    assert images.variant("object_size", scale=0.5)[0].mask is None and images.variant("shadow")[0].mask is not None
 
 
 def test_features_of_variants_are_kept_apart(split, images):
@@ -133,3 +130,59 @@ def test_augmentation_comes_after_the_variant_and_decides_the_size(images):
     config = training.TrainConfig(mode="finetune", epochs=1, batch_size=4, train_size=24, augment="light")
     history = training.fit(model, images.variant("mixed_rand"), None, config)
     assert len(history.epochs) == 1
+
+
+# -- Donors.
+
+
+@pytest.mark.parametrize("name", ["mixed_same", "mixed_rand", "mixed_next"])
+def test_donors_follow_the_seed(name):
+    one, same, other = (choose_donors(LABELS, name, seed) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other) and one.dtype == torch.int64
+
+
+def test_every_other_image_of_the_own_class_is_equally_likely():
+    labels = torch.tensor([0, 0, 1, 0, 0, 0])
+    draws = np.stack([choose_donors(labels, "mixed_same", seed) for seed in range(2000)])
+    assert (draws[:, 2] == 2).all(), "alone in its class"
+    for image in (0, 1, 3, 4, 5):
+        counts = np.bincount(draws[:, image], minlength=6)
+        assert counts[image] == counts[2] == 0
+        assert (np.abs(np.delete(counts, [image, 2]) - 500) < 100).all()  # 5 standard deviations
+
+
+def test_any_class_is_equally_likely_whatever_its_size_and_the_own_one_may_be_left_out():
+    labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
+    donors = choose_donors(labels, "mixed_rand", 0)
+    assert (np.abs(np.bincount(labels[donors], minlength=3) - 1000 / 3) < 75).all()
+    assert (donors != torch.arange(1000)).all()
+    own = (LABELS[choose_donors(LABELS, "mixed_rand", 0)] == LABELS).float().mean()
+    assert own == pytest.approx(1 / 6, abs=0.06)
+    others = LABELS[choose_donors(LABELS, "mixed_rand", 0, own_class=False)]
+    counts = np.bincount(others[LABELS == 2], minlength=6)
+    assert (others != LABELS).all() and (np.delete(counts, 2) > 8).all(), "the other five equally"
+
+
+def test_the_next_class_gives_and_the_first_follows_the_last():
+    assert torch.equal(LABELS[choose_donors(LABELS, "mixed_next", 0)], (LABELS + 1) % 6)
+    gap = torch.tensor([0, 2, 5, 0])  # classes that are not there are skipped
+    assert gap[choose_donors(gap, "mixed_next", 0)].tolist() == [2, 5, 0, 2]
+
+
+def test_one_unrelated_class_gives_to_all():
+    donors = choose_donors(LABELS, "generic_paste", 0, from_class=4)
+    assert (LABELS[donors] == 4).all() and (donors != torch.arange(600)).all() and len(set(donors.tolist())) > 60
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "says"),
+    [
+        (LABELS, {"name": "only_fg"}, "variant with donors 'only_fg'"),
+        (LABELS, {"name": "generic_paste", "from_class": 6}, r"from_class=6 .* use one of 0, 1, 2, 3, 4, 5"),
+        (torch.zeros(4), {"name": "mixed_next"}, "only one class"),
+        (torch.zeros(4), {"name": "mixed_rand", "own_class": False}, "only one class"),
+    ],
+)
+def test_what_cannot_be_chosen_is_named(labels, options, says):
+    with pytest.raises(UserError, match=says):
+        choose_donors(labels, **options)

@@ -47,14 +47,21 @@ def batches(monkeypatch, own_cache):
 
 
 def test_with_and_without_the_region_see_the_same_pixels_and_start_from_the_same_weights(scenes, maps, batches):
-    histories = {region: detector.fit(scenes, TINY, maps, region)[1] for region in (True, False)}
+    (trained, history), (_, without) = (detector.fit(scenes, TINY, maps, region) for region in (True, False))
     images = [[indices for indices, _ in batches[region]] for region in (True, False)]
     assert images[0] == images[1] and len(images[0]) == TINY.steps
     for epoch in np.split(np.array(images[0]).ravel(), 4):
         assert sorted(epoch) == list(range(6)), "an image came again before another came once"
     first = [batches[region][0][1] for region in (True, False)]
     assert all(torch.equal(first[0][k], first[1][k]) for k in first[0])
-    assert not histories[True]["total"].equals(histories[False]["total"])
+    assert not history["total"].equals(without["total"])
+    loaded, again = detector.fit(scenes, TINY, maps)
+    assert len(batches[True]) == TINY.steps, "a finished training was repeated"
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in trained.state_dict().items())
+    assert again.equals(history) and not loaded.training
+    other = replace(scenes, boxes=[b + 1 for b in scenes.boxes])
+    assert not detector.fit(other, TINY, maps)[1].equals(history)
+    assert len(batches[True]) == 2 * TINY.steps
 
 
 def test_a_few_steps_lower_the_total_loss_which_is_the_sum_of_four(scenes, maps):
@@ -62,17 +69,6 @@ def test_a_few_steps_lower_the_total_loss_which_is_the_sum_of_four(scenes, maps)
     assert history["total"].iloc[-8:].mean() < 0.8 * history["total"].iloc[:4].mean()
     np.testing.assert_allclose(history["total"], history[list(detection.LOSSES)].sum(axis=1))
     assert list(history["step"]) == list(range(1, 41))
-
-
-def test_the_very_same_training_is_loaded_and_any_other_is_not(scenes, maps, batches):
-    trained, history = detector.fit(scenes, TINY, maps)
-    loaded, again = detector.fit(scenes, TINY, maps)
-    assert len(batches[True]) == TINY.steps, "a finished training was repeated"
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in trained.state_dict().items())
-    assert again.equals(history) and not loaded.training
-    other = Scenes(scenes.classes, scenes.images, scenes.sizes, [b + 1 for b in scenes.boxes], scenes.labels)
-    assert not detector.fit(other, TINY, maps)[1].equals(history)
-    assert len(batches[True]) == 2 * TINY.steps
 
 
 def test_training_leaves_the_trunk_and_the_callers_randomness_alone(scenes, maps, own_cache):
@@ -127,10 +123,16 @@ def test_held_out_losses_are_repeatable_and_count_the_boxes_they_are_asked_to(sc
     assert not one.equals(detector.held_out_losses(model, scenes, maps, region=True))
 
 
-def test_an_image_side_between_the_strides_is_refused():
-    """Maps of 200 pixels hold 7 cells of 32, and anchors would lie 29 apart."""
-    with pytest.raises(UsageError, match="size=200: use a multiple of 32"):
-        detection.DetectorConfig(size=200)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"size": 200}, "size=200: use a multiple of 32 .* such as 192"),  # 7 cells of 32, and anchors 29 apart
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_wrong_options_are_refused(options, says):
+    with pytest.raises(UsageError, match=says):
+        detection.DetectorConfig(**options)
 
 
 def test_detectors_differ_by_the_regions_boxes_alone(scenes):

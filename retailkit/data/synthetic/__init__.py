@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from retailkit.cache import code_fingerprint, digest, replacing
 from retailkit.config import DataError, UsageError, pick
 from retailkit.data.synthetic.boxes import RELATIONS, render_scenes
-from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES, Product
+from retailkit.data.synthetic.catalogue import CATALOGUE, DEPARTMENTS, FAMILIES
 from retailkit.data.synthetic.scene import LEVELS, Effects, compose
 from retailkit.data.table import RENDERING, SPLITS, ProductData, make_table, write_truth
 
@@ -59,6 +59,18 @@ class Shot:
     def group(self) -> str:
         """The burst."""
         return "-".join(map(str, self.key))
+
+    def files(self, folder: Path) -> dict[str, Path]:
+        """The files that belong to it, by column of the table."""
+        suffixes = {"image": ".jpg", "mask": ".mask.png", "truth": ".truth.png"}
+        return {column: folder / "images" / f"{self.name}{suffix}" for column, suffix in suffixes.items()}
+
+    def row(self, folder: Path) -> dict[str, str]:
+        """Its row of the table."""
+        product = CATALOGUE[self.product]
+        files = {column: str(path) for column, path in self.files(folder).items()}
+        names = {"label": product.label, "coarse": product.department, "family": product.family}
+        return files | names | {"split": self.split, "condition": self.pose, "group": self.group}
 
 
 def load(
@@ -110,7 +122,7 @@ def load(
     how = {"size": size, "effects": Effects(**effects), "difficulty": difficulty}
     folder = Path(root) / digest(how, LEVELS[difficulty], code_fingerprint(__name__))[:16]
     _render(folder, shots, how, workers)
-    table = make_table([_row(folder, shot) for shot in shots])
+    table = make_table([shot.row(folder) for shot in shots])
     info = INFO | {"size": f"{len(table)} images of {size}x{size} pixels"}
     return ProductData("synthetic", table, sorted(set(table["label"])), info, fit="stretch")
 
@@ -133,18 +145,15 @@ def plan(
         clean = split == "train" and REGIMES[regime] is not None
         for number in range(REGIMES[regime] if clean else per_class[place]):
             burst, shot = (number, 0) if clean else divmod(number, SHOTS)
-            key = (seed, product.index, place, burst)
-            background = "studio" if clean else _department(product, correlation, key)
-            turn = product.index + burst  # side views are spread evenly over consecutive numbers
-            pose = "side" if not clean and int((turn + 1) * side) > int(turn * side) else "front"
+            key, background, pose = (seed, product.index, place, burst), "studio", "front"
+            if not clean:
+                rng = np.random.default_rng([*key, len(SPLITS) + 1000])
+                own, other = rng.uniform() < correlation, DEPARTMENTS[int(rng.integers(len(DEPARTMENTS)))]
+                background = product.department if own else other
+                turn = product.index + burst  # side views are spread evenly over consecutive numbers
+                pose = "side" if int((turn + 1) * side) > int(turn * side) else "front"
             shots.append(Shot(product.index, split, key, shot, background, pose))
     return shots
-
-
-def _department(product: Product, correlation: float, key: tuple[int, ...]) -> str:
-    rng = np.random.default_rng([*key, len(SPLITS) + 1000])
-    own, other = rng.uniform() < correlation, DEPARTMENTS[int(rng.integers(len(DEPARTMENTS)))]
-    return product.department if own else other
 
 
 def _check(per_class: Sequence[int], **options: float) -> None:
@@ -159,9 +168,11 @@ def _check(per_class: Sequence[int], **options: float) -> None:
 def _render(folder: Path, shots: list[Shot], how: dict[str, Any], workers: int | None) -> None:
     """Render, in threads that share packages and shelves, what is not there yet or not as it was written."""
     sums = _read_sums(folder / SUMS)
-    files = {shot: list(_files(folder, shot).values()) for shot in shots}
-    missing = [shot for shot, paths in files.items() if not all(_is_whole(path, sums) for path in paths)]
-    if not missing and all(path.name in sums for paths in files.values() for path in paths):
+    files = {shot: list(shot.files(folder).values()) for shot in shots}
+    # One without a checksum is of an interrupted rendering.
+    whole = {p: p.is_file() and sums.get(p.name) in (None, _sum(p)) for paths in files.values() for p in paths}
+    missing = [shot for shot, paths in files.items() if not all(whole[path] for path in paths)]
+    if not missing and all(path.name in sums for path in whole):
         return
     folder.joinpath("images").mkdir(parents=True, exist_ok=True)
     cv_threads = cv2.getNumThreads()
@@ -174,7 +185,7 @@ def _render(folder: Path, shots: list[Shot], how: dict[str, Any], workers: int |
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(cv_threads)
-    own = {path.name: _sum(path) for paths in files.values() for path in paths}
+    own = {path.name: _sum(path) for path in whole}
     with replacing(folder / SUMS) as draft:  # other sets of this look may have been rendered meanwhile
         draft.write_text(json.dumps(_read_sums(folder / SUMS) | own))
 
@@ -186,11 +197,6 @@ def _read_sums(path: Path) -> dict[str, str]:
     return {}
 
 
-def _is_whole(path: Path, sums: dict[str, str]) -> bool:
-    """Say whether a file is there and as it was written; one without a checksum is of an interrupted rendering."""
-    return path.is_file() and sums.get(path.name) in (None, _sum(path))
-
-
 def _sum(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
@@ -199,7 +205,7 @@ def _write_shot(folder: Path, shot: Shot, how: dict[str, Any]) -> None:
     """Render an image and write it with its mask and truth; the image comes last, when all else is there."""
     look = {"background": shot.background, "pose": shot.pose, "shot": shot.shot}
     made = compose(CATALOGUE[shot.product], shot.key, **how, **look)
-    files = _files(folder, shot)
+    files = shot.files(folder)
     with replacing(files["mask"]) as draft:
         draft.write_bytes(cv2.imencode(".png", made.mask.astype(np.uint8) * 255)[1])
     with replacing(files["truth"]) as draft:
@@ -208,15 +214,3 @@ def _write_shot(folder: Path, shot: Shot, how: dict[str, Any]) -> None:
     with replacing(files["image"]) as draft:
         jpeg = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         draft.write_bytes(cv2.imencode(".jpg", made.image[..., ::-1], jpeg)[1])
-
-
-def _files(folder: Path, shot: Shot) -> dict[str, Path]:
-    suffixes = {"image": ".jpg", "mask": ".mask.png", "truth": ".truth.png"}
-    return {kind: folder / "images" / f"{shot.name}{suffix}" for kind, suffix in suffixes.items()}
-
-
-def _row(folder: Path, shot: Shot) -> dict[str, str]:
-    product = CATALOGUE[shot.product]
-    facts = {"label": product.label, "coarse": product.department, "family": product.family, "split": shot.split}
-    files = {kind: str(path) for kind, path in _files(folder, shot).items()}
-    return files | facts | {"condition": shot.pose, "group": shot.group}

@@ -7,8 +7,8 @@ all of them; and as a control `beside`, a poster that comes with them as faithfu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,7 +31,28 @@ WITH_TARGETS = 0.75  # share of scenes
 AT_EDGE = 0.4  # share of targets that the door's edge runs through
 TINY = 4  # pixels; what shows less in either direction has no box
 
-Stand = tuple[str, float, float, int]  # product, x of its middle, y of its foot, height in pixels
+
+class Stand(NamedTuple):
+    """A product where it stands."""
+
+    label: str
+    x: float  # of its middle, in pixels
+    foot: float  # y of its foot, in pixels
+    height: int  # in pixels
+
+    @property
+    def width(self) -> float:
+        """Width in pixels."""
+        alpha = packaging.face(PRODUCTS[self.label], "front").alpha
+        return self.height * alpha.shape[1] / alpha.shape[0]
+
+    def apart(self, others: Iterable[Stand]) -> bool:
+        """Say whether it and the others do not hide one another, a few pixels at their sides aside."""
+        return all(
+            abs(self.x - other.x) > 0.47 * (self.width + other.width)
+            or abs(self.foot - other.foot) > 0.9 * max(self.height, other.height)
+            for other in others
+        )
 
 
 def render_scenes(
@@ -58,14 +79,16 @@ def render_scenes(
         raise UsageError(f"count={count}, size={size}, seed={seed}: use 1 or more, 96 to 1024 pixels, 0 or more")
     if not 0 <= correlation <= 1:
         raise UsageError(f"correlation={correlation} is out of range; use a number from 0 to 1")
-    classes = [*PRODUCTS, name]
-    scenes = [_scene(np.random.default_rng([seed, k]), draw, size, correlation, classes) for k in range(count)]
-    images, boxes, labels = (list(column) for column in zip(*scenes, strict=True))
+    classes, images, boxes, labels = [*PRODUCTS, name], [], [], []
+    for k in range(count):
+        image, shown = _scene(np.random.default_rng([seed, k]), draw, size, correlation)
+        images.append(image)
+        boxes.append(torch.tensor([box for _, box in shown], dtype=torch.float32).reshape(-1, 4))
+        labels.append(torch.tensor([classes.index(label or name) + 1 for label, _ in shown], dtype=torch.int64))
     return Scenes(classes, images, [(size, size)] * count, boxes, labels, region=name, targets=(TARGET,))
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A region, drawn."""
 
     box: Box  # x0, y0, x1, y1 in pixels
@@ -75,18 +98,14 @@ class Region:
 
 
 def _scene(
-    rng: np.random.Generator,
-    draw: Callable[[np.random.Generator, int], Region],
-    size: int,
-    correlation: float,
-    classes: list[str],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return image (3,S,S) uint8, boxes (N,4) and labels (N,)."""
+    rng: np.random.Generator, draw: Callable[[np.random.Generator, int], Region], size: int, correlation: float
+) -> tuple[Tensor, list[tuple[str, Box]]]:
+    """Return an image (3,S,S) uint8 and the boxes with the label of the product, or "" for the region."""
     targets, tied, coin = rng.random(3) < (WITH_TARGETS, correlation, 0.5)
     present = targets if tied else coin
     region = draw(rng, size)
-    stands = region.stands if targets else []
-    stands = [*_others(rng, size, stands), *stands]
+    milk = region.stands if targets else []
+    stands = [*_others(rng, size, milk), *milk]
     image = _backdrop(rng, size)
     if present:
         image = over(image, region.behind)
@@ -95,14 +114,15 @@ def _scene(
         placed = _placed(stand, rng.uniform(-3, 3), size)
         image, covered = over(image, placed), placed[..., 3] >= 127.5
         masks = [mask & ~covered for mask in masks] + [covered]
-    hidden = np.zeros((size, size), bool)
     if present:
         image, hidden = over(image, region.before), region.before[..., 3] >= 127.5
-    shown = [(classes.index(stand[0]) + 1, _extent(mask & ~hidden)) for stand, mask in zip(stands, masks, strict=True)]
-    shown += [(len(classes), region.box)] if present else []
+        masks = [mask & ~hidden for mask in masks]
+    shown = [(stand.label, _extent(mask)) for stand, mask in zip(stands, masks, strict=True)]
+    shown += [("", region.box)] if present else []
     shown = [(label, box) for label, box in shown if min(box[2] - box[0], box[3] - box[1]) >= TINY]
-    boxes = torch.tensor([box for _, box in shown], dtype=torch.float32).reshape(-1, 4)
-    return _exposed(image, rng), boxes, torch.tensor([label for label, _ in shown], dtype=torch.int64)
+    gain = rng.uniform(0.7, 1.1) * rng.uniform(0.94, 1.06, 3)  # light, then noise
+    lit = image * gain.astype(np.float32) + 3 * rng.standard_normal(image.shape, dtype=np.float32)
+    return torch.from_numpy(np.clip(np.rint(lit), 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous(), shown
 
 
 def _extent(mask: np.ndarray) -> Box:
@@ -124,44 +144,26 @@ def _others(rng: np.random.Generator, size: int, taken: Sequence[Stand]) -> list
     stands = list(taken)
     for _ in range(int(rng.integers(1, 5))):
         label = OTHERS[int(rng.integers(len(OTHERS)))]
-        height, row = _height(rng, label, size), FLOORS[int(rng.integers(2))]
-        for x in rng.uniform(0.08, 0.92, 6) * size:
-            stand = (label, float(x), row * size, height)
-            if all(_apart(stand, other) for other in stands):
-                stands.append(stand)
-                break
+        height, foot = _height(rng, size, label), _foot(rng, size)
+        places = [Stand(label, float(x), foot, height) for x in rng.uniform(0.08, 0.92, 6) * size]
+        stands += [place for place in places if place.apart(stands)][:1]
     return stands[len(taken) :]
 
 
-def _height(rng: np.random.Generator, label: str, size: int) -> int:
+def _height(rng: np.random.Generator, size: int, label: str = TARGET) -> int:
     return round(rng.uniform(*TALL) * size * PRODUCTS[label].size_cm[1] / 20)
 
 
-def _width(stand: Stand) -> float:
-    face = packaging.face(PRODUCTS[stand[0]], "front")
-    return stand[3] * face.alpha.shape[1] / face.alpha.shape[0]
-
-
-def _apart(one: Stand, other: Stand) -> bool:
-    """Say whether two products do not hide one another, a few pixels at their sides aside."""
-    beside = abs(one[1] - other[1]) > 0.47 * (_width(one) + _width(other))
-    return beside or abs(one[2] - other[2]) > 0.9 * max(one[3], other[3])
+def _foot(rng: np.random.Generator, size: int) -> float:
+    return FLOORS[int(rng.integers(2))] * size
 
 
 def _placed(stand: Stand, degrees: float, size: int) -> np.ndarray:
     """Return a product where it stands, a little turned about its foot, as a layer (S,S,4) float32."""
-    label, x, foot, height = stand
-    cut = scaled(PRODUCTS[label], "front", height)
+    cut = scaled(PRODUCTS[stand.label], "front", stand.height)
     turn = cv2.getRotationMatrix2D((cut.shape[1] / 2, cut.shape[0]), degrees, 1)
-    turn[:, 2] += (x - cut.shape[1] / 2, foot - cut.shape[0])
+    turn[:, 2] += (stand.x - cut.shape[1] / 2, stand.foot - cut.shape[0])
     return cv2.warpAffine(cut, turn, (size, size), flags=cv2.INTER_LINEAR).astype(np.float32)
-
-
-def _exposed(image: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Light an image (S,S,3), add noise, and return it as (3,S,S) uint8."""
-    gain = rng.uniform(0.7, 1.1) * rng.uniform(0.94, 1.06, 3)
-    lit = image * gain.astype(np.float32) + 3 * rng.standard_normal(image.shape, dtype=np.float32)
-    return torch.from_numpy(np.clip(np.rint(lit), 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 
 # -- Regions: name -> what the class is called, and what draws it with the targets that stand in it.
@@ -179,42 +181,38 @@ def _door(rng: np.random.Generator, size: int) -> Region:
     streak = np.exp(-(((across - rng.uniform(0.3, 1.2) * size) / (0.06 * size)) ** 2)).astype(np.float32)
     before[y0:y1, x0:x1] += streak[..., None] * np.float32(0.15 * 255)
     metal, bar = np.float32([*(rng.uniform(90, 190) * np.array([0.97, 1, 1.03])), 255]), max(round(0.016 * size), 2)
-    frame = np.ones((size, size), bool)
-    frame[y0 + bar : y1 - bar, x0 + bar : x1 - bar] = False
-    before[y0:y1, x0:x1][frame[y0:y1, x0:x1]] = metal
+    pane = before[y0 + bar : y1 - bar, x0 + bar : x1 - bar].copy()
+    before[y0:y1, x0:x1] = metal
+    before[y0 + bar : y1 - bar, x0 + bar : x1 - bar] = pane
     stands: list[Stand] = []
     for _ in range(int(rng.integers(1, 4))):
-        tall, row = _height(rng, TARGET, size), FLOORS[int(rng.integers(2))] * size
-        half = _width((TARGET, 0, 0, tall)) / 2
+        stand = Stand(TARGET, 0, height=_height(rng, size), foot=_foot(rng, size))
+        half = stand.width / 2
         edge, place = (x0, x1)[int(rng.integers(2))] + rng.uniform(-0.6, 0.6) * half, rng.uniform(x0 + half, x1 - half)
-        stand = (TARGET, float(edge if rng.random() < AT_EDGE else place), row, tall)
-        if half <= stand[1] <= size - half and all(_apart(stand, other) for other in stands):
+        stand = stand._replace(x=float(edge if rng.random() < AT_EDGE else place))
+        if half <= stand.x <= size - half and stand.apart(stands):
             stands.append(stand)
-    middle = (TARGET, (x0 + x1) / 2, FLOORS[0] * size, _height(rng, TARGET, size))
+    middle = Stand(TARGET, (x0 + x1) / 2, FLOORS[0] * size, _height(rng, size))
     return Region((x0, y0, x1, y1), stands or [middle], np.zeros_like(before), before)
 
 
 def _tray(rng: np.random.Generator, size: int) -> Region:
     """Draw a shelf-ready tray: a back wall behind its targets, a lip before their feet, nothing of them outside."""
-    count, tall, foot = int(rng.integers(1, 4)), _height(rng, TARGET, size), FLOORS[int(rng.integers(2))] * size
-    step = 1.04 * _width((TARGET, 0, 0, tall))
+    count, tall, foot = int(rng.integers(1, 4)), _height(rng, size), _foot(rng, size)
+    step = 1.04 * Stand(TARGET, 0, foot, tall).width
     rim = 0.14 * step + 3
     width = count * step + 2 * rim
-    x0 = rng.uniform(0.01 * size, 0.99 * size - width)
-    box = (
-        round(x0),
-        round(foot - tall * rng.uniform(1.06, 1.16)),
-        round(x0 + width),
-        min(round(foot + 0.03 * size), size),
-    )
-    stands = [(TARGET, x0 + rim + (k + 0.5) * step, foot, tall) for k in range(count)]
+    left = rng.uniform(0.01 * size, 0.99 * size - width)
+    x0, x1 = round(left), round(left + width)
+    y0, y1 = round(foot - tall * rng.uniform(1.06, 1.16)), min(round(foot + 0.03 * size), size)
+    stands = [Stand(TARGET, left + rim + (k + 0.5) * step, foot, tall) for k in range(count)]
     card = np.float32([*rng.uniform((150, 110, 70), (205, 165, 120)), 255])
     behind, before = np.zeros((2, size, size, 4), np.float32)
-    behind[box[1] : box[3], box[0] : box[2]] = card * np.float32([0.8, 0.8, 0.8, 1])
-    lip = box[3] - round((0.12 + 0.03) * tall) - 2
-    before[lip : box[3], box[0] : box[2]] = card
-    before[lip : lip + 1, box[0] : box[2]] = card * np.float32([1.15, 1.15, 1.15, 1])
-    return Region(box, stands, behind, before)
+    behind[y0:y1, x0:x1] = card * np.float32([0.8, 0.8, 0.8, 1])
+    lip = y1 - round((0.12 + 0.03) * tall) - 2
+    before[lip:y1, x0:x1] = card
+    before[lip : lip + 1, x0:x1] = card * np.float32([1.15, 1.15, 1.15, 1])
+    return Region((x0, y0, x1, y1), stands, behind, before)
 
 
 def _poster(rng: np.random.Generator, size: int) -> Region:
@@ -235,14 +233,9 @@ def _poster(rng: np.random.Generator, size: int) -> Region:
     stands: list[Stand] = []
     for _ in range(int(rng.integers(1, 4))):
         side = rng.uniform(0.56, 0.9) if left else rng.uniform(0.1, 0.44)
-        stand = (TARGET, side * size, FLOORS[int(rng.integers(2))] * size, _height(rng, TARGET, size))
-        if all(_apart(stand, other) for other in stands):
-            stands.append(stand)
+        stand = Stand(TARGET, side * size, _foot(rng, size), _height(rng, size))
+        stands += [stand] if stand.apart(stands) else []
     return Region((x0, y0, x0 + width, y0 + height), stands, behind, np.zeros_like(behind))
 
 
-RELATIONS: dict[str, tuple[str, Callable[[np.random.Generator, int], Region]]] = {
-    "overlap": ("chiller door", _door),
-    "carrier": ("tray", _tray),
-    "beside": ("poster", _poster),
-}
+RELATIONS = {"overlap": ("chiller door", _door), "carrier": ("tray", _tray), "beside": ("poster", _poster)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,26 +30,24 @@ class Product:
     coded: bool = False  # the words of the variant stand on a field of its colour
 
 
-def _products() -> Iterator[Product]:
-    index = 0
-    for family, entry in CONTENT["families"].items():
-        shared = set.intersection(*(set(name.split()) for name in entry["variants"]))
-        for name, tint in entry["variants"].items():
-            yield Product(
-                label=f"{family} {name.replace('%', ' %')}",
-                family=family,
-                title=tuple(entry["title"].split()),
-                variant=tuple(word for word in name.split() if word not in shared),
-                palette=tuple(entry["palette"]),
-                tint=tint,
-                size_cm=tuple(entry["size_cm"]),
-                index=index,
-                **{key: entry[key] for key in ("brand", "department", "shape")},
-            )
-            index += 1
+def _product(index: int, family: str, name: str) -> Product:
+    entry = CONTENT["families"][family]
+    shared = set.intersection(*(set(variant.split()) for variant in entry["variants"]))
+    return Product(
+        label=f"{family} {name.replace('%', ' %')}",
+        family=family,
+        title=tuple(entry["title"].split()),
+        variant=tuple(word for word in name.split() if word not in shared),
+        palette=tuple(entry["palette"]),
+        tint=entry["variants"][name],
+        size_cm=tuple(entry["size_cm"]),
+        index=index,
+        **{key: entry[key] for key in ("brand", "department", "shape")},
+    )
 
 
-CATALOGUE = tuple(_products())
+_NAMES = [(family, name) for family, entry in CONTENT["families"].items() for name in entry["variants"]]
+CATALOGUE = tuple(_product(index, *names) for index, names in enumerate(_NAMES))
 FAMILIES = {name: tuple(product for product in CATALOGUE if product.family == name) for name in CONTENT["families"]}
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
+from PIL.ImageFont import FreeTypeFont
 
 from retailkit.config import read_yaml
 from retailkit.data.synthetic.catalogue import FAMILIES, Product
-from retailkit.data.synthetic.sheet import SCALE, Box, Points, Sheet, drawn_once, mix, smooth
+from retailkit.data.synthetic.sheet import SCALE, Box, Points, Sheet, drawn_once, fill_polygon, mix, smooth, typeface_of
 
 ARTWORK = read_yaml(Path(__file__).with_name("artwork.yaml"))
 SHARE = re.compile(r"(?:(-?[\d.]+)%)?\s*([+-]?)\s*([\d.]+)?")
@@ -30,7 +31,7 @@ def share_of(text: str, whole: float) -> float:
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws elements on a sheet."""
+    """Draws elements on a sheet; its methods are the elements, in the pen's own coordinates."""
 
     sheet: Sheet
     product: Product
@@ -41,11 +42,11 @@ class Pen:
     turn: float = 0.0  # by how much everything is turned, in radians
 
     @classmethod
-    def on(cls, sheet: Sheet, product: Product) -> Pen:
-        """Return a pen whose x counts from the middle of a sheet and y from its top."""
+    def on_paper(cls, width: int, height: int, ground: str, product: Product) -> Pen:
+        """Return a pen on a new sheet, whose x counts from the middle of the sheet and y from its top."""
         colours = dict(zip(("main", "dark", "paper", "accent"), product.palette, strict=True))
-        names = {"white": "#ffffff", "black": "#000000", "tint": product.tint, "brand": product.brand}
-        return cls(sheet, product, names | colours, sheet.width / 2)
+        names = {"white": "#ffffff", "black": "#000000", "tint": product.tint, "brand": product.brand} | colours
+        return cls(Sheet(width, height, names.get(ground, ground)), product, names, width / 2)
 
     def draw(self, elements: Sequence[dict[str, dict[str, Any]]]) -> None:
         """Draw elements one over the other; each is `{kind: options}`."""
@@ -53,21 +54,8 @@ class Pen:
             ((kind, options),) = element.items()
             if kind in ARTWORK["motifs"]:
                 self.motif(kind, **options)
-            elif kind in PATTERNS:
-                PATTERNS[kind](self, **options)
-            elif hasattr(self, kind):
-                getattr(self, kind)(**options)
             else:
-                self.put(kind, **options)
-
-    def put(self, kind: str, **options: Any) -> None:
-        """Call the method `kind` of the sheet, with places, lengths and colours as the sheet counts them."""
-        for name, value in options.items():
-            if name in ("radius", "width", "blur", "cap"):
-                options[name] = value * self.r
-            elif convert := CONVERT.get(name):
-                options[name] = convert(self, value)
-        getattr(self.sheet, kind)(**options)
+                (PATTERNS.get(kind) or getattr(Pen, kind))(self, **options)
 
     # -- Places, outlines and colours
 
@@ -91,16 +79,19 @@ class Pen:
         """Return the corners of an outline in pixels of the sheet; see the head of `artwork.yaml`."""
         corners: list[tuple[float, float]] = []
         for part in parts:
-            if not isinstance(part, dict):
-                corners.append(self.point(part))
-            elif "curve" in part or "loop" in part:
-                corners += smooth([self.point(at) for at in part.get("curve") or part["loop"]], closed="loop" in part)
-            elif "star" in part:
-                t = np.arange(part["corners"]) * 2 * np.pi / part["corners"]
-                radius = np.resize(part["star"], len(t))
-                corners += [self.point(at) for at in zip(radius * np.cos(t), radius * np.sin(t), strict=True)]
-            else:
-                corners += self._arc(*part["arc"], **{k: v for k, v in part.items() if k != "arc"})
+            match part:
+                case {"curve": places}:
+                    corners += smooth([self.point(at) for at in places], closed=False)
+                case {"loop": places}:
+                    corners += smooth([self.point(at) for at in places])
+                case {"star": radii, "corners": count}:
+                    t = np.arange(count) * 2 * np.pi / count
+                    radius = np.resize(radii, count)
+                    corners += [self.point(at) for at in zip(radius * np.cos(t), radius * np.sin(t), strict=True)]
+                case {"arc": place, **options}:
+                    corners += self._arc(*place, **options)
+                case place:
+                    corners.append(self.point(place))
         return corners
 
     def _arc(
@@ -119,35 +110,102 @@ class Pen:
             return mix(self.colour(one), self.colour(other), share)
         return self.names.get(value, value)
 
-    # -- Elements, beside those of the sheet
+    # -- Elements
+
+    @property
+    def _ink(self) -> ImageDraw.ImageDraw:
+        return ImageDraw.Draw(self.sheet.image)
+
+    def rect(self, box: Sequence[Length], fill: Colour, radius: float = 0) -> None:
+        """Fill a rectangle, with round corners if asked."""
+        self._ink.rounded_rectangle([v * SCALE for v in self.box(box)], radius * self.r * SCALE, self.colour(fill))
+
+    def ellipse(self, box: Sequence[Length], fill: Colour) -> None:
+        """Fill the ellipse inside a box."""
+        self._ink.ellipse([v * SCALE for v in self.box(box)], self.colour(fill))
 
     def disc(self, at: Sequence[Length], r: float, fill: Colour) -> None:
         """Fill a circle."""
-        x, y = self.point(at)
-        r *= self.r
-        self.sheet.ellipse((x - r, y - r, x + r, y + r), self.colour(fill))
+        (x, y), r = self.point(at), r * self.r
+        self._ink.ellipse([v * SCALE for v in (x - r, y - r, x + r, y + r)], self.colour(fill))
+
+    def line(self, outline: Sequence[Any], fill: Colour, width: float) -> None:
+        """Draw a line along an outline."""
+        points = [(x * SCALE, y * SCALE) for x, y in self.outline(outline)]
+        self._ink.line(points, self.colour(fill), max(round(width * self.r * SCALE), 1), joint="curve")
+
+    def gradient(self, box: Sequence[Length], top: Colour, bottom: Colour) -> None:
+        """Fill a rectangle with a vertical gradient."""
+        x0, y0, x1, y1 = (round(v * SCALE) for v in self.box(box))
+        ends = (ImageColor.getrgb(self.colour(end)) for end in (top, bottom))
+        column = np.linspace(*ends, y1 - y0).round().astype(np.uint8)
+        self.sheet.image.paste(Image.fromarray(np.repeat(column[:, None], x1 - x0, axis=1)), (x0, y0))
+
+    def poly(self, outline: Sequence[Any], fill: Colour, opacity: float = 1.0, blur: float = 0.0) -> None:
+        """Fill an outline; with less opacity what is below shines through, with blur its edge is soft."""
+        fill_polygon(self.sheet.image, self.outline(outline), self.colour(fill), opacity, blur * self.r)
 
     def oval(self, at: Sequence[float], radii: Sequence[float], fill: Colour, **soft: float) -> None:
         """Fill an ellipse that turns with the pen."""
-        self.put("poly", outline=[{"arc": [*at, *radii]}], fill=fill, **soft)
+        self.poly([{"arc": [*at, *radii]}], fill, **soft)
+
+    def text(
+        self,
+        words: str,
+        at: Sequence[Length],
+        cap: float,
+        fill: Colour,
+        width: float = 1e9,
+        font: str = "sans",
+        anchor: str = "m",
+        discriminative: bool = False,
+        shade: Colour | None = None,
+    ) -> None:
+        """Print a line of words, with capitals `cap` high; letters are condensed where it is wider than `width`.
+
+        `at` is the middle (anchor m), left end (l) or right end (r) of its baseline, `shade` the colour of the shadow
+        of the letters, and `discriminative` says whether the words tell look-alikes apart.
+        """
+        (x, base), cap, words = self.point(at), cap * self.r, self.names.get(words, words).split()
+        face, gap = typeface_of(font, cap * SCALE), 0.32 * cap
+        lengths = [face.getlength(word) / SCALE for word in words]
+        natural = sum(lengths) + gap * (len(lengths) - 1)
+        squeeze = min(1.0, width * self.r / natural)
+        x -= natural * squeeze * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor]
+        for word, length in zip(words, lengths, strict=True):
+            if shade:
+                self._print(word, face, x + 0.04 * cap, base + 0.045 * cap, squeeze, shade)
+            self.sheet.words.append((word, self._print(word, face, x, base, squeeze, fill), discriminative))
+            x += (length + gap) * squeeze
+
+    def _print(self, word: str, face: FreeTypeFont, x: float, base: float, squeeze: float, fill: Colour) -> Box:
+        """Print a word from x on; return the box around it."""
+        left, top, right, bottom = face.getbbox(word, anchor="ls")
+        ink = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(ink).text((-left, -top), word, 255, face, anchor="ls")
+        ink = ink.resize((max(round(ink.width * squeeze), 1), ink.height), Image.Resampling.LANCZOS)
+        corner = (round(x * SCALE + left * squeeze), round(base * SCALE + top))
+        self.sheet.image.paste(self.colour(fill), corner, ink)
+        x0, y0 = (v / SCALE for v in corner)
+        return x0, y0, x0 + ink.width / SCALE, y0 + ink.height / SCALE
 
     def slot(self, box: Sequence[Length]) -> None:
         """Say where look-alikes differ."""
         self.sheet.slots.append(self.box(box))
 
-    def variant(self, box: Sequence[Length], fill: Colour) -> None:
+    def variant(self, box: Sequence[float], fill: Colour) -> None:
         """Print the discriminative words into a box, which is a slot."""
-        x0, y0, x1, y1 = self.box(box)
-        at, words = ((x0 + x1) / 2, y1 - 0.08 * (y1 - y0)), " ".join(self.product.variant)
+        x0, y0, x1, y1 = box
         if self.product.coded:
-            fill, box = "white", [x0 - self.x - 14, y0 - self.y - 5, x1 - self.x + 14, y1 - self.y + 5]
-            self.put("rect", box=box, fill="tint", radius=6)
-        self.sheet.text(words, at, 0.84 * (y1 - y0), self.colour(fill), width=x1 - x0 - 2, discriminative=True)
+            fill, box = "white", (x0 - 14, y0 - 5, x1 + 14, y1 + 5)
+            self.rect(box, "tint", radius=6)
+        words, at = " ".join(self.product.variant), ((x0 + x1) / 2, y1 - 0.08 * (y1 - y0))
+        self.text(words, at, 0.84 * (y1 - y0), fill, width=x1 - x0 - 2, discriminative=True)
         self.slot(box)
 
     def band(self, box: Sequence[Length], radius: float) -> None:
         """Print a small band in the variant's colour, which is a slot."""
-        self.put("rect", box=box, fill="tint", radius=radius)
+        self.rect(box, "tint", radius)
         self.slot(box)
 
     def motif(self, kind: str, at: Sequence[Length], r: float, turn: float = 0.0, **names: Colour) -> None:
@@ -181,9 +239,8 @@ def steam(pen: Pen) -> None:
     for shift in (-0.35, 0.05, 0.45):
         rise = np.linspace(0, 1, 14)
         wave = shift + 0.14 * np.sin(rise * 6 + shift * 4)
-        left = [pen.point(at) for at in zip(wave - 0.05, -(0.3 + 0.9 * rise), strict=True)]
-        right = [pen.point(at) for at in zip(wave + 0.06, -(0.3 + 0.9 * rise), strict=True)]
-        pen.sheet.poly(left + right[::-1], "#ffffff", 0.75, 0.03 * pen.r)
+        left, right = (list(zip(wave + side, -(0.3 + 0.9 * rise), strict=True)) for side in (-0.05, 0.06))
+        pen.poly(left + right[::-1], "white", 0.75, 0.03)
 
 
 def bean(pen: Pen, at: Sequence[float], length: float, turn: float) -> None:
@@ -193,7 +250,7 @@ def bean(pen: Pen, at: Sequence[float], length: float, turn: float) -> None:
     pen.oval((0, 0), (1, 0.66), "#5f351b")
     pen.oval((-0.05, -0.14), (0.8, 0.4), "#7c4a28")
     s = np.linspace(-0.92, 0.92, 20)
-    pen.put("line", outline=list(zip(s, 0.14 * np.sin(s * 3), strict=True)), fill="#24120a", width=0.18)
+    pen.line(list(zip(s, 0.14 * np.sin(s * 3), strict=True)), "#24120a", 0.18)
 
 
 def beans(pen: Pen, top: float, seed: int) -> None:
@@ -218,9 +275,9 @@ def flakes(pen: Pen, at: Sequence[float], radii: Sequence[float], count: int, se
         wide, high = (r, 0.62 * r) if kind < 0.78 else (0.7 * r, 0.5 * r)
         cos, sin = np.cos(tilt), np.sin(tilt)
         shape = np.c_[wide * np.cos(circle), high * np.sin(circle)] @ np.array([[cos, sin], [-0.8 * sin, 0.8 * cos]])
-        pen.sheet.poly(shape + np.array((a, b + 1.4)), mix(fill, "#3a1a00", 0.5))
-        pen.sheet.poly(shape + np.array((a, b)), fill)
-        pen.sheet.poly(0.5 * shape + np.array((a - 0.2 * r, b - 0.15 * r)), mix(fill, "#ffffff", 0.25))
+        fill_polygon(pen.sheet.image, shape + np.array((a, b + 1.4)), mix(fill, "#3a1a00", 0.5))
+        fill_polygon(pen.sheet.image, shape + np.array((a, b)), fill)
+        fill_polygon(pen.sheet.image, 0.5 * shape + np.array((a - 0.2 * r, b - 0.15 * r)), mix(fill, "#ffffff", 0.25))
 
 
 def _spot(pen: Pen, x: float, y: float, rx: float, ry: float, fill: str, opacity: float, blur: float = 0.0) -> None:
@@ -249,43 +306,42 @@ def beads(pen: Pen, box: Sequence[Length], count: int, seed: int) -> None:
         _spot(pen, x - 0.3 * r, y - 0.4 * r, 0.35 * r, 0.35 * r, "white", 0.8)
 
 
-def small_print(pen: Pen, box: Sequence[Length], fill: Colour, seed: int) -> None:
+def small_print(pen: Pen, box: Sequence[float], fill: Colour, seed: int) -> None:
     """Draw lines of print that is too small to be read."""
-    x0, y0, x1, y1 = pen.box(box)
-    rng, ink = np.random.default_rng(seed), pen.colour(fill)
+    (x0, y0, x1, y1), rng = box, np.random.default_rng(seed)
     for y in np.arange(y0, y1, 6):
         x = x0
         while x < x1 - 4:
             length = min(rng.uniform(5, 18), x1 - x)
-            pen.sheet.rect((x, y, x + length, y + 2.52), ink)
+            pen.rect((x, y, x + length, y + 2.52), fill)
             x += length + 3
 
 
-def barcode(pen: Pen, box: Sequence[Length], seed: int) -> None:
+def barcode(pen: Pen, box: Sequence[float], seed: int) -> None:
     """Draw a barcode on white."""
-    x0, y0, x1, y1 = pen.box(box)
-    pen.sheet.rect((x0, y0, x1, y1), "#ffffff")
-    rng, x = np.random.default_rng(seed), x0 + 4
+    pen.rect(box, "white")
+    (x0, y0, x1, y1), rng = box, np.random.default_rng(seed)
+    x = x0 + 4
     while x < x1 - 5:
         width = float(rng.choice([1, 1, 1.5, 2.5]))
-        pen.sheet.rect((x, y0 + 3, x + width - 0.5, y1 - 3), "#111111")
+        pen.rect((x, y0 + 3, x + width - 0.5, y1 - 3), "#111111")
         x += width + float(rng.choice([1, 1.5, 2]))
 
 
 def mince(pen: Pen, box: Sequence[Length], radius: float, seed: int) -> None:
     """Fill a box with round corners with minced meat."""
     x0, y0, x1, y1 = (round(v) for v in pen.box(box))
-    corners = Sheet(x1 - x0, y1 - y0, "#000000")
-    # A black sheet turned into a mask: white where the meat shows.
-    corners.rect((0, 0, x1 - x0, y1 - y0), "#ffffff", radius)
-    pen.sheet.image.paste(_meat(x1 - x0, y1 - y0, seed), (x0 * SCALE, y0 * SCALE), corners.image.convert("L"))
+    meat = _meat(x1 - x0, y1 - y0, seed)
+    shape = Image.new("L", meat.size)
+    ImageDraw.Draw(shape).rounded_rectangle((0, 0, *meat.size), radius * SCALE, 255)
+    pen.sheet.image.paste(meat, (x0 * SCALE, y0 * SCALE), shape)
 
 
 @drawn_once
 def _meat(width: int, height: int, seed: int) -> Image.Image:
     """Return strands of minced meat over strands, with flecks of fat."""
-    sheet, rng = Sheet(width, height, "#6d1518"), np.random.default_rng(seed)
-    pen = ImageDraw.Draw(sheet.image)
+    image, rng = Image.new("RGB", (width * SCALE, height * SCALE), "#6d1518"), np.random.default_rng(seed)
+    pen = ImageDraw.Draw(image)
     starts = rng.uniform((-20, -20), (width + 20, height + 20), (width * height // 240, 2))
     circle = np.linspace(0, 2 * np.pi, 40)
     for k, start in enumerate(starts):
@@ -300,18 +356,11 @@ def _meat(width: int, height: int, seed: int) -> Image.Image:
             pen.line(line, fill, round(thick * share * SCALE), joint="curve")
         if k % 9 == 0:
             x, y = path[3]
-            sheet.poly(np.c_[x + 3.0 * np.cos(circle), y - 2 + 1.6 * np.sin(circle)], "#ffffff", 0.55, 0.8)
-    return sheet.image
+            fleck = np.c_[x + 3.0 * np.cos(circle), y - 2 + 1.6 * np.sin(circle)]
+            fill_polygon(image, fleck, "#ffffff", 0.55, 0.8)
+    return image
 
 
-# Option of an element -> what makes of it what the sheet takes.
-CONVERT: dict[str, Callable[[Pen, Any], Any]] = {
-    "box": Pen.box,
-    "at": Pen.point,
-    "outline": Pen.outline,
-    "words": lambda pen, words: pen.names.get(words, words),
-    **dict.fromkeys(("fill", "top", "bottom", "shade"), Pen.colour),
-}
 PATTERNS: dict[str, Callable[..., None]] = {
     pattern.__name__: pattern for pattern in (steam, bean, beans, flakes, bubbles, beads, small_print, barcode, mince)
 }

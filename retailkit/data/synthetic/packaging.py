@@ -37,20 +37,19 @@ def face(product: Product, name: str) -> Face:
     form = shapes.get(f"{product.shape}_{name}") or shapes[product.shape]
     across = 2 if name == "side" and product.shape in ANGULAR else 0
     width = round(HEIGHT * product.size_cm[across] / product.size_cm[1])
-    sheet = Sheet(width, HEIGHT, form.get("base", product.palette[0]))
-    pen = Pen.on(sheet, product)
+    pen = Pen.on_paper(width, HEIGHT, form.get("base", "main"), product)
     pen.draw(form.get("under", ()))
     top, bottom = form["label"]
     if "roll" in form:  # half of the print is seen
         label = _print(product, name, round(width * np.pi / 2), bottom - top).roll(width, form["roll"])
     else:
         label = _print(product, name, width, bottom - top)
-    sheet.place(label, 0, top)
+    pen.sheet.place(label, top)
     pen.draw(form.get("over", ()))
     if "outline" in form:
         outline = [(min(x, width), y) for x, y in pen.outline(form["outline"])]
-        sheet.cut(outline + [(width - x, y) for x, y in outline[::-1]] if form.get("mirror") else outline)
-    return _lit(sheet, *LIGHTS[form["light"]](width))
+        pen.sheet.cut(outline + [(width - x, y) for x, y in outline[::-1]] if form.get("mirror") else outline)
+    return _lit(pen.sheet, *_light(form["light"], width))
 
 
 def _lit(sheet: Sheet, light: np.ndarray | float, gloss: np.ndarray | float) -> Face:
@@ -73,97 +72,64 @@ def _lit(sheet: Sheet, light: np.ndarray | float, gloss: np.ndarray | float) -> 
 
 def _print(product: Product, name: str, width: int, height: int) -> Sheet:
     drawing = ARTWORK["faces"][product.family]
-    sheet = Sheet(width, height, "#000000")
-    pen = Pen.on(sheet, product)
-    pen.put("rect", box=("0%", "0%", "100%", "100%"), fill=drawing["base"])
+    pen = Pen.on_paper(width, height, drawing["base"], product)
     pen.draw(drawing["ground"])
     if name == "front":
         pen.draw(drawing["front"])
     else:
-        _print_side(pen, product, width, height)
-    return sheet
+        _print_side(pen)
+    return pen.sheet
 
 
-def _print_side(pen: Pen, product: Product, width: int, height: int) -> None:
+def _print_side(pen: Pen) -> None:
     """Print the brand, a table of four lines, small print and a barcode."""
-    sheet = pen.sheet
-    half, dark = width / 2, product.palette[1]
+    image, width, height = pen.sheet.image, pen.sheet.width, pen.sheet.height
     wide = min(width - 18, max(172, 0.4 * width))
-    x0, x1 = half - wide / 2, half + wide / 2
-    top, bottom = 0.5 * height - 106, 0.5 * height + 126
+    x, top, bottom = wide / 2, 0.5 * height - 106, 0.5 * height + 126
     if height > 300:
-        shade = sheet.image.convert("L").getpixel((sheet.image.width // 2, round(top - 20) * SCALE))
-        ink = "#ffffff" if shade < 140 else dark
-        sheet.text(product.brand, (half, top - 14), 20, ink, width=wide - 10, font="classic")
-    sheet.rect((x0, top, x1, bottom), "#fbfaf6", 5)
-    sheet.rect((x0 + 6, top + 6, x1 - 6, top + 28), dark, 3)
-    ((header, rows),) = CONTENT["families"][product.family]["side"].items()
-    sheet.text(header, (half, top + 23), 12, "#ffffff", width=wide - 26)
+        shade = image.convert("L").getpixel((image.width // 2, round(top - 20) * SCALE))
+        pen.text("brand", (0, top - 14), 20, "white" if shade < 140 else "dark", width=wide - 10, font="classic")
+    pen.rect((-x, top, x, bottom), "#fbfaf6", 5)
+    pen.rect((6 - x, top + 6, x - 6, top + 28), "dark", 3)
+    ((header, rows),) = CONTENT["families"][pen.product.family]["side"].items()
+    pen.text(header, (0, top + 23), 12, "white", width=wide - 26)
     for k, (name, amount) in enumerate(rows.items()):
         y = top + 47 + 21 * k
-        sheet.text(name, (x0 + 8, y), 9.5, "#222222", anchor="l", font="plain", width=wide / 2)
+        pen.text(name, (8 - x, y), 9.5, "#222222", anchor="l", font="plain", width=x)
         if amount:
-            sheet.text(amount, (x1 - 8, y), 9.5, "#222222", anchor="r", font="plain", width=wide / 2 - 14)
-        sheet.rect((x0 + 6, y + 6, x1 - 6, y + 6.8), "#a9a9a3")
-    small = [8 - wide / 2, top + 128, wide / 2 - 8, top + 168]
-    small_print(pen, small, "#8d8d88", seed=len(product.family))
+            pen.text(amount, (x - 8, y), 9.5, "#222222", anchor="r", font="plain", width=x - 14)
+        pen.rect((6 - x, y + 6, x - 6, y + 6.8), "#a9a9a3")
+    small_print(pen, (8 - x, top + 128, x - 8, top + 168), "#8d8d88", seed=len(pen.product.family))
     narrow = min(wide, 120) / 2 - 6
-    barcode(pen, [-narrow, bottom - 58, narrow, bottom - 8], seed=5)
+    barcode(pen, (-narrow, bottom - 58, narrow, bottom - 8), seed=5)
 
 
-# -- Light on the shapes: what multiplies the colours, and how much they are lightened; both from the width in pixels.
+# -- Light
 
 
-def _across(width: int) -> np.ndarray:
-    """Return positions from -1 (left) to 1 (right), one per pixel."""
-    return (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1
+def _light(shape: str, width: int) -> tuple[np.ndarray | float, np.ndarray]:
+    """Return what a package's shape multiplies the colours by, and how far it lightens them: (W,) or (H,W)."""
+    x = (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1  # from -1 (left) to 1 (right)
+    rows, columns = np.mgrid[0:HEIGHT, 0:width].astype(np.float32)
+    v, share = rows / HEIGHT, columns / width
+    if shape == "carton":
+        return 1 - 0.08 * (x + 0.3) ** 2 - 0.12 * _bump(x, 1, 0.05), 0.05 * _bump(x, -0.97, 0.04)
+    if shape == "box":
+        return 1.02 - 0.05 * (x + 0.4) ** 2 - 0.1 * _bump(x, 1, 0.03), 0.08 * _bump(x, -0.99, 0.03)
+    if shape == "round":
+        light = 0.42 + 0.6 * np.sqrt(np.clip(1 - np.abs(x + 0.12) ** 2.6 / 1.3, 0, 1))
+        return light, 0.30 * _bump(x, -0.52, 0.10) + 0.10 * _bump(x, 0.72, 0.08)
+    if shape == "flat":
+        return 1.02 - 0.42 * np.abs(x) ** 5, 0.22 * _bump(x, -0.72, 0.07) + 0.08 * _bump(x, 0.8, 0.05)
+    if shape == "pouch":
+        u = share * 2 - 1
+        folds = _bump(u - 0.25 * (v - 0.15), 0.75, 0.05) - _bump(u + 0.2 * (v - 0.1), -0.82, 0.05)
+        light = 1.03 - 0.38 * np.abs(u) ** 4 + 0.07 * folds * (v > 0.07) - 0.15 * _bump(v, 0.985, 0.03)
+        return light, 0.12 * _bump(u + 0.12 * np.sin(5 * v), -0.62, 0.09) * (v > 0.08)
+    slant = share + 0.35 * v  # reflections on a tray's film run from the upper right to the lower left
+    gloss = 0.28 * _bump(slant, 0.22, 0.025) + 0.16 * _bump(slant, 0.30, 0.012)
+    return 1.0, gloss + 0.2 * _bump(slant, 1.16, 0.03)
 
 
 def _bump(values: np.ndarray, middle: float, spread: float) -> np.ndarray:
     return np.exp(-(((values - middle) / spread) ** 2)).astype(np.float32)
-
-
-def _carton_light(width: int) -> tuple[np.ndarray, np.ndarray]:
-    x = _across(width)
-    return 1 - 0.08 * (x + 0.3) ** 2 - 0.12 * _bump(x, 1, 0.05), 0.05 * _bump(x, -0.97, 0.04)
-
-
-def _box_light(width: int) -> tuple[np.ndarray, np.ndarray]:
-    x = _across(width)
-    return 1.02 - 0.05 * (x + 0.4) ** 2 - 0.1 * _bump(x, 1, 0.03), 0.08 * _bump(x, -0.99, 0.03)
-
-
-def _round_light(width: int) -> tuple[np.ndarray, np.ndarray]:
-    x = _across(width)
-    light = 0.42 + 0.6 * np.sqrt(np.clip(1 - np.abs(x + 0.12) ** 2.6 / 1.3, 0, 1))
-    return light, 0.30 * _bump(x, -0.52, 0.10) + 0.10 * _bump(x, 0.72, 0.08)
-
-
-def _flat_light(width: int) -> tuple[np.ndarray, np.ndarray]:
-    x = _across(width)
-    return 1.02 - 0.42 * np.abs(x) ** 5, 0.22 * _bump(x, -0.72, 0.07) + 0.08 * _bump(x, 0.8, 0.05)
-
-
-def _pouch_light(width: int) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[0:HEIGHT, 0:width].astype(np.float32)
-    u, v = x / width * 2 - 1, y / HEIGHT
-    folds = _bump(u - 0.25 * (v - 0.15), 0.75, 0.05) - _bump(u + 0.2 * (v - 0.1), -0.82, 0.05)
-    light = 1.03 - 0.38 * np.abs(u) ** 4 + 0.07 * folds * (v > 0.07) - 0.15 * _bump(v, 0.985, 0.03)
-    return light, 0.12 * _bump(u + 0.12 * np.sin(5 * v), -0.62, 0.09) * (v > 0.08)
-
-
-def _tray_light(width: int) -> tuple[float, np.ndarray]:
-    y, x = np.mgrid[0:HEIGHT, 0:width].astype(np.float32)
-    across = x / width + 0.35 * (y / HEIGHT)  # reflections on the film run from the upper right to the lower left
-    gloss = 0.28 * _bump(across, 0.22, 0.025) + 0.16 * _bump(across, 0.30, 0.012)
-    return 1.0, gloss + 0.2 * _bump(across, 1.16, 0.03)
-
-
-LIGHTS = {
-    "carton": _carton_light,
-    "box": _box_light,
-    "round": _round_light,
-    "flat": _flat_light,
-    "pouch": _pouch_light,
-    "tray": _tray_light,
-}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, reduce
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from retailkit.data.synthetic import packaging
 from retailkit.data.synthetic.catalogue import FAMILIES, Product, goods_of
 from retailkit.data.synthetic.packaging import ANGULAR
-from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, scaled, shelf, studio
+from retailkit.data.synthetic.shelf import CANVAS, FLOOR, SHELVES, extent, over, resized, scaled, shelf, studio
 from retailkit.data.table import bounding_box
 
 STREAMS = ("scene", "camera", "pose", "light", "shadow", "occluder", "noise")
@@ -56,7 +56,7 @@ LEVELS = {
     "hard": Difficulty(near=None, turn=1.0, light=1.0, covered=0.3, coded=False),
 }
 
-Streams = Callable[..., np.random.Generator]  # name -> its generator; see `_generator`
+Streams = Callable[..., np.random.Generator]  # name of a stream -> its generator
 Words = list[tuple[str, tuple[float, float, float, float], bool]]
 
 
@@ -92,34 +92,31 @@ def compose(
     effects: Effects = Effects(),
     difficulty: str = "hard",
 ) -> Rendered:
-    """Render one image.
+    """Render an image of `size` pixels of a product (`front` or `side`) in a department, or in the clean `studio`.
 
-    Args:
-        product: what stands in front.
-        key: non-negative integers that fix everything random; the product is no part of it.
-        size: side of the image in pixels.
-        background: a department or `studio` (clean and calm).
-        pose: `front` or `side`.
-        shot: number inside a burst; shots of one key differ by a small movement of the camera and by noise.
-        effects: what may happen.
-        difficulty: a name in `LEVELS`.
+    The non-negative integers `key` fix everything random; the product is no part of it. Shots of one key, the images of
+    a burst, differ by a small movement of the camera and by noise.
     """
-    draw, calm = partial(_generator, key, shot), background == "studio"
+
+    def draw(stream: str, jitter: bool = False) -> np.random.Generator:
+        """Return the generator of a stream; with `jitter` it also depends on the shot."""
+        return np.random.default_rng([*key, STREAMS.index(stream), *([1 + shot] if jitter else [])])
+
+    calm = background == "studio"
     level = LEVELS["hard" if calm else difficulty]
     product = replace(product, coded=level.coded)
     number = int(draw("scene").integers(SHELVES))
     canvas = studio(number, size) if calm else shelf(background, number, size)
-    near = _nearness(product, level.near) if level.near else 1.0
-    matrix, stand = _camera(draw, size, calm, near)
-    seen = cv2.warpAffine(canvas, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    camera = _Camera.aimed_at(product, draw, level, size, calm)
+    seen = cv2.warpAffine(canvas, camera.matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image, gloss = seen[..., :3].astype(np.float32), seen[..., 3]
     yaw = _yaw(product, draw, pose, calm) * (1.0 if pose == "side" else level.turn)
-    subject = _Subject.place(product, yaw, pose, stand, matrix[:, :2], size, near)
-    front = _occluder(subject, draw, background, size, level.covered) if effects.occlusion else None
+    subject = _Subject.placed(product, yaw, pose, camera, size)
+    front = _occluder(subject, draw, background, level.covered) if effects.occlusion and not calm else None
     mask, nothing = subject.mask, np.zeros((size, size), bool)
     planes = {"twin_patch": subject.patch, "shadow": nothing, "reflection": nothing}
     if effects.shadow:
-        shade = _shade(subject, draw, size)
+        shade = _shade(subject, draw)
         image *= (1 - shade)[..., None]
         planes["shadow"] = (shade > FAINT) & ~mask
     if effects.reflection:
@@ -131,63 +128,50 @@ def compose(
         image, free = over(image, front), front[..., 3] < 127.5
         mask = mask & free
         planes = {name: plane & free for name, plane in planes.items()}
-    light = _light(draw, background) if effects.lighting else "neutral"
+    light = "neutral"
     if effects.lighting:
-        image *= np.float32(1 - level.light) + np.float32(level.light) * _gain(light, draw, size)
+        light, gain = _light(draw, size, calm)
+        image *= np.float32(1 - level.light) + np.float32(level.light) * gain
     if effects.noise and not calm:
-        image = _expose(image, draw, light, size)
+        image = _expose(image, draw, light)
         planes["twin_patch"] = grow(planes["twin_patch"], 1) & mask
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     words = [word for word in subject.words if _legible(*word[:2], mask)]
     return Rendered(image, mask, planes, words, {"pose": pose, "background": background, "lighting": light})
 
 
-def _generator(key: Sequence[int], shot: int, name: str, jitter: bool = False) -> np.random.Generator:
-    """Return the random generator of a stream; with `jitter` it also depends on the shot of a burst."""
-    return np.random.default_rng([*key, STREAMS.index(name), *([1 + shot] if jitter else [])])
+# -- The product in its place
 
 
-# ---------------------------------------------------------------- product
+@dataclass(frozen=True)
+class _Camera:
+    matrix: np.ndarray  # (2,3) affine map from shelf to image
+    stand: np.ndarray  # (2,) where the product stands, in pixels of the image
+    near: float  # how much nearer than usual it is
 
-
-@lru_cache(maxsize=4096)
-def _scaled_patch(product: Product, height: int) -> np.ndarray:
-    """Return the patch that tells look-alikes apart, (h,w) uint8, 255 where it has any part in a pixel of `_scaled`."""
-    patch = packaging.face(product, "front").patch.astype(np.float32)
-    width = max(round(patch.shape[1] * height / patch.shape[0]), 1)
-    return np.where(cv2.resize(patch, (width, height), interpolation=cv2.INTER_AREA) > 0, 255, 0).astype(np.uint8)
-
-
-def _nearness(product: Product, share: float) -> float:
-    """Return how much nearer than usual the camera goes until the product fills a `share` of the image's side."""
-    width, tall = extent(product)
-    return min(share / tall, 0.94 * share / min(width, WIDEST))
-
-
-def _camera(draw: Streams, size: int, calm: bool, near: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the affine map (2,3) from shelf to image, and where the product stands (2,), in pixels of the image."""
-    rng, shake, reach = draw("camera"), draw("camera", jitter=True), 0.3 if calm else 1.0
-    zoom = near * (1 + (reach if near == 1 else 0.3) * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012))
-    roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
-    shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
-    x = 0.5 + reach * rng.uniform(-0.08, 0.08) + shake.normal(0, 0.012)
-    y = 0.875 + reach * rng.uniform(-0.03, 0.02) + (0 if near == 1 else 0.08)
-    turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-    stand = size * np.array([x, y])
-    return np.column_stack([turn, stand - turn @ shelf_point]), stand
+    @classmethod
+    def aimed_at(cls, product: Product, draw: Streams, level: Difficulty, size: int, calm: bool) -> _Camera:
+        width, tall = extent(product)
+        near = min(level.near / tall, 0.94 * level.near / min(width, WIDEST)) if level.near else 1.0
+        rng, shake, reach = draw("camera"), draw("camera", jitter=True), 0.3 if calm else 1.0
+        zoom = near * (1 + (reach if near == 1 else 0.3) * rng.uniform(-0.08, 0.12) + shake.normal(0, 0.012))
+        roll = np.deg2rad(reach * (rng.normal(0, 1.2) + shake.normal(0, 0.5)))
+        shelf_point = size * np.array([CANVAS[1] * rng.uniform(0.32, 0.68), FLOOR])
+        x = 0.5 + reach * rng.uniform(-0.08, 0.08) + shake.normal(0, 0.012)
+        y = 0.875 + reach * rng.uniform(-0.03, 0.02) + (0 if near == 1 else 0.08)
+        turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+        stand = size * np.array([x, y])
+        return cls(np.column_stack([turn, stand - turn @ shelf_point]), stand, near)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The product in its place on the image."""
-
     product: Product
     layer: np.ndarray  # (S,S,4) float32
     patch: np.ndarray  # (S,S) bool, a subset of `mask`
     words: Words  # see `Rendered`
     mirrors: dict[str, np.ndarray]  # face name -> (4,2) corners of its reflection on the image
-    stand: np.ndarray  # (2,) where it stands, in pixels
-    near: float  # how much nearer than usual the camera is
+    camera: _Camera
     width: float  # in pixels
 
     @property
@@ -196,27 +180,24 @@ class _Subject:
         return (self.layer[..., 3] >= 127.5) | self.patch
 
     @classmethod
-    def place(
-        cls, product: Product, yaw: float, pose: str, stand: np.ndarray, turn: np.ndarray, size: int, near: float
-    ) -> _Subject:
-        """Put a product, turned by `yaw`, in front of a camera with zoom and roll `turn` (2,2), `near` of it zoom."""
+    def placed(cls, product: Product, yaw: float, pose: str, camera: _Camera, size: int) -> _Subject:
+        """Put a product, turned by `yaw`, in front of a camera."""
         tall = extent(product)[1]
-        edges = _edges(product, pose, yaw)
-        upright, mirrors = ({k: _project(*edge, high, yaw) for k, edge in edges.items()} for high in (tall, -tall))
-        spread = np.ptp(np.concatenate(list(upright.values())), axis=0)
-        shrink = min(1.0, WIDEST / spread[0])
+        upright, mirrors = (_walls(product, pose, yaw, high) for high in (tall, -tall))
+        spread = np.ptp(np.concatenate(list(upright.values())), axis=0)[0]
+        shrink = min(1.0, WIDEST / spread)
         for faces in (upright, mirrors):
-            faces |= {k: stand + size * (shrink * quad) @ turn.T for k, quad in faces.items()}
+            faces |= {k: camera.stand + size * (shrink * quad) @ camera.matrix[:, :2].T for k, quad in faces.items()}
         patch, words = np.zeros((size, size), bool), []
         for name, quad in upright.items():
             words += _warp_words(packaging.face(product, name), quad, size)
         if "front" in upright:
-            flat = _scaled_patch(product, _rows(upright))
+            flat = resized(packaging.face(product, "front").patch.astype(np.float32), _rows(upright)) > 0
             # Rounding may differ between look-alikes by one pixel beyond the patch.
-            patch = grow(_warp(flat, upright["front"], size) > 0, 1)
+            patch = grow(_warp(flat * np.uint8(255), upright["front"], size) > 0, 1)
         whole = _faces_layer(product, upright, size)
         patch &= whole[..., 3] > 0
-        return cls(product, whole, patch, words, mirrors, stand, near, near * size * shrink * spread[0])
+        return cls(product, whole, patch, words, mirrors, camera, camera.near * size * shrink * spread)
 
     def mirrored(self, gloss: np.ndarray) -> np.ndarray:
         """Return the reflection as a layer: fading downwards, only where the ground is glossy.
@@ -226,36 +207,9 @@ class _Subject:
         size = len(gloss)
         first = replace(FAMILIES[self.product.family][0], coded=self.product.coded)
         whole = _faces_layer(first, self.mirrors, size)
-        depth = (np.arange(size, dtype=np.float32) - np.float32(self.stand[1])) / np.float32(0.16 * size)
+        depth = (np.arange(size, dtype=np.float32) - np.float32(self.camera.stand[1])) / np.float32(0.16 * size)
         fade = np.float32(0.36 / 255) * np.clip(1 - depth, 0, 1) ** 1.5
         return whole * (fade[:, None] * gloss)[..., None]
-
-
-def _rows(quads: dict[str, np.ndarray]) -> int:
-    """Return the face height to warp from: a little above that on the image, in few distinct values."""
-    tallest = max(np.ptp(quad[:, 1]) for quad in quads.values())
-    return min(int(np.ceil(1.1 * tallest / 16)) * 16, packaging.HEIGHT)
-
-
-def _faces_layer(product: Product, quads: dict[str, np.ndarray], size: int) -> np.ndarray:
-    """Return the faces of a product in their places as one layer, the front over the side."""
-    layers, rows = [], _rows(quads)
-    for name in sorted(quads, reverse=True):
-        quad = _tucked(quads[name], quads["front"]) if name == "side" and "front" in quads else quads[name]
-        part = _warp(scaled(product, name, rows), quad, size).astype(np.float32)
-        if name == "side" and product.shape in ANGULAR:
-            part[..., :3] *= np.float32(0.8)
-        layers.append(part)
-    return reduce(over, layers)
-
-
-def _tucked(side: np.ndarray, front: np.ndarray) -> np.ndarray:
-    """Return the side's corners with the shared edge slightly behind the front, so that no gap shows."""
-    right = side[:, 0].mean() > front[:, 0].mean()
-    shared = [0, 3] if right else [1, 2]
-    side = side.copy()
-    side[shared, 0] -= 1.5 if right else -1.5
-    return side
 
 
 def _yaw(product: Product, draw: Streams, pose: str, calm: bool) -> float:
@@ -269,25 +223,45 @@ def _yaw(product: Product, draw: Streams, pose: str, calm: bool) -> float:
     return float(np.deg2rad(sign * (span[0] + amount * (span[1] - span[0])) + shake.normal(0, 1.2)))
 
 
-def _edges(product: Product, pose: str, yaw: float) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
-    """Return the left and right foot (x, z) of each face that is seen of a product at the origin."""
-    width = extent(product)[0]
-    depth = width * product.size_cm[2] / product.size_cm[0] if product.shape in ANGULAR else 0.0
-    x, z = width / 2, depth / 2
-    front = ((-x, -z), (x, -z))
-    if product.shape in ANGULAR:
-        return {"front": front, "side": ((x, -z), (x, z)) if yaw > 0 else ((-x, z), (-x, -z))}
-    return {pose: front}
+def _walls(product: Product, pose: str, yaw: float, tall: float) -> dict[str, np.ndarray]:
+    """Return the corners (4,2) of each face that is seen of a product at the origin, clockwise from its top left.
+
+    y points down; a negative height gives the reflection.
+    """
+    width, angular = extent(product)[0], product.shape in ANGULAR
+    x, z = width / 2, (width * product.size_cm[2] / product.size_cm[0] if angular else 0.0) / 2
+    feet = {"front" if angular else pose: ((-x, -z), (x, -z))}  # left and right end of each face on the ground
+    if angular:
+        feet["side"] = ((x, -z), (x, z)) if yaw > 0 else ((-x, z), (-x, -z))
+    quads = {}
+    for name, (left, right) in feet.items():
+        ground = np.array([left, right, right, left])
+        across = ground[:, 0] * np.cos(yaw) + ground[:, 1] * np.sin(yaw)
+        away = -ground[:, 0] * np.sin(yaw) + ground[:, 1] * np.cos(yaw)
+        scale = DISTANCE / (DISTANCE + away)
+        y = np.array([tall, tall, 0.0, 0.0])
+        quads[name] = np.column_stack([across * scale, -(EYE + (y - EYE) * scale)])
+    return quads
 
 
-def _project(left: tuple[float, float], right: tuple[float, float], tall: float, yaw: float) -> np.ndarray:
-    """Return the corners (4,2) of a wall between two points (x, z), clockwise from its top left; y points down."""
-    ground = np.array([left, right, right, left])
-    y = np.array([tall, tall, 0.0, 0.0])
-    across = ground[:, 0] * np.cos(yaw) + ground[:, 1] * np.sin(yaw)
-    away = -ground[:, 0] * np.sin(yaw) + ground[:, 1] * np.cos(yaw)
-    scale = DISTANCE / (DISTANCE + away)
-    return np.column_stack([across * scale, -(EYE + (y - EYE) * scale)])
+def _rows(quads: dict[str, np.ndarray]) -> int:
+    """Return the face height to warp from: a little above that on the image, in few distinct values."""
+    tallest = max(np.ptp(quad[:, 1]) for quad in quads.values())
+    return min(int(np.ceil(1.1 * tallest / 16)) * 16, packaging.HEIGHT)
+
+
+def _faces_layer(product: Product, quads: dict[str, np.ndarray], size: int) -> np.ndarray:
+    """Return the faces of a product in their places as one layer, the front over the side."""
+    layers, rows = [], _rows(quads)
+    for name in sorted(quads, reverse=True):
+        quad, beside = quads[name].copy(), name == "side" and "front" in quads
+        if beside:  # the shared edge lies slightly behind the front, so that no gap shows
+            right = quad[:, 0].mean() > quads["front"][:, 0].mean()
+            quad[[0, 3] if right else [1, 2], 0] -= 1.5 if right else -1.5
+        part = _warp(scaled(product, name, rows), quad, size).astype(np.float32)
+        part[..., :3] *= np.float32(0.8 if beside else 1)
+        layers.append(part)
+    return reduce(over, layers)
 
 
 def _homography(shape: tuple[int, ...], quad: np.ndarray) -> np.ndarray:
@@ -314,75 +288,64 @@ def _warp_words(face: packaging.Face, quad: np.ndarray, size: int) -> Words:
 def _legible(text: str, box: tuple[float, float, float, float], mask: np.ndarray) -> bool:
     """True where at least half of the box shows product and its characters are large enough to be told apart."""
     x0, y0, x1, y1 = (round(edge) for edge in box)
-    part = mask[y0:y1, x0:x1]
-    if part.size == 0 or part.mean() < 0.5:
-        return False
-    return box[3] - box[1] >= LEGIBLE[1] and box[2] - box[0] >= LEGIBLE[0] * len(text)
+    large = box[3] - box[1] >= LEGIBLE[1] and box[2] - box[0] >= LEGIBLE[0] * len(text)
+    return large and mask[y0:y1, x0:x1].mean() >= 0.5
 
 
-# ---------------------------------------------------------------- effects
+# -- Effects
 
 
-def _shade(subject: _Subject, draw: Streams, size: int) -> np.ndarray:
+def _shade(subject: _Subject, draw: Streams) -> np.ndarray:
     """Return how much the product darkens what lies behind and below it, (S,S) float32 in [0,1]."""
-    rng = draw("shadow")
+    rng, size, stand = draw("shadow"), len(subject.layer), subject.camera.stand / 4
     away = rng.choice([-1, 1]) * rng.uniform(0.03, 0.10)
-    strength = rng.uniform(0.35, 0.55)
+    strength, unit = rng.uniform(0.35, 0.55), size / 4
     quarter = cv2.resize(subject.layer[..., 3], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) / 255
-    unit = size / 4
-    base = subject.stand[1] / 4
     # The silhouette falls sideways onto the goods behind; at the ground it joins the product.
-    fall = np.float32([[1, -away, away * base], [0, 0.97, 0.03 * base]])
+    fall = np.float32([[1, -away, away * stand[1]], [0, 0.97, 0.03 * stand[1]]])
     cast = cv2.warpAffine(quarter, fall, quarter.shape[::-1])
     cast = strength * cv2.GaussianBlur(cast, (0, 0), 0.018 * unit)
     contact = np.zeros_like(quarter)
-    centre = (round(subject.stand[0] / 4), round(base + 0.008 * unit))
+    centre = (round(stand[0]), round(stand[1] + 0.008 * unit))
     axes = (max(round(0.53 * subject.width / 4), 1), max(round(0.026 * unit), 1))
     cv2.ellipse(contact, centre, axes, 0, 0, 360, 0.75, -1)
     contact = cv2.GaussianBlur(contact, (0, 0), 0.016 * unit)
     return cv2.resize(np.maximum(cast, contact), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _occluder(subject: _Subject, draw: Streams, background: str, size: int, covered: float) -> np.ndarray | None:
+def _occluder(subject: _Subject, draw: Streams, background: str, covered: float) -> np.ndarray | None:
     """Return something that hides a little of the product, as a layer, or None; never what tells look-alikes apart."""
-    rng = draw("occluder")
-    if background == "studio" or rng.uniform() > covered:
+    rng, size = draw("occluder"), len(subject.layer)
+    if rng.uniform() > covered:
         return None
     goods = goods_of(background)
     product = goods[int(rng.integers(len(goods)))]
-    pack = scaled(product, "front", round(subject.near * 1.08 * extent(product)[1] * size))
+    pack = scaled(product, "front", round(subject.camera.near * 1.08 * extent(product)[1] * size))
     side = rng.choice([-1, 1])
     xs = np.flatnonzero(subject.mask.any(axis=0))
-    if not len(xs):
-        return None
     bite = rng.uniform(0.05, 0.13) * subject.width
     x = xs[0] + bite - pack.shape[1] if side < 0 else xs[-1] - bite
-    y = subject.stand[1] + 0.035 * size - pack.shape[0]
+    y = subject.camera.stand[1] + 0.035 * size - pack.shape[0]
     placed = cv2.warpAffine(pack, np.float32([[1, 0, x], [0, 1, y]]), (size, size)).astype(np.float32)
     placed = cv2.GaussianBlur(placed, (0, 0), size / 240)
     return None if (subject.patch & (placed[..., 3] > 0)).any() else placed
 
 
-def _light(draw: Streams, background: str) -> str:
-    names = ("neutral", "neutral", "gradient") if background == "studio" else tuple(LIGHTS)
-    return names[int(draw("light").integers(len(names)))]
-
-
-def _gain(light: str, draw: Streams, size: int) -> np.ndarray:
-    """Return the factors, (S,S,3) or (3,) float32, by which a light changes an image."""
-    rng = draw("light")
-    rng.integers(len(LIGHTS))  # the light itself
-    colour = np.array(LIGHTS[light], np.float32)
+def _light(draw: Streams, size: int, calm: bool) -> tuple[str, np.ndarray]:
+    """Return a light's name and the factors, (S,S,3) or (3,) float32, by which it changes an image."""
+    rng, names = draw("light"), ("neutral", "neutral", "gradient") if calm else tuple(LIGHTS)
+    name = names[int(rng.integers(len(names)))]
+    colour = np.array(LIGHTS[name], np.float32)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
-    if light == "gradient":
+    if name == "gradient":
         angle = rng.uniform(0, 2 * np.pi)
         field = 0.86 + 0.24 * (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)))
-    elif light == "spot":
+    elif name == "spot":
         dx, dy = rng.uniform(-0.4, 0.4, 2).astype(np.float32)
         field = 0.55 + 0.6 * np.exp(-((x - dx) ** 2 + (y - dy) ** 2) / np.float32(0.9))
     else:
-        return colour * np.float32(rng.uniform(0.94, 1.04))
-    return field[..., None] * colour
+        return name, colour * np.float32(rng.uniform(0.94, 1.04))
+    return name, field[..., None] * colour
 
 
 @lru_cache(maxsize=4)
@@ -391,9 +354,9 @@ def _grain(size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((2 * size, 2 * size, 3), dtype=np.float32)
 
 
-def _expose(image: np.ndarray, draw: Streams, light: str, size: int) -> np.ndarray:
+def _expose(image: np.ndarray, draw: Streams, light: str) -> np.ndarray:
     """Add what a hand-held camera adds: a little blur, and noise (more of it in dim light)."""
-    rng = draw("noise", jitter=True)
+    rng, size = draw("noise", jitter=True), len(image)
     if rng.uniform() < 0.5:
         image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.35, 0.75))
     y, x = rng.integers(0, size, 2)

@@ -52,7 +52,7 @@ def typeface(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=256)
-def _typeface_of(name: str, cap: float) -> ImageFont.FreeTypeFont:
+def typeface_of(name: str, cap: float) -> ImageFont.FreeTypeFont:
     """Return a font in the size at which a capital is `cap` pixels high."""
     _, top, _, base = typeface(name, 200).getbbox("H", anchor="ls")
     return typeface(name, round(cap * 200 / (base - top)))
@@ -77,6 +77,22 @@ def smooth(points: Points, closed: bool = True, steps: int = 12) -> list[tuple[f
     return [tuple(point) for point in np.concatenate(parts + end)]
 
 
+def fill_polygon(image: Image.Image, outline: Points, fill: str, opacity: float = 1.0, blur: float = 0.0) -> None:
+    """Fill an outline on a print; with less opacity what is below shines through, with blur its edge is soft."""
+    corners = np.asarray(outline) * SCALE
+    if opacity == 1 and not blur:
+        ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=fill)
+        return
+    reach = 3 * blur * SCALE + 2
+    x0, y0 = np.floor(corners.min(0) - reach).astype(int)
+    x1, y1 = np.ceil(corners.max(0) + reach).astype(int)
+    ink = Image.new("L", (x1 - x0, y1 - y0))
+    ImageDraw.Draw(ink).polygon([(x - x0, y - y0) for x, y in corners], fill=round(255 * opacity))
+    if blur:
+        ink = ink.filter(ImageFilter.GaussianBlur(blur * SCALE))
+    image.paste(fill, (x0, y0), ink)
+
+
 class Sheet:
     """A printed sheet of `width` x `height` pixels."""
 
@@ -88,91 +104,17 @@ class Sheet:
         self.words: list[tuple[str, Box, bool]] = []  # text, box, discriminative, of every printed word
         self.slots: list[Box] = []  # outside of them look-alikes are the same
 
-    def rect(self, box: Box, fill: str, radius: float = 0) -> None:
-        """Fill a rectangle, with round corners if asked."""
-        ImageDraw.Draw(self.image).rounded_rectangle([v * SCALE for v in box], radius * SCALE, fill=fill)
-
-    def ellipse(self, box: Box, fill: str) -> None:
-        """Fill the ellipse inside a box."""
-        ImageDraw.Draw(self.image).ellipse([v * SCALE for v in box], fill=fill)
-
-    def line(self, outline: Points, fill: str, width: float) -> None:
-        """Draw a line along an outline."""
-        scaled = [(x * SCALE, y * SCALE) for x, y in outline]
-        ImageDraw.Draw(self.image).line(scaled, fill=fill, width=max(round(width * SCALE), 1), joint="curve")
-
-    def gradient(self, box: Box, top: str, bottom: str) -> None:
-        """Fill a rectangle with a vertical gradient."""
-        x0, y0, x1, y1 = (round(v * SCALE) for v in box)
-        column = np.linspace(ImageColor.getrgb(top), ImageColor.getrgb(bottom), y1 - y0).round().astype(np.uint8)
-        self.image.paste(Image.fromarray(np.repeat(column[:, None], x1 - x0, axis=1)), (x0, y0))
-
-    def poly(self, outline: Points, fill: str, opacity: float = 1.0, blur: float = 0.0) -> None:
-        """Fill an outline; with less opacity what is below shines through, with blur its edge is soft."""
-        corners = np.asarray(outline) * SCALE
-        if opacity == 1 and not blur:
-            ImageDraw.Draw(self.image).polygon([tuple(corner) for corner in corners], fill=fill)
-            return
-        reach = 3 * blur * SCALE + 2
-        x0, y0 = np.floor(corners.min(0) - reach).astype(int)
-        x1, y1 = np.ceil(corners.max(0) + reach).astype(int)
-        ink = Image.new("L", (x1 - x0, y1 - y0))
-        ImageDraw.Draw(ink).polygon([(x - x0, y - y0) for x, y in corners], fill=round(255 * opacity))
-        if blur:
-            ink = ink.filter(ImageFilter.GaussianBlur(blur * SCALE))
-        self.image.paste(fill, (x0, y0), ink)
-
     def cut(self, points: Points) -> None:
         """Make the polygon the sheet's silhouette."""
         fine = Image.new("L", (self.image.width * 2, self.image.height * 2), 0)
         ImageDraw.Draw(fine).polygon([(x * SCALE * 2, y * SCALE * 2) for x, y in points], fill=255)
         self.alpha = fine.reduce(2)
 
-    def text(
-        self,
-        words: str,
-        at: tuple[float, float],
-        cap: float,
-        fill: str,
-        width: float = 1e9,
-        font: str = "sans",
-        anchor: str = "m",
-        discriminative: bool = False,
-        shade: str | None = None,
-    ) -> None:
-        """Print a line of words, with capitals `cap` high; letters are condensed where it is wider than `width`.
-
-        `at` is the middle (anchor m), left end (l) or right end (r) of its baseline, `shade` the colour of the shadow
-        of the letters, and `discriminative` says whether the words tell look-alikes apart.
-        """
-        (x, base), face = at, _typeface_of(font, cap * SCALE)
-        lengths = [face.getlength(word) / SCALE for word in words.split()]
-        gap = 0.32 * cap
-        natural = sum(lengths) + gap * (len(lengths) - 1)
-        squeeze = min(1.0, width / natural)
-        x -= natural * squeeze * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor]
-        for word, length in zip(words.split(), lengths, strict=True):
-            if shade:
-                self._print(word, face, x + 0.04 * cap, base + 0.045 * cap, squeeze, shade)
-            box = self._print(word, face, x, base, squeeze, fill)
-            self.words.append((word, box, discriminative))
-            x += (length + gap) * squeeze
-
-    def _print(self, word: str, face, x: float, base: float, squeeze: float, fill: str) -> Box:
-        left, top, right, bottom = face.getbbox(word, anchor="ls")
-        ink = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(ink).text((-left, -top), word, 255, face, anchor="ls")
-        ink = ink.resize((max(round(ink.width * squeeze), 1), ink.height), Image.Resampling.LANCZOS)
-        corner = (round(x * SCALE + left * squeeze), round(base * SCALE + top))
-        self.image.paste(fill, corner, ink)
-        x0, y0 = (v / SCALE for v in corner)
-        return x0, y0, x0 + ink.width / SCALE, y0 + ink.height / SCALE
-
-    def place(self, sheet: Sheet, x: int, y: int) -> None:
-        """Lay another sheet on this one."""
-        self.image.paste(sheet.image, (x * SCALE, y * SCALE), sheet.alpha)
-        self.words += [(t, (a + x, b + y, c + x, d + y), key) for t, (a, b, c, d), key in sheet.words]
-        self.slots += [(a + x, b + y, c + x, d + y) for a, b, c, d in sheet.slots]
+    def place(self, sheet: Sheet, top: int) -> None:
+        """Lay another sheet on this one, `top` pixels below its upper edge."""
+        self.image.paste(sheet.image, (0, top * SCALE), sheet.alpha)
+        self.words += [(text, (a, b + top, c, d + top), key) for text, (a, b, c, d), key in sheet.words]
+        self.slots += [(a, b + top, c, d + top) for a, b, c, d in sheet.slots]
 
     def roll(self, width: int, bow: float) -> Sheet:
         """Return the sheet wrapped around a cylinder `width` pixels wide, of which pi/2 diameters are seen.

@@ -149,9 +149,14 @@ def extent(product: Product) -> tuple[float, float]:
 def scaled(product: Product, kind: str, height: int) -> np.ndarray:
     """Return a face as a layer (h,w,4) of uint8, `height` pixels high."""
     face = packaging.face(product, kind)
-    width = max(round(face.alpha.shape[1] * height / face.alpha.shape[0]), 1)
     covered = cv2.multiply(face.pixels, cv2.merge([face.alpha] * 3), scale=1 / 255)
-    return cv2.resize(np.dstack([covered, face.alpha]), (width, height), interpolation=cv2.INTER_AREA)
+    return resized(np.dstack([covered, face.alpha]), height)
+
+
+def resized(image: np.ndarray, height: int) -> np.ndarray:
+    """Return an image, `height` pixels high, in its proportions."""
+    width = max(round(image.shape[1] * height / image.shape[0]), 1)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def over(image: np.ndarray, top: np.ndarray) -> np.ndarray:
