@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -142,7 +143,8 @@ def run(
     cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
     if root and dataset != "synthetic" and not root.exists():  # the built-in set is rendered there
         raise UserError(f"{root}: no such folder or CSV; check --root")
-    how = {"jobs": jobs, "fresh": fresh, "prepare": prepare, "timeout": cell_seconds, "scheduler": scheduler}
+    first = partial(prepare, profile, dataset, root)
+    how = {"jobs": jobs, "fresh": fresh, "prepare": first, "timeout": cell_seconds, "scheduler": scheduler}
     if sweep:
         results = runs.execute(files, profile, dataset, root, extra, sweep=settings, **how)
         return _swept(results, runs.run_dir(profile, dataset, changed | runs.parse_parameters(sweep)))

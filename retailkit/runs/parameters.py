@@ -58,25 +58,21 @@ def typed(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown parameter, or a value that does not go with its default.
     """
-    known = parameters(notebook)
-    for name in given:
-        pick(known, name, f"parameter of {notebook.stem}")
-    return {name: _as_default(name, value, _default(known[name]["default"])) for name, value in given.items()}
+    return {name: _as_default(name, value, _default(notebook, name)) for name, value in given.items()}
 
 
 def changed(notebooks: Iterable[Path], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ from the defaults of at least one notebook."""
     found: dict[str, Any] = {}
     for path in notebooks:
-        known = parameters(path)
-        for name, value in typed(path, given).items():
-            if value != _default(known[name]["default"]):
-                found.setdefault(name, value)
+        differing = {name: value for name, value in typed(path, given).items() if value != _default(path, name)}
+        found = differing | found  # of values that are of two types, the first one
     return found
 
 
-def _default(source: str) -> Any:
-    return ast.literal_eval(source) if isinstance(source, str) else source
+def _default(notebook: Path, name: str) -> Any:
+    known = parameters(notebook)
+    return ast.literal_eval(known[pick(known, name, f"parameter of {notebook.stem}")]["default"])
 
 
 def _as_default(name: str, value: Any, default: Any) -> Any:

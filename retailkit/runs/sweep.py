@@ -48,40 +48,30 @@ def _expanded(pair: str, part: str) -> Sequence[str]:
     return list(map(str, range(first, min(last, first + MOST) + 1)))
 
 
-def measured(results: Sequence[Result]) -> pd.DataFrame:
-    """Return the metrics of runs that are done: `notebook`, a column per swept parameter, `metric`, `value`."""
+def write_sweep(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write what the runs of a sweep measured, as far as they are done, into a folder; return the paths.
+
+    `sweep.csv` has the columns `notebook`, one per swept parameter, `metric` and `value`; `sweep_ranges.csv` has a row
+    per metric: `notebook`, `metric`, `lowest`, `highest`, `seeds` (values of SEED in the sweep), `mean`, `sd` (of a
+    sample; empty for one run) and `runs`.
+    """
     rows = []
     for result in results:
         record = None if result.status == "failed" else read_record(result.folder / f"{result.notebook}.json")
-        for name, metric in (record or {"metrics": {}})["metrics"].items():
+        for name, metric in record["metrics"].items() if record else ():
             rows.append({"notebook": result.notebook, **result.setting, "metric": name, "value": metric["value"]})
-    swept = list(results[0].setting) if results else []
-    return pd.DataFrame(rows, columns=["notebook", *swept, "metric", "value"])
-
-
-def ranges(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what a sweep says of each metric, of the table that `measured` returns.
-
-    One row per metric: `notebook`, `metric`, `lowest`, `highest`, `seeds` (values of SEED in the sweep), `mean`, `sd`
-    (of a sample; empty for one run) and `runs`.
-    """
-    seed = "SEED" if "SEED" in table else "metric"  # all rows of a metric name the same one: one seed
-    found = table.groupby(["notebook", "metric"], sort=False).agg(
+    swept = results[0].setting if results else ()
+    table = pd.DataFrame(rows, columns=["notebook", *swept, "metric", "value"])
+    ranges = table.groupby(["notebook", "metric"], sort=False).agg(
         lowest=("value", "min"),
         highest=("value", "max"),
-        seeds=(seed, "nunique"),
+        seeds=("SEED" if "SEED" in table else "metric", "nunique"),  # all rows of a metric name the same one: one seed
         mean=("value", "mean"),
         sd=("value", "std"),
         runs=("value", "size"),
     )
-    return found.reset_index()
-
-
-def write_sweep(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write `sweep.csv` (see `measured`) and `sweep_ranges.csv` (see `ranges`) into a folder; return their paths."""
-    table, paths = measured(results), []
-    for name, frame in (("sweep.csv", table), ("sweep_ranges.csv", ranges(table))):
-        paths.append(folder / name)
-        with replacing(paths[-1]) as draft:
+    paths = [folder / "sweep.csv", folder / "sweep_ranges.csv"]
+    for path, frame in zip(paths, (table, ranges.reset_index()), strict=True):
+        with replacing(path) as draft:
             frame.to_csv(draft, index=False)
     return paths
