@@ -66,8 +66,9 @@ def publish(
         wanted = expected.get(name, {})
         broken = check_record(record, wanted)
         failures[name] = [f"{name}: {line}" for line in (broken if judged else check_record(record, {}))]
-        page = _write_html(folder / f"{name}.ipynb")
-        entries.append(_entry({"seconds": 0.0} | record | {"notebook": name}, broken, wanted, page))
+        shown = {"notebook": name, "broken": broken, "missed": {line.partition(" ")[0] for line in broken}}
+        shown |= {"expected": wanted, "page": _write_html(folder / f"{name}.ipynb")}
+        entries.append({"seconds": 0.0, "metrics": {}} | record | shown)
     lines = [line for own in failures.values() for line in own]
     facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count(), "failures": lines}
     facts |= {"changed": changed or {}, "expected": judged and bool(expected), "entries": entries}
@@ -87,18 +88,6 @@ def _template() -> Any:
     environment.filters["number"] = lambda x: f"{x:.3f}".rstrip("0").rstrip(".") if x is not None else ""
     environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 100 else f"{s / 60:.1f} min"
     return environment.get_template("index.html.j2")
-
-
-def _entry(record: dict[str, Any], broken: list[str], expected: dict[str, Any], page: bool) -> dict[str, Any]:
-    """Return what the index shows of one notebook."""
-    missed = {line.partition(" ")[0] for line in broken}
-    rows = [
-        {"name": name, "expected": expected.get(name), "broken": name in missed, "fraction": 0 <= metric["value"] <= 1}
-        | metric
-        for name, metric in record.get("metrics", {}).items()
-    ]
-    title = record["notebook"][3:].replace("_", " ")
-    return record | {"rows": rows, "broken": broken, "title": title, "page": page}
 
 
 def _write_html(notebook: Path) -> bool:
