@@ -17,10 +17,10 @@ from retailkit.data.table import make_table
 CLASSES = ("lean beef", "extra lean beef", "milk 3 %", "milk 1.5 %")
 
 
-def package(seed, size=(120, 90)):
-    """A made-up photo: soft patches of light with a grain, (H,W,3) uint8."""
+def package(seed):
+    """A made-up photo: soft patches of light with a grain, (120,90,3) uint8."""
     rng = np.random.default_rng(seed)
-    soft = cv2.resize(rng.uniform(40, 215, (6, 5, 3)).astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
+    soft = cv2.resize(rng.uniform(40, 215, (6, 5, 3)).astype(np.float32), (90, 120), interpolation=cv2.INTER_CUBIC)
     return np.clip(soft + rng.normal(0, 4, soft.shape), 0, 255).astype(np.uint8)
 
 
@@ -35,14 +35,6 @@ def table(images, labels, splits=None, groups=None):
     splits, groups = splits or ["train"] * len(images), groups or images
     parts = zip(images, labels, splits, groups, strict=True)
     return make_table([dict(zip(("image", "label", "split", "group"), row, strict=True)) for row in parts])
-
-
-def blobs(per_class=20, spread=0.35):
-    """Unit vectors (N,16) of classes that are easy to tell apart, and their labels."""
-    rng = np.random.default_rng(0)
-    centres = np.linalg.qr(rng.normal(size=(16, 16)))[0][: len(CLASSES)]
-    vectors = np.repeat(centres, per_class, 0) + rng.normal(0, spread / 4, (per_class * len(CLASSES), 16))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), list(np.repeat(CLASSES, per_class))
 
 
 def another_word(pixels):
@@ -81,9 +73,12 @@ def test_copies_in_one_split_are_another_kind_and_flat_photos_are_compared_too(t
 
 @pytest.fixture
 def clean():
-    """Names, vectors and labels of 80 photos without a fault."""
-    vectors, labels = blobs()
-    return [f"{k}.jpg" for k in range(80)], vectors, labels
+    """Names, unit vectors (80,16) and labels of photos without a fault, of classes that are easy to tell apart."""
+    rng = np.random.default_rng(0)
+    centres = np.linalg.qr(rng.normal(size=(16, 16)))[0][: len(CLASSES)]
+    vectors = np.repeat(centres, 20, 0) + rng.normal(0, 0.0875, (80, 16))
+    names = [f"{k}.jpg" for k in range(80)]
+    return names, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), list(np.repeat(CLASSES, 20))
 
 
 def test_swapped_labels_are_found_with_their_own_class_and_a_clean_set_has_none(clean):

@@ -1,9 +1,11 @@
-"""The parameters of notebooks: what their cells offer, and values from outside brought to the types of the defaults."""
+"""The parameters of notebooks: what their cells offer, values from outside, and sweeps over several values."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +17,8 @@ from retailkit.config import SEEDS, UsageError, UserError, pick
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 KINDS = {bool: "true or false", int: "a whole number below 2**32", float: "a finite number", str: "text"}
 OPTIONS = ("PROFILE", "DATASET", "ROOT")
+MOST = 1000  # settings of one sweep
+RANGE = re.compile(r"\s*(\d+)\s*\.\.\s*(\d+)\s*")
 
 
 def parameters(notebook: Path) -> dict[str, dict[str, Any]]:
@@ -50,6 +54,35 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"parameter {pair!r}: use {option}, so that the results go to their place")
         read[name.strip()] = value
     return read
+
+
+def parse_sweep(given: Sequence[str]) -> list[dict[str, str]]:
+    """Return the settings of `SEED=0..4` (both ends belong to it) and `K=0,2,4`: all combinations of the values.
+
+    Raises:
+        UsageError: no values, a range that runs backwards, a parameter given twice, or more than `MOST` settings.
+    """
+    values: dict[str, list[str]] = {}
+    for pair in given:
+        ((name, text),) = parse_parameters([pair]).items()
+        if name in values:
+            raise UsageError(f"--sweep {pair}: {name} is swept twice; give all its values at once, with commas")
+        values[name] = [value for part in text.split(",") for value in _expanded(pair, part)]
+        if len(values[name]) > MOST:
+            raise UsageError(f"--sweep {pair}: more than {MOST} values; sweep in parts")
+    settings = list(itertools.islice(itertools.product(*values.values()), MOST + 1))
+    if len(settings) > MOST:
+        raise UsageError(f"--sweep: more than {MOST} combinations; sweep in parts")
+    return [dict(zip(values, setting, strict=True)) for setting in settings]
+
+
+def _expanded(pair: str, part: str) -> Sequence[str]:
+    if not (ends := RANGE.fullmatch(part)):
+        return [part]
+    first, last = map(int, ends.groups())
+    if last < first:
+        raise UsageError(f"--sweep {pair}: {part.strip()} runs backwards; write the smaller number first")
+    return list(map(str, range(first, min(last, first + MOST) + 1)))
 
 
 def typed(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:

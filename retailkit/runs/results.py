@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import pandas as pd
 
 from retailkit.cache import replacing
 from retailkit.config import home
-from retailkit.runs.record import read_records, run_dir
+from retailkit.runs.record import read_record, read_records, run_dir
+from retailkit.runs.runner import Result
 
 HERE = Path(__file__).parent
 COLUMNS = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
@@ -78,6 +79,35 @@ def _records(profile: str, dataset: str) -> list[tuple[str, dict]]:
     folders = {path.name: path for path in (home() / "papermill_runs").glob("*-*") if path.is_dir()}
     folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
     return [(run, record) for run in sorted(folders) for record in read_records(folders[run]).values() if record]
+
+
+def write_sweep(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write what the runs of a sweep measured, as far as they are done, into a folder; return the paths.
+
+    `sweep.csv` has the columns `notebook`, one per swept parameter, `metric` and `value`; `sweep_ranges.csv` has a row
+    per metric: `notebook`, `metric`, `lowest`, `highest`, `seeds` (values of SEED in the sweep), `mean`, `sd` (of a
+    sample; empty for one run) and `runs`.
+    """
+    rows = []
+    for result in results:
+        record = None if result.status == "failed" else read_record(result.folder / f"{result.notebook}.json")
+        for name, metric in record["metrics"].items() if record else ():
+            rows.append({"notebook": result.notebook, **result.setting, "metric": name, "value": metric["value"]})
+    swept = results[0].setting if results else ()
+    table = pd.DataFrame(rows, columns=["notebook", *swept, "metric", "value"])
+    ranges = table.groupby(["notebook", "metric"], sort=False).agg(
+        lowest=("value", "min"),
+        highest=("value", "max"),
+        seeds=("SEED" if "SEED" in table else "metric", "nunique"),  # all rows of a metric name the same one: one seed
+        mean=("value", "mean"),
+        sd=("value", "std"),
+        runs=("value", "size"),
+    )
+    paths = [folder / "sweep.csv", folder / "sweep_ranges.csv"]
+    for path, frame in zip(paths, (table, ranges.reset_index()), strict=True):
+        with replacing(path) as draft:
+            frame.to_csv(draft, index=False)
+    return paths
 
 
 def published() -> pd.DataFrame:
