@@ -63,10 +63,10 @@ def predict(
     with bar, placed(model) as where, ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), AT_ONCE):
             at = range(start, min(start + AT_ONCE, len(files)))
-            read_or_not = list(zip(at, pool.map(read, at), strict=True))
-            failed |= {str(files[row]): folder.reason(e) for row, e in read_or_not if isinstance(e, DataError)}
-            found = [row for row, sample in read_or_not if isinstance(sample, Sample)]
-            samples = [sample for _, sample in read_or_not if isinstance(sample, Sample)]
+            seen = dict(zip(at, pool.map(read, at), strict=True))
+            failed |= {str(files[row]): folder.reason(e) for row, e in seen.items() if isinstance(e, DataError)}
+            found = [row for row in at if isinstance(seen[row], Sample)]
+            samples = [seen[row] for row in found]
             if found and "text" in model.modalities:
                 texts = ocr.add_text(photos.select(np.array(found))).table["text"]
                 samples = [replace(sample, text=text) for sample, text in zip(samples, texts, strict=True)]

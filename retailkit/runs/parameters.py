@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import itertools
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -116,8 +115,7 @@ def _as_default(name: str, value: Any, default: Any) -> Any:
             value = WORDS[text] if kind is bool else kind(text)
     elif kind is float and type(value) is int:
         value = float(value)
-    number = type(value) in (int, float)
-    fits = type(value) is kind and not (number and not (math.isfinite(value) and abs(value) < 2**32))
+    fits = type(value) is kind and (kind not in (int, float) or abs(value) < 2**32)  # which NaN is not
     if not fits or (name == "SEED" and not 0 <= value < SEEDS):
         what = f"a whole number from 0 to {SEEDS - 1:,}" if name == "SEED" else KINDS[kind]
         raise UsageError(f"parameter {name}={value}: give {what}, as its default {default!r} is")

@@ -175,7 +175,7 @@ def _planned(
         given = extra | setting
         folder = (output or run_dir(shared["PROFILE"], shared["DATASET"], changed(notebooks, given))).resolve()
         if any(job.output == folder for job in batch):
-            raise UsageError(f"{folder.name} would run twice; give each value of a sweep once, and no --output")
+            raise UsageError(f"{folder.name} would run twice; give each value of a sweep once")
         for path in notebooks:
             # A value that is the default decides nothing: the run is the same as one without it.
             own = typed(path, shared) | changed([path], given)
