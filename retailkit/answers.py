@@ -62,17 +62,16 @@ def predict(
     bar = tqdm(total=len(files), desc="predict", unit="photo", delay=2, mininterval=2, leave=False)
     with bar, placed(model) as where, ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), AT_ONCE):
-            found = dict(zip(at := range(start, min(start + AT_ONCE, len(files))), pool.map(read, at), strict=True))
-            broken = [row for row in at if isinstance(found[row], DataError)]
-            failed |= {str(files[row]): folder.reason(found.pop(row)) for row in broken}
+            at = range(start, min(start + AT_ONCE, len(files)))
+            seen = dict(zip(at, pool.map(read, at), strict=True))
+            failed |= {str(files[row]): folder.reason(e) for row, e in seen.items() if isinstance(e, DataError)}
+            found = [row for row in at if isinstance(seen[row], Sample)]
+            samples = [seen[row] for row in found]
             if found and "text" in model.modalities:
-                table = ocr.add_text(photos.select(np.array(list(found)))).table
-                found = {
-                    row: replace(sample, text=text)
-                    for (row, sample), text in zip(found.items(), table["text"], strict=True)
-                }
+                texts = ocr.add_text(photos.select(np.array(found))).table["text"]
+                samples = [replace(sample, text=text) for sample, text in zip(samples, texts, strict=True)]
             if found:
-                rows += _answers(model, list(found.values()), [str(files[row]) for row in found], where, unknown)
+                rows += _answers(model, samples, [str(files[row]) for row in found], where, unknown)
             bar.update(len(at))
     return Answers(pd.DataFrame(rows, columns=None if rows else COLUMNS), failed)
 
@@ -85,23 +84,22 @@ def _answers(model, samples: list[Sample], files: list[str], where, unknown: flo
         head, similarity = getattr(model, "head", None), None
         if hasattr(head, "similarity"):  # of each image to the nearest product of a gallery
             similarity = head.similarity(model.by_modality(part.image, part.text)).amax(1).cpu().numpy()
-    best = np.argsort(-probs, axis=1, kind="stable")[:, :2]
-    answered = np.ptp(probs, axis=1) > 0 if probs.shape[1] > 1 else np.ones(len(probs), bool)
-    sure = probs.max(1) if similarity is None else similarity
     threshold = float(getattr(head, "threshold", 0.0)) if unknown is None else unknown
     rows = []
-    for row, file in enumerate(files):
-        first, second = best[row, 0], best[row, -1]
+    for row, (file, sample) in enumerate(zip(files, samples, strict=True)):
+        first, *others = np.argsort(-probs[row], kind="stable")[:2]
+        answered = not others or np.ptp(probs[row]) > 0
+        sure = probs[row, first] if similarity is None else similarity[row]
         answer = {
             "image": file,
-            "label": model.classes[first] if answered[row] else "",
+            "label": model.classes[first] if answered else "",
             "probability": round(float(probs[row, first]), 6),
-            "runner_up": model.classes[second] if answered[row] and second != first else "",
-            "runner_up_probability": round(float(probs[row, second]), 6) if second != first else 0.0,
-            "unknown": bool(not answered[row] or sure[row] < threshold),
+            "runner_up": model.classes[others[0]] if others and answered else "",
+            "runner_up_probability": round(float(probs[row, others[0]]), 6) if others else 0.0,
+            "unknown": bool(not answered or sure < threshold),
         }
-        answer |= {} if similarity is None else {"similarity": round(float(sure[row]), 6)}
-        rows.append(answer | ({"text": samples[row].text} if "text" in model.modalities else {}))
+        answer |= {} if similarity is None else {"similarity": round(float(sure), 6)}
+        rows.append(answer | ({"text": sample.text} if "text" in model.modalities else {}))
     return rows
 
 

@@ -48,34 +48,28 @@ class Comparison:
         low, high = found["interval"]
         for letter, name, one, known in zip("AB", self.names, self.evaluations, self.known, strict=True):
             hits = f"{int(one.correct.sum())} of {one.n} photos are classified correctly"
-            said.append(
-                f"{letter} ({name}): {hits}, top-1 {one.top1:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})."
-            )
+            span = " to ".join(f"{end:.3f}" for end in one.interval)
+            said.append(f"{letter} ({name}): {hits}, top-1 {one.top1:.3f} ({span}).")
             if known:
                 said.append(f"{known} of these photos trained {letter}, so they say nothing about new ones.")
         said.append(f"B minus A: {found['difference']:+.3f} ({low:+.3f} to {high:+.3f}), paired by photo.")
-        said.append(
-            f"Only A is correct on {found['only_a']} photos, only B on {found['only_b']}: McNemar's exact test gives "
-            f"p = {found['p_value']:.3g}."
-        )
+        alone = f"Only A is correct on {found['only_a']} photos, only B on {found['only_b']}"
+        said.append(f"{alone}: McNemar's exact test gives p = {found['p_value']:.3g}.")
+        better = "B" if low > 0 else "A" if high < 0 else ""
         # With few differences the bootstrap alone misses zero too often.
-        decided = found["p_value"] < 0.05 and not any(self.known)
-        verdict = metrics.verdict(low, high, 1) if decided else "not decided"
-        better = {"as claimed": "B is better on such photos", "the opposite": "A is better on such photos"}
-        said.append(f"{better.get(verdict, 'These photos do not decide which one is better')}.")
-        return [*said, f"The answers differ on {found['differ']} photos."]
+        decided = better and found["p_value"] < 0.05 and not any(self.known)
+        verdict = f"{better} is better on such photos" if decided else "These photos do not decide which one is better"
+        return [*said, f"{verdict}.", f"The answers differ on {found['differ']} photos."]
 
     def to_html(self) -> str:
         """Return a page with the sentences and the photos that get different answers."""
-        rows, sections = self.differing(), []
-        for outcome in OUTCOMES:
-            some_rows = rows[rows["outcome"] == outcome].head(max(0, SHOWN - sum(len(s.images) for s in sections)))
-            if len(some_rows):
-                count = (rows["outcome"] == outcome).sum()
-                left = f", the first {len(some_rows)}" if len(some_rows) < count else ""
-                images = [_thumbnail(row) for row in some_rows.itertuples()]
-                sections.append(Section(f"{outcome.capitalize()}: {count} photos{left}", (), images))
-        return page("Two recognisers on the same photos", [Section("", self.sentences()), *sections])
+        rows, sections = self.differing(), [Section("", self.sentences())]
+        counts = rows["outcome"].value_counts()
+        for outcome, shown in rows.head(SHOWN).groupby("outcome", sort=False):
+            left = f", the first {len(shown)}" if len(shown) < counts[outcome] else ""
+            images = [_thumbnail(row) for row in shown.itertuples()]
+            sections.append(Section(f"{outcome.capitalize()}: {counts[outcome]} photos{left}", (), images))
+        return page("Two recognisers on the same photos", sections)
 
 
 def compare(first: Path, second: Path, dataset: str, root: Path | None, split: str) -> Comparison:
@@ -95,19 +89,17 @@ def compare(first: Path, second: Path, dataset: str, root: Path | None, split: s
     for letter, one in zip("ab", evaluations, strict=True):
         frame = one.to_frame()
         photos[letter], photos[f"{letter}_probability"] = frame["predicted"], frame["confidence"].round(6)
-    right = [one.correct for one in evaluations]
-    same = (photos["a"] == photos["b"]).to_numpy()
-    outcomes = [right[0] & ~right[1], right[1] & ~right[0], ~right[0] & ~right[1] & ~same]
+    a, b = (one.correct for one in evaluations)
+    outcomes = [a & ~b, b & ~a, (photos["a"] != photos["b"]).to_numpy()]
     photos["outcome"] = np.select(outcomes, OUTCOMES, "the same answer")
     photos = photos[["image", "label", "a", "b", "a_probability", "b_probability", "outcome"]]
     return Comparison((str(first), str(second)), tuple(evaluations), photos, tuple(known))
 
 
 def _thumbnail(row) -> Image:
-    answers = [f"{row.label}"]
-    for letter, name, probability in (("A", row.a, row.a_probability), ("B", row.b, row.b_probability)):
-        answers.append(f"{letter}: {name or 'no answer'} ({probability:.2f})")
-    return thumbnail([row.image], f"Photo of {row.label}", ". ".join([*answers, Path(row.image).name]))
+    a = f"A: {row.a or 'no answer'} ({row.a_probability:.2f})"
+    b = f"B: {row.b or 'no answer'} ({row.b_probability:.2f})"
+    return thumbnail([row.image], f"Photo of {row.label}", f"{row.label}. {a}. {b}. {Path(row.image).name}")
 
 
 # -- Records.

@@ -14,10 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from retailkit import answers, models, training
-from retailkit.config import DataError
 from retailkit.data import folder, spreadsheet
-
-NOTHING = training.History(pd.DataFrame(), 0, 0.0)
 
 
 def test_answers_are_those_of_evaluate(coloured):
@@ -33,37 +30,57 @@ def test_answers_are_those_of_evaluate(coloured):
     assert (table["runner_up"] != table["label"]).all() and not table["unknown"].any()
 
 
-def test_what_cannot_be_read_is_listed_and_the_rest_is_done(coloured, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "AT_ONCE", 2)
-    data, checkpoint = coloured
-    (tmp_path / "new" / "deeper").mkdir(parents=True)
-    for n, path in enumerate(data.table["image"][:5]):
-        shutil.copy(path, tmp_path / "new" / f"{n}.png")
-    shutil.copy(data.table["image"][5], tmp_path / "new" / "deeper" / "5.png")
-    whole = (tmp_path / "new" / "1.png").read_bytes()
-    (tmp_path / "new" / "1.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "new" / "2.png").write_text("no image")
-    (tmp_path / "new" / "notes.txt").write_text("no photo")
-    line = ["predict", "new", "gone.png", "new/0.png", "--checkpoint", checkpoint, "--output"]
-    code, out, err = command(*line, "answers.csv")
-    assert code == 1 and err.count("\n") == 3 and "Traceback" not in err and "row" not in err
-    assert all(name in err for name in ("new/1.png: ", "new/2.png: not an image", "gone.png: cannot be read"))
-    assert "4 of 7 photos answered, 0 unknown" in out and "notes.txt" in out
-    table = pd.read_csv("answers.csv")
-    assert table["image"].tolist() == ["new/0.png", "new/3.png", "new/4.png", "new/deeper/5.png"]
-    assert command(*line, "answers.json")[0] == 1
-    content = json.loads((tmp_path / "answers.json").read_text())
-    assert [row["image"] for row in content["answers"]] == table["image"].tolist()
-    assert [row["image"] for row in content["failed"]] == ["new/1.png", "new/2.png", "gone.png"]
-    assert command("predict", "new/0.png", "--checkpoint", checkpoint, "--output", "answers.json")[0] == 0
+@pytest.fixture
+def photo(coloured):
+    return coloured[0].table["image"][0]
 
 
 @pytest.fixture
-def closed_folder(coloured, tmp_path, monkeypatch):
-    """A folder with one photo, and a folder in it that cannot be listed (the superuser may list all: it is acted)."""
+def predict(coloured, command):
+    """Call `predict` with the checkpoint."""
+    return lambda *words: command("predict", "--checkpoint", coloured[1], *words)
+
+
+def test_what_cannot_be_read_is_listed_and_the_rest_is_done(coloured, predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "AT_ONCE", 2)
+    (tmp_path / "new" / "deeper").mkdir(parents=True)
+    for path, name in zip(coloured[0].table["image"], ("0", "1", "3", "4", "deeper/5"), strict=False):
+        shutil.copy(path, tmp_path / "new" / f"{name}.png")
+    whole = (tmp_path / "new" / "1.png").read_bytes()
+    (tmp_path / "new" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "new" / "2.png").write_text("no image")
+    (tmp_path / "new" / "b.HEIC").write_bytes(b"....ftypheic")
+    (tmp_path / "new" / "notes.txt").write_text("no photo")
+    given = ("new", "gone.png", "new/0.png")  # one of them twice
+    code, out, err = predict(*given, "--output", "answers.csv")
+    assert code == 1 and err.count("\n") == 4 and "Traceback" not in err and "row" not in err
+    assert all(name in err for name in ("new/1.png: ", "new/2.png: not an image", "b.HEIC", "gone.png: cannot be read"))
+    assert "4 of 8 photos answered, 0 unknown" in out and "notes.txt" in out
+    table = pd.read_csv("answers.csv")
+    assert table["image"].tolist() == ["new/0.png", "new/3.png", "new/4.png", "new/deeper/5.png"]
+    assert predict(*given, "--output", "answers.json")[0] == 1
+    content = json.loads((tmp_path / "answers.json").read_text())
+    assert [row["image"] for row in content["answers"]] == table["image"].tolist()
+    assert [row["image"] for row in content["failed"]] == ["new/1.png", "new/2.png", "new/b.HEIC", "gone.png"]
+
+
+def test_answers_of_no_photo_replace_those_of_yesterday(photo, predict, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("a.csv", "a.json"):
+        assert predict(photo, "--output", name)[0] == 0
+        code, out, err = predict("broken.png", "--output", name)
+        assert code == 1 and "0 of 1 photos answered" in out and "broken.png" in err
+    assert (tmp_path / "a.csv").read_text().splitlines() == [",".join(answers.COLUMNS)]
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert kept["answers"] == [] and [row["image"] for row in kept["failed"]] == ["broken.png"]
+    assert predict(photo, "--output", "a.csv")[0] == 0
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_done(photo, predict, tmp_path, monkeypatch):
+    """The superuser may list all: it is acted."""
     (tmp_path / "new" / "closed").mkdir(parents=True)
-    shutil.copy(coloured[0].table["image"][0], tmp_path / "new")
-    shutil.copy(coloured[0].table["image"][0], tmp_path / "new" / "closed")
+    shutil.copy(photo, tmp_path / "new")
+    shutil.copy(photo, tmp_path / "new" / "closed")
     scandir = os.scandir
 
     def guarded(path):
@@ -72,50 +89,30 @@ def closed_folder(coloured, tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-
-
-def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_done(coloured, command, tmp_path, closed_folder):
-    code, out, err = command("predict", "new", "--checkpoint", coloured[1], "--output", "a.json")
+    code, out, err = predict("new", "--output", "a.json")
     assert code == 1 and "1 of 1 photos answered" in out
     assert err == "retailkit: new/closed: cannot be listed (Permission denied); correct its permissions\n"
     kept = json.loads((tmp_path / "a.json").read_text())
     assert len(kept["answers"]) == 1 and kept["unlisted"] == [err.removeprefix("retailkit: ").strip()]
-    code, _, err = command("predict", "new/closed", "--checkpoint", coloured[1])
+    code, _, err = predict("new/closed")
     assert code == 1 and err.count("\n") == 1 and "new/closed: cannot be listed" in err
 
 
-def test_links_that_lead_nowhere_or_in_a_circle_stop_nothing(coloured, command, tmp_path):
+def test_links_that_lead_nowhere_or_in_a_circle_stop_nothing(photo, predict, tmp_path):
     (tmp_path / "new").mkdir()
-    shutil.copy(coloured[0].table["image"][0], tmp_path / "new")
-    (tmp_path / "new" / "again").symlink_to(tmp_path / "new")
-    for name in ("self.png", "self"):
-        (tmp_path / "new" / name).symlink_to(tmp_path / "new" / name)
-    (tmp_path / "new" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    code, out, err = command("predict", "new", "--checkpoint", coloured[1], "--output", "a.csv")
+    shutil.copy(photo, tmp_path / "new")
+    links = {"again": "new", "self.png": "new/self.png", "self": "new/self", "gone.png": "nowhere.png"}
+    for name, target in links.items():
+        (tmp_path / "new" / name).symlink_to(tmp_path / target)
+    code, out, err = predict("new", "--output", "a.csv")
     assert code == 1 and "1 of 3 photos answered" in out and "1 files ('new/self')" in out
     assert err.count("\n") == 2 and "new/self.png: " in err and "new/gone.png: " in err
 
 
-def test_without_an_output_the_table_is_all_that_is_on_stdout(coloured, command):
-    data, checkpoint = coloured
-    code, out, err = command("predict", *data.table["image"][:3], "--checkpoint", checkpoint, "--unknown", "1")
+def test_without_an_output_the_table_is_all_that_is_on_stdout(coloured, predict):
+    code, out, err = predict(*coloured[0].table["image"][:3], "--unknown", "1")
     table = pd.read_csv(io.StringIO(out))
     assert code == 0 and len(table) == 3 and table["unknown"].all() and "3 of 3 photos answered, 3 unknown" in err
-
-
-def test_answers_of_no_photo_replace_those_of_yesterday(coloured, command, tmp_path):
-    data, checkpoint = coloured
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    for name in ("a.csv", "a.json"):
-        assert command("predict", data.table["image"][0], "--checkpoint", checkpoint, "--output", name)[0] == 0
-        code, out, err = command("predict", "broken.png", "--checkpoint", checkpoint, "--output", name)
-        assert code == 1 and "0 of 1 photos answered" in out and "broken.png" in err
-    assert (tmp_path / "a.csv").read_text().splitlines() == [
-        "image,label,probability,runner_up,runner_up_probability,unknown"
-    ]
-    kept = json.loads((tmp_path / "a.json").read_text())
-    assert kept["answers"] == [] and [row["image"] for row in kept["failed"]] == ["broken.png"]
-    assert command("predict", data.table["image"][0], "--checkpoint", checkpoint, "--output", "a.csv")[0] == 0
 
 
 NAMES = [
@@ -131,32 +128,22 @@ NAMES = [
 ]
 
 
-def test_names_are_written_so_that_no_spreadsheet_computes_them(coloured, command, tmp_path):
-    data, checkpoint = coloured
-    for name in NAMES:
-        shutil.copy(data.table["image"][0], tmp_path / name)
-    shutil.copy(data.table["image"][0], tmp_path / b"\xff.png".decode("utf-8", "surrogateescape"))
-    code, _, err = command("predict", "--checkpoint", checkpoint, "--output", "a.csv", "--", *NAMES)
+def test_names_are_written_so_that_no_spreadsheet_computes_them(photo, predict, tmp_path):
+    for name in (*NAMES, b"\xff.png".decode("utf-8", "surrogateescape")):
+        shutil.copy(photo, tmp_path / name)
+    code, _, err = predict("--output", "a.csv", "--", *NAMES)
     assert code == 0, err
     with open("a.csv", newline="", encoding="utf-8") as file:
         written = [row["image"] for row in csv.DictReader(file)]
     assert [name.removeprefix("./") for name in written] == NAMES
     assert not any(spreadsheet.FORMULA.match(name) for name in written)
     assert all((tmp_path / name).is_file() for name in written), "they still are paths"
-    assert command("predict", tmp_path, "--checkpoint", checkpoint)[0] == 0, "a name that is no UTF-8"
+    assert predict(tmp_path)[0] == 0, "a name that is no UTF-8"
 
 
 def test_what_is_missing_stays_empty_and_a_number_stays_a_number(tmp_path):
     spreadsheet.write_table(pd.DataFrame({"a": ["x", None], "b": [-0.5, "-x"]}), tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text() == "a,b\nx,-0.5\n,'-x\n"
-
-
-def test_a_photo_of_a_phone_that_cannot_be_read_is_named(coloured, command, tmp_path):
-    (tmp_path / "shop").mkdir()
-    shutil.copy(coloured[0].table["image"][0], tmp_path / "shop" / "a.png")
-    (tmp_path / "shop" / "b.HEIC").write_bytes(b"....ftypheic")
-    code, out, err = command("predict", "shop", "--checkpoint", coloured[1])
-    assert code == 1 and "1 of 2 photos answered" in err and "b.HEIC" in err and "a.png" in out
 
 
 BAD = {  # what is given: exit code, what the line names
@@ -171,11 +158,11 @@ BAD = {  # what is given: exit code, what the line names
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_bad_call_ends_in_one_line(coloured, command, tmp_path, words):
+def test_a_bad_call_ends_in_one_line(photo, predict, tmp_path, words):
     (tmp_path / "shop").mkdir()
     (tmp_path / "mine.csv").write_text("my own table\n")
-    shutil.copy(coloured[0].table["image"][0], tmp_path / "photo.png")
-    code, _, err = command("predict", "--checkpoint", coloured[1], *words)
+    shutil.copy(photo, tmp_path / "photo.png")
+    code, _, err = predict(*words)
     assert (code, err.count("\n")) == (BAD[words][0], 1) and BAD[words][1] in err
 
 
@@ -203,12 +190,3 @@ def test_an_answer_without_any_preference_is_unknown(tmp_path):
     model.prepare(data.split("train", 64))
     table, _ = answers.predict(model, {"size": 64, "fit": "crop"}, [tmp_path / "plain.png"])
     assert table.loc[0, ["label", "runner_up", "unknown"]].tolist() == ["", "", True]
-
-
-def test_gathering_names_each_photo_once_and_refuses_what_holds_none(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
-    (tmp_path / "a" / "Thumbs.db").touch()
-    assert folder.gather([tmp_path / "a", tmp_path / "a" / "1.png"]) == ([tmp_path / "a" / "1.png"], [])
-    with pytest.raises(DataError, match="no photo there"):
-        folder.gather([])

@@ -17,10 +17,10 @@ from retailkit.data.table import make_table
 CLASSES = ("lean beef", "extra lean beef", "milk 3 %", "milk 1.5 %")
 
 
-def package(seed, size=(120, 90)):
-    """A made-up photo: soft patches of light with a grain, (H,W,3) uint8."""
+def package(seed):
+    """A made-up photo: soft patches of light with a grain, (120,90,3) uint8."""
     rng = np.random.default_rng(seed)
-    soft = cv2.resize(rng.uniform(40, 215, (6, 5, 3)).astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
+    soft = cv2.resize(rng.uniform(40, 215, (6, 5, 3)).astype(np.float32), (90, 120), interpolation=cv2.INTER_CUBIC)
     return np.clip(soft + rng.normal(0, 4, soft.shape), 0, 255).astype(np.uint8)
 
 
@@ -37,48 +37,32 @@ def table(images, labels, splits=None, groups=None):
     return make_table([dict(zip(("image", "label", "split", "group"), row, strict=True)) for row in parts])
 
 
-def blobs(per_class=20, classes=CLASSES, spread=0.35, seed=0):
-    """Unit vectors (N,16) of classes that are easy to tell apart, and their labels."""
-    rng = np.random.default_rng(seed)
-    centres = np.linalg.qr(rng.normal(size=(16, 16)))[0][: len(classes)]
-    vectors = np.repeat(centres, per_class, 0) + rng.normal(0, spread / 4, (per_class * len(classes), 16))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), list(np.repeat(classes, per_class))
-
-
-def changed(pixels, how):
-    """The photo after a change that `near_duplicates` has to forgive, or not."""
-    if how == "darker":
-        return (pixels * 0.8).astype(np.uint8)
-    if how == "another word":
-        pixels = pixels.copy()
-        pixels[70:82, 20:50] = 255 - pixels[70:82, 20:50]
-    if how == "a step aside":
-        pixels = np.roll(pixels, 6, axis=1)
+def another_word(pixels):
+    pixels = pixels.copy()
+    pixels[70:82, 20:50] = 255 - pixels[70:82, 20:50]
     return pixels
 
 
-@pytest.mark.parametrize(
-    "how, scale, quality, same",
-    [
-        ("stored again", 1.0, 40, True),
-        ("smaller", 0.7, 70, True),
-        ("larger", 1.3, 90, True),
-        ("darker", 0.9, 80, True),
-        ("another word", 1.0, 95, False),
-        ("a step aside", 1.0, 95, False),
-    ],
-)
-def test_one_photo_in_two_splits_is_told_from_a_burst_and_from_a_look_alike(tmp_path, how, scale, quality, same):
+COPIES = {  # what was done to a photo: the change, scale and quality of its JPEG, and whether it still is the same one
+    "stored again": (lambda pixels: pixels, 1.0, 40, True),
+    "smaller": (lambda pixels: pixels, 0.7, 70, True),
+    "larger": (lambda pixels: pixels, 1.3, 90, True),
+    "darker": (lambda pixels: (pixels * 0.8).astype(np.uint8), 0.9, 80, True),
+    "another word": (another_word, 1.0, 95, False),
+    "a step aside": (lambda pixels: np.roll(pixels, 6, axis=1), 1.0, 95, False),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_one_photo_in_two_splits_is_told_from_a_burst_and_from_a_look_alike(tmp_path, how):
+    change, scale, quality, same = COPIES[how]
     photos = [stored(tmp_path / f"{k}.png", package(k)) for k in range(4)]
-    copy = stored(tmp_path / "copy.jpg", changed(package(0), how), scale, quality=quality)
+    copy = stored(tmp_path / "copy.jpg", change(package(0)), scale, quality=quality)
     rows = audit.near_duplicates(table([*photos, copy], ["a"] * 4 + ["b"], ["train"] * 4 + ["test"]))
-    if not same:
-        assert not rows
-        return
-    (row,) = rows
-    assert (row["image"], row["split"], row["other_image"]) == (copy, "test", photos[0])
-    assert row["kind"] == "near-duplicate across splits" and "the labels differ: a" in row["reason"]
-    assert 0.8 <= row["score"] <= 1
+    assert [(row["image"], row["split"], row["other_image"]) for row in rows] == [(copy, "test", photos[0])] * same
+    for row in rows:
+        assert row["kind"] == "near-duplicate across splits" and "the labels differ: a" in row["reason"]
+        assert 0.8 <= row["score"] <= 1
 
 
 def test_copies_in_one_split_are_another_kind_and_flat_photos_are_compared_too(tmp_path):
@@ -87,17 +71,21 @@ def test_copies_in_one_split_are_another_kind_and_flat_photos_are_compared_too(t
     assert row["kind"] == "near-duplicate" and "labels" not in row["reason"]
 
 
-def swapped(labels, count=10, seed=1):
-    """Labels of which `count` are wrong, and which ones."""
-    at = np.random.default_rng(seed).choice(len(labels), count, replace=False)
-    return [CLASSES[(CLASSES.index(y) + 1) % 4] if k in at else y for k, y in enumerate(labels)], set(at)
+@pytest.fixture
+def clean():
+    """Names, unit vectors (80,16) and labels of photos without a fault, of classes that are easy to tell apart."""
+    rng = np.random.default_rng(0)
+    centres = np.linalg.qr(rng.normal(size=(16, 16)))[0][: len(CLASSES)]
+    vectors = np.repeat(centres, 20, 0) + rng.normal(0, 0.0875, (80, 16))
+    names = [f"{k}.jpg" for k in range(80)]
+    return names, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), list(np.repeat(CLASSES, 20))
 
 
-def test_swapped_labels_are_found_with_their_own_class_and_a_clean_set_has_none():
-    vectors, labels = blobs()
-    images = [f"{k}.jpg" for k in range(len(labels))]
+def test_swapped_labels_are_found_with_their_own_class_and_a_clean_set_has_none(clean):
+    images, vectors, labels = clean
     assert audit.label_errors(table(images, labels), vectors) == ([], [])
-    wrong, at = swapped(labels)
+    at = set(np.random.default_rng(1).choice(80, 10, replace=False))
+    wrong = [CLASSES[(CLASSES.index(label) + 1) % 4] if k in at else label for k, label in enumerate(labels)]
     rows, _ = audit.label_errors(table(images, wrong), vectors)
     found = {images.index(row["image"]): row for row in rows}
     assert len(at & set(found)) >= 8 and set(found) <= at
@@ -105,28 +93,25 @@ def test_swapped_labels_are_found_with_their_own_class_and_a_clean_set_has_none(
     assert all(labels[images.index(row["other_image"])] == row["suggested_label"] for row in rows)
 
 
-def test_a_burst_with_a_wrong_label_does_not_confirm_itself():
-    vectors, labels = blobs()
-    vectors[1:5] = vectors[0]  # one burst
-    wrong = [CLASSES[2]] * 5 + labels[5:]
-    images = [f"{k}.jpg" for k in range(len(labels))]
-    groups = ["burst"] * 5 + images[5:]
-    rows, _ = audit.label_errors(table(images, wrong, groups=groups), vectors)
+def test_a_burst_with_a_wrong_label_does_not_confirm_itself(clean):
+    images, vectors, labels = clean
+    vectors[1:5] = vectors[0]
+    rows, _ = audit.label_errors(
+        table(images, [CLASSES[2]] * 5 + labels[5:], groups=["burst"] * 5 + images[5:]), vectors
+    )
     assert {row["image"] for row in rows} == set(images[:5])
 
 
-def test_classes_with_too_few_photos_are_named_and_not_judged():
-    vectors, labels = blobs()
-    labels[:2] = ["rare", "rare"]
-    rows, notes = audit.label_errors(table([f"{k}.jpg" for k in range(80)], labels), vectors)
+def test_classes_with_too_few_photos_are_named_and_not_judged(clean):
+    images, vectors, labels = clean
+    rows, notes = audit.label_errors(table(images, ["rare", "rare", *labels[2:]]), vectors)
     assert not rows and len(notes) == 1 and "'rare'" in notes[0]
-    rows, notes = audit.label_errors(table(["0.jpg", "1.jpg"], ["a", "b"]), vectors[:2])
+    rows, notes = audit.label_errors(table(images[:2], ["a", "b"]), vectors[:2])
     assert not rows and "two classes" in notes[1]
 
 
-def test_a_photo_that_resembles_no_other_is_an_outlier():
-    vectors, labels = blobs()
-    images = [f"{k}.jpg" for k in range(80)]
+def test_a_photo_that_resembles_no_other_is_an_outlier(clean):
+    images, vectors, labels = clean
     assert audit.outliers(table(images, labels), vectors) == []
     vectors[7] = -vectors.mean(0) / np.linalg.norm(vectors.mean(0))
     (row,) = audit.outliers(table(images, labels), vectors)
@@ -141,19 +126,14 @@ def test_an_unreadable_text_is_a_row_and_a_missing_one_is_not():
     assert row["image"] == "4.jpg" and row["kind"] == "unreadable text" and "more signs" in row["reason"]
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of 12 photos of two classes in two splits, with one planted copy."""
-    root = tmp_path_factory.mktemp("deep") / "photos"
+def test_the_command_writes_a_page_and_a_table_and_ends_well(command, tmp_path):
+    """For 12 photos of two classes in two splits, with one planted copy."""
+    photos = tmp_path / "photos"
     for n, label in enumerate(("lean beef", "=extra <lean>")):
         for split, count in (("train", 4), ("test", 2)):
             for k in range(count):
-                stored(root / split / label / f"{k}.png", package(100 * n + k + 50 * (split == "test")))
-    stored(root / "test" / "lean beef" / "copy.jpg", package(3), 0.8, quality=60)
-    return root
-
-
-def test_the_command_writes_a_page_and_a_table_and_ends_well(photos, command, tmp_path):
+                stored(photos / split / label / f"{k}.png", package(100 * n + k + 50 * (split == "test")))
+    stored(photos / "test" / "lean beef" / "copy.jpg", package(3), 0.8, quality=60)
     code, out, err = command("check", "--root", photos, "--deep", "--output", "found/look.html")
     assert code == 0, err
     rows = pd.read_csv("found/look.csv", keep_default_na=False)

@@ -55,6 +55,15 @@ def test_the_verdict_agrees_with_the_p_value_and_photos_that_trained_a_model_dec
     assert any("do not decide" in sentence for sentence in found.sentences()) != decided
 
 
+def rearranged(checkpoint, path, rows, classes):
+    """Write a checkpoint with some rows of the head of another one, for `classes`."""
+    model, history, _ = training.load_checkpoint(checkpoint)
+    other = models.build("image", classes, "timm:test_resnet", weights=None)
+    state = model.state_dict()
+    other.load_state_dict(state | {key: state[key][rows] for key in state if key.startswith("head.linear")})
+    training.save_checkpoint(other, path, history, size=48, fit="crop")
+
+
 @pytest.fixture(scope="module")
 def pair(coloured, tmp_path_factory):
     """A folder with photos of three colours, a good checkpoint, and one whose head is mixed up."""
@@ -63,9 +72,7 @@ def pair(coloured, tmp_path_factory):
     for path, label in zip(data.table["image"], data.table["label"], strict=True):
         (folder / "photos" / "test" / label).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder / "photos" / "test" / label)
-    model, history, _ = training.load_checkpoint(good)
-    model.head.linear.weight.data = model.head.linear.weight.data.roll(1, 0)
-    training.save_checkpoint(model, folder / "bad.safetensors", history, size=48, fit="crop")
+    rearranged(good, folder / "bad.safetensors", [2, 0, 1], ["blue", "green", "red"])
     shutil.copy(good, folder / "good.safetensors")
     return folder
 
@@ -90,25 +97,9 @@ def test_two_checkpoints_are_compared_photo_by_photo(pair, command, tmp_path):
 
 
 def test_checkpoints_may_order_their_classes_in_another_way(pair, command):
-    model, history, _ = training.load_checkpoint(pair / "good.safetensors")
-    order = [2, 0, 1]
-    model.classes = model.build_args["classes"] = [model.classes[k] for k in order]
-    for part in model.head.linear.parameters():
-        part.data = part.data[order]
-    training.save_checkpoint(model, "turned.safetensors", history, size=48, fit="crop")
+    rearranged(pair / "good.safetensors", "turned.safetensors", [2, 0, 1], ["red", "blue", "green"])
     code, out, err = command("compare", "turned.safetensors", pair / "good.safetensors", "--root", pair / "photos")
-    Path("turned.safetensors").unlink()
     assert code == 0 and "The answers differ on 0 photos" in out, err
-
-
-def without(checkpoint, name, path):
-    """Write a checkpoint that does not know one class of another one."""
-    model, history, _ = training.load_checkpoint(checkpoint)
-    kept = [k for k, known in enumerate(model.classes) if known != name]
-    smaller = models.build("image", [model.classes[k] for k in kept], "timm:test_resnet", weights=None)
-    state = model.state_dict()
-    smaller.load_state_dict(state | {key: state[key][kept] for key in state if key.startswith("head.linear")})
-    training.save_checkpoint(smaller, path, history, size=48, fit="crop")
 
 
 def test_a_split_may_hold_only_some_of_the_classes(pair, command, tmp_path):
@@ -116,7 +107,7 @@ def test_a_split_may_hold_only_some_of_the_classes(pair, command, tmp_path):
     shutil.copytree(pair / "photos", tmp_path / "photos")
     shutil.rmtree(tmp_path / "photos" / "test" / "blue")
     shutil.copytree(tmp_path / "photos" / "test" / "red", tmp_path / "photos" / "train" / "yellow")
-    without(pair / "good.safetensors", "blue", "fewer.safetensors")
+    rearranged(pair / "good.safetensors", "fewer.safetensors", [1, 2], ["green", "red"])
     line = ["compare", "fewer.safetensors", pair / "good.safetensors", "--root", "photos"]
     code, out, err = command(*line, "--csv", "d.csv", "--json")
     rows = pd.read_csv("d.csv")
@@ -125,20 +116,6 @@ def test_a_split_may_hold_only_some_of_the_classes(pair, command, tmp_path):
     assert command("evaluate", "--root", "photos", "--checkpoint", "fewer.safetensors")[0] == 0
     code, _, err = command(*line, "--split", "train")
     assert code == 1 and "label 'yellow' is unknown to this checkpoint of 2 classes" in err
-
-
-def test_two_records_are_compared_on_the_metrics_that_they_share(command, tmp_path):
-    record = json.loads(RECORD.read_text())
-    better = record["metrics"]["top1_frozen"] | {"value": 0.95, "interval": [0.91, 0.98]}
-    record["metrics"] = {"top1_frozen": better, "of_its_own": {"value": 1.0, "better": "none"}}
-    (tmp_path / "other.json").write_text(json.dumps(record))
-    code, out, err = command("compare", RECORD, "other.json", "--csv", "r.csv", "--html", "r.html")
-    assert code == 0, err
-    was = json.loads(RECORD.read_text())["metrics"]["top1_frozen"]["value"]
-    (row,) = pd.read_csv("r.csv").to_dict("records")
-    assert row["metric"] == "top1_frozen" and row["better"] == "b" and 0 < row["low"] < row["difference"] < row["high"]
-    assert "Only one of them has" in out and re.search(rf"top1_frozen +{was:.3f} 0\.950", out)
-    assert "top1_frozen" in (tmp_path / "r.html").read_text()
 
 
 BAD = {
@@ -167,8 +144,18 @@ def test_a_bad_call_ends_in_one_line(pair, command, tmp_path, words):
     assert (code, err.count("\n")) == (BAD[words][0], 1) and BAD[words][1] in err, err
 
 
-def test_records_without_a_common_metric_are_refused(tmp_path):
+def test_two_records_are_compared_on_the_metrics_that_they_share(command, tmp_path):
     record = json.loads(RECORD.read_text())
+    was = record["metrics"]["top1_frozen"]
+    better = was | {"value": 0.95, "interval": [0.91, 0.98]}
+    other = record | {"metrics": {"top1_frozen": better, "of_its_own": {"value": 1.0, "better": "none"}}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    code, out, err = command("compare", RECORD, "other.json", "--csv", "r.csv", "--html", "r.html")
+    assert code == 0, err
+    (row,) = pd.read_csv("r.csv").to_dict("records")
+    assert row["metric"] == "top1_frozen" and row["better"] == "b" and 0 < row["low"] < row["difference"] < row["high"]
+    assert "Only one of them has" in out and re.search(rf"top1_frozen +{was['value']:.3f} 0\.950", out)
+    assert "top1_frozen" in (tmp_path / "r.html").read_text()
     (tmp_path / "empty.json").write_text(json.dumps(record | {"metrics": {}}))
     with pytest.raises(UserError, match="share no metric; give two records of one notebook"):
         comparison.compare_records(RECORD, tmp_path / "empty.json")

@@ -1,12 +1,15 @@
-"""Ways to install: the versions that were tested, the wheel, and what the workflows call."""
+"""Ways to install: what is declared, the versions that were tested, the wheel, and what the workflows call."""
 
+import ast
 import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,57 @@ ROOT = Path(__file__).parents[1]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 HANDED_ON = {"PYTEST_ADDOPTS"}  # variables of workflows that other programs than make read
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+PYPI_NAMES = {"pytorch": "torch", "opencv": "opencv-python-headless"}
+# transformers, ipykernel and voila themselves need these, and are of no use without them.
+NEEDED_BY = {
+    "transformers": {"huggingface_hub", "tokenizers"},
+    "ipykernel": {"IPython", "jupyter_client", "matplotlib_inline", "traitlets"},
+    "voila": {"jupyter_server", "tornado"},
+}
+COMES_WITH = {module: name for name, modules in NEEDED_BY.items() for module in modules}
+
+
+def pinned(lines):
+    """Requirement lines -> name to specifier."""
+    read = (Requirement(line) for line in lines)
+    return {PYPI_NAMES.get(r.name, r.name): str(r.specifier) for r in read}
+
+
+def test_conda_users_get_the_names_and_ranges_of_the_project():
+    plain = [d for d in CONDA["dependencies"] if isinstance(d, str) and d != "pip"]
+    by_pip = next(d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
+    ours = pinned(plain) | pinned(d for d in by_pip if not d.startswith("-e"))
+    assert ours.pop("python") == str(Requirement(f"python{PROJECT['requires-python']}").specifier)
+    assert ours == pinned(PROJECT["dependencies"])
+    assert by_pip[-1] == "-e .[offline,dev]" and CONDA["channels"] == ["conda-forge"]
+
+
+def imported(nodes):
+    """Names of the modules that some nodes of a source file import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_every_import_of_the_package_is_a_dependency():
+    """One that may fail, since a message follows, may be of an extra."""
+    named, optional = (
+        {canonicalize_name(name) for lines in groups for name in pinned(lines)}
+        for groups in ([PROJECT["dependencies"]], PROJECT["optional-dependencies"].values())
+    )
+    holds = metadata.packages_distributions()
+    for path in (ROOT / "retailkit").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        tried = [node for node in nodes if isinstance(node, ast.Try) and "ImportError" in ast.unparse(node.handlers)]
+        may_fail = set(imported(part for node in tried for part in node.body))
+        for module in set(imported(nodes)) - sys.stdlib_module_names - {"retailkit"}:
+            names = [COMES_WITH[module]] if module in COMES_WITH else holds.get(module, [module])
+            known = named | (optional if module in may_fail else set())
+            assert {canonicalize_name(name) for name in names} & known, f"{path.name} imports {module}"
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +86,19 @@ def constraints():
     return module
 
 
-def test_constraints_are_exact_versions_without_builds_and_addresses():
+def test_constraints_are_exact_versions_of_all_that_is_needed(constraints):
     comment, *lines = CONSTRAINTS
     assert comment.startswith("# ") and "`make constraints`" in comment
-    names = [line.split("==")[0] for line in lines]
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]*==\d[\w.]*", line) for line in lines)
-    assert names == sorted(set(names)) and "retailkit" not in names
-
-
-def test_constraints_have_a_version_that_fits_each_dependency(constraints):
-    known = dict(line.split("==") for line in CONSTRAINTS[1:])
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]*==\d[\w.]*", line) for line in lines), "no builds and addresses"
+    known = dict(line.split("==") for line in lines)
+    assert list(known) == sorted(known) and len(known) == len(lines) and "retailkit" not in known
     for asked in constraints.declared():
         version = known.get(canonicalize_name(asked.name))
         assert version, f"{asked.name}: run make constraints"
         assert asked.specifier.contains(version), f"{asked}: constraints.txt has {version}; run make constraints"
-
-
-def test_constraints_leave_nothing_out_that_a_dependency_needs(constraints):
-    if constraints.where() not in CONSTRAINTS[0]:
+    if constraints.where() not in comment:
         pytest.skip("they were written on another Python or system, where other packages are needed")
-    known = {line.split("==")[0] for line in CONSTRAINTS[1:]}
-    assert set(constraints.needed()) <= known, "run make constraints"
+    assert set(constraints.needed()) <= set(known), "run make constraints"
 
 
 def test_needed_packages_are_followed_through_their_dependencies(constraints, monkeypatch):

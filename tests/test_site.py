@@ -68,22 +68,16 @@ def built(site, root):
 
 
 def test_pages_link_one_another_and_what_they_name_is_copied(site, built):
-    page = (built / "notebooks/10_a.html").read_text()
+    page, index = (built / "notebooks/10_a.html").read_text(), (built / "index.html").read_text()
     assert 'href="../docs/glossary.html#look-alikes"' in page and 'href="20_b.html#second-part"' in page
-    index = (built / "index.html").read_text()
     assert 'href="notebooks/10_a.html"' in index and 'href="docs/solutions/10_a.html"' in index
     assert 'href="https://example.org/x#y"' in index
     assert (built / "figures/bar.png").is_file() and (built / "docs/script.py").is_file()
     assert not site.broken_links(built)
-
-
-def test_pages_follow_one_another_in_the_order_of_the_menu(built):
-    page = (built / "notebooks/20_b.html").read_text()
-    assert re.findall(r'<a rel="(\w+)" href="([^"]*)"', page) == [
-        ("prev", "../notebooks/10_a.html"),
-        ("next", "../docs/glossary.html"),
-    ]
-    assert page.count('aria-current="page"') == 1 and 'href="#second-part"' in page
+    last = (built / "notebooks/20_b.html").read_text()  # in the order of the menu
+    around = [("prev", "../notebooks/10_a.html"), ("next", "../docs/glossary.html")]
+    assert re.findall(r'<a rel="(\w+)" href="([^"]*)"', last) == around
+    assert last.count('aria-current="page"') == 1 and 'href="#second-part"' in last
 
 
 def test_a_page_shows_formulas_and_explorers_without_loading_anything(built):
@@ -96,10 +90,8 @@ def test_a_page_shows_formulas_and_explorers_without_loading_anything(built):
 def test_the_search_index_holds_prose_and_code_and_no_output(built):
     script = (built / "search_index.js").read_text()
     entries = json.loads(script.removeprefix("const INDEX = ").removesuffix(";\n"))
-    found = {address: words for address, _, _, words in entries}
-    assert "Products that differ in one detail, such as $PRICE" in " ".join(
-        found["docs/glossary.html#look-alikes"].split()
-    )
+    found = {address: " ".join(words.split()) for address, _, _, words in entries}
+    assert "Products that differ in one detail, such as $PRICE" in found["docs/glossary.html#look-alikes"]
     assert "EmbraceNet" in found["notebooks/20_b.html#second-part"]
     assert "widget-free" in found["notebooks/10_a.html#10--first"] and "spoken by" not in script
 

@@ -121,24 +121,22 @@ def search_entries(page: Page) -> list[tuple[str, str, str, str]]:
     """Return address, title, heading and words of each section of a page; outputs of cells are left out."""
     text = page.source.read_text(encoding="utf-8")
     cells = [] if page.source.suffix == ".md" else nbformat.reads(text, as_version=4).cells
-    prose = [(text, True)] if not cells else [(cell.source, cell.cell_type == "markdown") for cell in cells]
-    entries, heading, words = [], "", ""
-    for source, has_headings in [*prose, ("# ", True)]:
-        parts = re.split(r"^(#+ .*)$", source, flags=re.M) if has_headings else [source]
-        for part in parts:
-            if has_headings and re.match("#+ ", part):
-                if words.strip():
-                    anchor = "#" + anchor_of(heading) if heading else ""
-                    entries.append((page.address + anchor, page.title, heading, " ".join(words.split())))
-                heading, words = MARKUP.sub("", part).strip(), ""
+    prose = [(cell.source, cell.cell_type == "markdown") for cell in cells] or [(text, True)]
+    sections = [["", ""]]  # heading and words
+    for source, is_markdown in prose:
+        for part in re.split(r"^(#+ .*)$", source, flags=re.M) if is_markdown else [source]:
+            if is_markdown and re.match("#+ ", part):
+                sections.append([MARKUP.sub("", part).strip(), ""])
+            elif is_markdown:  # without formulas; code between backticks stays
+                part = FORMULA.sub(lambda found: "" if found.lastgroup else found[0], part)
+                sections[-1][1] += " " + MARKUP.sub(" ", part)
             else:
-                words += " " + (MARKUP.sub(" ", FORMULA.sub(spoken, part)) if has_headings else part)
-    return entries
-
-
-def spoken(found: re.Match[str]) -> str:
-    """Return what a search reads of a match of `FORMULA`: code, but no formula."""
-    return "" if found.lastgroup else found[0]
+                sections[-1][1] += " " + part
+    return [
+        (page.address + (f"#{anchor_of(heading)}" if heading else ""), page.title, heading, " ".join(words.split()))
+        for heading, words in sections
+        if words.strip()
+    ]
 
 
 def write_reference(output: Path) -> None:
@@ -166,13 +164,6 @@ def broken_links(output: Path) -> list[str]:
             if not target.is_file() or (named and unquote(anchor) not in anchors[target]):
                 lines.append(f"{path.relative_to(output)}: the link {link} leads nowhere")
     return sorted(lines)
-
-
-def write_style(path: Path) -> None:
-    """Write the style sheet: ours, and the colours of code in light and dark."""
-    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
-    own = (HERE / "site.css").read_text(encoding="utf-8")
-    path.write_text(f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}", encoding="utf-8")
 
 
 def build(root: Path, output: Path, reference: bool = True) -> list[Page]:
@@ -204,7 +195,10 @@ def build(root: Path, output: Path, reference: bool = True) -> list[Page]:
         (output / page.address).write_text(text, encoding="utf-8")
     entries = [entry for page in pages for entry in search_entries(page)]
     (output / "search_index.js").write_text(f"const INDEX = {json.dumps(entries)};\n", encoding="utf-8")
-    write_style(output / "site.css")
+    own = (HERE / "site.css").read_text(encoding="utf-8")
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    style = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"  # ours, and the colours of code
+    (output / "site.css").write_text(style, encoding="utf-8")
     shutil.copyfile(HERE / "search.js", output / "search.js")
     if reference:
         write_reference(output / "api")

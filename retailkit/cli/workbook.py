@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -135,14 +136,14 @@ def run(
     extra, settings = runs.parse_parameters(parameter or []), runs.parse_sweep(sweep or [])
     if twice := set(extra) & set(settings[0]):
         raise UsageError(f"{', '.join(sorted(twice))}: in --parameter and in --sweep; give it once")
-    changed = runs.changed(files, extra)
-    started, folder = time.monotonic(), runs.run_dir(profile, dataset, changed)
+    started, changed = time.monotonic(), runs.changed(files, extra)
+    folder, first = runs.run_dir(profile, dataset, changed), partial(prepare, profile, dataset, root)
     for path in filter(None, (junit, summary)):
         check_output(path, force=True)
     cache_dir(), device(), threads()  # what the environment asks for must be there before anything starts
     if root and dataset != "synthetic" and not root.exists():  # the built-in set is rendered there
         raise UserError(f"{root}: no such folder or CSV; check --root")
-    how = {"jobs": jobs, "fresh": fresh, "prepare": prepare, "timeout": cell_seconds, "scheduler": scheduler}
+    how = {"jobs": jobs, "fresh": fresh, "prepare": first, "timeout": cell_seconds, "scheduler": scheduler}
     if sweep:
         results = runs.execute(files, profile, dataset, root, extra, sweep=settings, **how)
         return _swept(results, runs.run_dir(profile, dataset, changed | runs.parse_parameters(sweep)))

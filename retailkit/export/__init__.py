@@ -12,8 +12,9 @@ Everything is measured before anything is written: an ONNX model that disagrees 
 from __future__ import annotations
 
 import html
+import itertools
 import re
-import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,13 +159,10 @@ def _probabilities(classify: Classifier, photos: ProductDataset) -> np.ndarray:
 
 def _latency(classify: Classifier, images: Tensor) -> float:
     """Return the median time per image in milliseconds, one image at a time on one core."""
-    threads, seconds = torch.get_num_threads(), []
+    threads, turns = torch.get_num_threads(), itertools.cycle(images.split(1))
     torch.set_num_threads(1)
     try:
-        for turn in range(ROUNDS):
-            start = time.perf_counter()
-            classify(images[turn % len(images)][None])
-            seconds.append(time.perf_counter() - start)
+        seconds = timeit.repeat(lambda: classify(next(turns)), number=1, repeat=ROUNDS)
     finally:
         torch.set_num_threads(threads)
     return 1000 * float(np.median(seconds))
@@ -216,8 +214,7 @@ def model_card(report: dict[str, Any]) -> str:
 
 def _write(folder: Path, graph: bytes, preparation: dict[str, Any], report: dict[str, Any]) -> None:
     program = Path(predict.__file__).read_bytes()
-    texts = (to_json(content, indent=1, ensure_ascii=False) + "\n" for content in (preparation, report))
-    described, measured = (text.encode() for text in texts)
-    for name, content in zip(FILES, (graph, described, program, measured, model_card(report).encode()), strict=True):
+    described, measured = (to_json(content, indent=1, ensure_ascii=False) + "\n" for content in (preparation, report))
+    for name, content in zip(FILES, (graph, described, program, measured, model_card(report)), strict=True):
         with replacing(folder / name) as draft:
-            draft.write_bytes(content)
+            draft.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -4,38 +4,11 @@ Inside a notebook: `run = runs.start("20_training")`, `run.metric(...)`, `run.fi
 `execute` runs notebooks through papermill, `publish` makes pages of the results, `collect` gathers the records.
 """
 
+# ruff: noqa: F401
 from retailkit.runs.environment import environment
 from retailkit.runs.expect import check_record, expectations
-from retailkit.runs.parameters import changed, parameters, parse_parameters
+from retailkit.runs.parameters import changed, parameters, parse_parameters, parse_sweep
 from retailkit.runs.record import Run, read_record, run_dir, start
 from retailkit.runs.report import append_summary, publish, write_junit
-from retailkit.runs.results import beside_published, claims, collect, published, tables, write_tables
+from retailkit.runs.results import beside_published, claims, collect, published, tables, write_sweep, write_tables
 from retailkit.runs.runner import Result, execute, notebooks
-from retailkit.runs.sweep import parse_sweep, write_sweep
-
-__all__ = [
-    "Result",
-    "Run",
-    "append_summary",
-    "beside_published",
-    "changed",
-    "check_record",
-    "claims",
-    "collect",
-    "environment",
-    "execute",
-    "expectations",
-    "notebooks",
-    "parameters",
-    "parse_parameters",
-    "parse_sweep",
-    "publish",
-    "published",
-    "read_record",
-    "run_dir",
-    "start",
-    "tables",
-    "write_junit",
-    "write_sweep",
-    "write_tables",
-]

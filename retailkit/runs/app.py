@@ -117,14 +117,15 @@ def free_port(ip: str, port: int) -> int:
         with socket.create_server((ip, port), family=family) as probe:
             return probe.getsockname()[1]
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"--port {port} is in use; choose another one") from None
-        if error.errno == errno.EACCES:
-            raise UsageError(f"--port {port} is not allowed; choose one above 1023") from None
-        raise UsageError(f"--ip {ip} is no address of this machine; try 127.0.0.1") from None
+        known = {
+            errno.EADDRINUSE: f"--port {port} is in use; choose another one",
+            errno.EACCES: f"--port {port} is not allowed; choose one above 1023",
+        }
+        wrong = known.get(error.errno, f"--ip {ip} is no address of this machine; try 127.0.0.1")
+        raise UsageError(wrong) from None
 
 
-def check(dataset: str = "synthetic", root: str = "", checkpoint: str = "") -> None:
+def check(dataset: str, root: str, checkpoint: str) -> None:
     """Raise a UserError where a data set that was asked for cannot be read, or a checkpoint knows other classes."""
     model = training.load_checkpoint(checkpoint)[0] if checkpoint else None  # before anything is rendered
     if dataset != "synthetic" or root or model:
@@ -140,14 +141,9 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
     needs a token: visitors have to give it, and where it is "" one is made up. Without a token, requests for a host of
     another name are refused, since a page of somebody else may make its name point here.
     """
-    own, port = is_loopback(ip), free_port(ip, port)
-    check(**{name.lower(): value for name, value in parameters.items() if name in ("DATASET", "ROOT", "CHECKPOINT")})
-    token = token or ("" if own else secrets.token_urlsafe(24))
-    settings = {
-        "websocket_max_message_size": LARGEST,
-        "headers": {"Content-Security-Policy": CSP, "Referrer-Policy": "same-origin"},
-        "allow_remote_access": bool(token),
-    }
+    port = free_port(ip, port)
+    check(parameters.get("DATASET", "synthetic"), parameters.get("ROOT", ""), parameters.get("CHECKPOINT", ""))
+    token = token or ("" if is_loopback(ip) else secrets.token_urlsafe(24))
     with tempfile.TemporaryDirectory(prefix="retailkit") as folder:
         path = Path(folder, "explanation_tool.ipynb")
         nbformat.write(page(parameters), path)
@@ -169,5 +165,9 @@ def serve(parameters: dict[str, Any], ip: str = "127.0.0.1", port: int = 8866, t
                 f"--Voila.open_browser={browser}",
                 f"--VoilaConfiguration.multi_kernel_manager_class={__name__}.Kernels",
             ],
-            tornado_settings=settings,
+            tornado_settings={
+                "websocket_max_message_size": LARGEST,
+                "headers": {"Content-Security-Policy": CSP, "Referrer-Policy": "same-origin"},
+                "allow_remote_access": bool(token),
+            },
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,6 @@ from retailkit.config import UserError, cache_dir, data_root, device
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "captum", "papermill", "jupyterlab", "ipywidgets")
 OFFLINE = ("efficientnet_lite0", "efficientnet_lite2")
 AGAIN = "delete .venv and run make run: it installs again"
-Row = tuple[str, str, bool, str]
 
 
 def environment() -> pd.DataFrame:
@@ -33,10 +33,10 @@ def environment() -> pd.DataFrame:
         ("device", device(), True, ""),
         ("cores", str(os.cpu_count()), True, ""),
         ("memory", f"{memory:.0f} GB", memory > 4, "close other programs: notebooks take up to 4 GB"),
-        *(_package(name) for name in PACKAGES),
-        *(_weights(name, weights.find_weights) for name in OFFLINE),
-        _weights("minilm", weights.find_folder),
-        _ocr(),
+        *(_tried(name, partial(version, name)) for name in PACKAGES),
+        *(_tried(f"weights {name}", partial(weights.find_weights, name), "here, checksum correct") for name in OFFLINE),
+        _tried("weights minilm", partial(weights.find_folder, "minilm"), "here, checksum correct"),
+        _tried("OCR engine", _read_nothing),
         ("space for the cache", f"{free:.0f} GB", free > 2, "free some space or set RETAILKIT_CACHE"),
     ]
     for name in data.DATASETS:
@@ -47,30 +47,23 @@ def environment() -> pd.DataFrame:
     return table.assign(cure=table["cure"].where(~table["fine"], ""))
 
 
-def _package(name: str) -> Row:
+def _tried(what: str, look: Callable[[], Any], found: str = "") -> tuple[str, str, bool, str]:
+    """Return the row of something that raises where it is missing or broken; without `found`, `look` returns that."""
     try:
-        return name, importlib.metadata.version(name), True, ""
-    except importlib.metadata.PackageNotFoundError:
-        return name, "missing", False, AGAIN
-
-
-def _weights(name: str, find: Callable[[str], Path]) -> Row:
-    """Compare packaged weights with their sha256."""
-    try:
-        find(name)
+        seen = look()
+        return what, found or seen, True, ""
+    except PackageNotFoundError:
+        return what, "missing", False, AGAIN
     except UserError as error:
-        return f"weights {name}", "missing or damaged", False, str(error)
-    return f"weights {name}", "here, checksum correct", True, ""
+        return what, "missing or damaged", False, str(error)
+    except Exception as error:  # whatever a foreign runtime raises: it belongs on the list
+        return what, f"fails: {type(error).__name__}", False, AGAIN
 
 
-def _ocr() -> Row:
+def _read_nothing() -> str:
     """Let the OCR engine read an empty image: a broken engine shows when it starts."""
     from retailkit.data import ocr
 
-    name, version, there, cure = _package("rapidocr")
-    if there:
-        try:
-            ocr.read_words(np.full((64, 64, 3), 255, np.uint8))
-        except Exception as error:  # whatever a foreign runtime raises: it belongs on the list
-            return "OCR engine", f"{name} {version} fails: {type(error).__name__}", False, AGAIN
-    return "OCR engine", f"{name} {version}", there, cure
+    engine = f"rapidocr {version('rapidocr')}"
+    ocr.read_words(np.full((64, 64, 3), 255, np.uint8))
+    return engine

@@ -1,9 +1,10 @@
-"""The parameters of notebooks: what their cells offer, and values from outside brought to the types of the defaults."""
+"""The parameters of notebooks: what their cells offer, values from outside, and sweeps over several values."""
 
 from __future__ import annotations
 
 import ast
-import math
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +16,8 @@ from retailkit.config import SEEDS, UsageError, UserError, pick
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 KINDS = {bool: "true or false", int: "a whole number below 2**32", float: "a finite number", str: "text"}
 OPTIONS = ("PROFILE", "DATASET", "ROOT")
+MOST = 1000  # settings of one sweep
+RANGE = re.compile(r"\s*(\d+)\s*\.\.\s*(\d+)\s*")
 
 
 def parameters(notebook: Path) -> dict[str, dict[str, Any]]:
@@ -52,31 +55,56 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, str]:
     return read
 
 
+def parse_sweep(given: Sequence[str]) -> list[dict[str, str]]:
+    """Return the settings of `SEED=0..4` (both ends belong to it) and `K=0,2,4`: all combinations of the values.
+
+    Raises:
+        UsageError: no values, a range that runs backwards, a parameter given twice, or more than `MOST` settings.
+    """
+    values: dict[str, list[str]] = {}
+    for pair in given:
+        ((name, text),) = parse_parameters([pair]).items()
+        if name in values:
+            raise UsageError(f"--sweep {pair}: {name} is swept twice; give all its values at once, with commas")
+        values[name] = [value for part in text.split(",") for value in _expanded(pair, part)]
+        if len(values[name]) > MOST:
+            raise UsageError(f"--sweep {pair}: more than {MOST} values; sweep in parts")
+    settings = list(itertools.islice(itertools.product(*values.values()), MOST + 1))
+    if len(settings) > MOST:
+        raise UsageError(f"--sweep: more than {MOST} combinations; sweep in parts")
+    return [dict(zip(values, setting, strict=True)) for setting in settings]
+
+
+def _expanded(pair: str, part: str) -> Sequence[str]:
+    if not (ends := RANGE.fullmatch(part)):
+        return [part]
+    first, last = map(int, ends.groups())
+    if last < first:
+        raise UsageError(f"--sweep {pair}: {part.strip()} runs backwards; write the smaller number first")
+    return list(map(str, range(first, min(last, first + MOST) + 1)))
+
+
 def typed(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return values for a notebook's parameters, each of the type of its default; texts are read as that type.
 
     Raises:
         UsageError: an unknown parameter, or a value that does not go with its default.
     """
-    known = parameters(notebook)
-    for name in given:
-        pick(known, name, f"parameter of {notebook.stem}")
-    return {name: _as_default(name, value, _default(known[name]["default"])) for name, value in given.items()}
+    return {name: _as_default(name, value, _default(notebook, name)) for name, value in given.items()}
 
 
 def changed(notebooks: Iterable[Path], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ from the defaults of at least one notebook."""
     found: dict[str, Any] = {}
     for path in notebooks:
-        known = parameters(path)
-        for name, value in typed(path, given).items():
-            if value != _default(known[name]["default"]):
-                found.setdefault(name, value)
+        differing = {name: value for name, value in typed(path, given).items() if value != _default(path, name)}
+        found = differing | found  # of values that are of two types, the first one
     return found
 
 
-def _default(source: str) -> Any:
-    return ast.literal_eval(source) if isinstance(source, str) else source
+def _default(notebook: Path, name: str) -> Any:
+    known = parameters(notebook)
+    return ast.literal_eval(known[pick(known, name, f"parameter of {notebook.stem}")]["default"])
 
 
 def _as_default(name: str, value: Any, default: Any) -> Any:
@@ -87,8 +115,7 @@ def _as_default(name: str, value: Any, default: Any) -> Any:
             value = WORDS[text] if kind is bool else kind(text)
     elif kind is float and type(value) is int:
         value = float(value)
-    number = type(value) in (int, float)
-    fits = type(value) is kind and not (number and not (math.isfinite(value) and abs(value) < 2**32))
+    fits = type(value) is kind and (kind not in (int, float) or abs(value) < 2**32)  # which NaN is not
     if not fits or (name == "SEED" and not 0 <= value < SEEDS):
         what = f"a whole number from 0 to {SEEDS - 1:,}" if name == "SEED" else KINDS[kind]
         raise UsageError(f"parameter {name}={value}: give {what}, as its default {default!r} is")

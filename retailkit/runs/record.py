@@ -55,8 +55,8 @@ def start(notebook: str) -> Run:
     bool), so call it right after the parameters cell.
     """
     names = inspect.currentframe().f_back.f_globals
-    plain = {name: value for name, value in names.items() if isinstance(value, bool | int | float | str)}
-    return Run(notebook, {name: value for name, value in plain.items() if name.isupper()})
+    plain = bool | int | float | str
+    return Run(notebook, {k: value for k, value in names.items() if k.isupper() and isinstance(value, plain)})
 
 
 class Run:
@@ -116,12 +116,9 @@ class Run:
         if not unit and better != "none" and abs(value) > 1:
             raise ValueError(f"metric {name!r} is {value:g}; record fractions, never percentages, or name its unit")
         entry = {"value": float(value), "better": better} | ({"unit": unit} if unit else {})
-        if n is not None:
-            entry["n"] = int(n)
-        if chance is not None:
-            entry["chance"] = float(chance)
-        if interval is not None:
-            entry["interval"] = [float(interval[0]), float(interval[1])]
+        entry |= {} if n is None else {"n": int(n)}
+        entry |= {} if chance is None else {"chance": float(chance)}
+        entry |= {} if interval is None else {"interval": [float(end) for end in interval]}
         self.record["metrics"][name] = entry
         self._write()
 
@@ -161,13 +158,11 @@ class Run:
         self.record["status"] = "ok"
         self._write()
         counts = f"{len(self.record['metrics'])} metrics, {len(self.record['figures'])} figures"
-        print(f"{counts}, {self.record['seconds']:.0f} s")
         run = f"{self.record['profile']}-{self.record['dataset']}"
         expected = expectations().get(run, {}).get(self.record["notebook"], {})
         failures = check_record(self.record, expected)
-        print(f"expectations of {run} with default parameters: {len(expected)}; not met: {len(failures)}")
-        for failure in failures:
-            print(failure)
+        told = f"expectations of {run} with default parameters: {len(expected)}; not met: {len(failures)}"
+        print(f"{counts}, {self.record['seconds']:.0f} s", told, *failures, sep="\n")
 
     def _write(self) -> None:
         self.record["seconds"] = round(time.monotonic() - self._started, 2)
@@ -204,15 +199,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         with open_file(path, limit=1 << 26) as file:
             record = json.loads(file.read())
-        for name, kind in FIELDS.items():
-            if not isinstance(record[name], kind):
-                return None
-        whole = all(map(_is_metric, record["metrics"].values()))
-        whole &= all({"columns", "data"} <= set(table) for table in record["tables"].values())
+        whole = all(isinstance(record[name], kind) for name, kind in FIELDS.items())
+        whole = whole and all(map(_is_metric, record["metrics"].values()))
+        whole = whole and all({"columns", "data"} <= set(table) for table in record["tables"].values())
         return record if whole and all({"file", "alt", "photos"} <= set(f) for f in record["figures"]) else None
     # ValueError is also what `open_file` raises.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any] | None]:
+    """Return the records in a folder by notebook; see `read_record`."""
+    return {path.stem: read_record(path) for path in sorted(folder.glob("[0-9][0-9]_*.json"))}
 
 
 def _is_metric(metric: dict[str, Any]) -> bool:

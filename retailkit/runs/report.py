@@ -15,7 +15,7 @@ from typing import Any
 from retailkit.cache import replacing
 from retailkit.config import UserError, home
 from retailkit.runs.expect import check_record, expectations
-from retailkit.runs.record import is_notebook, read_record, write_record
+from retailkit.runs.record import is_notebook, read_records, write_record
 from retailkit.runs.runner import Result
 
 NOTEBOOK_BYTES = 1_000_000
@@ -61,19 +61,19 @@ def publish(
     judged = set(changed or {}) <= {"SEED"}
     expected = expectations().get(f"{profile}-{dataset}", {})
     entries, failures = [], {}
-    for path in sorted(folder.glob("[0-9][0-9]_*.json")):
-        record = read_record(path) or {"status": "damaged", "error": "The record is damaged: run it again."}
-        broken = check_record(record, expected.get(path.stem, {}))
-        counted = broken if judged else check_record(record, {})
-        failures[path.stem] = [f"{path.stem}: {line}" for line in counted]
-        page = _write_html(path.with_suffix(".ipynb"))
-        record = {"seconds": 0.0} | record | {"notebook": path.stem}
-        entries.append(_entry(record, broken, expected.get(path.stem, {}), page))
-    lines = [line for name in failures for line in failures[name]]
+    for name, record in read_records(folder).items():
+        record = record or {"status": "damaged", "error": "The record is damaged: run it again."}
+        wanted = expected.get(name, {})
+        broken = check_record(record, wanted)
+        failures[name] = [f"{name}: {line}" for line in (broken if judged else check_record(record, {}))]
+        shown = {"notebook": name, "broken": broken, "missed": {line.partition(" ")[0] for line in broken}}
+        shown |= {"expected": wanted, "page": _write_html(folder / f"{name}.ipynb")}
+        entries.append({"seconds": 0.0, "metrics": {}} | record | shown)
+    lines = [line for own in failures.values() for line in own]
     facts = {"profile": profile, "dataset": dataset, "seconds": seconds, "cores": os.cpu_count(), "failures": lines}
-    facts |= {"changed": changed or {}, "expected": judged and bool(expected)}
+    facts |= {"changed": changed or {}, "expected": judged and bool(expected), "entries": entries}
     with replacing(folder / "index.html") as draft:
-        draft.write_text(_template().render(entries=entries, **facts), encoding="utf-8")
+        draft.write_text(_template().render(facts), encoding="utf-8")
     if update and lines:
         raise UserError(f"{folder.name}: not updated, {len(lines)} expectations fail; see {folder / 'index.html'}")
     if update:
@@ -88,16 +88,6 @@ def _template() -> Any:
     environment.filters["number"] = lambda x: f"{x:.3f}".rstrip("0").rstrip(".") if x is not None else ""
     environment.filters["duration"] = lambda s: f"{s:.0f} s" if s < 100 else f"{s / 60:.1f} min"
     return environment.get_template("index.html.j2")
-
-
-def _entry(record: dict[str, Any], broken: list[str], expected: dict[str, Any], page: bool) -> dict[str, Any]:
-    """Return what the index shows of one notebook."""
-    rows = []
-    for name, metric in record.get("metrics", {}).items():
-        row = {"name": name, "expected": expected.get(name), "broken": any(b.startswith(f"{name} ") for b in broken)}
-        rows.append(row | metric | {"fraction": 0 <= metric["value"] <= 1})
-    title = record["notebook"][3:].replace("_", " ")
-    return record | {"rows": rows, "broken": broken, "title": title, "page": page}
 
 
 def _write_html(notebook: Path) -> bool:
@@ -136,8 +126,7 @@ def mathml(formula: re.Match[str]) -> str:
     """Return a formula as MathML, which browsers draw without a script, on one line and with no markdown in it."""
     from latex2mathml.converter import convert
 
-    kind = formula.lastgroup
-    if kind is None:
+    if not (kind := formula.lastgroup):
         return formula[0]
     drawn = convert(" ".join(formula[kind].split()), display=kind)
     return re.sub(r"[*_~`]", lambda sign: f"&#{ord(sign[0])};", drawn)
@@ -181,15 +170,14 @@ def write_junit(path: Path, run: str, results: Sequence[Result], failures: Seque
     """
     from xml.etree import ElementTree
 
-    broken = {result.notebook: _broken(result, failures) for result in results}
-    facts = {"tests": len(results), "failures": sum(map(bool, broken.values())), "errors": 0, "skipped": 0}
-    facts |= {"time": f"{sum(result.seconds for result in results):.2f}"}
-    suite = ElementTree.Element("testsuite", {"name": run} | {name: str(value) for name, value in facts.items()})
+    suite = ElementTree.Element("testsuite", name=run, tests=str(len(results)), errors="0", skipped="0")
     for result in results:
         about = {"classname": run, "name": result.notebook, "time": f"{result.seconds:.2f}"}
         case = ElementTree.SubElement(suite, "testcase", about)
-        if lines := broken[result.notebook]:
+        if lines := _broken(result, failures):
             ElementTree.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
+    suite.set("failures", str(len(suite.findall(".//failure"))))
+    suite.set("time", f"{sum(result.seconds for result in results):.2f}")
     with replacing(path) as draft:
         ElementTree.ElementTree(suite).write(draft, encoding="utf-8", xml_declaration=True)
 
@@ -243,8 +231,7 @@ def kept_text(notebook: Path, charts: Collection[bytes] | None = None) -> str:
 def _keep(folder: Path, run: str) -> None:
     """Copy what the repository holds: records, notebooks and figures; no photos of others."""
     target = home() / "papermill_runs" / run
-    records = {path.stem: read_record(path) for path in sorted(folder.glob("[0-9][0-9]_*.json"))}
-    texts = {}
+    records, texts = read_records(folder), {}
     for name, record in records.items():
         charts = [(folder / "figures" / f["file"]).read_bytes() for f in record["figures"] if not f["photos"]]
         texts[name] = kept_text(folder / f"{name}.ipynb", None if run.endswith("-synthetic") else charts)
@@ -254,8 +241,7 @@ def _keep(folder: Path, run: str) -> None:
             path.unlink()
     for name, record in records.items():
         write_record(target / f"{name}.json", record)
-    for name, text in texts.items():
-        (target / f"{name}.ipynb").write_text(text, encoding="utf-8")
+        (target / f"{name}.ipynb").write_text(texts[name], encoding="utf-8")
     _keep_figures(folder / "figures", run, records)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pandas as pd
 
 from retailkit.cache import replacing
 from retailkit.config import home
-from retailkit.runs.record import read_record, run_dir
+from retailkit.runs.record import read_record, read_records, run_dir
+from retailkit.runs.runner import Result
 
 HERE = Path(__file__).parent
 COLUMNS = ["run", "notebook", "metric", "value", "low", "high", "n", "chance", "better", "status"]
@@ -22,12 +24,12 @@ def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
     """Return every metric of the latest run and of all committed ones, one row per metric.
 
     The latest run takes the place of the committed one of the same profile and data set. Columns are `COLUMNS`, and
-    `lowest`, `highest` and `seeds` of `docs/seed_ranges.csv` (see `sweep.ranges`), where it has the metric. A range
+    `lowest`, `highest` and `seeds` of `docs/seed_ranges.csv` (see `write_sweep`), where it has the metric. A range
     that does not hold the value comes from another version of the notebook: it is left out.
     """
     rows = []
     for run, record in _records(profile, dataset):
-        for name, metric in record.get("metrics", {}).items():
+        for name, metric in record["metrics"].items():
             low, high = metric.get("interval", (None, None))
             known = metric["value"], low, high, metric.get("n"), metric.get("chance"), metric["better"]
             rows.append((run, record["notebook"], name, *known, record["status"]))
@@ -44,11 +46,7 @@ def collect(profile: str = "fast", dataset: str = "synthetic") -> pd.DataFrame:
 
 def tables(name: str, profile: str = "fast", dataset: str = "synthetic") -> dict[str, pd.DataFrame]:
     """Return the tables of one name that notebooks left, by run and notebook; see `collect` for which runs."""
-    found = {}
-    for run, record in _records(profile, dataset):
-        if table := record.get("tables", {}).get(name):
-            found[f"{run}, {record['notebook']}"] = pd.DataFrame(table["data"], columns=table["columns"])
-    return found
+    return {f"{run}, {notebook}": frame for run, notebook, own, frame in _tables(profile, dataset) if own == name}
 
 
 def write_tables(folder: str | Path, profile: str = "fast", dataset: str = "synthetic") -> list[Path]:
@@ -58,25 +56,58 @@ def write_tables(folder: str | Path, profile: str = "fast", dataset: str = "synt
     numbers have three decimals and signs such as `_` are escaped. See `collect` for which runs.
     """
     written = []
-    for run, record in _records(profile, dataset):
-        for name, table in record.get("tables", {}).items():
-            frame = pd.DataFrame(table["data"], columns=table["columns"])
-            label = re.sub(r"[^\w.=,+-]", "_", f"{run}__{record['notebook']}__{name}")  # a file's, and LaTeX's
-            latex = frame.style.hide(axis="index").format(precision=3, na_rep="", escape="latex")
-            latex = latex.format_index(axis=1, escape="latex").to_latex(hrules=True, label=f"tab:{label}")
-            for suffix, text in ((".csv", frame.to_csv(index=False)), (".tex", latex)):
-                path = Path(folder) / (label + suffix)
-                with replacing(path) as draft:
-                    draft.write_text(text, encoding="utf-8")
-                written.append(path)
+    for *names, frame in _tables(profile, dataset):
+        label = re.sub(r"[^\w.=,+-]", "_", "__".join(names))  # a file's, and LaTeX's
+        latex = frame.style.hide(axis="index").format(precision=3, na_rep="", escape="latex")
+        latex = latex.format_index(axis=1, escape="latex").to_latex(hrules=True, label=f"tab:{label}")
+        for suffix, text in ((".csv", frame.to_csv(index=False)), (".tex", latex)):
+            path = Path(folder) / (label + suffix)
+            with replacing(path) as draft:
+                draft.write_text(text, encoding="utf-8")
+            written.append(path)
     return written
+
+
+def _tables(profile: str, dataset: str) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Yield each table with its run, notebook and name."""
+    for run, record in _records(profile, dataset):
+        for name, table in record["tables"].items():
+            yield run, record["notebook"], name, pd.DataFrame(table["data"], columns=table["columns"])
 
 
 def _records(profile: str, dataset: str) -> list[tuple[str, dict]]:
     folders = {path.name: path for path in (home() / "papermill_runs").glob("*-*") if path.is_dir()}
     folders[f"{profile}-{dataset}"] = run_dir(profile, dataset)
-    paths = [(run, path) for run in sorted(folders) for path in sorted(folders[run].glob("[0-9][0-9]_*.json"))]
-    return [(run, record) for run, path in paths if (record := read_record(path))]
+    return [(run, record) for run in sorted(folders) for record in read_records(folders[run]).values() if record]
+
+
+def write_sweep(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write what the runs of a sweep measured, as far as they are done, into a folder; return the paths.
+
+    `sweep.csv` has the columns `notebook`, one per swept parameter, `metric` and `value`; `sweep_ranges.csv` has a row
+    per metric: `notebook`, `metric`, `lowest`, `highest`, `seeds` (values of SEED in the sweep), `mean`, `sd` (of a
+    sample; empty for one run) and `runs`.
+    """
+    rows = []
+    for result in results:
+        record = None if result.status == "failed" else read_record(result.folder / f"{result.notebook}.json")
+        for name, metric in record["metrics"].items() if record else ():
+            rows.append({"notebook": result.notebook, **result.setting, "metric": name, "value": metric["value"]})
+    swept = results[0].setting if results else ()
+    table = pd.DataFrame(rows, columns=["notebook", *swept, "metric", "value"])
+    ranges = table.groupby(["notebook", "metric"], sort=False).agg(
+        lowest=("value", "min"),
+        highest=("value", "max"),
+        seeds=("SEED" if "SEED" in table else "metric", "nunique"),  # all rows of a metric name the same one: one seed
+        mean=("value", "mean"),
+        sd=("value", "std"),
+        runs=("value", "size"),
+    )
+    paths = [folder / "sweep.csv", folder / "sweep_ranges.csv"]
+    for path, frame in zip(paths, (table, ranges.reset_index()), strict=True):
+        with replacing(path) as draft:
+            frame.to_csv(draft, index=False)
+    return paths
 
 
 def published() -> pd.DataFrame:
@@ -90,16 +121,15 @@ def beside_published(records: pd.DataFrame) -> pd.DataFrame:
     Those are the runs `test-<data set>`; see `collect`.
     """
     ours = records[records["run"].str.startswith("test-") & (records["metric"] == "top1")]
-    rows = pd.DataFrame(
-        {
-            "dataset": ours["run"].str.removeprefix("test-"),
-            "split": "test",
-            "method": "this workbook, " + ours["notebook"],
-            "top1": ours["value"],
-            "source": [
-                f"95 % interval {row.low:.3f} to {row.high:.3f}, {row.n:.0f} images" for row in ours.itertuples()
-            ],
-        }
+    rows = (
+        ours[["value"]]
+        .rename(columns={"value": "top1"})
+        .assign(
+            dataset=ours["run"].str.removeprefix("test-"),
+            split="test",
+            method="this workbook, " + ours["notebook"],
+            source=[f"95 % interval {row.low:.3f} to {row.high:.3f}, {row.n:.0f} images" for row in ours.itertuples()],
+        )
     )
     return pd.concat([published(), rows], ignore_index=True)
 

@@ -57,28 +57,9 @@ class Job:
     output: Path  # folder of the results
     parameters: dict[str, Any]
     timeout: int  # seconds that one cell may take
-    data: str  # see `data_identity`
-    key: str  # changes with everything that decides the result
     setting: Mapping[str, Any]  # see `Result`
-
-    def inputs(self) -> list[Path]:
-        """Return the files that it reads: the notebook, what it must show, and the data set."""
-        given = Path(self.parameters.get("ROOT") or data_root(self.parameters["DATASET"]))
-        expected = self.notebook.parents[1] / "tests" / "expected.yml"
-        files = data_files(given.resolve(), self.parameters["DATASET"])
-        return [self.notebook, *([expected] if expected.is_file() else []), *files]
-
-    def moved(self, place: Callable[[Path], Path], output: Path) -> Job:
-        """Return the same job for a disk where each input lies at `place(path)`; see `cluster.Portable`."""
-        own = {"output": output, "notebook": place(self.notebook)}
-        if self.data:
-            given = Path(self.parameters.get("ROOT") or data_root(self.parameters["DATASET"]))
-            own["parameters"] = self.parameters | {"ROOT": str(place(given.resolve()))}
-        return replace(self, **own)
-
-    def result(self, status: str, seconds: float = 0.0, error: str = "") -> Result:
-        """Return how it ended."""
-        return Result(self.name, status, seconds, error, self.output, self.setting)
+    data: str = ""  # see `data_identity`
+    key: str = ""  # changes with everything that decides the result
 
     @property
     def name(self) -> str:
@@ -90,11 +71,30 @@ class Job:
         """Return the file of its record."""
         return self.output / f"{self.name}.json"
 
+    @property
+    def is_last(self) -> bool:
+        """Return True for a notebook that reads the records of all others: it runs after them, and every time."""
+        return self.name.startswith(LAST)
+
+    def inputs(self) -> list[Path]:
+        """Return the files that it reads: the notebook, what it must show, and the data set."""
+        expected = self.notebook.parents[1] / "tests" / "expected.yml"
+        return [self.notebook, *([expected] if expected.is_file() else []), *data_files(self.parameters)[1]]
+
+    def moved(self, place: Callable[[Path], Path], output: Path) -> Job:
+        """Return the same job for a disk where each input lies at `place(path)`; see `cluster.Portable`."""
+        root = {"ROOT": str(place(data_files(self.parameters)[0]))} if self.data else {}
+        return replace(self, output=output, notebook=place(self.notebook), parameters=self.parameters | root)
+
+    def result(self, status: str, seconds: float = 0.0, error: str = "") -> Result:
+        """Return how it ended."""
+        return Result(self.name, status, seconds, error, self.output, self.setting)
+
     def is_done(self) -> bool:
         """Return True where an earlier run of the very same sources and parameters has finished."""
         record = read_record(self.record) or {}
         same = record.get("status") == "ok" and record.get("key") == self.key
-        return same and self.name[:2] != LAST and is_notebook(self.output / f"{self.name}.ipynb")
+        return same and not self.is_last and is_notebook(self.output / f"{self.name}.ipynb")
 
     def usual_seconds(self) -> float:
         """Return how long it took the last time, here or in the committed run."""
@@ -118,7 +118,7 @@ def execute(
     extra: dict[str, Any] | None = None,
     jobs: int | None = None,
     fresh: bool = False,
-    prepare: Callable[[str, str, str | Path | None], None] | None = None,
+    prepare: Callable[[], None] | None = None,
     output: Path | None = None,
     timeout: int | None = None,
     sweep: Sequence[Mapping[str, Any]] = ({},),
@@ -134,8 +134,7 @@ def execute(
         extra: further parameters; texts are read as the types of the defaults.
         jobs: notebooks at a time; None takes the number of cores, at most 4.
         fresh: run again what is done already.
-        prepare: called with profile, dataset and root, once, before several notebooks that have to run; one alone makes
-            what it needs itself.
+        prepare: called once before several notebooks that have to run; one alone makes what it needs itself.
         output: folder of the results; None takes that of `run_dir`, which names the changed parameters.
         timeout: seconds one cell may take; None takes half an hour in `fast` and six hours in `full`.
         sweep: settings of further parameters; all notebooks run once with each, in its own folder of `run_dir`.
@@ -156,8 +155,7 @@ def execute(
     for result in results.values():
         tqdm.write(str(result))
     waiting = [job for job in batch if job.record not in results]
-    first = (prepare, profile, dataset, root) if prepare and _several(waiting) else None
-    for job, result in _run_all(waiting, jobs, first, scheduler):
+    for job, result in _run_all(waiting, jobs, prepare, scheduler):
         tqdm.write(str(result))
         results[job.record] = result
     return [results[job.record] for job in batch]
@@ -171,70 +169,67 @@ def _planned(
     output: Path | None,
     timeout: int,
 ) -> list[Job]:
-    """Return what has to be executed; all values are checked first."""
-    plan, folders = [], set()
+    """Return what has to be executed; all values are checked before the data set is read."""
+    batch: list[Job] = []
     for setting in sweep:
         given = extra | setting
-        # A value that is the default decides nothing: the run is the same as one without it.
-        own = [typed(path, shared) | changed([path], given) for path in notebooks]
-        values = {name: typed(path, setting)[name] for path in notebooks for name in setting}
         folder = (output or run_dir(shared["PROFILE"], shared["DATASET"], changed(notebooks, given))).resolve()
-        if folder in folders:
-            raise UsageError(f"{folder.name} would run twice; give each value of a sweep once, and no --output")
-        folders.add(folder)
-        plan += [(path, folder, values, settings) for path, settings in zip(notebooks, own, strict=True)]
-    data = data_identity(shared)
-    decisive = data, package_identity()
+        if any(job.output == folder for job in batch):
+            raise UsageError(f"{folder.name} would run twice; give each value of a sweep once")
+        for path in notebooks:
+            # A value that is the default decides nothing: the run is the same as one without it.
+            own = typed(path, shared) | changed([path], given)
+            batch.append(Job(path, folder, own, timeout, typed(path, setting)))
+    data, package = data_identity(shared), package_identity()
     return [
-        Job(path, folder, own, timeout, data, digest(path.read_bytes(), own, *decisive), values)
-        for path, folder, values, own in plan
+        replace(job, data=data, key=digest(job.notebook.read_bytes(), job.parameters, data, package)) for job in batch
     ]
 
 
-def _several(waiting: list[Job]) -> bool:
-    return sum(job.name[:2] != LAST for job in waiting) > 1
-
-
 def _run_all(
-    waiting: list[Job], jobs: int | None, first: tuple[Any, ...] | None, scheduler: str
+    waiting: list[Job], jobs: int | None, prepare: Callable[[], None] | None, scheduler: str
 ) -> Iterator[tuple[Job, Result]]:
     """Yield results as they come: the longest notebook starts first, and `LAST` when all others are done."""
     if not waiting:
         return
-    if first and not scheduler:
-        _prepare(first)
+    last = [job for job in waiting if job.is_last]
+    others = [job for job in waiting if not job.is_last]
+    prepare = prepare if len(others) > 1 else None
+    if prepare and not scheduler:
+        _prepare(prepare)
     jobs = max(1, min(jobs or min(os.cpu_count() or 1, 4), len(waiting)))
     shared = waiting[0].output
     shared.mkdir(parents=True, exist_ok=True)
     with cluster.workers(jobs, scheduler, shared) as pool:
-        if first and scheduler and pool.share_disk():
-            for _, failed in pool.as_done(_prepare, [first], "prepare"):
+        if prepare and scheduler and pool.share_disk():
+            for _, failed in pool.as_done(_prepare, [prepare], "prepare"):
                 if failed:
                     raise failed
-        last = [job for job in waiting if job.name[:2] == LAST]
-        yield from _results(pool, [job for job in waiting if job not in last])
+        yield from _results(pool, others)
         with cluster.workers(1) if scheduler and last else nullcontext(pool) as near:  # the results of all lie here
             yield from _results(near, last)
 
 
 def _results(pool: cluster.Workers, group: list[Job]) -> Iterator[tuple[Job, Result]]:
     group.sort(key=Job.usual_seconds, reverse=True)
-    for job, found in pool.as_done(_execute, group, "notebooks"):
-        if not isinstance(found, Result | UserError):
-            raise found
-        done = isinstance(found, Result)  # perhaps in a folder of a worker
-        yield job, replace(found, folder=job.output) if done else job.result("failed", error=str(found))
+    for job, ended in pool.as_done(_execute, group, "notebooks"):
+        if isinstance(ended, UserError):  # such as a process that was killed
+            ended = 0.0, str(ended)
+        elif isinstance(ended, Exception):
+            raise ended
+        seconds, error = ended
+        yield job, job.result("failed" if error else "ok", seconds, error)
 
 
-def _prepare(first: tuple[Any, ...]) -> None:
+def _prepare(prepare: Callable[[], None]) -> None:
     """Make once what all notebooks need."""
-    started, (prepare, *where) = time.monotonic(), first
-    prepare(*where)
+    started = time.monotonic()
+    prepare()
     tqdm.write(f"prepared in {time.monotonic() - started:.0f} s")
 
 
-def _execute(job: Job) -> Result:
-    """Execute one notebook in this process."""
+def _execute(job: Job) -> tuple[float, str]:
+    """Execute one notebook in this process; return the seconds that it took, and what went wrong."""
     os.environ |= {"RETAILKIT_RUN_DIR": str(job.output), "RETAILKIT_RUN_KEY": job.key, "RETAILKIT_RUN_DATA": job.data}
     os.environ |= ENVIRONMENT  # the kernel inherits it
     started, before = time.monotonic(), read_record(job.record)
@@ -253,7 +248,7 @@ def _execute(job: Job) -> Result:
         error = "the notebook never called run.finish()"
     if error:
         write_record(job.record, record | {"status": "failed", "error": error, "seconds": round(seconds, 2)})
-    return job.result("failed" if error else "ok", seconds, error)
+    return seconds, error
 
 
 def _papermill(job: Job) -> str:
@@ -312,21 +307,21 @@ def _kernel_config() -> Iterator[Any]:
             os.environ["JUPYTER_PATH"] = before
 
 
-def data_identity(given: dict[str, Any]) -> str:
-    """Hash the files of the data set behind `DATASET` and `ROOT`, or a CSV and the files that it names.
+def data_files(parameters: Mapping[str, Any]) -> tuple[Path, list[Path]]:
+    """Return where the data set behind `DATASET` and `ROOT` lies, and its files: those of a folder or of a CSV.
 
-    Empty for a data set that is made at first use: our sources decide what is in it.
+    A data set that is made at first use has none.
     """
-    root = Path(given.get("ROOT") or data_root(given["DATASET"]))
-    files = data_files(root, given["DATASET"])
-    return digest([[os.path.relpath(path, root), file_identity(path)] for path in files]) if files else ""
-
-
-def data_files(root: Path, dataset: str) -> list[Path]:
-    """Return the files of a data set below its folder, or of a CSV; none if it is made at first use."""
-    if not root.exists() or (root.is_dir() and dataset == "synthetic"):
-        return []
+    root = Path(parameters.get("ROOT") or data_root(parameters["DATASET"])).resolve()
+    if not root.exists() or (root.is_dir() and parameters["DATASET"] == "synthetic"):
+        return root, []
     from retailkit.data.folder import files_below, files_in_csv
 
     files = files_below(root, []) if root.is_dir() else [root, *files_in_csv(root)]
-    return sorted(path for path in files if path.is_file())
+    return root, sorted(path for path in files if path.is_file())
+
+
+def data_identity(parameters: Mapping[str, Any]) -> str:
+    """Hash the files of a data set; "" where it has none, since our sources decide what is in it."""
+    root, files = data_files(parameters)
+    return digest([[os.path.relpath(path, root), file_identity(path)] for path in files]) if files else ""

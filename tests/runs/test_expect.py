@@ -5,24 +5,28 @@ import pytest
 from retailkit import runs
 from retailkit.config import UserError
 
-GOOD = {"status": "ok", "metrics": {"m": {"value": 0.5}}}
-KINDS = {
-    "bound": {"kind": "bound", "min": 0.4, "reason": "r"},
-    "ceiling": {"kind": "bound", "max": 0.6, "reason": "r"},
-    "direction": {"kind": "direction", "min": 0.1, "switched_off": {"X": False}, "reason": "r"},
-    "exact": {"kind": "exact", "value": 0.5, "reason": "r"},
+KINDS = {  # kind of expectation: what is written, and a value that does not meet it
+    "bound": ({"kind": "bound", "min": 0.4}, 0.0),
+    "ceiling": ({"kind": "bound", "max": 0.6}, 0.9),
+    "direction": ({"kind": "direction", "min": 0.1, "switched_off": {"X": False}}, 0.0),
+    "exact": ({"kind": "exact", "value": 0.5}, 0.0),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_expectation_passes_and_fails(kind):
-    entry = {"m": KINDS[kind]}
-    assert runs.check_record(GOOD, entry) == []
-    wrong = 0.9 if kind == "ceiling" else 0.0
-    for value in (wrong, float("nan")):
-        assert len(runs.check_record({"status": "ok", "metrics": {"m": {"value": value}}}, entry)) == 1
-    assert "not in the record" in runs.check_record({"status": "ok", "metrics": {}}, entry)[0]
-    assert "status is 'running'" in runs.check_record(GOOD | {"status": "running"}, entry)[0]
+    entry, wrong = KINDS[kind]
+
+    def check(status="ok", **metrics):
+        return runs.check_record({"status": status, "metrics": metrics}, {"m": entry | {"reason": "r"}})
+
+    assert check(m={"value": 0.5}) == []
+    for metric in ({"value": wrong}, {"value": float("nan")}, {"value": float("nan"), "unit": "s"}):
+        assert len(check(m=metric)) == 1
+    assert "not in the record" in check()[0]
+    assert "status is 'running'" in check("running", m={"value": 0.5})[0]
+    (line,) = check(m={"value": 0.5}, other={"value": 50.0})
+    assert "other is 50, no fraction" in line
 
 
 @pytest.mark.parametrize(
@@ -32,9 +36,11 @@ def test_each_kind_of_expectation_passes_and_fails(kind):
         ("{kind: bound, reason: r}", "lacks min or max"),
         ("{kind: direction, min: 0, reason: r}", "lacks switched_off"),
         ("{kind: exact, value: 1}", "lacks reason"),
+        ("{kind: bound, min: high, reason: r}", "min is 'high', no number"),
+        ("7", "int in place of a mapping"),
     ],
 )
 def test_malformed_expectations_are_named(tmp_path, entry, message):
     (tmp_path / "expected.yml").write_text(f"fast-synthetic:\n  20_training:\n    top1: {entry}\n")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"fast-synthetic / 20_training / top1.*{message}"):
         runs.expectations(tmp_path / "expected.yml")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from retailkit import runs
-from retailkit.config import UsageError
 from retailkit.runs.runner import data_identity
 
 
@@ -23,15 +22,15 @@ def test_a_failed_notebook_is_kept_and_a_rerun_does_only_what_is_not_done(workbo
     prepared = []
 
     def execute(*files, **options):
-        results = runs.execute(files, jobs=2, prepare=lambda *where: prepared.append(where), **options)
+        results = runs.execute(files, jobs=2, prepare=lambda: prepared.append("once"), **options)
         return [result.status for result in results]
 
     good, bad = workbook("10_good"), workbook("20_bad", "1 / 0")
-    assert execute(good, bad) == ["ok", "failed"] and prepared == [("fast", "synthetic", None)]
-    assert record("10_good")["status"] == "ok" and record("10_good")["metrics"]["value"]["value"] == 0.5
-    assert record("10_good")["parameters"] == {"PROFILE": "fast", "DATASET": "synthetic", "SEED": 0, "VALUE": 0.5}
-    assert record("20_bad")["status"] == "failed"
-    assert "ZeroDivisionError: division by zero" in record("20_bad")["error"]
+    assert execute(good, bad) == ["ok", "failed"] and prepared == ["once"]
+    done, failed = record("10_good"), record("20_bad")
+    assert done["status"] == "ok" and done["metrics"]["value"]["value"] == 0.5
+    assert done["parameters"] == {"PROFILE": "fast", "DATASET": "synthetic", "SEED": 0, "VALUE": 0.5}
+    assert failed["status"] == "failed" and "ZeroDivisionError: division by zero" in failed["error"]
     assert "ZeroDivisionError" in Path("papermill_runs/latest/fast-synthetic/20_bad.ipynb").read_text()
     assert execute(bad) == ["failed"]
     assert record("20_bad")["resumed"][0].startswith("an earlier run ended as failed after ")
@@ -57,12 +56,6 @@ def test_a_photo_of_the_same_size_makes_another_data_set(tmp_path, root):
     assert data_identity(given | {"ROOT": str(tmp_path / root.replace("photos", "moved"))}) == before
 
 
-def test_unknown_parameters_stop_everything_before_it_starts(workbook):
-    with pytest.raises(UsageError, match=r"unknown parameter of 10_good 'VALU'; did you mean 'VALUE'"):
-        runs.execute([workbook("10_good")], extra={"VALU": 1})
-    assert not Path("papermill_runs").exists()
-
-
 def test_a_cell_that_never_ends_is_stopped(workbook):
     (result,) = runs.execute([workbook("10_long", "import time; time.sleep(60)")], timeout=2)
     assert result.status == "failed" and record("10_long")["error"] == result.error
@@ -79,8 +72,8 @@ time.sleep(60)"""
 
 def is_running(process):
     """Say whether a process is there and no zombie."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.strip().startswith("Z")
+    state = subprocess.run(["ps", "-o", "stat=", "-p", process], capture_output=True, text=True).stdout
+    return state.strip()[:1] not in ("", "Z")
 
 
 def within(seconds, condition):
@@ -114,7 +107,7 @@ def test_an_interrupted_run_leaves_no_process_and_resumes(workbook, tmp_path, ho
     assert child.wait(30) != 0
     if how == "Ctrl-C":
         assert "the same command goes on from here" in child.stderr.read()
-    assert within(15, lambda: not any(map(is_running, map(int, flag.read_text().split()))))
+    assert within(15, lambda: not any(map(is_running, flag.read_text().split())))
     assert record("10_first")["status"] == "ok" and record("90_second")["status"] == "running"
     workbook("90_second")
     assert [r.status for r in runs.execute([first, second])] == ["kept", "ok"]
@@ -166,8 +159,6 @@ def test_a_damaged_result_breaks_nothing_and_is_made_again(workbook):
     assert [r.status for r in runs.execute([path])] == ["ok"]
 
 
-def test_notebooks_are_found_by_number_and_misspelt_names_get_a_hint(workbook):
+def test_notebooks_are_found_by_number_and_by_name(workbook):
     path = workbook("20_training")
     assert runs.notebooks(["20"]) == [path] == runs.notebooks(["20_training"]) == runs.notebooks()
-    with pytest.raises(UsageError, match="did you mean '20_training'"):
-        runs.notebooks(["20_trainig"])

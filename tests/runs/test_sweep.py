@@ -8,50 +8,40 @@ import pytest
 from retailkit import runs
 from retailkit.config import UsageError
 
-
-def test_a_sweep_is_every_combination_of_its_values():
-    assert runs.parse_sweep([]) == [{}]
-    assert runs.parse_sweep(["SEED=0..2"]) == [{"SEED": "0"}, {"SEED": "1"}, {"SEED": "2"}]
-    assert [s["K"] for s in runs.parse_sweep(["K=0,2,5..6"])] == ["0", "2", "5", "6"]
-    both = runs.parse_sweep(["SEED=3..4", "K=0,2"])
-    assert [(s["SEED"], s["K"]) for s in both] == [("3", "0"), ("3", "2"), ("4", "0"), ("4", "2")]
-    assert runs.parse_sweep(["LEVEL=0.5,.75"]) == [{"LEVEL": "0.5"}, {"LEVEL": ".75"}]
-
-
+SETTINGS = {  # what is given: the values of SEED and K in each run
+    (): [{}],
+    ("SEED=0..2",): [{"SEED": "0"}, {"SEED": "1"}, {"SEED": "2"}],
+    ("K=0,2, 5..6",): [{"K": "0"}, {"K": "2"}, {"K": "5"}, {"K": "6"}],
+    ("K=0.5,.75",): [{"K": "0.5"}, {"K": ".75"}],
+    ("SEED=3..4", "K=0,2"): [{"SEED": seed, "K": k} for seed in "34" for k in "02"],
+}
 WRONG = {
-    "SEED": "SEED=",
-    "SEED=4..0": "runs backwards",
-    "SEED=0..999999999999": "more than 1000",
-    "SEED=0..1000": "more than 1000",
-    "PROFILE=fast,full": "--profile",
+    ("SEED",): "NAME=VALUE",
+    ("SEED=4..0",): "runs backwards",
+    ("SEED=0..999999999999",): "more than 1000",
+    ("SEED=0..1000",): "more than 1000",
+    ("PROFILE=fast,full",): "--profile",
+    ("SEED=0", "SEED=1"): "swept twice",
+    tuple(f"{name}=0..999" for name in "ABCDEFGH"): "more than 1000 combinations",
 }
 
 
-@pytest.mark.parametrize("given", WRONG)
-def test_a_sweep_that_cannot_be_is_refused(given):
-    with pytest.raises(UsageError, match=WRONG[given] if given != "SEED" else "NAME=VALUE"):
-        runs.parse_sweep([given])
+def test_a_sweep_is_every_combination_of_its_values_unless_it_grows_too_large():
+    for given, settings in SETTINGS.items():
+        assert runs.parse_sweep(given) == settings
+    for given, message in WRONG.items():
+        with pytest.raises(UsageError, match=message):
+            runs.parse_sweep(given)
 
 
-def test_a_sweep_is_refused_before_it_grows_too_large():
-    with pytest.raises(UsageError, match="swept twice"):
-        runs.parse_sweep(["SEED=0", "SEED=1"])
-    with pytest.raises(UsageError, match="more than 1000 combinations"):
-        runs.parse_sweep([f"{name}=0..999" for name in "ABCDEFGH"])
-
-
-WRONG_RUNS = {
-    "VALU=1,2": "did you mean 'VALUE'",
-    "SEED=0,one": "SEED=one",
-    "VALUE=0.5,0.50": "would run twice",
-}
-
-
-@pytest.mark.parametrize("given", WRONG_RUNS)
-def test_values_of_a_sweep_are_checked_before_anything_runs(workbook, command, given):
+@pytest.mark.parametrize(
+    "given, message",
+    [("VALU=1,2", "did you mean 'VALUE'"), ("SEED=0,one", "SEED=one"), ("VALUE=0.5,0.50", "would run twice")],
+)
+def test_values_of_a_sweep_are_checked_before_anything_runs(workbook, command, given, message):
     workbook("10_good")
     code, _, err = command("run", "10", "--sweep", given)
-    assert code == 2 and WRONG_RUNS[given] in err and not Path("papermill_runs").exists()
+    assert code == 2 and message in err and not Path("papermill_runs").exists()
 
 
 def test_a_sweep_leaves_ordinary_runs_and_tables(workbook, command, monkeypatch):
