@@ -199,9 +199,9 @@ def test_a_table_lists_each_folder_once_and_asks_for_no_file(tmp_path, monkeypat
     path = table(tmp_path, "image,label,group\n" + "\n".join(rows))
     monkeypatch.setattr(os, "scandir", lambda place: listed.append(place) or scan(place))
     monkeypatch.setattr(os.path, "isfile", None)
-    found = folder.read(path)
-    assert not found.faults and len(found.rows) == 3000 and listed == [tmp_path]
-    assert set(found.rows["image"]) == {str(tmp_path / f"{n}.jpg") for n in range(6)}
+    data, faults, _ = folder.read(path)
+    assert not faults and len(data) == 3000 and listed == [tmp_path]
+    assert set(data.table["image"]) == {str(tmp_path / f"{n}.jpg") for n in range(6)}
 
 
 @pytest.mark.filterwarnings("ignore")
