@@ -74,10 +74,9 @@ def test_only_the_test_list_may_be_missing(store):
 
 BROKEN = {
     "999.jpg, 0, 0": r"Kiwi_999\.jpg is missing",
-    "005.jpg, 81, 0": "unknown class '81'",
-    "005.jpg, kiwi, 0": "unknown class 'kiwi'",
-    "005.jpg, ², 0": "unknown class '²'",
-    "005.jpg, 0": "2 fields",
+    "005.jpg, 81, 0": r"005\.jpg, 81, 0' is not a photo, its class",
+    "005.jpg, ², 0": "², 0' is not a photo",
+    "005.jpg, 0": r"005\.jpg, 0' is not a photo",
 }
 
 
@@ -165,7 +164,7 @@ def test_grozi_with_one_split_of_the_list_alone(grozi):
     with pytest.raises(DataError, match="has no crops"):
         data.split("test")
     draw(grozi / "inSitu/1/video/video1.png")
-    says = r"video10 is missing, the first of 1 crops that recog_val_test\.json has in test"
+    says = r"1 crops that recog_val_test\.json has in test are missing, the first: 1/video/video10; restore"
     with pytest.raises(DataError, match=says):
         load("grozi120", grozi)
 
