@@ -197,8 +197,7 @@ class ProductData:
 
     def select(self, rows: pd.Series | np.ndarray) -> ProductData:
         """Return the same data set with only the rows given as a boolean mask or positions."""
-        table = self.table.loc[rows] if np.asarray(rows).dtype == bool else self.table.iloc[rows]
-        return replace(self, table=table.copy())
+        return replace(self, table=self.table.iloc[np.asarray(rows)].copy())
 
     def split(
         self, name: str, size: int = 224, fit: str | None = None, augment: v2.Transform | None = None
