@@ -8,20 +8,9 @@ from typing import Any
 
 from retailkit import config
 from retailkit.config import DataError, data_root, pick
-from retailkit.data.table import Batch, ProductData, ProductDataset, Sample, Truth, Word, collate
+from retailkit.data.table import Batch, ProductData, ProductDataset, Sample, collate
 
-__all__ = [
-    "DATASETS",
-    "Batch",
-    "DataError",
-    "ProductData",
-    "ProductDataset",
-    "Sample",
-    "Truth",
-    "Word",
-    "collate",
-    "load",
-]
+__all__ = ["DATASETS", "Batch", "DataError", "ProductData", "ProductDataset", "Sample", "collate", "load"]
 
 # name -> "module:function"; the function takes (root, **options) and returns a ProductData.
 DATASETS = {

@@ -13,30 +13,21 @@ from torchvision.transforms import v2
 
 from retailkit.data.synthetic.shelf import DEPARTMENTS, SHELVES, shelf
 
+SIDE = 224  # of a rendered shelf, in pixels
 # Erasing leaves words and masks as they are; torchvision warns that this may change one day.
 warnings.filterwarnings("ignore", message=r"RandomErasing\(\) is currently passing through")
 
 
 def standard(size: int) -> v2.Transform:
     """Return crops, mirror images, colour jitter and erasing, as for photos of any kind."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.3, 0.3, 0.3, 0.02),
-            v2.RandomErasing(p=0.25, scale=(0.02, 0.2)),
-        ]
-    )
+    crop, jitter = v2.RandomResizedCrop(size, scale=(0.35, 1.0)), v2.ColorJitter(0.3, 0.3, 0.3, 0.02)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), jitter, v2.RandomErasing(p=0.25, scale=(0.02, 0.2))])
 
 
 def light(size: int) -> v2.Transform:
     """Return mild crops and colour jitter for products that carry words: no mirror images, most of the label stays."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), antialias=True),
-            v2.ColorJitter(0.2, 0.2, 0.2, 0.02),
-        ]
-    )
+    crop = v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18))
+    return v2.Compose([crop, v2.ColorJitter(0.2, 0.2, 0.2, 0.02)])
 
 
 @dataclass(frozen=True)
@@ -44,36 +35,32 @@ class OnShelf:
     """Put a product with a mask in front of a rendered shelf, `share` of the time."""
 
     share: float = 0.5
-    side: int = 224
 
     def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
         """Return the parts of a sample with another background; unchanged without a mask."""
         if "mask" not in parts or torch.rand(()) >= self.share:
             return parts
         department = DEPARTMENTS[int(torch.randint(len(DEPARTMENTS), ()))]
-        canvas = shelf(department, int(torch.randint(SHELVES, ())), self.side)[..., :3]
-        background = v2.RandomCrop(self.side)(torch.from_numpy(canvas).permute(2, 0, 1))
+        canvas = shelf(department, int(torch.randint(SHELVES, ())), SIDE)[..., :3]
+        background = v2.RandomCrop(SIDE)(torch.from_numpy(canvas).permute(2, 0, 1))
         image, product = parts["image"], parts["mask"].as_subclass(torch.Tensor).bool()
-        background = v2.functional.resize(background, list(image.shape[-2:]), antialias=True)
+        background = v2.functional.resize(background, list(image.shape[-2:]))
         joined = torch.where(product, image.as_subclass(torch.Tensor), background)
         return parts | {"image": tv_tensors.wrap(joined, like=image)}
 
 
 @dataclass(frozen=True)
 class LoseResolution:
-    """Bring the image down to between `least` of its side and all of it, and up again, `share` of the time."""
+    """Bring the image down to between `least` of its side and all of it, and up again."""
 
-    share: float = 0.3
     least: float = 0.25
 
     def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
         """Return the parts of a sample with a coarser image."""
-        if torch.rand(()) >= self.share:
-            return parts
         image = parts["image"]
         scale = self.least + (1 - self.least) * float(torch.rand(()))
         small = [max(1, round(s * scale)) for s in image.shape[-2:]]
-        coarse = v2.functional.resize(image.as_subclass(torch.Tensor), small, antialias=True)
+        coarse = v2.functional.resize(image.as_subclass(torch.Tensor), small)
         coarse = v2.functional.resize(coarse, list(image.shape[-2:]))
         return parts | {"image": tv_tensors.wrap(coarse, like=image)}
 
@@ -85,12 +72,12 @@ def packshot(size: int) -> v2.Transform:
     """
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.8, 1.25), antialias=True),  # small images are fast
+            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.8, 1.25)),  # small images are fast
             OnShelf(),
             v2.RandomPerspective(0.3, p=0.5, fill={tv_tensors.Image: 128, "others": 0}),
             v2.ColorJitter((0.4, 1.2), 0.3, 0.3),
             v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.8))], 0.3),
-            LoseResolution(),
+            v2.RandomApply([LoseResolution()], 0.3),
             v2.RandomErasing(p=0.3, scale=(0.02, 0.15)),
         ]
     )

@@ -28,14 +28,13 @@ class Report:
 
     def __str__(self) -> str:
         """Return the page."""
-        total = self.counts.sum()
+        total, sizes = self.counts.sum(), self.counts.sum(axis=1)
         images = ", ".join(f"{split} {count}" for split, count in total.items())
-        classes = "1 class" if len(self.counts) == 1 else f"{len(self.counts)} classes"
+        classes = "1 class" if len(sizes) == 1 else f"{len(sizes)} classes"
         lines = [f"{total.sum()} images of {classes}: {images}"]
-        if 0 < len(self.counts) <= MOST_CLASSES:
+        if 0 < len(sizes) <= MOST_CLASSES:
             lines.append(self.counts.to_string())
-        elif len(self.counts):
-            sizes = self.counts.sum(axis=1)
+        elif len(sizes):
             lines.append(f"{sizes.min()} to {sizes.max()} images per class; the fewest of {sizes.idxmin()!r}")
         for title, found in (("to be mended", self.faults), ("worth a look", self.notes)):
             lines += [f"\n{title} ({len(found)}):", *(f"- {on_one_line(line)}" for line in found)] if found else []
@@ -50,19 +49,9 @@ def report(name: str, root: str | Path | None = None) -> Report:
         UsageError: unknown data set.
     """
     if name == "folder":
-        place = Path(root) if root else data_root(name)
-        found = folder.read(place)
-        data, faults, notes = folder.made(place, found), list(found.faults), list(found.notes)
+        data, faults, notes = folder.read(Path(root) if root else data_root(name))
     else:
         data, faults, notes = load(name, root), [], []
-    faults += broken_files(data)
-    counts = pd.crosstab(data.table["label"], data.table["split"]).reindex(columns=list(SPLITS), fill_value=0)
-    return Report(counts.rename_axis(index=None, columns=None), faults, [*notes, *advise(data.table)], data)
-
-
-def broken_files(data: ProductData) -> list[str]:
-    """Decode every image and mask of a data set; return one line, with its cure, for each that is broken."""
-    problems = []
     pairs = list(zip(data.table["image"], data.table["mask"], strict=True))
     for image, mask in tqdm(pairs, "check", delay=2, leave=False):
         try:
@@ -70,5 +59,6 @@ def broken_files(data: ProductData) -> list[str]:
             if mask and not read_mask(mask, pixels.shape[:2]).any():
                 raise DataError(f"{mask}: no pixel of this mask is product; replace it or leave it out")
         except DataError as error:
-            problems.append(str(error))
-    return problems
+            faults.append(str(error))
+    counts = pd.crosstab(data.table["label"], data.table["split"]).reindex(columns=list(SPLITS), fill_value=0)
+    return Report(counts.rename_axis(index=None, columns=None), faults, [*notes, *advise(data.table)], data)

@@ -18,16 +18,15 @@ import pooch
 
 from retailkit.cache import replacing
 from retailkit.config import DataError, UsageError, cache_dir, data_root, pick
-from retailkit.data.finegrainocr import FINEGRAINOCR
-from retailkit.data.readers import GROCERY_STORE, GROZI120, LISTS, load_grocery_store
+from retailkit.data.readers import LISTS, PUBLISHED, load_grocery_store
 
 AGAIN = "check the connection and run the same command again"
 UNPACKED = 1 << 32  # bytes that a download may unpack to
-BY_HAND = {
-    "grozi120": f"grozi120 cannot be downloaded by this command: get it from {GROZI120['url']} and lay it out as "
+BY_HAND = (
+    "grozi120 cannot be downloaded by this command: get it from {url} and lay it out as "
     "inVitro/<1..120>/web/JPEG/webN.jpg and inSitu/<1..120>/video/videoN.png, then load it with --root; for "
     f"the published list of 1,200 test crops put {' and '.join(LISTS)} of github.com/jonathan016/rpdr beside"
-}
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Archive:
 
     url: str  # of the zip of one commit
     folder: str  # of the repository
-    info: dict[str, str]  # licence, address and size
     files: Callable[[Path], list[Path]]  # returns the files to verify of the folder on disk
     sha256: str  # of them, see `list_sha256`
     complete: Callable[[Path], bool] = lambda root: True  # False where files are missing that `sha256` does not cover
@@ -53,7 +51,6 @@ ARCHIVES = {
         # After the validation split was added (November 2019).
         "https://github.com/marcusklasson/GroceryStoreDataset/archive/b545e4c5db0a77d9274bc7753eb409f83772a3a5.zip",
         "dataset",
-        GROCERY_STORE,
         _grocery_files,
         "aeefda0e19f287d86b023a3fc57bdd8e953eb11046e37f0f60b7bf7f6dfca97a",
         lambda root: (load_grocery_store(root).table["split"] == "test").sum() == 2485,
@@ -61,7 +58,6 @@ ARCHIVES = {
     "finegrainocr": Archive(
         "https://github.com/Tubbias/finegrainocr/archive/e732ab657ed7003cf131eb6c6799420271591474.zip",
         "samples",
-        FINEGRAINOCR,
         lambda root: [*root.glob("Images/*/*.jpg"), *root.glob("Text/*/*.json")],
         "84d24b736e70ba63770c4c39d0599620be4272ee2a54fc04fe18134f99c860b8",
     ),
@@ -81,10 +77,10 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
         UsageError: unknown name, or a data set that cannot be downloaded.
         DataError: the download failed or is not the published one.
     """
-    if pick([*ARCHIVES, *BY_HAND], name, "data set to fetch") in BY_HAND:
-        raise UsageError(BY_HAND[name])
-    archive, root = ARCHIVES[name], Path(root) if root else data_root(name)
-    print(f"{name}: {archive.info['size']}, licence {archive.info['licence']}, {archive.info['url']}")
+    if pick([*ARCHIVES, "grozi120"], name, "data set to fetch") not in ARCHIVES:
+        raise UsageError(BY_HAND.format(**PUBLISHED[name]))
+    archive, info, root = ARCHIVES[name], PUBLISHED[name], Path(root) if root else data_root(name)
+    print(f"{name}: {info['size']}, licence {info['licence']}, {info['url']}")
     print(f"{archive.url} -> {root}")
     if not _is_right(archive, root):
         packed = _download(archive.url, cache_dir("downloads"), f"{name}-{Path(archive.url).name}")

@@ -20,15 +20,9 @@ from retailkit.cache import open_file
 from retailkit.config import DataError, UserError
 from retailkit.data.folder import SPLIT_NAMES, files_below
 from retailkit.data.images import SUFFIXES, image_size
+from retailkit.data.readers import PUBLISHED
 from retailkit.data.table import ProductData, Word, bounding_box, make_table
 
-FINEGRAINOCR = {
-    "licence": "CC0-1.0",
-    "citation": "T. Pettersson, M. Riveiro, T. Löfström: Multimodal fine-grained grocery product recognition using "
-    "image and OCR text. Machine Vision and Applications 35:79, 2024",
-    "url": "https://github.com/Tubbias/finegrainocr",
-    "size": "256 classes, 73,378 training and 18,416 validation photos with words, 53.7 GB; 12 samples, 7 MB",
-}
 KINDS = {"images": "image", "image": "image", "text": "text", "texts": "text"}
 DAY = re.compile(r"(\d{8})_\d{6}")  # in file names: date and time of the photo
 
@@ -58,8 +52,7 @@ def load(root: str | Path) -> ProductData:
     Raises:
         DataError: no data set there, or a JSON that is not Google Vision's.
     """
-    root = Path(root)
-    faults: list[str] = []
+    root, faults = Path(root), []
     below = files_below(root, faults) if root.is_dir() else []
     if faults:
         raise DataError.listing(faults)
@@ -77,7 +70,7 @@ def load(root: str | Path) -> ProductData:
         warnings.warn(f"{single} of {len(counts)} classes have one photo: they are for training only", stacklevel=2)
     hints = {"missing_val": "the samples are for training only; the full set has val"}
     hints["missing_test"] = "FineGrainOCR publishes none"
-    return ProductData("finegrainocr", table, sorted(counts.index), FINEGRAINOCR | hints)
+    return ProductData("finegrainocr", table, sorted(counts.index), PUBLISHED["finegrainocr"] | hints)
 
 
 def place(path: str) -> Place | None:
@@ -93,44 +86,36 @@ def place(path: str) -> Place | None:
 
 def _row(root: Path, photo: Place, files: Mapping[Place | None, str]) -> dict[str, Any]:
     image, split = root / files[photo], photo.split or "train"
-    text, words = "", []
-    if json_file := files.get(photo._replace(kind="text")):
-        annotations = _annotations(root / json_file)
-        words = _words(annotations, image)
-        text = " ".join(word.text for word in words) or (annotations[0][0] if annotations else "")
+    words_file = files.get(photo._replace(kind="text"))
+    text, words = _read_words(root / words_file, image) if words_file else ("", [])
     day = DAY.search(image.name)
     group = f"{split}/{photo.label}/{day[1] if day else image.name}"
     return {"image": str(image), "label": photo.label, "split": split, "text": text, "words": words, "group": group}
 
 
-def _annotations(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Return what Google Vision read: first the whole text, then one word per entry, with their corners (x, y)."""
+def _read_words(path: Path, image: Path) -> tuple[str, list[Word]]:
+    """Return the text that Google Vision read, and its words in upright boxes, clipped to the image."""
+    try:
+        size = image_size(image)
+    except DataError:  # reported when its pixels are read
+        size = (np.inf, np.inf)
+    found = []
     try:
         with open_file(path, limit=1 << 26) as file:
             entries = json.load(file)
         if not isinstance(entries, list):
             raise TypeError
-        found = []
-        for entry in entries:
-            vertices = entry.get("bounding_poly", {}).get("vertices", [])
-            corners = [(float(v.get("x", 0)), float(v.get("y", 0))) for v in vertices]  # a 0 may be left out
-            if not np.isfinite(corners).all():
-                raise ValueError(corners)
+        for entry in entries:  # the first is the whole text, each other one a word
             entry["description"].encode()  # half of a pair of signs could not be written
-            found.append((" ".join(entry["description"].split()), corners))
-        return found
+            vertices = entry.get("bounding_poly", {}).get("vertices", []) or [{}]
+            corners = np.array([(float(v.get("x", 0)), float(v.get("y", 0))) for v in vertices])  # a 0 may be left out
+            if not np.isfinite(corners).all():
+                raise ValueError
+            found.append(Word(" ".join(entry["description"].split()), bounding_box(np.clip(corners, 0, size))))
     except UserError as error:
         raise DataError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         cure = "restore the file, or delete it: its photo then has no text"
         raise DataError(f"{path}: not a list of words as Google Vision gives it; {cure}") from None
-
-
-def _words(annotations: list[tuple[str, list[tuple[float, float]]]], image: Path) -> list[Word]:
-    """Return the words with the upright boxes around their corners, clipped to the image."""
-    try:
-        width, height = image_size(image)
-    except DataError:  # reported when its pixels are read
-        width = height = 2**31
-    clipped = [(text, np.clip(corners or [(0, 0)], 0, (width, height))) for text, corners in annotations[1:] if text]
-    return [Word(text, bounding_box(corners)) for text, corners in clipped]
+    words = [word for word in found[1:] if word.text]
+    return " ".join(word.text for word in words or found[:1]), words

@@ -7,7 +7,7 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +32,11 @@ CONVERT = f"convert it to JPEG or PNG (known: {' '.join(SUFFIXES)})"
 
 
 class Found(NamedTuple):
-    """What lies in a folder or a CSV: a row per image, what has to be mended, and what is left out."""
+    """What lies in a folder or a CSV."""
 
-    rows: list[dict[str, str]] | pd.DataFrame
-    faults: list[str]
-    notes: list[str]
+    rows: list[dict[str, str]] | pd.DataFrame  # one per image
+    faults: list[str]  # what has to be mended
+    notes: list[str]  # what is left out
 
 
 def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> ProductData:
@@ -63,17 +63,16 @@ def load(root: str | Path, *, val: float = 0.15, test: float = 0.15, seed: int =
     root = Path(root)
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UsageError(f"val={val} and test={test} leave nothing to train on; use shares that sum to less than 1")
-    found = read(root)
-    if found.faults:
-        raise DataError.listing(found.faults)
-    data = made(root, found, val, test, seed)
-    for note in (*found.notes, *advise(data.table, COMPARED)):
+    data, faults, notes = read(root, val, test, seed)
+    if faults:
+        raise DataError.listing(faults)
+    for note in (*notes, *advise(data.table, COMPARED)):
         warnings.warn(f"{root}: {note}", stacklevel=2)
     return data
 
 
-def read(root: Path) -> Found:
-    """Read a folder or a CSV without refusing what has to be mended; see `load`.
+def read(root: Path, val: float = 0.15, test: float = 0.15, seed: int = 0) -> tuple[ProductData, list[str], list[str]]:
+    """Return what can be read of a folder or a CSV, what has to be mended, and what is left out; see `load`.
 
     Raises:
         DataError: there is nothing to be read at all.
@@ -82,11 +81,7 @@ def read(root: Path) -> Found:
         raise DataError(f"{root}: no such folder or CSV; check --root")
     if why := _unprintable(root):
         raise DataError(f"{root}: {why}; rename it")
-    return _read_folder(root) if root.is_dir() else _read_csv(root)
-
-
-def made(root: Path, found: Found, val: float = 0.15, test: float = 0.15, seed: int = 0) -> ProductData:
-    """Return the data set of the rows that were found; see `load`."""
+    found = _read_folder(root) if root.is_dir() else _read_csv(root)
     table = make_table(found.rows)
     table["group"] = table["group"].where(table["group"] != "", table["image"])
     if (table["split"] == "").all():
@@ -95,7 +90,7 @@ def made(root: Path, found: Found, val: float = 0.15, test: float = 0.15, seed: 
         table["split"] = table["split"].replace("", "train")
     hint = f"give {root} images of it, or no splits at all to have them made"
     info = OWN | {"size": f"{len(table)} images"} | {f"missing_{split}": hint for split in SPLITS}
-    return ProductData("folder", table, sorted(set(table["label"])), info)
+    return ProductData("folder", table, sorted(set(table["label"])), info), found.faults, found.notes
 
 
 def _split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> pd.Series:
@@ -109,18 +104,15 @@ def _split_by_class(table: pd.DataFrame, val: float, test: float, seed: int) -> 
         sizes = Counter(groups)
         free = [group for group in sorted(sizes) if group not in split_of]
         rng = np.random.default_rng([seed, zlib.crc32(str(label).encode())])
-        split_of |= _fill([free[i] for i in rng.permutation(len(free))], sizes, {"test": test, "val": val})
+        left = [free[i] for i in rng.permutation(len(free))][::-1]
+        total = sum(sizes[group] for group in left)
+        for split, share in (("test", test), ("val", val)):  # each gets a group where one is left for training
+            have = 0
+            while share and len(left) > 1 and (have == 0 or have + sizes[left[-1]] / 2 <= share * total):
+                have += sizes[left[-1]]
+                split_of[left.pop()] = split
+        split_of |= dict.fromkeys(left, "train")
     return table["group"].map(split_of)
-
-
-def _fill(groups: list[str], sizes: Mapping[str, int], shares: dict[str, float]) -> dict[str, str]:
-    """Fill each share in turn, with at least one group where one is left over for training, and train with the rest."""
-    total, split_of, at = sum(sizes[group] for group in groups), {}, 0
-    for split, share in shares.items():
-        want, have = share * total, 0
-        while share and at < len(groups) - 1 and (have == 0 or have + sizes[groups[at]] / 2 <= want):
-            split_of[groups[at]], have, at = split, have + sizes[groups[at]], at + 1
-    return split_of | dict.fromkeys(groups[at:], "train")
 
 
 def photos(paths: Sequence[str | Path], classes: Sequence[str], checked: bool = True) -> ProductData:
@@ -175,10 +167,9 @@ def files_in_csv(path: Path) -> list[Path]:
 
 
 def _read_folder(root: Path) -> Found:
-    found = Found([], [], [])
-    folders = _folders(root)
-    splits = [p for p in folders if p.name.lower() in SPLIT_NAMES and _folders(p)]  # a class holds images
-    for part in dict.fromkeys([root, *splits]):
+    found, (folders, _) = Found([], [], []), _inside(root)
+    splits = [p for p in folders if p.name.lower() in SPLIT_NAMES and _inside(p)[0]]  # a class holds images
+    for part in (root, *splits):
         _read_loose(part, found)
     for part in splits or [root]:
         _read_classes(part, SPLIT_NAMES[part.name.lower()] if splits else "", found)
@@ -195,9 +186,10 @@ def _read_folder(root: Path) -> Found:
 
 def _read_loose(root: Path, found: Found) -> None:
     """Tell what lies beside the class folders."""
-    files = [path for path in _listed(root) if not path.is_dir() and not _is_clutter(path.name)]
-    for path in (path for path in files if not path.exists()):
-        found.faults.append(f"{path}: a link that leads nowhere; correct or delete it")
+    files = _inside(root)[1]
+    found.faults.extend(
+        f"{path}: a link that leads nowhere; correct or delete it" for path in files if not path.exists()
+    )
     if loose := [path.name for path in files if path.exists() and _is_image(path)]:
         found.notes.append(f"left out, as in no class folder: {len(loose)} images ({some(loose)}); move them")
 
@@ -205,7 +197,7 @@ def _read_loose(root: Path, found: Found) -> None:
 def _read_classes(root: Path, split: str, found: Found) -> None:
     """Add the files of a folder per class to what was found."""
     hidden, inner = _hidden(root), {}
-    for folder in _folders(root):
+    for folder in _inside(root)[0]:
         if RENDERING.fullmatch(folder.name) and (folder / "images").is_dir():
             cure = "it was rendered here by mistake: delete this folder"
             found.faults.append(f"{folder}: images of the built-in data set, none of yours; {cure}")
@@ -230,15 +222,17 @@ def _read_classes(root: Path, split: str, found: Found) -> None:
         found.notes.append(f"{some(sorted(inner))} as a class, with the folders {some(deeper)} in it; {cure}")
 
 
-def _listed(folder: Path) -> list[Path]:
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the folders and the files that lie directly in a folder."""
     try:
-        return sorted(folder.iterdir())
+        inside = sorted(path for path in folder.iterdir() if not _is_clutter(path.name))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); correct its permissions") from None
+        raise DataError(_unlisted(error)) from None
+    return [path for path in inside if path.is_dir()], [path for path in inside if not path.is_dir()]
 
 
-def _folders(root: Path) -> list[Path]:
-    return [path for path in _listed(root) if path.is_dir() and not _is_clutter(path.name)]
+def _unlisted(error: OSError) -> str:
+    return f"{error.filename}: cannot be listed ({error.strerror}); correct its permissions"
 
 
 def files_below(folder: Path, faults: list[str], hidden: list[str] | None = None) -> list[Path]:
@@ -248,11 +242,7 @@ def files_below(folder: Path, faults: list[str], hidden: list[str] | None = None
     to `faults`, and the names of hidden images to `hidden`.
     """
     files, seen = [], set()
-
-    def unlisted(error: OSError) -> None:
-        faults.append(f"{error.filename}: cannot be listed ({error.strerror}); correct its permissions")
-
-    for at, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
+    for at, inner, names in os.walk(folder, onerror=lambda error: faults.append(_unlisted(error)), followlinks=True):
         status = os.stat(at)
         if (status.st_dev, status.st_ino) in seen:
             inner.clear()
@@ -307,24 +297,24 @@ def _read_csv(path: Path) -> Found:
     lower = table.assign(split=table["split"].str.lower())
     rows = lower.assign(**{column: lower[column].map(values) for column, values in of_all.items()})
     sound = rows.notna().all(axis=1) & (table["label"] != "")
-    broken = table[~sound]
     faults = [
         f"{path} row {number}: {problem}"
-        for number, row in zip(broken.index, broken.to_dict("records"), strict=True)
+        for number, row in table[~sound].to_dict("index").items()
         for problem in _problems(path.parent, row, images, masks)
     ]
     notes = [f"columns that are not used: {some(unused)} (known: {', '.join(known)})"] if unused else []
     return Found(rows[sound].reset_index(drop=True), faults, notes)
 
 
-def _problems(folder: Path, row: dict[str, str], images: Container[str], masks: Container[str]) -> list[str]:
-    found = [] if row["label"] else ["no label; fill it in or drop the row"]
+def _problems(folder: Path, row: dict[str, str], images: Container[str], masks: Container[str]) -> Iterator[str]:
+    if not row["label"]:
+        yield "no label; fill it in or drop the row"
+    missing = "is missing; restore it, correct its path below the CSV or drop the row"
     if not _is_image(row["image"]):
-        found.append(f"{row['image']!r} is not a known kind of image; {CONVERT}")
-    for name, files in (("image", images), ("mask", masks)):
-        if row[name] and row[name] not in files and (name == "mask" or _is_image(row[name])):
-            cure = "restore it, correct its path below the CSV or drop the row"
-            found.append(f"{folder / row[name]} is missing; {cure}")
+        yield f"{row['image']!r} is not a known kind of image; {CONVERT}"
+    elif row["image"] not in images:
+        yield f"{folder / row['image']} {missing}"
+    if row["mask"] and row["mask"] not in masks:
+        yield f"{folder / row['mask']} {missing}"
     if row["split"] and row["split"].lower() not in SPLIT_NAMES:
-        found.append(f"unknown split {row['split']!r}; use train, val or test")
-    return found
+        yield f"unknown split {row['split']!r}; use train, val or test"

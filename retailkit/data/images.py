@@ -28,15 +28,9 @@ MAX_SIDE = 16_384  # `pad` makes a square of the longer side
 MAX_RATIO = 100  # of the longer to the shorter side: `crop` enlarges the shorter one
 LIMIT = f"at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side"
 ORIENTATION = 0x0112  # EXIF tag
-TURNS = {  # EXIF orientation -> how the stored image becomes upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURN = Image.Transpose
+UPRIGHT = (None, TURN.FLIP_LEFT_RIGHT, TURN.ROTATE_180, TURN.FLIP_TOP_BOTTOM, TURN.TRANSPOSE, TURN.ROTATE_270,
+           TURN.TRANSVERSE, TURN.ROTATE_90)  # for EXIF orientation 1 to 8  # fmt: skip
 
 Source = str | Path | BytesIO
 
@@ -58,23 +52,21 @@ def files_beside(folder: Path, names: Iterable[str]) -> dict[str, str]:
         head, slash, tail = name.replace("\\", "/").rpartition("/")
         if (head := head + slash) not in listed:
             listed[head] = _listed(file_beside(folder, head))
-        at, files = listed[head]
-        if tail in files:
-            found[name] = at + files[tail]
-        elif os.path.isfile(at + tail):  # where capitals do not matter
-            found[name] = at + tail
-        elif "\\" in name and os.path.isfile(file := file_beside(folder, name)):
+        if tail in listed[head]:
+            found[name] = listed[head][tail]
+        elif os.path.isfile(file := file_beside(folder, name)):  # capitals may not matter, and names may hold a \
             found[name] = str(file)
     return found
 
 
-def _listed(folder: Path) -> tuple[str, dict[str, str]]:
-    """Return how paths in a folder begin, and its files by their names, also with joined accents."""
+def _listed(folder: Path) -> dict[str, str]:
+    """Return the files of a folder by their names, also with joined accents."""
     files: list[str] = []
     with suppress(OSError, ValueError), os.scandir(folder) as entries:
         files += (entry.name for entry in entries if entry.is_file())
-    joined = {unicodedata.normalize("NFC", name): name for name in files}
-    return str(folder / "x")[:-1], joined | dict(zip(files, files, strict=True))
+    start = str(folder / "x")[:-1]
+    joined = {unicodedata.normalize("NFC", name): start + name for name in files}
+    return joined | {name: start + name for name in files}
 
 
 @contextmanager
@@ -85,9 +77,10 @@ def opened(source: Source) -> Iterator[Image.Image]:
         DataError: the file is missing, of another format, too large, too narrow, or cannot be decoded (also when that
             shows inside the block).
     """
-    name = "the image" if isinstance(source, BytesIO) else source
+    uploaded = isinstance(source, BytesIO)
+    name = "the image" if uploaded else source
     try:
-        door = nullcontext(source) if isinstance(source, BytesIO) else open_file(source)
+        door = nullcontext(source) if uploaded else open_file(source)
         with door as stream, Image.open(stream, formats=FORMATS) as image:
             long, short = max(image.size), min(image.size)
             if long * short > MAX_PIXELS or long > MAX_SIDE:
@@ -99,10 +92,10 @@ def opened(source: Source) -> Iterator[Image.Image]:
         raise
     except UserError as error:
         raise DataError(f"{error}, or drop its row") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image that can be read; replace the file or drop its row") from None
     except Image.DecompressionBombError:
         raise DataError(f"{name}: too many pixels; use {LIMIT}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image that can be read; replace the file or drop its row") from None
     except Exception as error:  # decoders raise anything on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded ({reason}); replace the file or drop its row") from None
@@ -117,8 +110,7 @@ def read_image(source: Source) -> np.ndarray:
 def image_size(source: Source) -> tuple[int, int]:
     """Return the width and height of the upright image, from its header; see `opened` for errors."""
     with opened(source) as image:
-        # Pillow swaps the sides of a TIFF by itself.
-        turned = image.format != "TIFF" and _orientation(image) >= 5
+        turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow swaps the sides of a TIFF by itself
         return image.size[::-1] if turned else image.size
 
 
@@ -129,12 +121,12 @@ def _orientation(image: Image.Image) -> int:
         value = int(value[0] if isinstance(value, tuple) else value)
     except Exception:  # the pixels are sound, whatever the metadata says
         return 1
-    return value if value in TURNS else 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # turns a TIFF and forgets its tag
-    turn = TURNS.get(_orientation(image))
+    turn = UPRIGHT[_orientation(image) - 1]
     return image if turn is None else image.transpose(turn)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +43,16 @@ def read_words(image: np.ndarray) -> list[Word]:
     Where the engine does not tell the words of a line apart (scripts read character by character), the line's box is
     divided in proportion to the characters. Boxes are axis-aligned, in pixels.
     """
-    with _engine() as engine:
+    try:
+        engine = _idle.pop()
+    except IndexError:
+        from rapidocr import RapidOCR
+
+        engine = RapidOCR(params=SETTINGS)
+    try:
         found = engine(np.ascontiguousarray(image[..., ::-1]), return_word_box=True)
+    finally:
+        _idle.append(engine)
     if not found.txts:
         return []
     lines = zip(found.txts, found.scores, found.boxes, found.word_results, strict=True)
@@ -66,31 +73,14 @@ def add_text(data: ProductData, limit: int | None = None) -> ProductData:
     Raises:
         DataError: an image cannot be read; the message names file and row. What was read before is cached.
     """
-    table = data.table.copy()
-    words = [redact_words(found) if isinstance(found, list) else [] for found in table.get("words", table["text"])]
-    rows = _spread(table, limit)
+    table, rows = data.table.copy(), _to_read(data.table, limit)
     read = _read_files(data.name, table["image"].iloc[rows])
-    for row in rows:
-        words[row] = redact_words(read[row])
-    table["words"], table["read"] = words, np.isin(np.arange(len(table)), rows)
-    texts = [" ".join(word.text for word in found) for found in words]
+    given = [found if isinstance(found, list) else [] for found in table.get("words", table["text"])]
+    table["words"] = [redact_words(read.get(row, found)) for row, found in enumerate(given)]
+    table["read"] = table.index.isin(rows)
+    texts = [" ".join(word.text for word in found) for found in table["words"]]
     table["text"] = [redact_barcodes(own) or text for own, text in zip(table["text"], texts, strict=True)]
     return replace(data, table=table)
-
-
-@contextmanager
-def _engine() -> Iterator[Callable]:
-    """Lend an engine, an idle one if there is one."""
-    try:
-        engine = _idle.pop()
-    except IndexError:
-        from rapidocr import RapidOCR
-
-        engine = RapidOCR(params=SETTINGS)
-    try:
-        yield engine
-    finally:
-        _idle.append(engine)
 
 
 def _split_line(text: str, score: float, quad: np.ndarray, found: Sequence, shape: tuple[int, int]) -> list[Word]:
@@ -100,19 +90,17 @@ def _split_line(text: str, score: float, quad: np.ndarray, found: Sequence, shap
     clockwise.
     """
     if [part for part, _, _ in found] != text.split():
-        found = [(word.group(), score, _part(quad, word, len(text))) for word in re.finditer(r"\S+", text)]
+        top_left, top_right, bottom_right, bottom_left = np.asarray(quad, dtype=float)
+        found = []
+        for word in re.finditer(r"\S+", text):  # all characters of the line are equally wide
+            ends = np.array([[word.start()], [word.end()]]) / len(text)
+            sides = top_left + (top_right - top_left) * ends, bottom_left + (bottom_right - bottom_left) * ends
+            found.append((word.group(), score, np.vstack(sides)))
     boxes = [bounding_box(np.clip(np.asarray(corners, float), 0, shape[::-1])) for _, _, corners in found]
     return [Word(part, box, min(float(sure), 1.0)) for (part, sure, _), box in zip(found, boxes, strict=True)]
 
 
-def _part(quad: np.ndarray, word: re.Match, length: int) -> np.ndarray:
-    """Return the quad (4,2) of a word in a line of `length` characters, each of which is equally wide."""
-    top_left, top_right, bottom_right, bottom_left = np.asarray(quad, dtype=float)
-    ends = np.array([[word.start()], [word.end()]]) / length
-    return np.vstack([top_left + (top_right - top_left) * ends, bottom_left + (bottom_right - bottom_left) * ends])
-
-
-def _spread(table: pd.DataFrame, limit: int | None) -> np.ndarray:
+def _to_read(table: pd.DataFrame, limit: int | None) -> np.ndarray:
     """Return positions of the rows to read: those without a text, `limit` of them in turn from each class."""
     empty = np.flatnonzero(table["text"] == "")
     if limit is None or limit >= len(empty):

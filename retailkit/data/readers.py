@@ -10,49 +10,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from retailkit.config import DataError, pick
+from retailkit.config import DataError, pick, read_yaml
 from retailkit.data import spreadsheet
 from retailkit.data.folder import load as load_folder
 from retailkit.data.table import SPLITS, ProductData, make_table
 
-GROCERY_STORE = {
-    "licence": "MIT",
-    "citation": "M. Klasson, C. Zhang, H. Kjellström: A Hierarchical Grocery Store Image Dataset with Visual and "
-    "Semantic Labels. WACV 2019",
-    "url": "https://github.com/marcusklasson/GroceryStoreDataset",
-    "size": "5,421 photos, 123 MB",
-}
-GROZI120 = {
-    "licence": "none stated; published for research",
-    "citation": "M. Merler, C. Galleguillos, S. Belongie: Recognizing Groceries in situ Using in vitro Training Data. "
-    "CVPR Workshops 2007",
-    "url": "http://grozi.calit2.net/grozi.html",
-    "size": "676 packshots and 11,194 crops of shelf videos",
-}
-CAPG_GP = {
-    "licence": "academic use",
-    "citation": "CAPG-GP: grocery products on shelves, Zhejiang University; used in Srivastava 2020",
-    "url": "http://zju-capg.org/capg-gp.html",
-    "size": "102 packshots and about 4,756 crops of 234 shelf photos",
-}
-DM4VM = {
-    "licence": "unknown",
-    "citation": "DM4VM: products of vending machines; used in Srivastava 2020",
-    "url": "",
-    "size": "10 classes, 60 to 70 training and about 30 test images each",
-}
-IMAGENET9 = {
-    "licence": "that of ImageNet: research and education, not commercial",
-    "citation": "K. Xiao, L. Engstrom, A. Ilyas, A. Madry: Noise or Signal: The Role of Image Backgrounds in Object "
-    "Recognition. ICLR 2021",
-    "url": "https://github.com/MadryLab/backgrounds_challenge",
-    "size": "9 classes; 5,045 training and 450 test images each in every variant, 224x224",
-}
+# What each published set is: `licence`, `citation`, `url` and `size`.
+PUBLISHED = read_yaml(Path(__file__).with_name("published.yaml"))
 
 
 # -- Grocery Store.
 
-SUBSETS = {"fruit": "Fruit", "packages": "Packages", "vegetables": "Vegetables"}
+SUBSETS = ("fruit", "packages", "vegetables")  # folders of the photos, there with a capital
 RUN = 5  # photos per group
 
 
@@ -71,51 +40,44 @@ def load_grocery_store(root: str | Path, *, subset: str | None = None) -> Produc
         DataError: the folder, a list (but `test.txt`) or a listed photo is missing, or a line is broken.
     """
     root, cure = Path(root), "run `retailkit fetch grocery_store` or point --root at the folder with classes.csv"
-    area = SUBSETS[pick(SUBSETS, subset, "subset")] if subset else None
+    area = pick(SUBSETS, subset, "subset").capitalize() if subset else ""
     if not (root / "classes.csv").is_file():
         raise DataError(f"{root}: no Grocery Store data set here (classes.csv is missing); {cure}")
-    names = _read_grocery_classes(root / "classes.csv")
+    table = spreadsheet.read_table(root / "classes.csv")
+    if table.shape[1] < 3:
+        raise DataError(f"{root / 'classes.csv'}: not the published table of classes; delete it and {cure}")
+    names = {number: (fine, coarse) for fine, number, coarse, *_ in table.itertuples(index=False)}
     rows = []
     for split in SPLITS:
         if (root / f"{split}.txt").is_file():
-            rows += _read_grocery_list(root, split, names, cure)
+            rows += _read_grocery_list(root, split, names, area, cure)
         elif split != "test":
             raise DataError(f"{root / split}.txt: missing; {cure}")
-    rows = [row for row in rows if area in (None, row["area"])]
     classes = {row["label"] for row in rows} if subset else {fine for fine, _ in names.values()}
-    info = GROCERY_STORE | {f"missing_{split}": f"{root / split}.txt is not there, {cure}" for split in SPLITS}
-    return ProductData("grocery_store", make_table(rows), sorted(classes), info)
+    hints = {f"missing_{split}": f"{root / split}.txt is not there, {cure}" for split in SPLITS}
+    return ProductData("grocery_store", make_table(rows), sorted(classes), PUBLISHED["grocery_store"] | hints)
 
 
-def _read_grocery_classes(path: Path) -> dict[int, tuple[str, str]]:
-    """Return the fine and coarse class name by fine class number."""
-    table = spreadsheet.read_table(path)
-    try:
-        return {int(number): (fine, coarse) for fine, number, coarse in table.iloc[:, :3].itertuples(index=False)}
-    except ValueError:
-        cure = "delete it and run `retailkit fetch grocery_store`"
-        raise DataError(f"{path}: not the published table of classes; {cure}") from None
-
-
-def _read_grocery_list(root: Path, split: str, names: dict[int, tuple[str, str]], cure: str) -> list[dict[str, str]]:
-    """Read `<split>.txt`: lines of photo, fine and coarse class number."""
+def _read_grocery_list(
+    root: Path, split: str, names: Mapping[str, tuple[str, str]], area: str, cure: str
+) -> list[dict[str, str]]:
+    """Read `<split>.txt`: lines of photo, fine and coarse class number; `names` has the classes by fine number."""
     path, rows = root / f"{split}.txt", []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 3:
-            raise DataError(f"{path} line {number}: {len(fields)} fields instead of photo, class, coarse class; {cure}")
-        photo, fine, _ = fields
-        if not re.fullmatch("[0-9]+", fine) or int(fine) not in names:
-            raise DataError(f"{path} line {number}: unknown class {fine!r}; use a number from classes.csv, or {cure}")
+        photo, *fields = (field.strip() for field in line.split(","))
+        if len(fields) != 2 or fields[0] not in names:
+            what = f"{line!r} is not a photo, its class (a number in classes.csv) and its coarse class"
+            raise DataError(f"{path} line {number}: {what}; {cure}")
         if not (root / photo).is_file():
             raise DataError(f"{path} line {number}: {root / photo} is missing; restore it or {cure}")
-        label, coarse = names[int(fine)]
+        label, coarse = names[fields[0]]
         digits = re.search(r"(\d+)\.\w+$", photo)
         run = (int(digits[1]) - 1) // RUN if digits else 0  # files are numbered from 1
         row = {"image": str(root / photo), "label": label, "coarse": coarse, "split": split}
-        rows.append(row | {"group": f"{split}/{label}/{run}", "area": photo.split("/")[1]})
+        if f"/{area}/" in photo or not area:
+            rows.append(row | {"group": f"{split}/{label}/{run}"})
     return rows
 
 
@@ -147,24 +109,30 @@ def load_grozi120(root: str | Path) -> ProductData:
     root, cure = Path(root), "get Grozi-120 from its page (see `retailkit fetch grozi120`) or point --root at it"
     if not (root / "inVitro").is_dir():
         raise DataError(f"{root}: no Grozi-120 data set here (inVitro is missing); {cure}")
-    names = _read_grozi_names(root / "Index" / "UPC_index.txt")
     rows = []
     for number, folder in _numbered_folders(root / "inVitro"):
         masks = _numbered_files(folder / "web" / "masks", "mask")
         shots = _numbered_files(folder / "web" / "PNG", "web") | _numbered_files(folder / "web" / "JPEG", "web")
         for n, path in sorted(shots.items()):
-            row = {"image": path, "label": _grozi_label(names, number), "split": "train"}
-            rows.append(row | {"mask": masks.get(n, ""), "group": f"packshot/{number}/{n}"})
+            row = {"image": path, "label": number, "split": "train", "mask": masks.get(n, "")}
+            rows.append(row | {"group": f"packshot/{number}/{n}"})
     if not rows:
         raise DataError(f"{root / 'inVitro'}: no packshots (<id>/web/JPEG/webN.jpg or <id>/web/PNG/webN.png); {cure}")
     crops = {number: _numbered_files(at / "video", "video") for number, at in _numbered_folders(root / "inSitu")}
     listed = _read_grozi_lists(root, crops)
     for number, files in crops.items():
-        splits = _halves(files) if listed is None else listed.get(number, {})
-        rows += _grozi_crops(number, _grozi_label(names, number), files, splits)
+        before, run = None, 0
+        for n, split in sorted((_halves(files) if listed is None else listed.get(number, {})).items()):
+            if n in files:
+                run = run if before == (split, n - 1) else n
+                before = split, n
+                group = f"video/{number}/{run}"
+                rows.append({"image": files[n], "label": number, "split": split, "group": group})
+    names, table = _read_grozi_names(root / "Index" / "UPC_index.txt"), make_table(rows)
+    table["label"] = [names.get(number, f"grozi-{number:03d}") for number in table["label"]]
     hint = f"{root / 'inSitu'} has no crops of it (<id>/video/videoN.png), {cure}"
-    info = GROZI120 | {"missing_test": hint, "missing_val": hint}
-    return ProductData("grozi120", make_table(rows), sorted({row["label"] for row in rows}), info, fit="pad")
+    info = PUBLISHED["grozi120"] | {"missing_test": hint, "missing_val": hint}
+    return ProductData("grozi120", table, sorted(set(table["label"])), info, fit="pad")
 
 
 def _read_grozi_names(path: Path) -> dict[int, str]:
@@ -174,10 +142,6 @@ def _read_grozi_names(path: Path) -> dict[int, str]:
     lines = re.findall(r"^\s*(\d+)[\s,;]+\d+[\s,;]+(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
     twice = Counter(name for _, name in lines)
     return {int(n): name if twice[name] == 1 else f"{name} ({n})" for n, name in lines}
-
-
-def _grozi_label(names: dict[int, str], number: int) -> str:
-    return names.get(number, f"grozi-{number:03d}")
 
 
 def _read_grozi_lists(root: Path, crops: Mapping[int, Mapping[int, str]]) -> dict[int, dict[int, str]] | None:
@@ -204,24 +168,14 @@ def _read_grozi_lists(root: Path, crops: Mapping[int, Mapping[int, str]]) -> dic
         wanted = [(product, n) for product, numbers in listed.items() for n in numbers if numbers[n] == split]
         lacking = [(product, n) for product, n in wanted if n not in crops.get(product, {})]
         if 0 < len(lacking) < len(wanted):
-            product, n = lacking[0]
-            what = f"video{n} is missing, the first of {len(lacking)} crops that {LISTS[0]} has in {split}"
-            raise DataError(f"{root / 'inSitu' / str(product) / 'video'}: {what}; restore them, or remove the list")
+            what = f"{len(lacking)} crops that {LISTS[0]} has in {split} are missing, the first: {{}}/video/video{{}}"
+            raise DataError(f"{root / 'inSitu'}: {what.format(*lacking[0])}; restore them, or remove the list")
     return listed
 
 
 def _halves(crops: Mapping[int, str]) -> dict[int, str]:
     """Return the split of each crop of a product by file number."""
     return {n: "val" if i < len(crops) // 2 else "test" for i, n in enumerate(sorted(crops))}
-
-
-def _grozi_crops(number: int, label: str, files: Mapping[int, str], splits: Mapping[int, str]) -> list[dict[str, str]]:
-    rows, before, run = [], None, 0
-    for n in sorted(set(files) & set(splits)):
-        run = run if before == (splits[n], n - 1) else n
-        before = splits[n], n
-        rows.append({"image": files[n], "label": label, "split": splits[n], "group": f"video/{number}/{run}"})
-    return rows
 
 
 def _numbered_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -237,18 +191,18 @@ def _numbered_files(folder: Path, stem: str) -> dict[int, str]:
 # -- CAPG-GP and DM4VM. Their images were not at hand when this was written, so that their layout is not certain.
 
 
-def _load_folders(root: str | Path, *, name: str, info: dict[str, str]) -> ProductData:
+def _load_folders(root: str | Path, *, name: str) -> ProductData:
     """Read `train` and `test` folders with a folder per class, or a `mapping.csv` with image, label and split."""
     root, mapping = Path(root), Path(root) / "mapping.csv"
     if not mapping.is_file() and not all((root / split).is_dir() for split in ("train", "test")):
         cure = "put `train` and `test` with a folder per class there, or a mapping.csv with image, label and split"
         raise DataError(f"{root}: no {name} data set here; {cure}")
     found = load_folder(mapping if mapping.is_file() else root)
-    return replace(found, name=name, info=found.info | info)
+    return replace(found, name=name, info=found.info | PUBLISHED[name])
 
 
-load_capg_gp = partial(_load_folders, name="capg_gp", info=CAPG_GP)
-load_dm4vm = partial(_load_folders, name="dm4vm", info=DM4VM)
+load_capg_gp = partial(_load_folders, name="capg_gp")
+load_dm4vm = partial(_load_folders, name="dm4vm")
 
 
 # -- ImageNet-9.
@@ -274,7 +228,8 @@ def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductDat
         DataError: the folder is missing or holds no images in class folders; the message names it and the cure.
     """
     pick(VARIANTS, variant, "variant of ImageNet-9")
-    root, cure = Path(root), f"get it from {IMAGENET9['url']}, or point --root at the folder with the variants"
+    root, info = Path(root), PUBLISHED["imagenet9"]
+    cure = f"get it from {info['url']}, or point --root at the folder with the variants"
     if not root.is_dir():
         raise DataError(f"{root}: no ImageNet-9 here; {cure}")
     if not (root / variant).is_dir():
@@ -292,7 +247,7 @@ def load_imagenet9(root: str | Path, *, variant: str = "original") -> ProductDat
     hints["missing_val"] = "ImageNet-9 has none; hold out part of train"
     classes = sorted({row["label"] for row in rows})
     # The released images are 224 px wide and high; the paper uses them whole.
-    return ProductData("imagenet9", make_table(rows), classes, IMAGENET9 | hints, fit="stretch")
+    return ProductData("imagenet9", make_table(rows), classes, info | hints, fit="stretch")
 
 
 def _read_imagenet9_class(root: Path, variant: str, folder: str, at: Path) -> list[dict[str, str]]:

@@ -100,16 +100,10 @@ class Batch:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size into a `Batch`."""
-    masks = [s.mask for s in samples]
-    return Batch(
-        images=torch.stack([s.image for s in samples]),
-        labels=torch.tensor([s.label for s in samples]),
-        texts=[s.text for s in samples],
-        words=[s.words for s in samples],
-        masks=None if any(m is None for m in masks) else torch.stack(masks),
-        truths=[s.truth for s in samples],
-        indices=torch.tensor([s.index for s in samples]),
-    )
+    columns = zip(*(vars(sample).values() for sample in samples), strict=True)
+    images, labels, texts, words, masks, truths, indices = map(list, columns)
+    stacked = None if any(mask is None for mask in masks) else torch.stack(masks)
+    return Batch(torch.stack(images), torch.tensor(labels), texts, words, stacked, truths, torch.tensor(indices))
 
 
 def make_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -150,18 +144,15 @@ def to_square(parts: dict[str, Any], fit: str, size: int) -> dict[str, Any]:
         size: side of the result in pixels.
     """
     if fit == "crop":
-        steps = [v2.Resize(round(size / CROP_FRACTION), antialias=True), v2.CenterCrop(size)]
-    elif fit == "stretch_crop":
-        larger = round(size / STRETCH_CROP_FRACTION)
-        steps = [v2.Resize((larger, larger), antialias=True), v2.CenterCrop(size)]
-    else:
-        steps = [v2.Resize((size, size), antialias=True)]
+        return v2.CenterCrop(size)(v2.Resize(round(size / CROP_FRACTION))(parts))
+    if fit == "stretch_crop":
+        return v2.CenterCrop(size)(v2.Resize([round(size / STRETCH_CROP_FRACTION)] * 2)(parts))
     if fit == "pad":
         height, width = parts["image"].shape[-2:]
         dx, dy = max(height - width, 0), max(width - height, 0)
         grey = {tv_tensors.Image: 128, tv_tensors.Mask: 0, "others": 0}
-        steps.insert(0, v2.Pad([dx // 2, dy // 2, dx - dx // 2, dy - dy // 2], fill=grey))
-    return v2.Compose(steps)(parts)
+        parts = v2.Pad([dx // 2, dy // 2, dx - dx // 2, dy - dy // 2], fill=grey)(parts)
+    return v2.Resize([size, size])(parts)
 
 
 @dataclass
@@ -183,7 +174,7 @@ class ProductData:
         return len(self.table)
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{s} {(self.table['split'] == s).sum()}" for s in self.splits)
+        parts = ", ".join(f"{split} {(self.table['split'] == split).sum()}" for split in self.splits)
         return f"ProductData({self.name!r}, {len(self)} images, {len(self.classes)} classes: {parts})"
 
     @property
@@ -206,8 +197,7 @@ class ProductData:
 
     def select(self, rows: pd.Series | np.ndarray) -> ProductData:
         """Return the same data set with only the rows given as a boolean mask or positions."""
-        table = self.table.loc[rows] if np.asarray(rows).dtype == bool else self.table.iloc[rows]
-        return replace(self, table=table.copy())
+        return replace(self, table=self.table.iloc[np.asarray(rows)].copy())
 
     def split(
         self, name: str, size: int = 224, fit: str | None = None, augment: v2.Transform | None = None
@@ -281,7 +271,7 @@ class ProductDataset(torch.utils.data.Dataset):
         `reads` names the files that are read beside the image: `mask` and `truth`, or neither, which is faster.
         """
         now = {name: getattr(self, name) for name in ("rows", "size", "fit", "augment", "condition", "reads")}
-        return ProductDataset(self.data, **(now | changes))
+        return ProductDataset(self.data, **now | changes)
 
     def __getitem__(self, position: int) -> Sample:
         index = int(self.rows[position])

@@ -94,13 +94,15 @@ def character_errors(truth: Sequence[Word], read: Sequence[Word]) -> tuple[int, 
         Levenshtein distance and number of printed characters; case matters, words cropped away do not.
     """
     truth = [word for word in truth if word.box[2] > word.box[0] and word.box[3] > word.box[1]]
-    count, groups = connected_components(_touching(truth, read), directed=False)
+    touching = np.zeros((len(truth) + len(read),) * 2, dtype=bool)
+    touching[: len(truth), len(truth) :] = same_place([w.box for w in truth], [w.box for w in read], OVERLAP)
+    count, groups = connected_components(touching, directed=False)
     edits = 0
     for group in range(count):
         printed = _joined(compress(truth, groups[: len(truth)] == group))
         found = _joined(compress(read, groups[len(truth) :] == group))
         edits += Levenshtein.distance(printed, found) if printed else 0
-    return edits, sum(len(word.text.replace(" ", "")) for word in truth)
+    return edits, len(_joined(truth))
 
 
 def error_rate(data: ProductData) -> tuple[float, int]:
@@ -115,13 +117,6 @@ def error_rate(data: ProductData) -> tuple[float, int]:
     counts = [character_errors(truth, read) for truth, read in zip(printed, rows["words"], strict=True)]
     edits, length = np.sum(counts, axis=0) if counts else (0, 0)
     return float(edits / length) if length else float("nan"), sum(map(len, printed))
-
-
-def _touching(truth: Sequence[Word], read: Sequence[Word]) -> np.ndarray:
-    """Return the (N+M,N+M) adjacency of N printed and M read words."""
-    graph = np.zeros((len(truth) + len(read),) * 2, dtype=bool)
-    graph[: len(truth), len(truth) :] = same_place([word.box for word in truth], [word.box for word in read], OVERLAP)
-    return graph
 
 
 def same_place(boxes: Any, others: Any, overlap: float) -> np.ndarray:

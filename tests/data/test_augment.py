@@ -15,7 +15,7 @@ def parts():
 
 
 def test_a_shelf_behind_a_packshot_leaves_the_product(parts):
-    changed = OnShelf(share=1.0, side=96)(parts)
+    changed = OnShelf(share=1.0)(parts)
     inside = parts["mask"].expand(3, -1, -1).as_subclass(torch.Tensor)
     assert (changed["image"].as_subclass(torch.Tensor)[inside] == 200).all()
     assert changed["image"].as_subclass(torch.Tensor)[~inside].float().std() > 5
@@ -24,7 +24,7 @@ def test_a_shelf_behind_a_packshot_leaves_the_product(parts):
 
 def test_less_resolution_keeps_the_size(parts):
     noise = {"image": tv_tensors.Image(torch.randint(0, 256, (3, 60, 50), dtype=torch.uint8))}
-    coarse = LoseResolution(share=1.0, least=0.2)(noise)["image"]
+    coarse = LoseResolution(least=0.2)(noise)["image"]
     assert coarse.shape == (3, 60, 50) and coarse.float().std() < noise["image"].float().std()
 
 

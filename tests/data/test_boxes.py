@@ -103,27 +103,24 @@ def test_a_coco_file_becomes_scenes_with_labels_from_one_on(tmp_path):
     assert (len(both["labels"]), products["labels"].tolist()) == (2, [1])
 
 
-@pytest.mark.parametrize(
-    "changes, says",
-    [
-        ({"images": [{"id": 7, "file_name": "two.png"}]}, "two.png"),
-        ({"images": [{"id": 7, "file_name": "boxes.json"}]}, "boxes.json"),
-        ({"images": [{"id": 7, "file_name": "one.png", "width": 600, "height": 400}]}, "60x40 pixels but"),
-        ({"images": []}, "lists no images"),
-        ({"annotations": [ANNOTATION | {"bbox": [50, 5, 20, 30]}]}, r"annotation 5: bbox .* outside .* 60x40"),
-        ({"annotations": [ANNOTATION | {"bbox": [10, 5, 0, 30]}, NOWHERE]}, r"(?s)is empty.*8 is not among the images"),
-        ({"annotations": [ANNOTATION | {"bbox": [10, 5, 20]}]}, "is not four numbers"),
-        ({"annotations": [ANNOTATION | {"category_id": 4}]}, r"unknown category_id 4 \(known: 3, 90\)"),
-        ({"annotations": [{"image_id": 7, "category_id": 3}]}, r"annotations\[0\] lacks bbox"),
-        ({"categories": {}}, "no list 'categories'"),
-        ({"categories": [{"id": 3, "name": None}]}, r"categories\[0\] lacks name"),
-        ({"images": [{"id": 7, "file_name": None}]}, r"images\[0\] lacks file_name"),
-        ({"images": [{"id": 7, "file_name": "one.png"}] * 2}, "images has the id 7 more than once"),
-        ({"annotations": [ANNOTATION | {"image_id": [7]}]}, r"annotations\[0\] lacks image_id"),
-        ({"annotations": [ANNOTATION | {"image_id": "7"}]}, "image_id '7' is not among"),
-        ({"annotations": [ANNOTATION | {"bbox": [0.2, 0.1, 0.3, 0.6]}]}, "give pixels, not shares"),
-    ],
-)
+IMAGE = {"id": 7, "file_name": "one.png"}
+FAULTY = [  # those that tests/hostile leaves out, and one of each kind
+    ({"images": [IMAGE | {"file_name": "two.png"}]}, "two.png"),
+    ({"images": [IMAGE | {"width": 600, "height": 400}]}, "60x40 pixels but"),
+    ({"images": []}, "lists no images"),
+    ({"annotations": [ANNOTATION | {"bbox": [50, 5, 20, 30]}]}, r"annotation 5: bbox .* outside .* 60x40"),
+    ({"annotations": [ANNOTATION | {"bbox": [10, 5, 0, 30]}, NOWHERE]}, r"(?s)is empty.*8 is not among the images"),
+    ({"annotations": [ANNOTATION | {"bbox": [10, 5, 20]}]}, "is not four numbers"),
+    ({"annotations": [ANNOTATION | {"category_id": 4}]}, r"unknown category_id 4 \(known: 3, 90\)"),
+    ({"categories": {}}, "no list 'categories'"),
+    ({"images": [IMAGE] * 2}, "images has the id 7 more than once"),
+    ({"annotations": [ANNOTATION | {"image_id": [7]}]}, r"annotations\[0\] lacks image_id"),
+    ({"annotations": [ANNOTATION | {"image_id": "7"}]}, "image_id '7' is not among"),
+    ({"annotations": [ANNOTATION | {"bbox": [0.2, 0.1, 0.3, 0.6]}]}, "give pixels, not shares"),
+]
+
+
+@pytest.mark.parametrize("changes, says", FAULTY)
 def test_a_faulty_coco_file_is_refused_with_place_and_cure(tmp_path, changes, says):
     with pytest.raises(DataError, match=says):
         load_coco(coco(tmp_path, **changes), tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 
@@ -13,28 +12,11 @@ from PIL import Image
 from retailkit.config import UserError
 from retailkit.data import load
 from retailkit.data.boxes import load_coco
-from retailkit.data.images import read_image, read_mask
+from retailkit.data.images import read_mask
 from retailkit.data.spreadsheet import read_table
 
 ROWS = [["image", "label", "text"], *([f"p{n}.jpg", f"milk {n % 3}", f"fresh {n}"] for n in range(8))]
 PIECES = [b'"', b",", b";", b"\n", b"\r\n", b"\0", b"\xff", b'""', b',"', b'",', b" ", b"=", b"\xef\xbb\xbf", b"a,b"]
-MODES = {"JPEG": "RGB", "PNG": "RGBA", "WEBP": "RGB", "BMP": "RGB", "GIF": "P", "TIFF": "F", "PPM": "RGB"}
-
-
-def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Change a few bytes, zero some, cut the end off, put some before, or repeat a part."""
-    content, start = bytearray(content), rng.randrange(len(content))
-    if rng.random() < 0.2:
-        content[start : start + 64] = bytes(len(content[start : start + 64]))
-    if rng.random() < 0.1:
-        content[:0] = rng.randbytes(9)
-    for _ in range(rng.choice([1, 1, 3, 20])):
-        content[rng.randrange(len(content))] = rng.randrange(256)
-    if rng.random() < 0.3:
-        content = content[: rng.randrange(len(content))]
-    if rng.random() < 0.1:
-        content += content[rng.randrange(len(content) + 1) :]
-    return bytes(content)
 
 
 def refused(read, *arguments):
@@ -66,27 +48,16 @@ def test_damaged_tables_lose_nothing_without_a_word(tmp_path, seed):
         assert all(value.count(".jpg") <= 1 for value in values), "a row was swallowed"
 
 
-@pytest.mark.parametrize("kind", MODES)
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.filterwarnings("ignore")
-def test_damaged_images_are_read_or_refused(tmp_path, kind, seed):
-    out, rng = io.BytesIO(), random.Random(f"{kind}{seed}")
-    noise = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)
-    Image.fromarray(noise).convert(MODES[kind]).save(out, kind)
-    (tmp_path / "x").write_bytes(out.getvalue()[: out.tell() // 2])
-    assert refused(read_image, tmp_path / "x") is None, "half an image is no image"
-    (tmp_path / "x").write_bytes(damaged(out.getvalue(), rng))
-    pixels = refused(read_image, tmp_path / "x")
-    assert pixels is None or (pixels.dtype == np.uint8 and pixels.shape[2] == 3)
-    mask = refused(read_mask, tmp_path / "x", (20, 24))
-    assert mask is None or (mask.dtype == bool and mask.shape == (20, 24))
-
-
 @pytest.mark.parametrize("seed", range(30))
 def test_damaged_mask_arrays_are_read_or_refused(tmp_path, seed):
+    rng = random.Random(seed)
     np.save(tmp_path / "m.npy", np.eye(12))
-    (tmp_path / "m.npy").write_bytes(damaged((tmp_path / "m.npy").read_bytes()[:300], random.Random(seed)))
-    refused(read_mask, tmp_path / "m.npy", (12, 12))
+    content = bytearray((tmp_path / "m.npy").read_bytes()[: rng.choice([60, 300, 2000])])
+    for _ in range(rng.choice([0, 1, 20])):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    (tmp_path / "m.npy").write_bytes(content)
+    mask = refused(read_mask, tmp_path / "m.npy", (12, 12))
+    assert mask is None or (mask.dtype == bool and mask.shape == (12, 12))
 
 
 WRONG = [None, True, -1, 1e400, "7", [], {}, "x" * 5000, 10**30, float("nan"), "\ud800"]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from retailkit.config import DataError
 from retailkit.data.spreadsheet import MARK, read_table, write_table
-
-PLAIN = [["image", "label"], ["a.jpg", "crème"], ["b.jpg", "NA"]]
 
 
 def write(tmp_path, content: str | bytes):
@@ -22,36 +17,14 @@ def write(tmp_path, content: str | bytes):
     return path
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_the_dialects_of_spreadsheets_are_one_table(tmp_path, separator, ends, encoding):
-    text = "".join(separator.join(row) + ends for row in PLAIN)
-    table = read_table(write(tmp_path, text.encode(encoding)))
-    assert [list(table.columns), *table.to_numpy().tolist()] == PLAIN
-
-
 def test_a_sep_line_names_the_separator(tmp_path):
     table = read_table(write(tmp_path, "sep=;\nimage;label, or name\na.jpg;milk\n"))
     assert list(table.columns) == ["image", "label, or name"] and table.index.tolist() == [2]
 
 
-def test_whatever_a_spreadsheet_writes_is_read_as_it_was(tmp_path):
-    """Against Python's own writer, with commas, quotes and line breaks in every place."""
-    rng, pieces = np.random.default_rng(0), ["milk", " 3 %", ",", '"', "\n", "é", ";"]
-    for _ in range(40):
-        rows = [["x" + "".join(rng.choice(pieces, 4)) for _ in range(4)] for _ in range(3)]
-        rows = [[value.strip() for value in row] for row in rows]
-        if any(line.count(",") >= 3 for row in rows for value in row for line in value.split("\n")[1:]):
-            continue
-        out = io.StringIO()
-        csv.writer(out).writerows([["a", "b", "c", "d"], *rows])
-        assert read_table(write(tmp_path, out.getvalue())).to_numpy().tolist() == rows
-
-
 def test_short_rows_are_filled_and_empty_fields_at_the_end_are_no_fields(tmp_path):
-    table = read_table(write(tmp_path, "image,label,text,,\na.jpg,milk\nb.jpg,tea,hot,,\n"))
-    assert table.to_numpy().tolist() == [["a.jpg", "milk", ""], ["b.jpg", "tea", "hot"]]
+    table = read_table(write(tmp_path, 'image,label,text,,\na.jpg,12" pizza\nb.jpg,tea,hot,,\n'))
+    assert table.to_numpy().tolist() == [["a.jpg", '12" pizza', ""], ["b.jpg", "tea", "hot"]]
 
 
 def test_rows_are_counted_as_a_spreadsheet_counts_them(tmp_path):
@@ -59,28 +32,23 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(tmp_path):
     assert table.index.tolist() == [2, 5]
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("", "empty"),
-        (
-            "image,label\na.jpg,milk\nb.jpg,milk, 3 %\n",
-            "row 3: 3 fields, but the header has 2; put values that hold ','",
-        ),
-        ("image,label,text\na.jpg,milk,MILK, 3 %\n", "row 2: 4 fields"),
-        ('image,label\na.jpg,"milk\nb.jpg,tea\n', "row 2: a double quote does not end"),
-        ('image,label\n\na.jpg,"milk\nb.jpg,tea"\n', "row 3: a double quote does not end"),
-        ('image,label\na.jpg,"milk\nb.jpg,te"a\n', "row 2: a double quote does not end"),
-        ('image,label,text\na.jpg,milk,"big\nb.jpg,tea\nc.jpg,soup"\n', "row 2: a double quote does not end"),
-        ('image,label\na.jpg,"Best" milk\n', "row 2: a double quote does not end"),
-        ("image,Label,label\n", "more than one column 'label'"),
-        ("image,label\na.jpg,m\0lk\n", "row 2: holds a NUL"),
-        (b"image,label\na.jpg,cr\xe8me\n", "not UTF-8 text; save"),
-        (b"\xff\xfei\0m", "not UTF-8 text; save"),
-        ("# exported\nimage,label\n", "no column 'image' (found: # exported); the first row must name the columns"),
-        ("image,labels\n", "no column 'label' (found: image, labels); rename 'labels'"),
-    ],
-)
+QUOTE = "a double quote does not end"
+REFUSED = [
+    ("", "empty"),
+    ("image,label\na.jpg,milk\nb.jpg,milk, 3 %\n", "row 3: 3 fields, but the header has 2; put values that hold ','"),
+    ('image,label\na.jpg,"milk\nb.jpg,tea\n', f"row 2: {QUOTE}"),
+    ('image,label\n\na.jpg,"milk\nb.jpg,tea"\n', f"row 3: {QUOTE}"),
+    ('image,label\na.jpg,"milk\nb.jpg,te"a\n', f"row 2: {QUOTE}"),
+    ('image,label,text\na.jpg,milk,"big\nb.jpg,tea\nc.jpg,soup"\n', f"row 2: {QUOTE}"),
+    ("image,Label,label\n", "more than one column 'label'"),
+    ("image,label\na.jpg,m\0lk\n", "row 2: holds a NUL"),
+    (b"image,label\na.jpg,cr\xe8me\n", "not UTF-8 text; save"),
+    ("# exported\nimage,label\n", "no column 'image' (found: # exported); the first row must name the columns"),
+    ("image,labels\n", "no column 'label' (found: image, labels); rename 'labels'"),
+]
+
+
+@pytest.mark.parametrize(("content", "says"), REFUSED)
 def test_what_is_not_a_table_is_refused_in_one_line(tmp_path, content, says):
     path = write(tmp_path, content)
     with pytest.raises(DataError) as error:
@@ -120,7 +88,3 @@ def test_the_marks_before_formulas_are_taken_away_by_the_reader(tmp_path):
     assert read_table(tmp_path / "t.csv")["label"].tolist() == expected
     read = pd.read_csv(tmp_path / "t.csv", dtype=str)["label"]
     assert [MARK.sub("", value) for value in read] == FORMULAS, "nothing is lost"
-
-
-def test_inch_marks_are_text(tmp_path):
-    assert read_table(write(tmp_path, 'image,label\na.jpg,12" pizza\n'))["label"].item() == '12" pizza'

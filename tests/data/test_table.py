@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -20,23 +18,14 @@ def make_data(rows: list[dict], **columns) -> ProductData:
     return ProductData("mine", frame, sorted(set(frame["label"])), {"missing_test": "shoot some"})
 
 
-def broken(path, kind: str) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
-    whole = buffer.getvalue()
-    content = {"half": whole[: len(whole) // 2], "text": b"not a picture", "empty": b"", "header": whole[:20]}
-    if kind != "missing":
-        path.write_bytes(content[kind])
-
-
-@pytest.mark.parametrize("kind", ["half", "text", "empty", "header", "missing"])
-def test_a_broken_picture_names_file_row_and_cure(tmp_path, kind):
+@pytest.mark.parametrize("content", [b"not a picture", None])
+def test_a_broken_picture_names_file_row_and_cure(tmp_path, content):
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    broken(tmp_path / "bad.jpg", kind)
+    if content:
+        (tmp_path / "bad.jpg").write_bytes(content)
     data = make_data([{"image": str(tmp_path / name)} for name in ("good.png", "bad.jpg")])
-    with pytest.raises(
-        DataError, match=r"row 1 of 'mine': .*bad\.jpg: .*; (replace the file|correct the path)"
-    ) as error:
+    says = r"row 1 of 'mine': .*bad\.jpg: .*; (replace the file|correct the path)"
+    with pytest.raises(DataError, match=says) as error:
         data.split("train", size=16)[1]
     assert "\n" not in str(error.value)
 
