@@ -20,7 +20,7 @@ from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, from_reference
 from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LastBlocks, LinearHead
-from retailkit.models.weights import read_state, require_same_shapes
+from retailkit.models.weights import load_state, read_state
 
 POOLINGS = {"gap": GlobalAveragePool, "lca": LocalConceptsAccumulation, "nts": NavigatedParts}
 
@@ -176,9 +176,7 @@ def load_nts_checkpoint(
     names = list(classes) if classes is not None else [f"class {k:03d}" for k in range(n_classes)]
     parts = width // build_image_encoder(backbone, None).dim - 1
     model = build("nts", names, backbone, weights=None, propose=max(parts, 6), parts=parts)
-    own = {k: v for k, v in model.state_dict().items() if k in state or not k.startswith("head.scalers")}
-    own = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
-    require_same_shapes(own, state, Path(path))
-    model.load_state_dict(state, strict=False)
+    scalers = {name: value for name, value in model.state_dict().items() if name.startswith("head.scalers.")}
+    load_state(model, scalers | state, Path(path))
     model.input_size = 448
     return model.eval()
