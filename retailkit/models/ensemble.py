@@ -51,8 +51,7 @@ class Ensemble(ImageScorer):
         self.members, self.flips, self.classes = nn.ModuleList(members), list(flips), list(members[0].classes)
         # Where weights came from does not belong to the architecture: a loaded and a trained member are the same.
         described = [
-            {**m.build_args, **{k: None for k in ("weights", "text_weights") if k in m.build_args}}
-            | {"size": m.input_size, "flip": flip}
+            m.build_args | {"weights": None, "text_weights": None, "size": m.input_size, "flip": flip}
             for m, flip in zip(members, flips, strict=True)
         ]
         self.build_args = {"name": "ensemble", "classes": self.classes, "members": described}
@@ -77,14 +76,15 @@ class Ensemble(ImageScorer):
         """
         log_probs = self._by_member(encoded.values)
         weights = torch.ones(len(self.members), device=log_probs.device)
+
+        def quality(logits: Tensor) -> tuple[int, float]:
+            return int((logits.argmax(1) == labels).sum()), -float(functional.cross_entropy(logits, labels))
+
         for _, m in itertools.product(range(ROUNDS), range(len(self.members))):
             tried = weights.repeat(len(WEIGHTS), 1)
             tried[:, m] = torch.tensor(WEIGHTS, device=log_probs.device)
-            logits = torch.einsum("bmk,tm->tbk", log_probs, tried)
-            quality = [
-                (int((z.argmax(1) == labels).sum()), -float(functional.cross_entropy(z, labels))) for z in logits
-            ]
-            weights = tried[quality.index(max(quality))]
+            qualities = [quality(logits) for logits in torch.einsum("bmk,tm->tbk", log_probs, tried)]
+            weights = tried[qualities.index(max(qualities))]
         self.weights.copy_(weights)
         self.calibrate(encoded, labels)
 

@@ -36,14 +36,9 @@ class LocalConceptsAccumulation(Pooling):
         self.scaler = FeatureScaler(encoder.dim)
         self.fc = nn.Linear(encoder.dim, self.dim)
 
-    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
-        """Return the last feature maps (B,D,h,w) of images (B,3,H,W) in [0,1]."""
-        return encoder.forward_map(images)
-
     def fit(self, seen: Features) -> None:
         """Standardise the channels from now on by those of training maps (N,D,h,w)."""
-        cells = seen.values.permute(0, 2, 3, 1).flatten(0, 2)
-        self.scaler.fit(Features.present(cells))
+        self.scaler.fit(Features.present(seen.values.permute(0, 2, 3, 1).flatten(0, 2)))
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return (B,dim) of feature maps (B,D,h,w); `UsageError` for maps of a single cell."""

@@ -74,14 +74,11 @@ def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
         raise UsageError(f"M={count} regions of {scores.shape[1]} anchors; use larger images or a smaller M")
     left = scores.detach().float().clone()
     step_down = left.amax() - left.amin() + 1
-    suppressed = torch.zeros_like(left, dtype=torch.bool)
-    chosen = []
+    suppressed, chosen = torch.zeros_like(left, dtype=torch.bool), []
     for _ in range(count):
-        best = left.argmax(1)
+        best = torch.where(suppressed, left - step_down, left).argmax(1)
         chosen.append(best)
-        fresh = overlaps[best] & ~suppressed
-        left = torch.where(fresh, left - step_down, left)
-        suppressed |= fresh
+        suppressed |= overlaps[best]
         left.scatter_(1, best[:, None], -math.inf)
     return torch.stack(chosen, 1)
 
@@ -169,6 +166,10 @@ class NavigatedParts(Pooling):
         self.whole_head, self.part_head = nn.Linear(encoder.dim, n_classes), nn.Linear(encoder.dim, n_classes)
         self.dim = encoder.dim * (parts + 1)
 
+    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Raise `UsageError`: which regions are looked at depends on what the navigator has learned."""
+        raise UsageError("NavigatedParts looks at images again; train it with mode='finetune'")
+
     def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return (B,(K+1)*D): parts from the best on, then the whole image."""
         maps = encoder.forward_map(images)
@@ -222,8 +223,7 @@ class NavigatedParts(Pooling):
         return encoder(parts.flatten(0, 1)).view(len(images), boxes.shape[1], -1)
 
 
-# Our names for those of the authors' checkpoints; what follows the prefix is the same.
-REFERENCE_PREFIXES = {
+REFERENCE_PREFIXES = {  # of the names in the authors' checkpoints, and ours; what follows is the same
     "pretrained_model.fc.": "pooling.whole_head.",
     "pretrained_model.": "image_encoder.network.",
     "proposal_net.": "pooling.navigator.",
