@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 
 class ProductClassifier(nn.Module):
-    """Two encoders and a head; see `build`.
-
-    The encoders and the pooling are None where the head does not use their modality.
+    """Two encoders and a head; see `build`. What the head does not use is None.
 
     Attributes:
         classes: names in the order of the logits.

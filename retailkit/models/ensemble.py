@@ -20,19 +20,18 @@ ROUNDS = 3
 
 
 class Ensemble(ImageScorer):
-    """Add up the log-probabilities of members that see the same image, each at its own input size.
+    """Add up the log-probabilities of trained members that see the same image, each at its own input size.
 
     The softmax of the sum is the normalised product of the members' probabilities, each raised to its weight (Kittler
-    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image. Members
-    are trained before they join.
+    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image.
 
     Args:
         members: image models of the same classes in the same order, each with its `input_size` set.
         flips: which members also see the mirror image.
 
     Attributes:
-        weights: (M,) of the members; all 1 until `tune` chooses them or you set them. Only their ratios decide the
-            order of the classes; their size decides how confident the ensemble is.
+        weights: (M,) of the members; all 1 until `tune` chooses them. Their ratios decide the order of the classes,
+            their size how confident the ensemble is.
         input_size: side in pixels of the images it expects: the largest of the members'.
 
     Raises:
@@ -92,8 +91,7 @@ class Ensemble(ImageScorer):
     def calibrate(self, encoded: Features, labels: Tensor) -> None:
         """Divide all weights by the temperature with the lowest cross entropy (Guo et al. 2017), from 0.05 to 20.
 
-        No member may have learned from these images: what `encode_image` gave of them, and labels (B,). The order of
-        the classes stays the same.
+        Takes the same as `tune`; the order of the classes stays the same.
         """
         logits = self.score(encoded.values).double()
         scale = minimize_scalar(lambda s: float(functional.cross_entropy(logits * math.exp(s), labels)), bounds=(-3, 3))

@@ -1,12 +1,13 @@
 """NTS-Net: a navigator proposes regions, a teacher judges them, a scrutiniser looks at the best ones again.
 
 Yang et al. 2018, *Learning to Navigate for Fine-grained Classification*, with the conventions of the authors' code
-where the paper is silent: anchors without regression, hard non-maximum suppression at an IoU of 0.25, M = 6 regions
-that teach, K = 4 that are looked at, parts cut from the input and encoded by the same backbone.
+where the paper is silent: anchors without regression, hard non-maximum suppression, M = 6 regions that teach, K = 4
+that are looked at, parts cut from the input and encoded by the same backbone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -43,14 +44,11 @@ def anchors(size: tuple[int, int], stride: int) -> Tensor:
     """
     boxes = []
     for cells, share, scales in LEVELS:
-        step = stride * cells
-        side = share * math.sqrt(size[0] * size[1])
-        ys, xs = (step / 2 + step * torch.arange(math.ceil(s / step), dtype=torch.float64) for s in size)
-        centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2)
-        for scale in scales:
-            for ratio in RATIOS:
-                half = torch.tensor([side * scale / math.sqrt(ratio), side * scale * math.sqrt(ratio)]).double() / 2
-                boxes.append(torch.cat([centres - half, centres + half], 1))
+        step, side = stride * cells, share * math.sqrt(size[0] * size[1])
+        centres = torch.cartesian_prod(*(step / 2 + step * torch.arange(math.ceil(s / step)).double() for s in size))
+        for scale, ratio in itertools.product(scales, RATIOS):
+            half = torch.tensor([side * scale / math.sqrt(ratio), side * scale * math.sqrt(ratio)]).double() / 2
+            boxes.append(torch.cat([centres - half, centres + half], 1))
     return torch.cat(boxes).float()
 
 

@@ -89,8 +89,7 @@ def build(
     if name == "ensemble":
         return _build_ensemble(classes, weights, **options)
     if name in MATCHERS:
-        options = {"weights": weights} | options
-        _require_known(options, _options_of(MATCHERS[name]), name)
+        (options,) = _options_of([MATCHERS[name]], {"weights": weights} | options, name)
         return MATCHERS[name](classes, **options)
     pooling = MODELS[name].pooling if pooling == "auto" else pooling
     arguments = {
@@ -110,14 +109,13 @@ def build(
 
 def _build_classifier(arguments: dict[str, Any], options: dict[str, Any]) -> ProductClassifier:
     spec, pooling, count = MODELS[arguments["name"]], POOLINGS[arguments["pooling"]], len(arguments["classes"])
-    of_head, of_pooling = _options_of(spec.head), _options_of(pooling) if "image" in spec.modalities else []
-    _require_known(options, [*of_head, *of_pooling], arguments["name"])
+    takers = [spec.head, pooling] if "image" in spec.modalities else [spec.head]
+    of_head, *of_pooling = _options_of(takers, options, arguments["name"])
     parts: dict[str, Any] = {}
     scalers: dict[str, FeatureScaler] = {}
     if "image" in spec.modalities:
         encoder = build_image_encoder(arguments["backbone"], arguments["weights"])
-        chosen = {option: value for option, value in options.items() if option in of_pooling}
-        parts = {"image_encoder": encoder, "pooling": pooling(encoder, count, **chosen)}
+        parts = {"image_encoder": encoder, "pooling": pooling(encoder, count, **of_pooling[0])}
         if arguments["learn"]:
             parts["pooling"] = LastBlocks(encoder, parts["pooling"], arguments["learn"])
         scalers["image"] = FeatureScaler(parts["pooling"].dim)
@@ -125,7 +123,7 @@ def _build_classifier(arguments: dict[str, Any], options: dict[str, Any]) -> Pro
         reader = build_text_encoder(arguments["text_encoder"], arguments["text_weights"], arguments["text_config"])
         parts["text_encoder"], arguments["text_config"] = reader, reader.config
         scalers["text"] = FeatureScaler(reader.dim, shared=reader.sparse)
-    head = spec.head(scalers, count, **{option: value for option, value in options.items() if option in of_head})
+    head = spec.head(scalers, count, **of_head)
     model = ProductClassifier(arguments["classes"], head, **parts, build_args=arguments | options)
     return model.freeze(arguments["freeze"])
 
@@ -140,14 +138,12 @@ def _build_ensemble(classes: list[str], weights: str | None, members: Sequence[M
     return Ensemble(made, [member.get("flip", False) for member in members])
 
 
-def _options_of(factory: Callable[..., nn.Module]) -> list[str]:
-    parameters = inspect.signature(factory).parameters.values()
-    return [p.name for p in parameters if p.default is not p.empty]
-
-
-def _require_known(options: Mapping[str, Any], known: list[str], model: str) -> None:
-    for option in options:
-        pick(known, option, f"option of model {model!r}")
+def _options_of(takers: Sequence[Callable[..., nn.Module]], given: Mapping[str, Any], model: str) -> list[dict]:
+    """Return those of the given options that each of several classes takes; `UsageError` for one that none takes."""
+    known = [[p.name for p in inspect.signature(t).parameters.values() if p.default is not p.empty] for t in takers]
+    for option in given:
+        pick([name for own in known for name in own], option, f"option of model {model!r}")
+    return [{option: value for option, value in given.items() if option in own} for own in known]
 
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:

