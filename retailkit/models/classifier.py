@@ -169,13 +169,12 @@ class ProductClassifier(nn.Module):
         features = self.by_modality(image_features, text_features)
         if not features:
             raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
-        if not self.head.answers_without_features:
-            some = torch.stack([f.available for f in features.values()]).any(0)
-            if not some.all():
-                raise UserError(
-                    f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
-                    "leave them out (data.select), or build the text model with missing='prior'"
-                )
+        some = torch.stack([f.available for f in features.values()]).any(0)
+        if not (self.head.answers_without_features or some.all()):
+            raise UserError(
+                f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
+                "leave them out (data.select), or build the text model with missing='prior'"
+            )
         return features
 
     def by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:

@@ -19,16 +19,7 @@ from torch.nn import functional
 
 from retailkit.cache import open_file
 from retailkit.config import UsageError, UserError, pick
-from retailkit.models.weights import (
-    TRANSFORMERS,
-    WEIGHT_SUFFIXES,
-    describe,
-    find_folder,
-    find_weights,
-    load_trunk,
-    one_line,
-    published_weights,
-)
+from retailkit.models.weights import TRANSFORMERS, find_folder, find_weights, load_trunk, one_line, published_weights
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -172,9 +163,7 @@ def build_image_encoder(name: str, weights: str | Path | None = "auto") -> Image
         UsageError: unknown backbone or variant, or a network without a feature map.
         UserError: the weights are not on this machine, are damaged, or belong to another network.
     """
-    local = weights is None or Path(weights).suffix in WEIGHT_SUFFIXES
-    _, published = published_weights(name, "auto" if local else str(weights))
-    described = describe(published.network)
+    _, published, described = published_weights(name, weights)
     file = None if weights is None else find_weights(name, weights)
     network, fixed = _network(published.network, described.fixed_input_size)
     encoder = ImageEncoder(name, network, described, fixed)

@@ -50,13 +50,10 @@ class LocalConceptsAccumulation(Pooling):
         return torch.cat([add_up(part) for part in parts], 1) / count_windows(height, width)
 
     def window_contributions(self, maps: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how much each window adds to the pooled vector along `direction`.
+        """Return all windows, (N,4) as x0, y0, x1, y1 in cells, and what each adds along `direction`, (B,N).
 
         With the gradient of a class logit with respect to the pooled vector as direction (dim,) or (B,dim), these are
         the contributions of the windows to that logit. They sum to `pool(maps) @ direction`.
-
-        Returns:
-            Boxes (N,4) as x0, y0, x1, y1 in cells, and contributions (B,N).
         """
         along = direction.expand(len(maps), self.dim)
         parts = [

@@ -200,20 +200,17 @@ def without_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float, binary: bool = False) -> Tensor:
-    """Match one image with many.
+    """Return the point of each image that matches each point of a query, (G,Q) int64; -1 for none.
 
-    A match is mutual: each point is the other's nearest neighbour. With a ratio below 1 it must also be clearly nearer
-    than the second nearest point of its image (Lowe 2004, section 7.1).
+    A match is mutual: each point is the other's nearest neighbour. With a `ratio` below 1 it must also be clearly
+    nearer than the second nearest point of its image (Lowe 2004, section 7.1).
 
     Args:
         query: (Q,D) unit vectors.
         gallery: (G,N,D) unit vectors.
-        counts: (G,) real points in each image.
+        counts: (G,) how many of each image are real points.
         ratio: of nearest to second nearest distance; 1 switches the test off.
         binary: the vectors come from `signs`, and the ratio is that of Hamming distances instead of Euclidean ones.
-
-    Returns:
-        (G,Q) int64: index of the matching point in each image, -1 for none.
     """
     similarity = torch.einsum("qd,gnd->gqn", query, gallery)
     padding = torch.arange(gallery.shape[1], device=query.device) >= counts[:, None]

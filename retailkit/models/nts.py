@@ -112,10 +112,11 @@ class Navigator(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return scores (B,N) of maps (B,D,h,w), in the order of `anchors`."""
-        d1 = self.down1(maps).relu()
-        d2 = self.down2(d1).relu()
-        d3 = self.down3(d2).relu()
-        return torch.cat([self.tidy1(d1).flatten(1), self.tidy2(d2).flatten(1), self.tidy3(d3).flatten(1)], 1)
+        scores = []
+        for down, tidy in ((self.down1, self.tidy1), (self.down2, self.tidy2), (self.down3, self.tidy3)):
+            maps = down(maps).relu()
+            scores.append(tidy(maps).flatten(1))
+        return torch.cat(scores, 1)
 
 
 def ranking_loss(scores: Tensor, losses: Tensor) -> Tensor:
@@ -159,8 +160,7 @@ class NavigatedParts(Pooling):
             raise UsageError(f"parts={parts} (K) is out of range; use 0 to propose={propose} (M), and M from 1 on")
         self.propose, self.parts, self.navigate = propose, parts, navigate
         self.ranking_weight, self.part_weight = ranking_weight, part_weight
-        self.navigator = Navigator(encoder.dim)
-        self.dropout = nn.Dropout(0.5)
+        self.navigator, self.dropout = Navigator(encoder.dim), nn.Dropout(0.5)
         self.whole_head, self.part_head = nn.Linear(encoder.dim, n_classes), nn.Linear(encoder.dim, n_classes)
         self.dim = encoder.dim * (parts + 1)
 
@@ -202,18 +202,17 @@ class NavigatedParts(Pooling):
         return self._navigate(encoder, encoder.forward_map(images), images)
 
     def _navigate(self, encoder: ImageEncoder, maps: Tensor, images: Tensor) -> Regions:
-        size = (images.shape[2], images.shape[3])
+        size = tuple(images.shape[2:])
         boxes = anchors(size, encoder.stride).to(maps.device)
         scores = self.navigator(maps.detach())  # the ranking loss trains the navigator only
         if scores.shape[1] != len(boxes):
             raise UsageError(f"{encoder.name} gives a map of {tuple(maps.shape[2:])} cells, too few for {size} pixels")
         order = scores
-        if not self.navigate:  # the same order for every call: chance must not make an evaluation waver
+        if not self.navigate:  # the same random order for every call, so that an evaluation can be repeated
             generator = torch.Generator().manual_seed(len(boxes))
             order = torch.rand(len(boxes), generator=generator).to(scores).expand_as(scores)
         chosen = select(order, overlapping(size, encoder.stride).to(maps.device), self.propose)
-        picked = boxes[chosen].floor().long()[..., [1, 0, 3, 2]]
-        return Regions(picked, scores.gather(1, chosen))
+        return Regions(boxes[chosen].floor().long()[..., [1, 0, 3, 2]], scores.gather(1, chosen))
 
     def _encode(self, encoder: ImageEncoder, images: Tensor, boxes: Tensor) -> Tensor:
         # At half the side of the input; no gradient goes to the pixels.

@@ -156,8 +156,8 @@ def load_nts_checkpoint(
 ) -> ProductClassifier:
     """Load a checkpoint of the authors' NTS-Net (yangze0930/NTS-Net, for CUB-200 at 448 px).
 
-    The number of parts is read from the shape of its classifier. Its `Dropout` stayed on in evaluation; ours does not.
-    Give it images as the authors do: `data.split("test", 448, "stretch_crop")`.
+    The number of parts is read from the shape of its classifier. Give it images as the authors do:
+    `data.split("test", 448, "stretch_crop")`. Their `Dropout` stayed on in evaluation; ours does not.
 
     Args:
         path: their `model.ckpt`, or a plain state dict of that layout.

@@ -94,14 +94,19 @@ KEYPOINT_NETWORKS: dict[str, Weights] = {
 HUB_FOLDERS = {**TRANSFORMERS, **KEYPOINT_NETWORKS}
 
 
-def published_weights(name: str, variant: str = "auto") -> tuple[str, Weights]:
-    """Return the full name and the published weights of a backbone; `auto` is its first variant."""
-    if name.startswith("timm:"):
-        return name, Weights(name.removeprefix("timm:"))
-    variants = BACKBONES[pick(BACKBONES, name, "backbone")]
-    chosen = pick(["auto", *variants], variant, f"weights of {name}")
-    chosen = next(iter(variants)) if chosen == "auto" else chosen
-    return f"{name}.{chosen}", variants[chosen]
+def published_weights(name: str, weights: str | Path | None = "auto") -> tuple[str, Weights, PretrainedCfg]:
+    """Return the full name of published weights of a backbone, the weights, and what the library knows of them.
+
+    `auto` is the first variant; it also describes the network for a local file, or None for a random start.
+    """
+    full_name, published = name, Weights(name.removeprefix("timm:"))
+    if not name.startswith("timm:"):
+        variants = BACKBONES[pick(BACKBONES, name, "backbone")]
+        local = weights is None or Path(weights).suffix in WEIGHT_SUFFIXES
+        chosen = "auto" if local else pick(["auto", *variants], str(weights), f"weights of {name}")
+        chosen = next(iter(variants)) if chosen == "auto" else chosen
+        full_name, published = f"{name}.{chosen}", variants[chosen]
+    return full_name, published, describe(published.network)
 
 
 def describe(network: str) -> PretrainedCfg:
@@ -131,8 +136,7 @@ def _locate(name: str, variant: str = "auto") -> tuple[str, Weights, Path]:
     if name in HUB_FOLDERS:
         pick(["auto"], variant, f"weights of {name}")
         return name, HUB_FOLDERS[name], cache / name
-    full_name, published = published_weights(name, variant)
-    described = describe(published.network)
+    full_name, published, described = published_weights(name, variant)
     url, repo = described.url, described.hf_hub_id
     if repo and (not url or name.startswith("timm:")):  # of two places timm takes the hub, with files of one format
         from huggingface_hub import try_to_load_from_cache

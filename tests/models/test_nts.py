@@ -1,4 +1,4 @@
-"""NTS-Net against straightforward versions of its parts."""
+"""NTS-Net against straightforward versions of its parts; notebook 31 has those of anchors, parts and ranking loss."""
 
 import math
 from types import SimpleNamespace
@@ -31,17 +31,6 @@ def test_the_number_of_anchors(side, count):
     assert len(nts.anchors((side, side), 32)) == count
 
 
-def test_anchors_lie_in_the_order_of_the_navigators_maps():
-    """Level, scale, ratio, row, column: one raised score must pick the box around its cell."""
-    boxes, maps = nts.anchors((448, 448), 32), [torch.zeros(6, 14, 14), torch.zeros(6, 7, 7), torch.zeros(9, 4, 4)]
-    maps[1][4, 2, 5] = 1  # second level, second scale, ratio 1, row 2, column 5
-    y0, x0, y1, x1 = boxes[torch.cat([m.flatten() for m in maps]).argmax()].tolist()
-    assert ((y0 + y1) / 2, (x0 + x1) / 2) == pytest.approx((32 + 64 * 2, 32 + 64 * 5))
-    assert (y1 - y0, x1 - x0) == pytest.approx((96 * 2 ** (2 / 3),) * 2)
-    wide = boxes[2 * 14 * 14]  # first level, first scale, third ratio: wider than high
-    assert (wide[3] - wide[1]) / (wide[2] - wide[0]) == pytest.approx(1.5)
-
-
 def too_much(one, other):
     """The rule of the authors' `hard_nms`, written out: integer boxes, and an IoU of 0.25 is too much."""
     (top, left, bottom, right), (y0, x0, y1, x1) = ([math.floor(edge) for edge in box] for box in (one, other))
@@ -67,25 +56,6 @@ def test_selection_is_greedy_suppression_by_the_authors_rule(side, count):
     assert overlaps.tolist() == expected
     scores = torch.randn(5, len(boxes), generator=torch.Generator().manual_seed(count))
     assert nts.select(scores, overlaps, count).tolist() == [greedy(row, expected, count) for row in scores]
-
-
-def test_parts_are_cut_as_from_a_padded_image():
-    images, fill, pad = torch.rand(2, 3, 96, 80), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), 64
-    boxes = torch.tensor([[[-10, 5, 40, 60], [50, 50, 120, 130]], [[0, 0, 80, 96], [3, 4, 9, 10]]])
-    padded = F.pad(images - fill, (pad,) * 4)
-    for image, own, parts in zip(padded, boxes + pad, nts.cut(images, boxes, 32, fill), strict=True):
-        for (x0, y0, x1, y1), part in zip(own.tolist(), parts, strict=True):
-            crop = F.interpolate(image[None, :, y0:y1, x0:x1], size=(32, 32), mode="bilinear", align_corners=True)
-            assert torch.allclose(part, crop[0] + fill, atol=2e-5)
-
-
-def test_ranking_loss_is_the_double_loop():
-    scores, losses = torch.randn(3, 6), torch.rand(3, 6)
-    pairs = [(b, i, j) for b in range(3) for i in range(6) for j in range(6) if losses[b, j] > losses[b, i]]
-    expected = sum(max(0.0, float(1 - scores[b, i] + scores[b, j])) / 3 for b, i, j in pairs)
-    assert nts.ranking_loss(scores, losses).item() == pytest.approx(expected, rel=1e-5)
-    assert nts.ranking_loss(torch.zeros(2, 6), torch.rand(2, 6)).item() == 15  # every ordered pair once
-    assert nts.ranking_loss(scores, torch.ones(3, 6)).item() == 0  # all parts tie
 
 
 @pytest.mark.parametrize("navigate", [True, False])
