@@ -47,7 +47,7 @@ class Weights:
     repo: str | None = None  # on the hub
     files: tuple[str, ...] = ("config.json", "tokenizer.json", HUB_FILE)  # of a folder
     pool: str = "mean"  # of a text network: `mean` over tokens and L2 norm, or the `first` token's hidden state
-    config: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of a text network: its architecture
+    config: Mapping[str, Any] = field(default_factory=dict)  # of a text network: its architecture
 
 
 def _lite(number: int, sha256: str) -> dict[str, Weights]:
@@ -72,8 +72,6 @@ BACKBONES: dict[str, dict[str, Weights]] = {
     },
     "shufflenet_v2_x1_0": {"V1": Weights("torchvision:shufflenet_v2_x1_0")},
 }
-
-
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 6}
 TRANSFORMERS: dict[str, Weights] = {
     "minilm": Weights(
