@@ -279,8 +279,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     try:
         network.load_state_dict(dict(state))  # without a version, so that batch counters may be missing
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"{path}: weights of another network ({first[:200]})") from None
+        last = str(error).splitlines()[-1].strip("\t .")
+        raise UserError(f"{path}: weights of another network ({last[:200]})") from None
 
 
 def _by_timm(network: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
