@@ -28,13 +28,9 @@ from retailkit.models.pooling import Criterion, Features, Head, Pooling
 if TYPE_CHECKING:
     from retailkit.data.table import Batch, ProductDataset
 
-TEXT_ONLY_SIZE = 32  # a model that uses no images still gets batches with images: keep them cheap
-
 
 class ProductClassifier(nn.Module):
-    """Two encoders and a head; see `build`.
-
-    The encoders and the pooling are None where the head does not use their modality.
+    """Two encoders and a head; see `build`. What the head does not use is None.
 
     Attributes:
         classes: names in the order of the logits.
@@ -57,7 +53,8 @@ class ProductClassifier(nn.Module):
         self.image_encoder, self.pooling, self.text_encoder, self.head = image_encoder, pooling, text_encoder, head
         self.modalities = tuple(head.scalers)
         self.build_args = build_args or {}
-        self.input_size: int = image_encoder.size if image_encoder else TEXT_ONLY_SIZE
+        # A model that uses no images still gets batches with images: small ones are cheap.
+        self.input_size: int = image_encoder.size if image_encoder else 32
 
     def freeze(self, frozen: bool = True) -> ProductClassifier:
         """Stop (or resume) the learning of the encoders; a pooling with weights goes on learning."""
@@ -99,15 +96,13 @@ class ProductClassifier(nn.Module):
         """
         if self.text_encoder is None:
             raise UsageError("this model does not read texts; build one of another name")
-        texts = [redact_barcodes(t or "") for t in texts]
-        there = [bool(t) for t in texts]
-        device = next(self.head.buffers()).device
-        available = torch.tensor(there, dtype=torch.bool, device=device)
-        if not any(there):
-            return Features(torch.zeros(len(there), self.text_encoder.dim, device=device), available)
-        encoded = self.text_encoder([t for t, ok in zip(texts, there, strict=True) if ok])
-        values = encoded.new_zeros(len(there), self.text_encoder.dim)
-        return Features(values.masked_scatter(available[:, None], encoded), available)
+        texts, device = [redact_barcodes(t or "") for t in texts], next(self.head.buffers()).device
+        available = torch.tensor([bool(t) for t in texts], dtype=torch.bool, device=device)
+        values = torch.zeros(len(texts), self.text_encoder.dim, device=device)
+        if available.any():
+            encoded = self.text_encoder([t for t in texts if t])
+            values = values.to(encoded.dtype).masked_scatter(available[:, None], encoded)
+        return Features(values, available)
 
     def classify(self, image_features: Features | None = None, text_features: Features | None = None) -> Tensor:
         """Return logits (B,K) of what `encode_image` and `encode_text` gave; `UserError` for a row without either."""
@@ -174,13 +169,12 @@ class ProductClassifier(nn.Module):
         features = self.by_modality(image_features, text_features)
         if not features:
             raise UserError(f"nothing to classify: this model uses {' and '.join(self.modalities)}, and got neither")
-        if not self.head.answers_without_features:
-            some = torch.stack([f.available for f in features.values()]).any(0)
-            if not some.all():
-                raise UserError(
-                    f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
-                    "leave them out (data.select), or build the text model with missing='prior'"
-                )
+        some = torch.stack([f.available for f in features.values()]).any(0)
+        if not (self.head.answers_without_features or some.all()):
+            raise UserError(
+                f"{int((~some).sum())} of {len(some)} rows have no {' or '.join(self.modalities)} to classify; "
+                "leave them out (data.select), or build the text model with missing='prior'"
+            )
         return features
 
     def by_modality(self, image: Features | None, text: Features | None) -> dict[str, Features]:

@@ -19,23 +19,12 @@ from torch.nn import functional
 
 from retailkit.cache import open_file
 from retailkit.config import UsageError, UserError, pick
-from retailkit.models.weights import (
-    TRANSFORMERS,
-    WEIGHT_SUFFIXES,
-    describe,
-    find_folder,
-    find_weights,
-    load_trunk,
-    one_line,
-    published_weights,
-)
+from retailkit.models.weights import TRANSFORMERS, find_folder, find_weights, load_trunk, one_line, published_weights
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
 TEXT_ENCODERS = (*TRANSFORMERS, "char_ngrams")
-# Options that let a network of timm with a fixed input size take other sizes; each knows one of them or none.
-ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False})
 # What a checkpoint may say about the architecture of a transformer; anything else in it is ignored.
 ARCHITECTURE = {
     "bert": ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act",
@@ -131,8 +120,7 @@ def _channels_last_maps(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _tokens(network: nn.Module, images: Tensor, norm: bool = True) -> Tensor:
-    options = {"indices": 1, "norm": norm, "output_fmt": "NCHW", "intermediates_only": True}
-    return network.forward_intermediates(images, **options)[-1]
+    return network.forward_intermediates(images, 1, norm=norm, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
 LAST_MAPS = (_maps, _channels_last_maps, _tokens, partial(_tokens, norm=False))  # Hiera normalises after its pooling
@@ -141,8 +129,7 @@ LAST_MAPS = (_maps, _channels_last_maps, _tokens, partial(_tokens, norm=False)) 
 def _find_last_map(encoder: ImageEncoder, side: int) -> None:
     """Find out how a network gives its last feature map of images of one side; `UsageError` where it gives none."""
     images = torch.zeros(1, 3, side, side)
-    for last_map in LAST_MAPS:
-        encoder.last_map = last_map
+    for encoder.last_map in LAST_MAPS:
         with suppress(AssertionError, AttributeError, RuntimeError):  # it has other axes, or cannot be asked like this
             shape = encoder.forward_map(images).shape
             if len(shape) == 4 and shape[1] == encoder.dim:
@@ -176,9 +163,7 @@ def build_image_encoder(name: str, weights: str | Path | None = "auto") -> Image
         UsageError: unknown backbone or variant, or a network without a feature map.
         UserError: the weights are not on this machine, are damaged, or belong to another network.
     """
-    local = weights is None or Path(weights).suffix in WEIGHT_SUFFIXES
-    _, published = published_weights(name, "auto" if local else str(weights))
-    described = describe(published.network)
+    _, published, described = published_weights(name, weights)
     file = None if weights is None else find_weights(name, weights)
     network, fixed = _network(published.network, described.fixed_input_size)
     encoder = ImageEncoder(name, network, described, fixed)
@@ -203,7 +188,8 @@ def _network(name: str, fixed: bool) -> tuple[nn.Module, bool]:
     if not name.startswith("torchvision:"):
         import timm
 
-        for options in ANY_SIZE if fixed else ():
+        # Options for other sizes; each network knows one of them or none.
+        for options in ({"dynamic_img_size": True}, {"strict_img_size": False}) if fixed else ():
             with suppress(TypeError):  # this network has no such option
                 return timm.create_model(name, pretrained=False, num_classes=0, **options), False
         return timm.create_model(name, pretrained=False, num_classes=0), fixed
@@ -242,8 +228,7 @@ class TransformerEncoder(TextEncoder):
         self.name, self.pool, self.network = name, TRANSFORMERS[name].pool, network
         self.dim = network.config.hidden_size
         described = json.loads(network.config.to_json_string())
-        kept = ("model_type", *ARCHITECTURE[described["model_type"]])
-        self.config = {key: described[key] for key in kept if key in described}
+        self.config = {"model_type": described["model_type"], **_architecture(described)}
         self._set_vocabulary(vocabulary)
 
     def _set_vocabulary(self, vocabulary: str) -> None:
@@ -333,35 +318,29 @@ def build_text_encoder(
     """
     if pick(TEXT_ENCODERS, name, "text encoder") == "char_ngrams":
         return CharNgramEncoder()
-    if weights is None:
-        return TransformerEncoder(name, _random_transformer(config or TRANSFORMERS[name].config))
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
+    safely = {"trust_remote_code": False, "attn_implementation": "eager"}
+    if weights is None:
+        # By its architecture alone: a configuration may come from a file of somebody else.
+        config = config or TRANSFORMERS[name].config
+        architecture = _architecture(config)
+        with one_line("text_config describes no transformer", "train the model again"):
+            described = AutoConfig.for_model(config["model_type"], **architecture)
+            return TransformerEncoder(name, AutoModel.from_config(described, **safely))
     folder = find_folder(name, weights)
     logging.disable_progress_bar()
     with one_line(f"{folder}: cannot be read as a transformer"):
         with open_file(folder / "tokenizer.json") as file:
             vocabulary = file.read().decode()
-        network = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
-        )
-        _require_known(network.config.model_type)
+        network = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **safely)
         return TransformerEncoder(name, network, vocabulary).eval()
 
 
-def _random_transformer(config: Mapping[str, Any]) -> nn.Module:
-    # By its architecture alone: a configuration may come from a file of somebody else.
-    from transformers import AutoConfig, AutoModel
-
-    kind = _require_known(config.get("model_type"))
-    known = {key: config[key] for key in ARCHITECTURE[kind] if key in config}
-    with one_line("text_config describes no transformer", "train the model again"):
-        described = AutoConfig.for_model(kind, **known)
-        return AutoModel.from_config(described, trust_remote_code=False, attn_implementation="eager")
-
-
-def _require_known(kind: str | None) -> str:
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration says about the architecture of a transformer; `UserError` for one of another kind."""
+    kind = config.get("model_type")
     if kind not in ARCHITECTURE:
         raise UserError(f"a transformer of kind {kind!r} is not supported; use one of: {', '.join(ARCHITECTURE)}")
-    return kind
+    return {key: config[key] for key in ARCHITECTURE[kind] if key in config}

@@ -20,19 +20,18 @@ ROUNDS = 3
 
 
 class Ensemble(ImageScorer):
-    """Add up the log-probabilities of members that see the same image, each at its own input size.
+    """Add up the log-probabilities of trained members that see the same image, each at its own input size.
 
     The softmax of the sum is the normalised product of the members' probabilities, each raised to its weight (Kittler
-    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image. Members
-    are trained before they join.
+    et al. 1998). With `flip`, a member's log-probabilities are the mean over the image and its mirror image.
 
     Args:
         members: image models of the same classes in the same order, each with its `input_size` set.
         flips: which members also see the mirror image.
 
     Attributes:
-        weights: (M,) of the members; all 1 until `tune` chooses them or you set them. Only their ratios decide the
-            order of the classes; their size decides how confident the ensemble is.
+        weights: (M,) of the members; all 1 until `tune` chooses them. Their ratios decide the order of the classes,
+            their size how confident the ensemble is.
         input_size: side in pixels of the images it expects: the largest of the members'.
 
     Raises:
@@ -51,8 +50,7 @@ class Ensemble(ImageScorer):
         self.members, self.flips, self.classes = nn.ModuleList(members), list(flips), list(members[0].classes)
         # Where weights came from does not belong to the architecture: a loaded and a trained member are the same.
         described = [
-            {**m.build_args, **{k: None for k in ("weights", "text_weights") if k in m.build_args}}
-            | {"size": m.input_size, "flip": flip}
+            m.build_args | {"weights": None, "text_weights": None, "size": m.input_size, "flip": flip}
             for m, flip in zip(members, flips, strict=True)
         ]
         self.build_args = {"name": "ensemble", "classes": self.classes, "members": described}
@@ -77,14 +75,15 @@ class Ensemble(ImageScorer):
         """
         log_probs = self._by_member(encoded.values)
         weights = torch.ones(len(self.members), device=log_probs.device)
+
+        def quality(logits: Tensor) -> tuple[int, float]:
+            return int((logits.argmax(1) == labels).sum()), -float(functional.cross_entropy(logits, labels))
+
         for _, m in itertools.product(range(ROUNDS), range(len(self.members))):
             tried = weights.repeat(len(WEIGHTS), 1)
             tried[:, m] = torch.tensor(WEIGHTS, device=log_probs.device)
-            logits = torch.einsum("bmk,tm->tbk", log_probs, tried)
-            quality = [
-                (int((z.argmax(1) == labels).sum()), -float(functional.cross_entropy(z, labels))) for z in logits
-            ]
-            weights = tried[quality.index(max(quality))]
+            qualities = [quality(logits) for logits in torch.einsum("bmk,tm->tbk", log_probs, tried)]
+            weights = tried[qualities.index(max(qualities))]
         self.weights.copy_(weights)
         self.calibrate(encoded, labels)
 
@@ -92,8 +91,7 @@ class Ensemble(ImageScorer):
     def calibrate(self, encoded: Features, labels: Tensor) -> None:
         """Divide all weights by the temperature with the lowest cross entropy (Guo et al. 2017), from 0.05 to 20.
 
-        No member may have learned from these images: what `encode_image` gave of them, and labels (B,). The order of
-        the classes stays the same.
+        Takes the same as `tune`; the order of the classes stays the same.
         """
         logits = self.score(encoded.values).double()
         scale = minimize_scalar(lambda s: float(functional.cross_entropy(logits * math.exp(s), labels)), bounds=(-3, 3))

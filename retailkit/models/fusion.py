@@ -23,14 +23,13 @@ class ScoreFusion(Head):
 
     Each classifier learns by itself, from the rows that have its modality. A row with one modality gets the answer of
     that classifier alone. The logits are log probabilities of the mean, so that their softmax is that mean.
-    Their `shares`, in the order of the modalities, sum to 1 and are equal until `tune` is called.
+    The `shares`, in the order of the modalities, sum to 1 and are equal until `tune` is called.
     """
 
     tunes = True
 
-    def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int) -> None:
         super().__init__(scalers)
-        self.dropout = nn.Dropout(dropout)
         self.linear = nn.ModuleDict({m: nn.Linear(len(s.mean), n_classes) for m, s in scalers.items()})
         self.register_buffer("shares", torch.full((len(scalers),), 1 / len(scalers)))
 
@@ -57,14 +56,14 @@ class ScoreFusion(Head):
         there = torch.stack([f.available for f in features.values()]).all(0)
         if len(features) != 2 or not there.any():
             return
-        one, two = (self._logits(m, f)[there].float().softmax(1) for m, f in features.items())
-        rows = torch.arange(len(one), device=one.device)
-        likely = [(s * one + (1 - s) * two)[rows, labels[there]].clamp(min=1e-12).log().mean() for s in SHARES.tolist()]
-        best = float(SHARES[int(torch.stack(likely).argmax())])
+        probs = [self._logits(m, f)[there].float().softmax(1) for m, f in features.items()]
+        one, two = (p.gather(1, labels[there, None])[:, 0] for p in probs)
+        likely = torch.stack([(s * one + (1 - s) * two).clamp(min=1e-12).log().mean() for s in SHARES.tolist()])
+        best = float(SHARES[likely.argmax().cpu()])
         self.shares.copy_(torch.tensor([best, 1 - best]))
 
     def _logits(self, modality: str, features: Features) -> Tensor:
-        return self.linear[modality](self.dropout(self.scalers[modality](features)))
+        return self.linear[modality](self.scalers[modality](features))
 
 
 class Concatenation(Head):
@@ -74,9 +73,8 @@ class Concatenation(Head):
     modality is replaced by the average of the training rows, which is zero after scaling.
     """
 
-    def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int) -> None:
         super().__init__(scalers)
-        self.dropout = nn.Dropout(dropout)
         widths = {m: len(s.mean) for m, s in scalers.items()}
         self.linear = nn.Linear(sum(widths.values()), n_classes)
         self.balance = {m: (sum(widths.values()) / (len(widths) * width)) ** 0.5 for m, width in widths.items()}
@@ -88,7 +86,7 @@ class Concatenation(Head):
             scaler(features[m]) * self.balance[m] if m in features else scaler.mean.new_zeros(rows, len(scaler.mean))
             for m, scaler in self.scalers.items()
         ]
-        return self.linear(self.dropout(torch.cat(parts, 1)))
+        return self.linear(torch.cat(parts, 1))
 
 
 class EmbraceNet(Head):
@@ -99,10 +97,9 @@ class EmbraceNet(Head):
     same image always gets the same answer. Half of the training batches show a single modality per row.
     """
 
-    def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, scalers: Mapping[str, FeatureScaler], n_classes: int) -> None:
         super().__init__(scalers)
         self.docking = nn.ModuleDict({m: nn.Linear(len(s.mean), WIDTH) for m, s in scalers.items()})
-        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(WIDTH, n_classes)
 
     def forward(self, features: Mapping[str, Features]) -> Tensor:
@@ -119,4 +116,4 @@ class EmbraceNet(Head):
         else:
             chances = available / available.sum(1, keepdim=True)
             joint = (docked * chances[..., None]).sum(1)
-        return self.linear(self.dropout(joint))
+        return self.linear(joint)

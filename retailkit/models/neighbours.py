@@ -18,11 +18,10 @@ AT_ONCE = 4096  # vectors of a matrix product: its result then stays in the proc
 class Neighbours:
     """Search the vectors that are most similar to a query.
 
-    Two passes are five times as fast as one product in float32 and a complete sort. The first pass computes all
-    similarities in bfloat16 where the processor has it, and keeps the maximum of each block of vectors. The k nearest
-    vectors lie in the k blocks with the largest maxima. The second pass computes the similarities within these blocks,
-    and within `SPARE` more, in float32. Where bfloat16 rounds the maxima of more blocks to nearly the same value, as of
-    many near-copies, another of these vectors may take the place of a nearest one: it is as similar up to 0.004.
+    Two passes are five times as fast as one product in float32 and a complete sort. The first computes all similarities
+    in bfloat16 where the processor has it, and keeps the maximum of each block of vectors. The k nearest vectors lie in
+    the k blocks with the largest maxima. The second computes the similarities within these blocks, and `SPARE` more, in
+    float32. Of many near-copies another one may take the place of a nearest one: it is as similar up to 0.004.
 
     Args:
         vectors: (N,D) float32 unit vectors.
@@ -36,8 +35,7 @@ class Neighbours:
     def __call__(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the similarities (Q,k) of query (Q,D) to its nearest vectors, largest first, and their numbers (Q,k).
 
-        There are fewer than k columns where there are fewer than k vectors. The last answer is kept: two members of an
-        ensemble ask the same question.
+        There are fewer columns where there are fewer vectors. Two members of an ensemble share the last answer.
         """
         k = min(k, len(self.vectors))
         last = self._last  # read once: another thread may be asking something else

@@ -1,12 +1,13 @@
 """NTS-Net: a navigator proposes regions, a teacher judges them, a scrutiniser looks at the best ones again.
 
 Yang et al. 2018, *Learning to Navigate for Fine-grained Classification*, with the conventions of the authors' code
-where the paper is silent: anchors without regression, hard non-maximum suppression at an IoU of 0.25, M = 6 regions
-that teach, K = 4 that are looked at, parts cut from the input and encoded by the same backbone.
+where the paper is silent: anchors without regression, hard non-maximum suppression, M = 6 regions that teach, K = 4
+that are looked at, parts cut from the input and encoded by the same backbone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -43,14 +44,11 @@ def anchors(size: tuple[int, int], stride: int) -> Tensor:
     """
     boxes = []
     for cells, share, scales in LEVELS:
-        step = stride * cells
-        side = share * math.sqrt(size[0] * size[1])
-        ys, xs = (step / 2 + step * torch.arange(math.ceil(s / step), dtype=torch.float64) for s in size)
-        centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij"), -1).reshape(-1, 2)
-        for scale in scales:
-            for ratio in RATIOS:
-                half = torch.tensor([side * scale / math.sqrt(ratio), side * scale * math.sqrt(ratio)]).double() / 2
-                boxes.append(torch.cat([centres - half, centres + half], 1))
+        step, side = stride * cells, share * math.sqrt(size[0] * size[1])
+        centres = torch.cartesian_prod(*(step / 2 + step * torch.arange(math.ceil(s / step)).double() for s in size))
+        for scale, ratio in itertools.product(scales, RATIOS):
+            half = torch.tensor([side * scale / math.sqrt(ratio), side * scale * math.sqrt(ratio)]).double() / 2
+            boxes.append(torch.cat([centres - half, centres + half], 1))
     return torch.cat(boxes).float()
 
 
@@ -74,14 +72,11 @@ def select(scores: Tensor, overlaps: Tensor, count: int) -> Tensor:
         raise UsageError(f"M={count} regions of {scores.shape[1]} anchors; use larger images or a smaller M")
     left = scores.detach().float().clone()
     step_down = left.amax() - left.amin() + 1
-    suppressed = torch.zeros_like(left, dtype=torch.bool)
-    chosen = []
+    suppressed, chosen = torch.zeros_like(left, dtype=torch.bool), []
     for _ in range(count):
-        best = left.argmax(1)
+        best = torch.where(suppressed, left - step_down, left).argmax(1)
         chosen.append(best)
-        fresh = overlaps[best] & ~suppressed
-        left = torch.where(fresh, left - step_down, left)
-        suppressed |= fresh
+        suppressed |= overlaps[best]
         left.scatter_(1, best[:, None], -math.inf)
     return torch.stack(chosen, 1)
 
@@ -117,10 +112,11 @@ class Navigator(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return scores (B,N) of maps (B,D,h,w), in the order of `anchors`."""
-        d1 = self.down1(maps).relu()
-        d2 = self.down2(d1).relu()
-        d3 = self.down3(d2).relu()
-        return torch.cat([self.tidy1(d1).flatten(1), self.tidy2(d2).flatten(1), self.tidy3(d3).flatten(1)], 1)
+        scores = []
+        for down, tidy in ((self.down1, self.tidy1), (self.down2, self.tidy2), (self.down3, self.tidy3)):
+            maps = down(maps).relu()
+            scores.append(tidy(maps).flatten(1))
+        return torch.cat(scores, 1)
 
 
 def ranking_loss(scores: Tensor, losses: Tensor) -> Tensor:
@@ -164,10 +160,13 @@ class NavigatedParts(Pooling):
             raise UsageError(f"parts={parts} (K) is out of range; use 0 to propose={propose} (M), and M from 1 on")
         self.propose, self.parts, self.navigate = propose, parts, navigate
         self.ranking_weight, self.part_weight = ranking_weight, part_weight
-        self.navigator = Navigator(encoder.dim)
-        self.dropout = nn.Dropout(0.5)
+        self.navigator, self.dropout = Navigator(encoder.dim), nn.Dropout(0.5)
         self.whole_head, self.part_head = nn.Linear(encoder.dim, n_classes), nn.Linear(encoder.dim, n_classes)
         self.dim = encoder.dim * (parts + 1)
+
+    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
+        """Raise `UsageError`: which regions are looked at depends on what the navigator has learned."""
+        raise UsageError("NavigatedParts looks at images again; train it with mode='finetune'")
 
     def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return (B,(K+1)*D): parts from the best on, then the whole image."""
@@ -203,18 +202,17 @@ class NavigatedParts(Pooling):
         return self._navigate(encoder, encoder.forward_map(images), images)
 
     def _navigate(self, encoder: ImageEncoder, maps: Tensor, images: Tensor) -> Regions:
-        size = (images.shape[2], images.shape[3])
+        size = tuple(images.shape[2:])
         boxes = anchors(size, encoder.stride).to(maps.device)
         scores = self.navigator(maps.detach())  # the ranking loss trains the navigator only
         if scores.shape[1] != len(boxes):
             raise UsageError(f"{encoder.name} gives a map of {tuple(maps.shape[2:])} cells, too few for {size} pixels")
         order = scores
-        if not self.navigate:  # the same order for every call: chance must not make an evaluation waver
+        if not self.navigate:  # the same random order for every call, so that an evaluation can be repeated
             generator = torch.Generator().manual_seed(len(boxes))
             order = torch.rand(len(boxes), generator=generator).to(scores).expand_as(scores)
         chosen = select(order, overlapping(size, encoder.stride).to(maps.device), self.propose)
-        picked = boxes[chosen].floor().long()[..., [1, 0, 3, 2]]
-        return Regions(picked, scores.gather(1, chosen))
+        return Regions(boxes[chosen].floor().long()[..., [1, 0, 3, 2]], scores.gather(1, chosen))
 
     def _encode(self, encoder: ImageEncoder, images: Tensor, boxes: Tensor) -> Tensor:
         # At half the side of the input; no gradient goes to the pixels.
@@ -222,8 +220,7 @@ class NavigatedParts(Pooling):
         return encoder(parts.flatten(0, 1)).view(len(images), boxes.shape[1], -1)
 
 
-# Our names for those of the authors' checkpoints; what follows the prefix is the same.
-REFERENCE_PREFIXES = {
+REFERENCE_PREFIXES = {  # of the names in the authors' checkpoints, and ours; what follows is the same
     "pretrained_model.fc.": "pooling.whole_head.",
     "pretrained_model.": "image_encoder.network.",
     "proposal_net.": "pooling.navigator.",

@@ -83,15 +83,15 @@ class Pooling(nn.Module):
         self.dim = encoder.dim
 
     def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
-        """Return what can be kept of images (B,3,H,W) in [0,1] while the encoder is frozen, (B,...)."""
-        raise UsageError(f"{type(self).__name__} looks at images again; train it with mode='finetune'")
+        """Return what can be kept of images (B,3,H,W) in [0,1]: by default, the last feature maps (B,D,h,w)."""
+        return encoder.forward_map(images)
 
     def fit(self, seen: Features) -> None:
         """Adapt to what `look` returned for the training images, before anything is learned."""
 
     def pool(self, seen: Tensor) -> Tensor:
         """Return vectors (B,dim) of what `look` returned."""
-        return seen
+        raise NotImplementedError
 
     def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return vectors (B,dim) of images (B,3,H,W) in [0,1]."""
@@ -128,22 +128,18 @@ class LastBlocks(Pooling):
         network, self.dim, self.inner = encoder.network, inner.dim, inner
         if not all(hasattr(network, part) for part in ("blocks", "conv_head", "bn2")):
             raise UsageError(f"learn={blocks} needs an EfficientNet, not {encoder.name!r}; leave it out")
-        single = [block for stage in network.blocks for block in stage]
         if type(inner).forward is not Pooling.forward:
             raise UsageError(f"learn={blocks} works with the poolings gap and lca, not {type(inner).__name__}")
+        single = [block for stage in network.blocks for block in stage]
         if not 1 <= blocks < len(single):
             raise UsageError(f"learn={blocks} is out of range; {encoder.name} has {len(single)} blocks, one must stay")
         self.learned = nn.Sequential(*single[-blocks:], network.conv_head, network.bn2)
         network.blocks = nn.Sequential(*single[:-blocks])
         network.conv_head = network.bn2 = nn.Identity()
 
-    def look(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
-        """Return the maps (B,D,h,w) that enter the learned blocks, of images (B,3,H,W) in [0,1]."""
-        return encoder.forward_map(images)
-
-    def pool(self, maps: Tensor) -> Tensor:
-        """Return (B,dim) of the maps that `look` gave."""
-        return self.inner.pool(self.learned(maps.contiguous(memory_format=torch.channels_last)))
+    def pool(self, seen: Tensor) -> Tensor:
+        """Return (B,dim) of the maps (B,D,h,w) that enter the learned blocks."""
+        return self.inner.pool(self.learned(seen.contiguous(memory_format=torch.channels_last)))
 
 
 class Head(nn.Module):

@@ -20,7 +20,7 @@ from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.matching import KeypointMatcher, LocalNaiveBayes
 from retailkit.models.nts import NavigatedParts, from_reference
 from retailkit.models.pooling import FeatureScaler, GlobalAveragePool, Head, LastBlocks, LinearHead
-from retailkit.models.weights import read_state, require_same_shapes
+from retailkit.models.weights import load_state, read_state
 
 POOLINGS = {"gap": GlobalAveragePool, "lca": LocalConceptsAccumulation, "nts": NavigatedParts}
 
@@ -89,8 +89,7 @@ def build(
     if name == "ensemble":
         return _build_ensemble(classes, weights, **options)
     if name in MATCHERS:
-        options = {"weights": weights} | options
-        _require_known(options, _options_of(MATCHERS[name]), name)
+        (options,) = _options_of([MATCHERS[name]], {"weights": weights} | options, name)
         return MATCHERS[name](classes, **options)
     pooling = MODELS[name].pooling if pooling == "auto" else pooling
     arguments = {
@@ -110,14 +109,13 @@ def build(
 
 def _build_classifier(arguments: dict[str, Any], options: dict[str, Any]) -> ProductClassifier:
     spec, pooling, count = MODELS[arguments["name"]], POOLINGS[arguments["pooling"]], len(arguments["classes"])
-    of_head, of_pooling = _options_of(spec.head), _options_of(pooling) if "image" in spec.modalities else []
-    _require_known(options, [*of_head, *of_pooling], arguments["name"])
+    takers = [spec.head, pooling] if "image" in spec.modalities else [spec.head]
+    of_head, *of_pooling = _options_of(takers, options, arguments["name"])
     parts: dict[str, Any] = {}
     scalers: dict[str, FeatureScaler] = {}
     if "image" in spec.modalities:
         encoder = build_image_encoder(arguments["backbone"], arguments["weights"])
-        chosen = {option: value for option, value in options.items() if option in of_pooling}
-        parts = {"image_encoder": encoder, "pooling": pooling(encoder, count, **chosen)}
+        parts = {"image_encoder": encoder, "pooling": pooling(encoder, count, **of_pooling[0])}
         if arguments["learn"]:
             parts["pooling"] = LastBlocks(encoder, parts["pooling"], arguments["learn"])
         scalers["image"] = FeatureScaler(parts["pooling"].dim)
@@ -125,7 +123,7 @@ def _build_classifier(arguments: dict[str, Any], options: dict[str, Any]) -> Pro
         reader = build_text_encoder(arguments["text_encoder"], arguments["text_weights"], arguments["text_config"])
         parts["text_encoder"], arguments["text_config"] = reader, reader.config
         scalers["text"] = FeatureScaler(reader.dim, shared=reader.sparse)
-    head = spec.head(scalers, count, **{option: value for option, value in options.items() if option in of_head})
+    head = spec.head(scalers, count, **of_head)
     model = ProductClassifier(arguments["classes"], head, **parts, build_args=arguments | options)
     return model.freeze(arguments["freeze"])
 
@@ -140,14 +138,12 @@ def _build_ensemble(classes: list[str], weights: str | None, members: Sequence[M
     return Ensemble(made, [member.get("flip", False) for member in members])
 
 
-def _options_of(factory: Callable[..., nn.Module]) -> list[str]:
-    parameters = inspect.signature(factory).parameters.values()
-    return [p.name for p in parameters if p.default is not p.empty]
-
-
-def _require_known(options: Mapping[str, Any], known: list[str], model: str) -> None:
-    for option in options:
-        pick(known, option, f"option of model {model!r}")
+def _options_of(takers: Sequence[Callable[..., nn.Module]], given: Mapping[str, Any], model: str) -> list[dict]:
+    """Return those of the given options that each of several classes takes; `UsageError` for one that none takes."""
+    known = [[p.name for p in inspect.signature(t).parameters.values() if p.default is not p.empty] for t in takers]
+    for option in given:
+        pick([name for own in known for name in own], option, f"option of model {model!r}")
+    return [{option: value for option, value in given.items() if option in own} for own in known]
 
 
 def rebuild(build_args: Mapping[str, Any]) -> ProductClassifier:
@@ -160,8 +156,8 @@ def load_nts_checkpoint(
 ) -> ProductClassifier:
     """Load a checkpoint of the authors' NTS-Net (yangze0930/NTS-Net, for CUB-200 at 448 px).
 
-    The number of parts is read from the shape of its classifier. Its `Dropout` stayed on in evaluation; ours does not.
-    Give it images as the authors do: `data.split("test", 448, "stretch_crop")`.
+    The number of parts is read from the shape of its classifier. Give it images as the authors do:
+    `data.split("test", 448, "stretch_crop")`. Their `Dropout` stayed on in evaluation; ours does not.
 
     Args:
         path: their `model.ckpt`, or a plain state dict of that layout.
@@ -176,9 +172,7 @@ def load_nts_checkpoint(
     names = list(classes) if classes is not None else [f"class {k:03d}" for k in range(n_classes)]
     parts = width // build_image_encoder(backbone, None).dim - 1
     model = build("nts", names, backbone, weights=None, propose=max(parts, 6), parts=parts)
-    own = {k: v for k, v in model.state_dict().items() if k in state or not k.startswith("head.scalers")}
-    own = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
-    require_same_shapes(own, state, Path(path))
-    model.load_state_dict(state, strict=False)
+    scalers = {name: value for name, value in model.state_dict().items() if name.startswith("head.scalers.")}
+    load_state(model, scalers | state, Path(path))
     model.input_size = 448
     return model.eval()

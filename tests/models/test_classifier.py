@@ -1,7 +1,5 @@
 """The product classifier: building, features, missing modalities, scaling, rebuilding."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 
@@ -13,65 +11,58 @@ from torch.nn import functional
 
 from retailkit import models
 from retailkit.config import UsageError, UserError
-from retailkit.models import Features
+from retailkit.models import Features, weights
 from retailkit.models.pooling import FeatureScaler
 
 CLASSES = ["lean", "extra lean", "oat"]
+TEXTS = ["lean beef", "extra lean beef", "oat milk"]
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
+def images():
     return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def image_model():
-    return models.build("image", CLASSES, "resnet18", weights=None).eval()
+def build(name="image", **options):
+    return models.build(name, CLASSES, "resnet18", weights=None, text_encoder="char_ngrams", **options).eval()
 
 
-def text_model(**options):
-    return models.build("text", CLASSES, text_encoder="char_ngrams", **options).eval()
-
-
-def test_image_model(image_model, images):
-    logits = image_model(images, ["never read"] * 4)
-    assert logits.shape == (4, 3)
-    features = image_model.encode_image(images)
+def test_images_and_texts_are_encoded_and_classified(images):
+    model, reader = build(), build("text")
+    features = model.encode_image(images)
     assert features.values.shape == (4, 512) and features.available.all()
-    assert torch.equal(image_model.classify(features, None), logits)
-    assert (image_model.modalities, image_model.input_size) == (("image",), 224)
-    assert image_model.classes == CLASSES
+    assert torch.equal(model.classify(features, None), model(images, ["never read"] * 4))
+    assert (model.modalities, model.input_size, model.classes) == (("image",), 224, CLASSES)
+    assert torch.equal(reader(None, TEXTS), reader(images[:3], TEXTS)) and reader.modalities == ("text",)
+    features = reader.encode_text([*TEXTS, "", None, "  "])
+    assert features.available.tolist() == [True] * 3 + [False] * 3 and not features.values[3:].any()
+    assert torch.equal(features.values[:3], reader.text_encoder(TEXTS))
+    assert reader.encode_text(["", None]).values.shape == (2, reader.text_encoder.dim)
 
 
-def test_text_model(images):
-    model = text_model()
-    texts = ["lean beef", "extra lean beef", "oat milk"]
-    assert torch.equal(model(None, texts), model(images[:3], texts))
-    assert model.modalities == ("text",)
-    features = model.encode_text([*texts, "", None, "  "])
-    assert features.available.tolist() == [True] * 3 + [False] * 3
-    assert features.values[3:].abs().sum() == 0
-    assert torch.equal(features.values[:3], model.text_encoder(texts))
-    assert model.encode_text(["", None]).values.shape == (2, model.text_encoder.dim)
-
-
-def test_nothing_to_classify_raises(image_model, images):
-    with pytest.raises(UserError, match="1 of 2 rows have no text"):
-        text_model()(None, ["lean", ""])
-    with pytest.raises(UserError, match="nothing to classify"):
-        text_model()(images)
-    nothing = Features(torch.zeros(2, 512), torch.zeros(2, dtype=torch.bool))
-    with pytest.raises(UserError, match="2 of 2 rows have no image"):
-        image_model.classify(nothing)
-    with pytest.raises(UsageError, match="does not read texts"):
-        image_model.encode_text(["lean"])
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda images: build("text")(None, ["lean", ""]), UserError, "1 of 2 rows have no text"),
+        (lambda images: build("text")(images), UserError, "nothing to classify"),
+        (
+            lambda images: build().classify(Features(torch.zeros(2, 512), torch.zeros(2, dtype=torch.bool))),
+            UserError,
+            "2 of 2 rows have no image",
+        ),
+        (lambda images: build().encode_text(["lean"]), UsageError, "does not read texts"),
+        (lambda images: build("text").encode_image(images), UsageError, "does not look at images"),
+    ],
+)
+def test_what_a_model_cannot_answer_is_an_error(call, error, says, images):
+    with pytest.raises(error, match=says):
+        call(images)
 
 
 def test_missing_prior_answers_with_the_average_row():
-    model = text_model(missing="prior")
-    train = ["lean beef", "extra lean beef", "oat milk"]
-    model.fit_scalers(None, model.encode_text(train))
-    logits = model(None, ["", *train])
+    model = build("text", missing="prior")
+    model.fit_scalers(None, model.encode_text(TEXTS))
+    logits = model(None, ["", *TEXTS])
     assert torch.allclose(logits[0], model.head.linear.bias)
     assert torch.allclose(logits[1:].mean(0), logits[0], atol=1e-5)
 
@@ -87,66 +78,69 @@ def test_missing_prior_answers_with_the_average_row():
         ({"missing": "prio"}, "did you mean 'prior'"),
         ({"classes": []}, "at least one class"),
         ({"classes": ["a", "b", "a"]}, "class 'a' is named twice"),
+        ({"name": "nts", "parts": 7}, "parts=7"),
+        ({"name": "nts", "propose": 0, "parts": 0}, "M from 1 on"),
+        ({"name": "nts", "navgate": 1}, "did you mean 'navigate'"),
+        ({"name": "gallery", "false_accepts": 0.0}, "false_accepts=0.0 .* use"),
+        ({"name": "gallery", "false_accepts": 1.5}, "false_accepts=1.5 .* use"),
+        ({"name": "gallery", "neighbours": -1}, "neighbours=-1; use"),
+        ({"name": "matching", "detector": "sfit"}, "did you mean 'sift'"),
+        ({"name": "matching", "keypoint": 9}, "did you mean 'keypoints'"),
+        ({"name": "matching", "colour": -0.5}, "colour=-0.5.*use 0 to 100"),
+        ({"name": "matching", "colour": float("nan")}, "colour=nan"),
+        ({"name": "matching", "colour": 0.3, "detector": "orb"}, "colour=0.3, detector=orb.*with descriptors of bits"),
+        ({"learn": 9}, "learn=9 needs an EfficientNet, not 'resnet18'"),
+        ({"learn": 99, "backbone": "efficientnet_lite0"}, "learn=99 is out of range; efficientnet_lite0 has 16 blocks"),
+        ({"learn": 1, "backbone": "efficientnet_lite0", "pooling": "nts"}, "gap and lca, not NavigatedParts"),
     ],
 )
-def test_wrong_calls_name_the_nearest(arguments, says):
+def test_wrong_calls_name_the_value_and_the_cure(arguments, says):
     with pytest.raises(UsageError, match=says):
         models.build(**{"name": "image", "classes": CLASSES, "backbone": "resnet18", "weights": None} | arguments)
 
 
 def test_gradients_reach_what_learns(images):
-    labels, criterion = torch.tensor([0, 1, 2, 0]), functional.cross_entropy
-    batch = SimpleNamespace(images=images, texts=[""] * 4, labels=labels)
-    model = models.build("image", CLASSES, "resnet18", weights=None)
-    model.training_loss(batch, criterion).backward()
+    batch = SimpleNamespace(images=images, texts=[""] * 4, labels=torch.tensor([0, 1, 2, 0]))
+    model, frozen = build().train(), build(freeze=True)
+    model.training_loss(batch, functional.cross_entropy).backward()
     assert all(p.grad is not None for p in model.parameters())
-    frozen = models.build("image", CLASSES, "resnet18", weights=None, freeze=True)
-    before = frozen.image_encoder.network.bn1.running_mean.clone()
-    frozen.train().training_loss(batch, criterion).backward()
-    assert torch.equal(before, frozen.image_encoder.network.bn1.running_mean)
-    assert not frozen.image_encoder.training and frozen.head.training
+    statistics = frozen.image_encoder.network.bn1.running_mean
+    before = statistics.clone()
+    frozen.train().training_loss(batch, functional.cross_entropy).backward()
+    assert torch.equal(before, statistics) and not frozen.image_encoder.training and frozen.head.training
     assert {n for n, p in frozen.named_parameters() if p.grad is not None} == {"head.linear.weight", "head.linear.bias"}
-    assert all(p.requires_grad for p in frozen.freeze(False).parameters())
+    frozen.freeze(False).train()(images)
+    assert not torch.equal(before, statistics) and all(p.requires_grad for p in frozen.parameters())
 
 
 def test_scaler_is_the_standard_scaler():
     values = np.random.default_rng(0).normal(3, [1, 5, 0], (50, 3))
     available = np.arange(50) % 5 > 0
-    scaler = FeatureScaler(3)
-    features = Features(torch.from_numpy(values).float(), torch.from_numpy(available))
+    scaler, features = FeatureScaler(3), Features(torch.from_numpy(values).float(), torch.from_numpy(available))
     assert torch.equal(scaler(features)[available], features.values[available]), "not the identity before fit"
     scaler.fit(features)
-    scaled = scaler(features).numpy()
-    assert np.allclose(
-        scaled[available], StandardScaler().fit(values[available]).transform(values[available]), atol=1e-4
-    )
-    assert not scaled[~available].any()
+    scaled, expected = scaler(features).numpy(), StandardScaler().fit(values[available]).transform(values[available])
+    assert np.allclose(scaled[available], expected, atol=1e-4) and not scaled[~available].any()
 
 
 def test_shared_scale_keeps_rare_features_small():
     values = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    values[:, 1] = 0
-    values[0, 1] = 1  # one text in 200 has it
-    features = Features(values, torch.ones(200, dtype=torch.bool))
-    shared, each = FeatureScaler(2, shared=True), FeatureScaler(2)
-    shared.fit(features)
-    each.fit(features)
-    assert shared(features)[0, 1] < 2 < 10 < each(features)[0, 1]
+    values[:, 1] = torch.eye(200)[0]  # one text in 200 has it
+    scaled = []
+    for shared in (True, False):
+        scaler = FeatureScaler(2, shared)
+        scaler.fit(Features.present(values))
+        scaled.append(scaler(Features.present(values))[0, 1])
+    assert scaled[0] < 2 < 10 < scaled[1]
 
 
 @pytest.mark.parametrize("name", ["image", "text"])
 def test_rebuilt_model_needs_no_file(name, images, monkeypatch):
-    from retailkit.models import weights
-
-    options = {"backbone": "efficientnet_lite0", "dropout": 0.2, "freeze": True}
-    model = models.build(name, CLASSES, text_encoder="minilm", **options).eval()
-    texts = ["oat milk", "lean beef", "1.5 %", "x"]
-    features = model.encode_image(images) if name == "image" else model.encode_text(texts)
-    model.fit_scalers(**{f"{name}_features": features})
-    build_args = json.loads(json.dumps(model.build_args))
+    model = models.build(name, CLASSES, "efficientnet_lite0", text_encoder="minilm", dropout=0.2, freeze=True).eval()
+    texts = [*TEXTS, "1.5 %"]
+    model.fit_scalers(**{f"{name}_features": getattr(model, f"encode_{name}")(images if name == "image" else texts)})
     monkeypatch.setattr(weights, "_packaged", lambda place: pytest.fail("looked for a weights file"))
-    again = models.rebuild(build_args)
+    again = models.rebuild(json.loads(json.dumps(model.build_args)))
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(images, texts), model(images, texts))
-    encoder = again.image_encoder or again.text_encoder
-    assert encoder.frozen and again.head.dropout.p == 0.2
+    assert (again.image_encoder or again.text_encoder).frozen and again.head.dropout.p == 0.2

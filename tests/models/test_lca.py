@@ -4,77 +4,58 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from retailkit import models
 from retailkit.config import UsageError
-from retailkit.models.lca import LocalConceptsAccumulation, windows
+from retailkit.models.lca import LocalConceptsAccumulation, count_windows, windows
 
 
-def layer(dim=6, **options):
+def layer(**options):
     torch.manual_seed(0)
-    return LocalConceptsAccumulation(SimpleNamespace(dim=dim), 3, **options)
+    return LocalConceptsAccumulation(SimpleNamespace(dim=6), 3, **options).double()
 
 
 def plain(pool, maps):
     """The paper's text, window by window."""
-    height, width = maps.shape[2:]
-    vectors = []
-    for a in range(1, height + 1):
-        for b in range(1, width + 1):
-            if a * b > 1:
-                means = F.avg_pool2d(maps, (a, b), stride=1)
-                vectors += [pool.fc(means[:, :, y, x]) for y in range(means.shape[2]) for x in range(means.shape[3])]
-    vectors = torch.stack(vectors, 1)
+    boxes = windows(*maps.shape[2:]).tolist()
+    vectors = torch.stack([pool.fc(maps[:, :, y0:y1, x0:x1].mean((2, 3))) for x0, y0, x1, y1 in boxes], 1)
     return (vectors.relu() if pool.relu else vectors).mean(1)
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (4, 6), (1, 5), (5, 1)])
 @pytest.mark.parametrize("options", [{}, {"width": 3}, {"relu": False}])
-def test_every_window_counts_once(shape, options):
-    pool, maps = layer(**options), torch.randn(2, 6, *shape)
-    assert torch.allclose(pool.pool(maps), plain(pool, maps), atol=1e-5)
-
-
-def test_gradients_are_those_of_the_plain_loop():
-    pool = layer().double()
-    maps = torch.randn(2, 6, 4, 5, dtype=torch.float64, requires_grad=True)
-    gradients = []
-    for result in (pool.pool(maps), plain(pool, maps)):
-        gradients.append(torch.autograd.grad(result.square().sum(), [maps, *pool.parameters()]))
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs)
+def test_every_window_counts_once_and_gradients_are_those_of_the_plain_loop(shape, options):
+    pool, maps = layer(**options), torch.randn(2, 6, *shape, dtype=torch.float64, requires_grad=True)
+    ours, theirs = pool.pool(maps), plain(pool, maps)
+    assert torch.allclose(ours, theirs)
+    gradients = (torch.autograd.grad(result.square().sum(), [maps, *pool.parameters()]) for result in (ours, theirs))
+    assert all(torch.allclose(one, other) for one, other in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(("side", "count"), [(4, 84), (5, 200), (6, 405), (7, 735), (8, 1232), (14, 10829)])
-def test_the_number_of_windows(side, count):
+def test_the_windows_are_all_rectangles_but_single_cells(side, count):
     boxes = windows(side, side)
-    assert len(boxes) == count == len({tuple(b) for b in boxes.tolist()})
+    assert len({tuple(b) for b in boxes.tolist()}) == len(boxes) == count == count_windows(side, side)
+    size = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.min() == 0 and boxes.max() == side and size.min() == 1 and size.prod(1).min() == 2
 
 
 def test_without_its_relu_it_is_a_centre_weighted_mean():
-    pool, maps = layer(relu=False), torch.randn(1, 6, 5, 5)
-    weight = torch.zeros(5, 5)
+    pool, maps, weight = layer(relu=False), torch.randn(1, 6, 5, 5, dtype=torch.float64), torch.zeros(5, 5).double()
     for x0, y0, x1, y1 in windows(5, 5).tolist():
         weight[y0:y1, x0:x1] += 1 / ((x1 - x0) * (y1 - y0))
-    mean = (maps * weight / weight.sum()).sum((2, 3))
-    assert torch.allclose(pool.pool(maps), pool.fc(mean), atol=1e-5)
+    assert torch.allclose(pool.pool(maps), pool.fc((maps * weight / weight.sum()).sum((2, 3))))
     assert weight[2, 2] > weight[0, 0]
 
 
 def test_window_contributions_sum_to_the_logit():
-    pool, maps, direction = layer(), torch.randn(2, 6, 4, 3), torch.randn(6)
+    pool, maps, direction = layer(), torch.randn(2, 6, 4, 3).double(), torch.randn(6).double()
     boxes, parts = pool.window_contributions(maps, direction)
     assert boxes.shape == (len(windows(4, 3)), 4) and parts.shape == (2, len(boxes))
-    assert torch.allclose(parts.sum(1), pool.pool(maps) @ direction, atol=1e-5)
+    assert torch.allclose(parts.sum(1), pool.pool(maps) @ direction)
     x0, y0, x1, y1 = boxes[7].tolist()
     vector = pool.fc(maps[:, :, y0:y1, x0:x1].mean((2, 3))).relu() / len(boxes)
-    assert torch.allclose(parts[:, 7], vector @ direction, atol=1e-6)
-
-
-def test_a_single_cell_has_no_window():
-    with pytest.raises(UsageError, match="use larger images"):
-        layer().pool(torch.randn(1, 6, 1, 1))
+    assert torch.allclose(parts[:, 7], vector @ direction)
 
 
 def test_the_contributions_to_a_class_sum_to_its_logit():
@@ -83,8 +64,9 @@ def test_the_contributions_to_a_class_sum_to_its_logit():
     images, labels = torch.rand(2, 3, 96, 96), torch.tensor([2, 0])
     boxes, contributions = model.window_contributions(images, labels)
     logits = model(images).gather(1, labels[:, None])[:, 0]
-    bias = model.head.linear.bias[labels]
-    assert torch.allclose(contributions.sum(1) + bias, logits, atol=1e-5)
+    assert torch.allclose(contributions.sum(1) + model.head.linear.bias[labels], logits, atol=1e-5)
     assert boxes.max() == 96 and contributions.shape == (2, len(boxes))
+    with pytest.raises(UsageError, match="use larger images"):
+        model(torch.rand(1, 3, 32, 32))
     with pytest.raises(UsageError, match="pooling='lca'"):
         models.build("image", ["a"], "timm:test_resnet", weights=None).window_contributions(images, labels)

@@ -1,12 +1,7 @@
 """Published weights: where they are, how they are fetched and read, and what is said when they are not right."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
-import http.server
-import threading
-from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -23,54 +18,67 @@ from retailkit.models.weights import BACKBONES, HUB_FOLDERS, fetch_weights, find
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-# -- Reading
+# -- Wrong files and names, missing weights, licences
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("backbone", "name", "content", "says"),
     [
-        ("mine.pth", b"PK\x03\x04 cut off", "cannot be read as weights"),
-        ("mine.safetensors", b"not really", "cannot be read as weights"),
-        ("mine.pth", [1, 2], "not a state dict"),
-        ("mine.pth", {"a": torch.zeros(2)}, "weights of another network"),
-        ("mine.pth", torchvision.models.resnet34, "tensors too many"),
-        ("mine.pth", torchvision.models.resnet50, "weights of another network"),
+        ("resnet18", "mine.pth", b"PK\x03\x04 cut off", "cannot be read as weights"),
+        ("resnet18", "mine.safetensors", b"not really", "cannot be read as weights"),
+        ("resnet18", "mine.pth", [1, 2], "not a state dict"),
+        ("resnet18", "mine.pth", {"a": torch.zeros(2)}, "weights of another network"),
+        ("resnet18", "mine.pth", torchvision.models.resnet34, "tensors too many"),
+        ("resnet18", "mine.pth", torchvision.models.resnet50, "weights of another network"),
+        # The order in safetensors is alphabetical: no guessing.
+        ("efficientnet_b0", "mine.safetensors", torchvision.models.efficientnet_b0, r"official \.pth file"),
     ],
 )
-def test_wrong_files_end_in_one_line_that_names_them(name, content, says, tmp_path):
+def test_wrong_files_end_in_one_line_that_names_them(backbone, name, content, says, tmp_path):
     content, path = content(weights=None).state_dict() if callable(content) else content, tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
     with pytest.raises(UserError, match=says) as caught:
-        build_image_encoder("resnet18", path)
+        build_image_encoder(backbone, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_foreign_names_in_safetensors_are_refused(tmp_path):
-    path = tmp_path / "mine.safetensors"
-    save_file(torchvision.models.efficientnet_b0(weights=None).state_dict(), path)
-    with pytest.raises(UserError, match=r"official \.pth file"):  # the order in it is alphabetical: no guessing
-        build_image_encoder("efficientnet_b0", path)
+CURE = r"run: retailkit fetch weights {} \(or install retailkit\[offline\]\)$"
 
 
-# -- Packaged weights
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: build_image_encoder("resnet5O"), UsageError, "did you mean 'resnet50'"),
+        (lambda: build_image_encoder("resnet50", "v2"), UsageError, "weights of resnet50 'v2'.*known: V1, V2, auto"),
+        (lambda: build_text_encoder("distillbert"), UsageError, "did you mean 'distilbert'"),
+        (lambda: fetch_weights("resnet_18"), UsageError, "did you mean 'resnet18'"),
+        (lambda: fetch_weights("minilm.V1"), UsageError, "unknown weights of minilm 'V1'"),
+        (lambda: find_weights("resnext101_32x8d"), UserError, "run: retailkit fetch weights resnext101_32x8d.V1$"),
+        (lambda: find_weights("resnext101_32x8d", "V2"), UserError, "fetch weights resnext101_32x8d.V2$"),
+        (
+            lambda: find_weights("timm:convnext_atto"),
+            UserError,
+            "run: .* fetch weights timm:convnext_atto$",
+        ),
+        (lambda: build_image_encoder("efficientnet_lite2"), UserError, CURE.format(r"efficientnet_lite2\.V1")),
+        (lambda: build_text_encoder("minilm"), UserError, CURE.format("minilm")),
+        (lambda: build_image_encoder("resnet18", "nowhere.pth"), UserError, r"nowhere\.pth: no such weights file"),
+        (lambda: build_text_encoder("distilbert", "nowhere"), UserError, r"nowhere: no config\.json"),
+    ],
+)
+def test_unknown_names_and_missing_weights_name_the_cure(call, error, says, monkeypatch):
+    monkeypatch.setattr(published, "_packaged", lambda place: None)
+    with pytest.raises(error, match=says):
+        call()
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
-@torch.no_grad()
-def test_packaged_lite_weights_sit_in_timm_network(name):
-    known = BACKBONES[name]["V1"]
-    path = find_weights(name)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
-    state = torch.load(path, weights_only=True)
-    encoder = build_image_encoder(name).network
-    same_layer = {  # timm's name: the package's name
-        "conv_stem.weight": "_conv_stem.weight",
-        "blocks.0.0.conv_dw.weight": "_blocks.0._depthwise_conv.weight",
-        "conv_head.weight": "_conv_head.weight",
-        "bn2.running_var": "_bn1.running_var",
-    }
-    for ours, theirs in same_layer.items():
-        assert torch.equal(encoder.state_dict()[ours], state[theirs]), ours
+def test_non_commercial_licence_is_shown():
+    says = r"resnext101_32x8d\.WSL: cc-by-nc-4\.0 \(non-commercial use only\)"
+    with pytest.warns(UserWarning, match=says), pytest.raises(UserError, match=r"cc-by-nc-4\.0"):
+        find_weights("resnext101_32x8d", "WSL")
 
 
 def test_damaged_package_is_noticed(monkeypatch):
@@ -80,107 +88,47 @@ def test_damaged_package_is_noticed(monkeypatch):
         build_image_encoder("efficientnet_lite0")
 
 
-# -- Names, missing weights, licences
-
-
-def test_unknown_names_give_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'resnet50'"):
-        build_image_encoder("resnet5O")
-    with pytest.raises(UsageError, match=r"weights of resnet50 'v2'.*known: V1, V2, auto"):
-        build_image_encoder("resnet50", "v2")
-    with pytest.raises(UsageError, match="did you mean 'distilbert'"):
-        build_text_encoder("distillbert")
-    with pytest.raises(UsageError, match="did you mean 'resnet18'"):
-        fetch_weights("resnet_18")
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "command"),
-    [
-        ("resnext101_32x8d", "auto", "resnext101_32x8d.V1"),
-        ("resnext101_32x8d", "V2", "resnext101_32x8d.V2"),
-        ("timm:convnext_atto", "auto", "timm:convnext_atto"),
-    ],
-)
-def test_missing_weights_name_the_command(name, weights, command):
-    with pytest.raises(UserError, match=rf"are not .*; run: retailkit fetch weights {command}$"):
-        find_weights(name, weights)
-
-
-def test_missing_package_names_both_cures(monkeypatch):
-    monkeypatch.setattr(published, "_packaged", lambda place: None)
-    cure = r"run: retailkit fetch weights {} \(or install retailkit\[offline\]\)"
-    with pytest.raises(UserError, match=cure.format("efficientnet_lite2.V1")):
-        build_image_encoder("efficientnet_lite2")
-    with pytest.raises(UserError, match=cure.format("minilm")):
-        build_text_encoder("minilm")
-
-
-def test_missing_local_paths_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.pth: no such weights file"):
-        build_image_encoder("resnet18", tmp_path / "nowhere.pth")
-    with pytest.raises(UserError, match=r"nowhere: no config\.json"):
-        build_text_encoder("distilbert", tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("variant", ["WSL", "SWSL"])
-def test_non_commercial_licence_is_shown(variant):
-    with (
-        pytest.warns(UserWarning, match=rf"resnext101_32x8d\.{variant}: cc-by-nc-4\.0 \(non-commercial use only\)"),
-        pytest.raises(UserError, match=r"cc-by-nc-4\.0"),
-    ):
-        find_weights("resnext101_32x8d", variant)
-
-
-# -- Fetching, against a server on loopback
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args) -> None:
-        pass
+# -- Fetching, with folders in the place of the hub and of other servers
 
 
 @pytest.fixture
-def server(tmp_path):
-    """A folder and the address under which it is served."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{httpd.server_port}/"
-        httpd.shutdown()
+def publish(tmp_path, monkeypatch):
+    """Return a function that puts a file, unless it is empty, at an address that the library gives for resnet18."""
+    described, path = published.describe("resnet18.tv_in1k"), tmp_path / "served"
+    path.mkdir()
 
+    def serve(name, content, licence="bsd-3-clause"):
+        if content:
+            (path / name).write_bytes(content)
+        changed = dataclasses.replace(described, url=(path / name).as_uri(), license=licence)
+        monkeypatch.setattr(published, "describe", lambda network: changed)
 
-def publish(monkeypatch, url: str, licence: str = "bsd-3-clause") -> None:
-    described = published.describe("resnet18.tv_in1k")
-    changed = dataclasses.replace(described, url=url, license=licence)
-    monkeypatch.setattr(published, "describe", lambda network: changed)
+    return serve
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18.V1"])
-def test_fetched_weights_are_what_build_takes(name, server, monkeypatch, tmp_path, capsys):
-    folder, address = server
+def test_fetched_weights_are_what_build_takes(name, publish, tmp_path, capsys):
     official = torchvision.models.resnet18(weights=None).state_dict()
-    torch.save(official, folder / "draft")
-    digits = hashlib.sha256((folder / "draft").read_bytes()).hexdigest()[:8]
-    (folder / "draft").rename(folder / f"resnet18-{digits}.pth")
-    publish(monkeypatch, f"{address}resnet18-{digits}.pth", "cc-by-nc-4.0")
+    torch.save(official, tmp_path / "draft")
+    content = (tmp_path / "draft").read_bytes()
+    publish(f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth", content, "cc-by-nc-4.0")
     path = fetch_weights(name)
     assert path.is_relative_to(tmp_path / "cache") and fetch_weights(name) == path
     assert "resnet18.V1: licence cc-by-nc-4.0 (non-commercial use only)" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="non-commercial"):
         found = find_weights("resnet18")
     assert torch.equal(published.read_state(found)["conv1.weight"], official["conv1.weight"])
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    path.write_bytes(content[:-1] + b"x")
     with pytest.warns(UserWarning), pytest.raises(UserError, match="damaged file; delete it"):
         find_weights("resnet18")
 
 
-@pytest.mark.parametrize(("file", "says"), [("wrong-00000000.pth", "00000000"), ("gone-01234567.pth", "404")])
-def test_a_failed_download_is_one_clear_line_and_leaves_nothing(file, says, server, monkeypatch, tmp_path):
-    (server[0] / "wrong-00000000.pth").write_bytes(b"something else")
-    publish(monkeypatch, server[1] + file)
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [("wrong-00000000.pth", b"other", "00000000"), ("gone-01234567.pth", b"", "No such")],
+)
+def test_a_failed_download_is_one_clear_line_and_leaves_nothing(file, content, says, publish, tmp_path):
+    publish(file, content)
     with pytest.raises(UserError, match=says) as caught:
         fetch_weights("resnet18")
     assert file in str(caught.value) and "\n" not in str(caught.value)
@@ -188,14 +136,13 @@ def test_a_failed_download_is_one_clear_line_and_leaves_nothing(file, says, serv
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch) -> Path:
+def hub(tmp_path, monkeypatch):
     """A folder that stands in for the hub, one folder per repository."""
 
     def download(repo, file, local_dir):
         if not (tmp_path / "hub" / repo / file).is_file():
             raise huggingface_hub.errors.OfflineModeIsEnabled("cannot reach the hub\nmore")
         (Path(local_dir) / file).write_bytes((tmp_path / "hub" / repo / file).read_bytes())
-        return str(Path(local_dir) / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return tmp_path / "hub"
@@ -211,34 +158,22 @@ def test_fetched_superpoint_tells_its_licence_and_warns(hub, capsys):
         build_detector("superpoint")
 
 
-def test_timm_weights_come_from_the_hub(hub, tmp_path):
-    network = build_image_encoder("timm:convnext_atto", weights=None).network
-    repo = hub / published.describe("convnext_atto").hf_hub_id
-    repo.mkdir(parents=True)
-    save_file(network.state_dict(), repo / "model.safetensors")
-    with pytest.MonkeyPatch.context() as patch:
-        described = dataclasses.replace(published.describe("convnext_atto"), url="")
-        patch.setattr(published, "describe", lambda name: described)
-        assert fetch_weights("timm:convnext_atto").is_relative_to(tmp_path / "cache" / "weights")
-        again = published.read_state(find_weights("timm:convnext_atto"))
-    assert torch.equal(again["stem.0.weight"], network.state_dict()["stem.0.weight"])
-
-
-def test_timm_takes_the_hub_before_an_address_whose_format_may_be_another(hub, tmp_path, capsys):
-    """The address of ViT-Tiny is a .npz file, which cannot be read here."""
-    described = published.describe("vit_tiny_patch16_224")
-    assert described.url.endswith(".npz")
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
+def test_timm_weights_come_from_the_hub(name, hub, tmp_path, capsys):
+    """The other address of ViT-Tiny is a .npz file, which cannot be read here."""
+    described = published.describe(name)
+    assert name == "convnext_atto" or described.url.endswith(".npz")
     (hub / described.hf_hub_id).mkdir(parents=True)
-    save_file({"a": torch.zeros(1)}, hub / described.hf_hub_id / "model.safetensors")
-    path = fetch_weights("timm:vit_tiny_patch16_224")
-    assert path == find_weights("timm:vit_tiny_patch16_224") and path.suffix == ".safetensors"
+    save_file({"a": torch.ones(1)}, hub / described.hf_hub_id / "model.safetensors")
+    path = fetch_weights(f"timm:{name}")
+    assert path.is_relative_to(tmp_path / "cache" / "weights") and path == find_weights(f"timm:{name}")
+    assert torch.equal(published.read_state(path)["a"], torch.ones(1))
     assert "licence apache-2.0" in capsys.readouterr().out
 
 
 def test_weights_in_the_cache_of_the_hub_are_found(tmp_path, monkeypatch):
-    file = tmp_path / "theirs.safetensors"
+    file, asked = tmp_path / "theirs.safetensors", []
     save_file({"a": torch.zeros(1)}, file)
-    asked = []
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: asked.append(args) or str(file))
     assert find_weights("timm:convnext_tiny.dinov3_lvd1689m") == file
     assert asked[0] == ("timm/convnext_tiny.dinov3_lvd1689m", "model.safetensors")
