@@ -18,8 +18,7 @@ from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import page as pages
 from retailkit.widgets.model import BACKGROUNDS, MEGABYTES, SHOWS, SIDE_BY_SIDE, Change, Desk, Photo, State
 from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
-from retailkit.widgets.picture import Picture
-from retailkit.widgets.upload import Upload
+from retailkit.widgets.picture import Picture, Upload
 
 TEXTS = ("about", "message", "told", "captions", "legend", "bars", "reason", "status", "summary", "link")
 NO_MASK = "Background and occlusion need a product mask; this photo has none."
@@ -243,12 +242,12 @@ class Screen(W.VBox):
     def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
         """Return a callback that does `act` and shows its problem, but nothing while the tool sets controls itself."""
 
-        def call(*_: Any) -> None:
+        def call(*given: Any) -> None:
             if getattr(self._quiet, "on", False):
                 return
             self.message.value = ""
             try:
-                act()
+                act(*given)
             except Exception as error:  # a callback's traceback would vanish in the browser's console
                 text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 self.message.value = problem(text)
