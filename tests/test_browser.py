@@ -85,7 +85,7 @@ def place(request, browser, photos, tmp_path_factory):
         address = f"http://127.0.0.1:{port}/lab/tree/tool.ipynb?token={TOKEN}&reset"
     else:
         options = ["--dataset", "folder", "--root", str(photos), "--models", MODELS, "--port", str(port)]
-        command = [sys.executable, "-m", "retailkit.cli", "app", *options, "--no-browser", "--token", TOKEN]
+        command = [sys.executable, "-m", "retailkit", "app", *options, "--no-browser", "--token", TOKEN]
         address = f"http://127.0.0.1:{port}/?token={TOKEN}"
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
@@ -322,7 +322,7 @@ def test_a_kernel_ends_with_its_tab_and_other_names_of_the_host_are_refused(brow
     """Formerly each visit kept a gigabyte, and a page of somebody else could reach the tool by its own name."""
     port = app.free_port("127.0.0.1", 0)
     options = ["--dataset", "folder", "--root", str(photos), "--models", "text", "--port", str(port), "--no-browser"]
-    with subprocess.Popen([sys.executable, "-m", "retailkit.cli", "app", *options], cwd=ROOT,
+    with subprocess.Popen([sys.executable, "-m", "retailkit", "app", *options], cwd=ROOT,
                           stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT) as server:  # fmt: skip
         try:
             wait_for(port, server)
