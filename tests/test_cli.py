@@ -34,6 +34,18 @@ def call(checkout, command):
 
 
 @pytest.fixture
+def done(call):
+    """Call the command, which has to end well; returns stdout, or the object in its last line."""
+
+    def run(line):
+        code, out, err = call(line)
+        assert code == 0, err
+        return json.loads(out.splitlines()[-1]) if "--json" in line else out
+
+    return run
+
+
+@pytest.fixture
 def photos(tmp_path):
     """Two classes of three plain images; nothing else may be written into their folder."""
     for label, colour in (("milk", (240, 240, 230)), ("oat milk", (200, 170, 120))):
@@ -92,9 +104,8 @@ def test_help_has_an_example(call):
         assert code == 0 and f"retailkit {command}" in out.split("Options")[0], command
 
 
-def test_list_names_notebooks_and_their_parameters(call):
-    code, out, _ = call("list")
-    assert code == 0 and "90_tiny" in out and "of all randomness" in out and "never" in out
+def test_list_names_notebooks_and_their_parameters(done):
+    assert all(said in done("list") for said in ("90_tiny", "of all randomness", "never"))
 
 
 SPOILT = {  # what is wrong with photos/milk/1.jpg, or with a table: what the error names
@@ -151,7 +162,7 @@ def test_evaluate_says_which_classes_it_confuses_and_what_it_does_not_know(call,
 
 
 @pytest.mark.parametrize(("backbone", "model"), [("timm:test_vit", "image"), ("timm:test_convnext", "lca")])
-def test_a_network_of_timm_goes_through_every_command(call, photos, backbone, model):
+def test_a_network_of_timm_goes_through_every_command(done, photos, backbone, model):
     import torch
 
     from retailkit import data, training
@@ -159,13 +170,12 @@ def test_a_network_of_timm_goes_through_every_command(call, photos, backbone, mo
 
     options = "--root photos --checkpoint m.safetensors --json"
     kind = f"--frozen --model {model} --backbone {backbone} --weights none --epochs 2"
-    assert call(f"train --root photos {kind} --output m.safetensors")[0] == 0
-    code, out, err = call(f"evaluate {options} --split train")
-    assert code == 0 and json.loads(out.splitlines()[-1])["n"] == 2, err
-    code, _, err = call("explain photos/milk/0.jpg --checkpoint m.safetensors --output why.html --budget 32")
-    assert code == 0 and "<html" in Path("why.html").read_text(), err
-    code, out, err = call(f"export {options} --split train --output shop")
-    assert code == 0 and max(json.loads(out.splitlines()[-1])["difference_from_pytorch"].values()) < 1e-4, err
+    done(f"train --root photos {kind} --output m.safetensors")
+    assert done(f"evaluate {options} --split train")["n"] == 2
+    done("explain photos/milk/0.jpg --checkpoint m.safetensors --output why.html --budget 32")
+    assert "<html" in Path("why.html").read_text()
+    made = done(f"export {options} --split train --output shop")
+    assert max(made["difference_from_pytorch"].values()) < 1e-4
     recogniser, _, facts = training.load_checkpoint("m.safetensors")
     sample = data.load("folder", photos).split("train", facts["size"], facts["fit"])[0]
     for method in ("gradcam", "saliency"):
@@ -196,13 +206,9 @@ def test_a_root_alone_is_a_folder_of_ones_own_and_nothing_is_written_into_it(cal
     assert code in (1, 2) and "photos" in err and err.count("\n") == 1
 
 
-def test_train_says_what_becomes_of_an_output_that_is_there(call, photos):
-    line = "train --root photos --frozen --epochs"
-    assert [call(f"{line} {epochs}")[1].splitlines()[-1] for epochs in (1, 1, 2)] == [
-        "output: written",
-        "output: used again",
-        "output: replaced",
-    ]
+def test_train_says_what_becomes_of_an_output_that_is_there(done, photos):
+    said = [done(f"train --root photos --frozen --epochs {epochs}").splitlines()[-1] for epochs in (1, 1, 2)]
+    assert said == ["output: written", "output: used again", "output: replaced"]
 
 
 def test_a_changed_run_leaves_the_other_one_and_only_what_was_asked_for_counts(call, tmp_path):
@@ -281,7 +287,7 @@ def test_the_package_runs_as_a_module_and_says_its_version():
     assert done.stdout == f"retailkit {retailkit.__version__}\n"
 
 
-def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call, tmp_path):
+def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call, done, tmp_path):
     """Two products whose pictures differ in a word; the command line has to read it, at evaluation as well."""
     for label in ("LEAN", "MEDIUM"):
         (tmp_path / "shop" / label.lower()).mkdir(parents=True)
@@ -289,20 +295,14 @@ def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call,
             picture = Image.new("RGB", (200, 200), (240 - 9 * i, 240, 240))
             ImageDraw.Draw(picture).text((20, 30 + 15 * i), label, font=ImageFont.load_default(40), fill=(20, 20, 20))
             picture.save(tmp_path / "shop" / label.lower() / f"{i}.png")
-    shop = "--dataset folder --root shop"
-    code, _, err = call(f"train {shop} --frozen --epochs 30 --model text")
-    assert code == 0, err
-    code, out, _ = call(f"evaluate {shop} --checkpoint model.safetensors --split train --json")
-    assert code == 0 and json.loads(out.splitlines()[-1])["top1"] == 1.0
+    done("train --root shop --frozen --epochs 30 --model text")
+    assert done("evaluate --root shop --checkpoint model.safetensors --split train --json")["top1"] == 1.0
     line = "explain shop/lean/0.png --checkpoint model.safetensors --budget 48 --json"
-    code, out, err = call(f"{line} --output why.html")
-    assert code == 0, err
-    facts = json.loads(out.splitlines()[-1])
+    facts = done(f"{line} --output why.html")
     assert facts["label"] == "lean" and facts["question"] == "why lean rather than medium"
-    page = (tmp_path / "why.html").read_text()
-    assert "data:image/png;base64," in page and "lean" in page and "medium" in page
-    code, out, err = call(f"{line} --output why.safetensors")
-    assert code == 0 and LocalExplanation.load("why.safetensors").question == facts["question"]
+    assert all(part in Path("why.html").read_text() for part in ("data:image/png;base64,", "lean", "medium"))
+    done(f"{line} --output why.safetensors")
+    assert LocalExplanation.load("why.safetensors").question == facts["question"]
     code, _, err = call(line.replace("0.png", "none.png"))
     assert code == 1 and "none.png" in err
 
@@ -322,7 +322,7 @@ def shop(tmp_path):
     return tmp_path / "shop"
 
 
-def test_the_matrix_makes_missing_masks_and_goes_on_where_it_was(call, shop, tmp_path):
+def test_the_matrix_makes_missing_masks_and_goes_on_where_it_was(call, done, shop, tmp_path):
     rows = [(path, path.parent.name, "") for path in sorted(shop.glob("*/*.png"))]
     outline = Image.new("L", (64, 64))
     ImageDraw.Draw(outline).rectangle((20, 14, 42, 50), fill=255)
@@ -331,8 +331,7 @@ def test_the_matrix_makes_missing_masks_and_goes_on_where_it_was(call, shop, tmp
     pd.DataFrame(rows, columns=["image", "label", "mask"]).to_csv(tmp_path / "shop.csv", index=False)
     line = "matrix --root shop.csv --size 48 --folder cells --csv cells.csv --seeds 2 --train original"
     line += " --test mixed_same --test mixed_rand"
-    code, out, err = call(line)
-    assert code == 0, err
+    out = done(line)
     assert "15 of 16 masks accepted" in out and "left out: 1, whose masks" in out
     assert "BG-gap of original" in out and "mixed_same" in out and "test images are too few" in out
     cells = pd.read_csv(tmp_path / "cells.csv")
@@ -341,23 +340,21 @@ def test_the_matrix_makes_missing_masks_and_goes_on_where_it_was(call, shop, tmp
     ]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")}
     assert len(stamps) == 6, "four cells and two models"
-    assert call(line)[1].splitlines()[-2:] == out.splitlines()[-2:]
+    assert done(line).splitlines()[-2:] == out.splitlines()[-2:]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.*")} == stamps
     code, _, err = call(f"{line} --labels family")
     assert code == 2 and "use label" in err and err.strip().count("\n") == 0
 
 
 @pytest.mark.check
-def test_a_machine_with_its_own_disk_fills_the_matrix_as_one_process_does(call, shop, own_cache, machines, tmp_path):
+def test_a_machine_with_its_own_disk_fills_the_matrix_as_one_process_does(done, shop, own_cache, machines, tmp_path):
     scheduler, worker = machines
     _, address = scheduler()
     worker("one")
     line = "matrix --root shop --size 48 --train original --train mixed_rand --test original --test mixed_rand"
-    code, apart, err = call(f"{line} --folder apart --csv apart.csv --scheduler {address}")
-    assert code == 0, err
+    apart = done(f"{line} --folder apart --csv apart.csv --scheduler {address}")
     assert not (tmp_path / "cache" / "features").exists(), "nothing was encoded or trained here"
-    code, near, err = call(f"{line} --folder near --csv near.csv --jobs 1")
-    assert code == 0 and near == apart, err
+    assert done(f"{line} --folder near --csv near.csv --jobs 1") == apart
     tables = [pd.read_csv(f"{name}.csv").drop(columns=["predictions", "model"]) for name in ("near", "apart")]
     assert len(tables[0]) == 4 and tables[0].equals(tables[1])
     one, other = ({p.name: p.read_bytes() for p in (tmp_path / f).rglob("*.csv")} for f in ("near", "apart"))

@@ -205,10 +205,8 @@ class ExplanationTool(Screen):
 
     def _explained(self, steps: Iterator[tuple[str, LocalExplanation | str]]) -> Iterator[int]:
         for name, found in steps:
-            if isinstance(found, str):
-                self._update(problems={**self.state.problems, name: found})
-            else:
-                self._update(explanations={**self.state.explanations, name: found})
+            kind = "problems" if isinstance(found, str) else "explanations"
+            self._update(**{kind: {**getattr(self.state, kind), name: found}})
             self._show_why()
             yield sum(desks.spent(e) for e in self.state.explanations.values())
 
