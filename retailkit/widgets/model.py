@@ -223,9 +223,9 @@ def decode(content: bytes, name: str) -> np.ndarray:
         width, height = image_size(io.BytesIO(content))
         if width * height > MEGAPIXELS * 1_000_000:
             raise UserError(f"{width} x {height} pixels are more than {MEGAPIXELS} megapixels; make the photo smaller")
+        image = Image.fromarray(read_image(io.BytesIO(content)))
         if min(width, height) < SMALLEST:
             raise UserError(f"{width} x {height} pixels are too few; use at least {SMALLEST} per side")
-        image = Image.fromarray(read_image(io.BytesIO(content)))
     except UserError as error:
         reason = str(error).removeprefix("the image: ").removesuffix(" or drop its row")
         raise UserError(f"{name}: {reason}") from None
