@@ -5,19 +5,14 @@ With RETAILKIT_TOOL_PICTURE=docs/tool.jpg in the environment, `-k "app and pictu
 
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from served import ROOT, opened_browser, served, until
 
 from retailkit import data
 from retailkit.data.table import read_truth
@@ -25,33 +20,21 @@ from retailkit.plots.images import visible
 from retailkit.runs import app
 
 pytest.importorskip("playwright", reason="playwright is missing; run: pip install playwright")
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "papermill_runs" / "latest" / "screenshots"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 SLOW = 180_000  # ms: machines that test are busy
 TOKEN = "for-this-test"
 MODELS = "embracenet,text"
 
+expect.set_options(timeout=SLOW)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def find_browser():
-    """Return the path of a browser; skip with the command that installs one where there is none."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    return found or pytest.skip("no browser was found; run: make browser")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = find_browser()
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,48 +51,44 @@ def photos(tmp_path_factory):
     return root / "photos.csv"
 
 
+APP = ["-m", "retailkit", "app", "--dataset", "folder", "--no-browser"]
+LAB = ["-m", "jupyterlab", "--ip=127.0.0.1", "--no-browser", "--allow-root", "--ServerApp.port_retries=0",
+       f"--IdentityProvider.token={TOKEN}",
+       "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+
+
 @pytest.fixture(params=["lab", "app"], scope="module")
 def place(request, browser, photos, tmp_path_factory):
     """Return the page of the tool, opened in JupyterLab or as an app, and its name."""
-    folder, port = tmp_path_factory.mktemp(request.param), app.free_port("127.0.0.1", 0)
-    parameters = {"DATASET": "folder", "ROOT": str(photos), "MODELS": MODELS}
+    where, folder, port = request.param, tmp_path_factory.mktemp(request.param), app.free_port("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{port}"
+    if where == "lab":
+        nbformat.write(app.page({"DATASET": "folder", "ROOT": str(photos), "MODELS": MODELS}), folder / "tool.ipynb")
+        prepare_lab(folder / "config" / "lab" / "@jupyterlab" / "apputils-extension")
+        words = [*LAB, f"--port={port}", f"--ServerApp.root_dir={folder}"]
+        opened = f"lab/tree/tool.ipynb?token={TOKEN}&reset"
+    else:
+        words = [*APP, "--root", str(photos), "--models", MODELS, "--port", str(port), "--token", TOKEN]
+        opened = f"?token={TOKEN}"
     settings = {"JUPYTER_CONFIG_DIR": folder / "config", "JUPYTERLAB_SETTINGS_DIR": folder / "config" / "lab"}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
-    if request.param == "lab":
-        nbformat.write(app.page(parameters), folder / "tool.ipynb")
-        prepare_lab(folder / "config" / "lab" / "@jupyterlab" / "apputils-extension")
-        options = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--allow-root", "--ServerApp.port_retries=0",
-                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
-                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
-        command = [sys.executable, "-m", "jupyterlab", *options]
-        address = f"http://127.0.0.1:{port}/lab/tree/tool.ipynb?token={TOKEN}&reset"
-    else:
-        options = ["--dataset", "folder", "--root", str(photos), "--models", MODELS, "--port", str(port)]
-        command = [sys.executable, "-m", "retailkit.cli", "app", *options, "--no-browser", "--token", TOKEN]
-        address = f"http://127.0.0.1:{port}/?token={TOKEN}"
-    server = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
-    page = browser.new_context(viewport={"width": 1366, "height": 900}, accept_downloads=True).new_page()
-    page.set_default_timeout(SLOW)
-    page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
-    try:
-        wait_for(port, server)
-        page.goto(address, timeout=SLOW)
-        if request.param == "lab":
-            run_all(page)
-        page.locator(".rk-tool .rk-picture canvas").first.wait_for()
-        shot(page, request.param, "opened")
-        yield page, request.param
-    except BaseException:
-        print((folder / "log").read_text()[-3000:])
-        shot(page, request.param, "failed")
-        raise
-    finally:
-        page.close()
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    with served(words, folder / "log", f"{address}/api", env=environment):
+        page = browser.new_context(viewport={"width": 1366, "height": 900}, accept_downloads=True).new_page()
+        page.set_default_timeout(SLOW)
+        page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
+        try:
+            page.goto(f"{address}/{opened}", timeout=SLOW)
+            if where == "lab":
+                run_all(page)
+            page.locator(".rk-tool .rk-picture canvas").first.wait_for()
+            shot(page, where, "opened")
+            yield page, where
+        except BaseException:
+            print((folder / "log").read_text()[-3000:])
+            shot(page, where, "failed")
+            raise
+        finally:
+            page.close()
 
 
 @pytest.fixture
@@ -124,22 +103,9 @@ def prepare_lab(folder):
     (folder / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
 
 
-def wait_for(port, server):
-    for _ in range(240):
-        assert server.poll() is None, "the server has ended"
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5)
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the server does not answer")
-
-
 def run_all(page):
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
-    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=SLOW)
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
@@ -157,36 +123,14 @@ def part(page, of="rk-what_if"):
     return page.locator(f".rk-tool .{of} canvas").first
 
 
-def bars(page):
-    return page.locator(".rk-bars tbody tr").all_inner_texts()
-
-
-def changed(page):
-    rows = [re.findall(r"\d\.\d\d", row)[-2:] for row in bars(page)]  # before and after
-    return any(before != after for before, after in rows)
-
-
-def until(page, holds):
-    for _ in range(SLOW // 200):
-        if holds():
-            return
-        page.wait_for_timeout(200)
-    raise AssertionError("it did not come to hold")
-
-
 def choose(page, number):
     page.locator(".rk-tool .rk-strip canvas").click(position={"x": 118 * number - 58, "y": 60})
-    expect(page.locator(".rk-tool .rk-told")).to_contain_text(f"photo {number} of", timeout=SLOW)
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text(f"photo {number} of")
 
 
 def undo(page):
     page.locator("button.rk-undo").click()
-    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
-
-
-def test_a_click_on_a_thumbnail_opens_that_photo(page):
-    expect(page.locator(".rk-tool .rk-told")).to_contain_text("photo 1 of")
-    choose(page, 3)
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"))
 
 
 def take_masks(page, count):
@@ -202,20 +146,25 @@ def test_an_explanation_comes_with_its_words_and_badges(place):
     tab(page, "Why?")
     take_masks(page, 640)  # with few, or on the next photos, the fit is too bad for a map
     page.locator("button.rk-explain").click()
-    expect(page.locator(".rk-tool .rk-status")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator(".rk-tool .rk-status")).to_contain_text("Done")
     assert page.locator(".rk-panel p:has-text('R²')").count() == 2
     expect(page.locator(".rk-panel table").first).to_be_visible()
     assert "Map of the photo" in part(page, "rk-panel").get_attribute("aria-label")
     shot(page, where, "explained")
 
 
-def test_a_click_switches_a_superpixel_off(place):
+def test_clicks_and_keys_switch_superpixels_off(place):
     page, where = place
     tab(page, "What if?")
     part(page).click(position={"x": 200, "y": 200})
-    expect(page.locator(".rk-what_if .rk-hint")).to_contain_text("click to show it", timeout=SLOW)
+    expect(page.locator(".rk-what_if .rk-hint")).to_contain_text("click to show it")
     expect(part(page)).to_have_attribute("aria-label", re.compile("1 superpixels and 0 words hidden"))
     shot(page, where, "what_if")
+    undo(page)
+    part(page).focus()
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    expect(part(page)).to_have_attribute("aria-label", re.compile("1 superpixels"))
     undo(page)
 
 
@@ -224,54 +173,30 @@ def test_the_answer_follows_the_twins_word_and_the_tool_poses_for_its_picture(pl
     choose(page, 5)
     expect(page.locator(".rk-tool .rk-told")).to_have_text(re.compile(r"photo 5 of \d+\): NORDBY MILK 0.5 %"))
     tab(page, "What if?")
-    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"), timeout=SLOW)
-    before, text = bars(page), page.locator(".rk-text textarea")
+    expect(part(page)).to_have_attribute("aria-label", re.compile("0 superpixels and 0 words hidden"))
+    before, text = page.locator(".rk-bars tbody tr").all_inner_texts(), page.locator(".rk-text textarea")
     text.fill(text.input_value().replace("0.5%", "3%"))
     text.blur()
-    until(page, lambda: bars(page) != before)
+    expect(page.locator(".rk-bars tbody tr")).not_to_have_text(before, use_inner_text=True)
     if where == "app" and (path := os.environ.get("RETAILKIT_TOOL_PICTURE")):
         part(page).click(position={"x": 200, "y": 260})
-        expect(page.locator(".rk-what_if .rk-hint")).to_contain_text("click to show it", timeout=SLOW)
+        expect(page.locator(".rk-what_if .rk-hint")).to_contain_text("click to show it")
         page.wait_for_timeout(1000)  # the bars follow
         shown = {"x": 0, "y": 15, "width": 1366, "height": 840}
         page.screenshot(path=ROOT / path, type="jpeg", quality=85, clip=shown)
     undo(page)
 
 
-def test_a_slider_changes_the_picture_and_the_answer(page):
-    tab(page, "What if?")
-    until(page, lambda: not changed(page))
-    readout = page.locator(".rk-brightness .widget-readout")
-    readout.fill("0.3")
-    readout.press("Enter")
-    until(page, lambda: changed(page))
-    page.locator("button.rk-undo").click()
-    until(page, lambda: not changed(page))
-
-
-def test_the_keyboard_reaches_every_part(page):
-    tab(page, "What if?")
-    part(page).focus()
-    for key in ("ArrowRight", "ArrowRight", "Enter"):
-        page.keyboard.press(key)
-    expect(part(page)).to_have_attribute("aria-label", re.compile("1 superpixels"), timeout=SLOW)
-    undo(page)
-
-
-def test_a_running_explanation_can_be_stopped(page):
+def test_a_running_explanation_can_be_stopped_and_a_view_saved(page, tmp_path):
     tab(page, "Why?")
     take_masks(page, 2048)
     page.locator("button.rk-explain").click()
     page.locator(".rk-panel p:has-text('R²')").first.wait_for()
     page.locator("button.rk-stop").click()
-    expect(page.locator(".rk-tool .rk-status")).to_contain_text("Stopped", timeout=SLOW)
-
-
-def test_a_view_can_be_saved(page, tmp_path):
-    tab(page, "Why?")
+    expect(page.locator(".rk-tool .rk-status")).to_contain_text("Stopped")
     page.locator("button.rk-html").click()
     link = page.locator(".rk-tool a.rk-link")
-    expect(link).to_contain_text(".html", timeout=SLOW)
+    expect(link).to_contain_text(".html")
     with page.expect_download() as caught:
         link.click()
     caught.value.save_as(tmp_path / "view")
@@ -282,59 +207,30 @@ def test_a_bad_file_gets_a_clear_message_and_a_good_one_is_shown(page, tmp_path)
     (tmp_path / "list.jpg").write_bytes(b"%PDF-1.7 this is no photo")
     field = page.locator(".rk-tool input[type=file]")
     field.set_input_files(tmp_path / "list.jpg")
-    expect(page.locator(".rk-tool [role=alert]")).to_contain_text("list.jpg: not an image", timeout=SLOW)
+    expect(page.locator(".rk-tool [role=alert]")).to_contain_text("list.jpg: not an image")
     noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "mine.png")
     (tmp_path / "large.jpg").write_bytes(bytes(30_000_000))
     field.set_input_files(tmp_path / "large.jpg")
     expect(page.locator(".rk-tool [role=status]:has-text('large.jpg')")).to_contain_text("30.0 MB is more than 9 MB")
     field.set_input_files(tmp_path / "mine.png")
-    expect(page.locator(".rk-tool .rk-told")).to_contain_text("mine.png", timeout=SLOW)
+    expect(page.locator(".rk-tool .rk-told")).to_contain_text("mine.png")
     expect(page.locator(".rk-tool [role=alert]")).to_have_count(0)
     expect(page.locator(".rk-tool button.rk-upload ~ [role=status]")).to_be_empty(timeout=SLOW)
 
 
-def test_a_whole_class_is_explained_on_the_page(place):
-    page, where = place
-    if where != "app":
-        pytest.skip("takes a minute; the app has the same tab")
-    choose(page, 1)
-    tab(page, "The whole class")
-    page.locator("button.rk-explain_class").click()
-    expect(page.locator(".rk-tool .rk-summary")).to_contain_text("Text features", timeout=SLOW)
-    shot(page, where, "class")
-
-
-def test_the_app_asks_strangers_for_the_token(place):
-    page, where = place
-    if where != "app":
-        pytest.skip("JupyterLab has a login of its own")
-    address = page.url.split("?")[0]
-    try:
-        answer = urllib.request.urlopen(address, timeout=30)
-    except urllib.error.HTTPError as refused:
-        assert refused.code in (401, 403)
-    else:
-        assert "/login" in answer.url
-
-
 def test_a_kernel_ends_with_its_tab_and_other_names_of_the_host_are_refused(browser, photos, tmp_path):
     """Formerly each visit kept a gigabyte, and a page of somebody else could reach the tool by its own name."""
-    port = app.free_port("127.0.0.1", 0)
-    options = ["--dataset", "folder", "--root", str(photos), "--models", "text", "--port", str(port), "--no-browser"]
-    with subprocess.Popen([sys.executable, "-m", "retailkit.cli", "app", *options], cwd=ROOT,
-                          stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT) as server:  # fmt: skip
-        try:
-            wait_for(port, server)
-            address, asked = f"http://127.0.0.1:{port}/", []
-            with pytest.raises(urllib.error.HTTPError, match="403"):
-                urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
-            page = browser.new_context().new_page()
-            page.on("request", lambda request: asked.append(request.url))
-            page.goto(address, timeout=SLOW)
-            page.locator(".rk-tool .rk-picture canvas").first.wait_for(timeout=SLOW)
-            assert all(url.startswith((address, "data:", "blob:")) for url in asked)
-            page.goto("about:blank")
-            until(page, lambda: "Kernel shutdown" in (tmp_path / "log").read_text())
-        finally:
-            server.terminate()
+    port, asked = app.free_port("127.0.0.1", 0), []
+    words, address = [*APP, "--root", str(photos), "--models", "text", "--port", str(port)], f"http://127.0.0.1:{port}/"
+    with served(words, tmp_path / "log", f"{address}api"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
+        page = browser.new_context().new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.set_default_timeout(SLOW)
+        page.goto(address)
+        page.locator(".rk-tool .rk-picture canvas").first.wait_for()
+        assert all(url.startswith((address, "data:", "blob:")) for url in asked)
+        page.goto("about:blank")
+        until(lambda: "Kernel shutdown" in (tmp_path / "log").read_text())

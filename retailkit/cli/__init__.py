@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from retailkit.cli import compare, recogniser, study, workbook  # noqa: F401  (each adds its commands to `app`)
+from retailkit.cli import recogniser, study, workbook  # noqa: F401  (each adds its commands to `app`)
 from retailkit.cli.options import app
 from retailkit.config import ALONE, UsageError, explained, rank
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from retailkit import __version__
-from retailkit.cache import to_json
+from retailkit.cache import replacing, to_json
 from retailkit.config import SEEDS
 
 WORKBOOK, RECOGNISERS = "The workbook", "Recognisers of your own products"  # headings of the help
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 Dataset = Annotated[str, typer.Option(help="Its name, such as grozi120; default folder with --root, else synthetic.")]
 Root = Annotated[Path | None, typer.Option(help="Its folder (or CSV); default $RETAILKIT_DATA/NAME, then the cache.")]
+Split = Annotated[str, typer.Option(help="train, val or test; val+test takes both.")]
 Profile = Annotated[str, typer.Option(help="fast (two CPU cores) or full.")]
 Checkpoint = Annotated[Path, typer.Option(help="What `retailkit train` wrote.")]
 Scheduler = Annotated[str, typer.Option(help="Address of a dask scheduler: run on its workers (docs/scale.md).")]
@@ -36,18 +37,30 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+]
+
+
 @app.callback()
-def _whole(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
-    ] = False,
-) -> None:
+def _whole(version: Version = False) -> None:
     pass
 
 
 def name_of(dataset: str, root: Path | None) -> str:
     """Return the name of the data set: a root alone is always a folder (or CSV) of one's own."""
     return dataset or ("folder" if root else "synthetic")
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a table (a DataFrame, as CSV) or a page (a string) to a file: all of it or nothing."""
+    from retailkit.data.spreadsheet import write_table
+
+    with replacing(path) as draft:
+        if isinstance(content, str):
+            draft.write_text(content, encoding="utf-8", errors="replace")
+        else:
+            write_table(content, draft)
 
 
 def report(facts: dict, json_line: bool) -> None:
@@ -61,7 +74,7 @@ def report(facts: dict, json_line: bool) -> None:
 
 
 def _plain(value) -> str:
-    """Return a fact as people read it: three decimals, and commas between the parts of a whole."""
+    """Return a fact with three decimals, and commas between the parts of a whole."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
     if isinstance(value, list):

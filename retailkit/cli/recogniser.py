@@ -8,28 +8,20 @@ from typing import Annotated
 
 import typer
 
-from retailkit.cache import check_output, file_identity, replacing
-from retailkit.cli.options import (
-    RECOGNISERS,
-    Checkpoint,
-    Dataset,
-    Force,
-    JsonLine,
-    Root,
-    Scheduler,
-    Seed,
-    app,
-    name_of,
-    report,
-)
+from retailkit.cache import check_output, file_identity
+from retailkit.cli import options as opts
+from retailkit.cli.options import RECOGNISERS, app, name_of, report, write
 from retailkit.config import ALONE, DataError, UsageError, UserError, pick, rank
+
+DECIDED = ("dataset", "model", "backbone", "weights", "frozen", "epochs", "optimizer", "neighbours", "false_accepts",
+           "jobs", "scheduler")  # by a preset  # fmt: skip
 
 
 @app.command(rich_help_panel=RECOGNISERS)
 def train(
     context: typer.Context,
-    dataset: Dataset = "",
-    root: Root = None,
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
     output: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("model.safetensors"),
     model: Annotated[str, typer.Option(help="image, lca, gallery, text, score_fusion, concat, embracenet.")] = "image",
     backbone: Annotated[str, typer.Option(help="auto (lite0 if frozen, else lite2), or timm:NAME.")] = "auto",
@@ -41,11 +33,11 @@ def train(
     hold_out: Annotated[bool, typer.Option("--hold-out", help="With --preset: learn from `train` alone.")] = False,
     neighbours: Annotated[int | None, typer.Option(min=0, help="Of a gallery: photos that vote, or 0.")] = None,
     false_accepts: Annotated[float | None, typer.Option(help="Of a gallery: unknown products it may accept.")] = None,
-    seed: Seed = 0,
+    seed: opts.Seed = 0,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that read words, and encode if frozen.")] = 1,
-    scheduler: Scheduler = "",
-    force: Force = False,
-    json_line: JsonLine = False,
+    scheduler: opts.Scheduler = "",
+    force: opts.Force = False,
+    json_line: opts.JsonLine = False,
 ):
     """Train a recogniser with packaged weights; by default the whole network, about 40 minutes on two cores.
 
@@ -58,34 +50,40 @@ def train(
     `retailkit train --root photos --model gallery` (then `retailkit add`),
     `retailkit train --preset grocery_best --root path/to/dataset`
     """
+    from retailkit import recipes, training
+
     _check_checkpoint(output, root, force)
-    before = file_identity(output)
-    if rank() is not None and (frozen or preset or model == "gallery" or jobs > 1 or scheduler):
+    frozen, before = frozen or model == "gallery", file_identity(output)
+    if rank() is not None and (frozen or preset or jobs > 1 or scheduler):
         raise UsageError(ALONE)
-    if output.exists() and not preset:
-        print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
     if preset:
-        return _trained(_by_preset(context, preset, output, root, seed, hold_out), before, json_line)
+        _check_preset(context)
+        return _trained(recipes.train(preset, output, root, seed, hold_out), before, json_line)
     if hold_out:
         raise UsageError("--hold-out goes with --preset only; other trainings never learn from val")
-
-    from retailkit import training
-
-    name, profile = ("probe", "fast") if frozen or model == "gallery" else ("finetune", "full")
-    products = _photos(dataset := name_of(dataset, root), root, model, name == "probe", jobs, scheduler)
+    if output.exists():
+        print(f"{output} is there: it is used again if the same training made it, and replaced otherwise")
+    products = _photos(dataset := name_of(dataset, root), root, model, frozen, jobs, scheduler)
     chosen = {"backbone": backbone, "weights": weights, "neighbours": neighbours, "false_accepts": false_accepts}
-    options = _model_options(model, chosen)
+    name, profile = ("probe", "fast") if frozen else ("finetune", "full")
     changes = {} if epochs is None else {"epochs": epochs}
     changes |= {"optimizer": optimizer} | training.RATES[pick(training.RATES, optimizer, "optimizer")]
-    spec = training.reference(name, dataset, root, profile, seed, model, options=options, **changes)
+    spec = training.reference(name, dataset, root, profile, seed, model, options=_options(model, chosen), **changes)
     print(products)
-    if name == "probe":
+    if frozen:
         training.encode_splits(spec, products, jobs, scheduler)
     trained, history = training.fit_or_load(spec, products, output)
     facts = {"checkpoint": str(output), "seconds": round(history.seconds, 1), "best_epoch": history.best_epoch}
     if "val" in products.splits and not rank():
         facts["val"] = training.evaluate(trained, products.split("val", trained.input_size)).summary()
     _trained(facts, before, json_line)
+
+
+def _check_preset(context: typer.Context) -> None:
+    for name in DECIDED:
+        if context.get_parameter_source(name).name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} does not go with --preset, which decides it; leave one of them out")
 
 
 def _photos(dataset: str, root: Path | None, model: str, frozen: bool, jobs: int, scheduler: str):
@@ -104,7 +102,7 @@ def _photos(dataset: str, root: Path | None, model: str, frozen: bool, jobs: int
     return products
 
 
-def _model_options(model: str, chosen: dict) -> dict:
+def _options(model: str, chosen: dict) -> dict:
     """Return the options that were chosen: `auto` and None leave one to the model, and `none` means None."""
     options = {name: value for name, value in chosen.items() if value not in (None, "auto")}
     if options.get("weights") == "none":
@@ -112,18 +110,6 @@ def _model_options(model: str, chosen: dict) -> dict:
     if model == "text":
         options["missing"] = "prior"  # the answer to an image without words; the others have the image
     return options
-
-
-def _by_preset(context: typer.Context, preset: str, *choices) -> dict:
-    """Train by a preset, which leaves no choice to most options."""
-    decided = ("dataset", "model", "backbone", "weights", "frozen", "epochs", "optimizer")
-    for name in (*decided, "neighbours", "false_accepts", "jobs", "scheduler"):
-        if context.get_parameter_source(name).name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option} does not go with --preset, which decides it; leave one of them out")
-    from retailkit import recipes
-
-    return recipes.train(preset, *choices)
 
 
 def _check_checkpoint(output: Path, root: Path | None, force: bool) -> None:
@@ -150,20 +136,19 @@ def _trained(facts: dict, before: str, json_line: bool) -> None:
 
 @app.command(rich_help_panel=RECOGNISERS)
 def evaluate(
-    checkpoint: Checkpoint,
-    dataset: Dataset = "",
-    root: Root = None,
-    split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
+    checkpoint: opts.Checkpoint,
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
+    split: opts.Split = "test",
     predictions: Annotated[Path | None, typer.Option(help="CSV to write: one row an image.")] = None,
-    force: Force = False,
-    json_line: JsonLine = False,
+    force: opts.Force = False,
+    json_line: opts.JsonLine = False,
 ):
     """Evaluate a checkpoint on a split: top-1, macro F1, n, the 95 % interval, and the classes most often confused.
 
     Example: `retailkit evaluate --dataset grocery_store --root DIR --split test --checkpoint model.safetensors --json`
     """
     from retailkit import recipes, training
-    from retailkit.data.spreadsheet import write_table
 
     dataset = name_of(dataset, root)
     if predictions:
@@ -173,9 +158,7 @@ def evaluate(
     part = products.split(split, facts["size"], facts["fit"])
     result = training.evaluate(model, part)
     if predictions:
-        rows = result.to_frame().assign(image=part.table["image"].to_numpy())
-        with replacing(predictions) as draft:
-            write_table(rows, draft)
+        write(predictions, result.to_frame().assign(image=part.table["image"].to_numpy()))
     print(*result.sentences(split), sep="\n")
     if known := training.learned_from(facts, part):
         print(f"{len(known)} of these photos trained this model, such as {known[0]}: they say nothing about new ones.")
@@ -185,12 +168,10 @@ def evaluate(
 @app.command(rich_help_panel=RECOGNISERS)
 def predict(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders with photos in them.")],
-    checkpoint: Checkpoint,
+    checkpoint: opts.Checkpoint,
     output: Annotated[Path | None, typer.Option(help="A .csv or .json file; default CSV on the screen.")] = None,
-    unknown: Annotated[
-        float | None, typer.Option(help="Mark answers below this probability (a gallery: similarity).")
-    ] = None,
-    force: Force = False,
+    unknown: Annotated[float | None, typer.Option(help="Mark answers less probable (a gallery: similar).")] = None,
+    force: opts.Force = False,
 ):
     """Say which products photos show: label, probability, runner-up, and whether the product may be unknown.
 
@@ -231,10 +212,10 @@ def predict(
 def add(
     name: Annotated[str, typer.Argument(help="Of the product.")],
     photos: Annotated[list[Path], typer.Argument(help="Its photos, or a folder with them; one to five are enough.")],
-    checkpoint: Checkpoint,
+    checkpoint: opts.Checkpoint,
     output: Annotated[Path | None, typer.Option(help="Checkpoint to write; default the same file.")] = None,
-    force: Force = False,
-    json_line: JsonLine = False,
+    force: opts.Force = False,
+    json_line: opts.JsonLine = False,
 ):
     """Add a product to a gallery model in seconds, from a few photos and without training.
 
@@ -255,24 +236,22 @@ def add(
 
 @app.command(rich_help_panel=RECOGNISERS)
 def explain(
-    checkpoint: Checkpoint,
+    checkpoint: opts.Checkpoint,
     photo: Annotated[Path | None, typer.Argument(help="Image file; none explains a split of a data set.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="An .html page or .safetensors file; a folder for a split.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="An .html or .safetensors file; a folder for a split.")] = None,
     classes: Annotated[str, typer.Option(help="top1, top3, ..., or the name of a class.")] = "top3",
     contrast: Annotated[str, typer.Option(help="runner_up, or the name of the class to compare with.")] = "runner_up",
     unit: Annotated[str, typer.Option(help="What of the text is hidden as a whole: word or line.")] = "word",
     link_ocr: Annotated[bool, typer.Option("--link-ocr", help="Hide a word on the image together with it.")] = False,
     budget: Annotated[int, typer.Option(min=1, max=10**5, help="Masked images; more are more stable.")] = 512,
-    seed: Seed = 0,
-    dataset: Dataset = "",
-    root: Root = None,
-    split: Annotated[str, typer.Option(help="train, val or test; val+test takes both.")] = "test",
+    seed: opts.Seed = 0,
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
+    split: opts.Split = "test",
     jobs: Annotated[int | None, typer.Option(min=1, max=256, help="Photos at a time; default the cores.")] = None,
-    scheduler: Scheduler = "",
-    force: Force = False,
-    json_line: JsonLine = False,
+    scheduler: opts.Scheduler = "",
+    force: opts.Force = False,
+    json_line: opts.JsonLine = False,
 ):
     """Explain what a model says of a photo: which parts of the image and which words, and how far to trust it.
 
@@ -296,9 +275,8 @@ def explain(
 
     table, output = photos.TABLE, output or Path("explanations")
     check_output(output / table, [root, checkpoint], force)
-    found, kept, failed = photos.explain_split(
-        checkpoint, name_of(dataset, root), root, split, output, options, jobs, scheduler
-    )
+    asked = name_of(dataset, root), root, split
+    found, kept, failed = photos.explain_split(checkpoint, *asked, output, options, jobs, scheduler)
     told = {"output": str(output), "table": str(output / table), "explained": found}
     report(told | {"kept": kept, "failed": len(failed)}, json_line)
     if failed:
@@ -322,8 +300,7 @@ def _explain_photo(photo: Path, checkpoint: Path, output: Path, options, force: 
     sample = photos.split("test", facts["size"], facts["fit"])[0]
     found = lime.explain(model, sample.image, sample.words, options)
     if output.suffix == ".html":
-        with replacing(output) as draft:
-            draft.write_text(explanation_page(found, sample.image), encoding="utf-8")
+        write(output, explanation_page(found, sample.image))
     else:
         found.save(output)
     return gist(found) | {"output": str(output)}
@@ -331,13 +308,13 @@ def _explain_photo(photo: Path, checkpoint: Path, output: Path, options, force: 
 
 @app.command(rich_help_panel=RECOGNISERS)
 def export(
-    checkpoint: Checkpoint,
-    dataset: Dataset = "",
-    root: Root = None,
+    checkpoint: opts.Checkpoint,
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
     split: Annotated[str, typer.Option(help="Photos to measure on: train, val or test.")] = "test",
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("export"),
-    force: Force = False,
-    json_line: JsonLine = False,
+    force: opts.Force = False,
+    json_line: opts.JsonLine = False,
 ):
     """Export an `image` or `lca` model: ONNX, preprocessing, class names, a program that uses them, and a model card.
 

@@ -1,4 +1,4 @@
-"""The command that trains and tests on background variants."""
+"""Commands that compare: two recognisers or two records, and training and testing on background variants."""
 
 from __future__ import annotations
 
@@ -7,17 +7,65 @@ from typing import Annotated
 
 import typer
 
-from retailkit.cache import check_output, replacing
-from retailkit.cli.options import RECOGNISERS, Dataset, Force, Root, Scheduler, app, name_of
-from retailkit.config import cache_dir, pick
+from retailkit.cache import check_output
+from retailkit.cli import options as opts
+from retailkit.cli.options import RECOGNISERS, app, name_of, report, write
+from retailkit.config import UsageError, cache_dir, pick
 
 FEW = 30  # test images: with fewer, one more mistake changes accuracy by more than 0.03
 
 
 @app.command(rich_help_panel=RECOGNISERS)
+def compare(
+    a: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors), or the record of a notebook (.json).")],
+    b: Annotated[Path, typer.Argument(help="Another one of the same kind.")],
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
+    split: opts.Split = "test",
+    csv: Annotated[Path | None, typer.Option(help="File for the table: one row per photo, or per metric.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for a page with the photos that differ.")] = None,
+    force: opts.Force = False,
+    json_line: opts.JsonLine = False,
+):
+    """Compare two checkpoints on the same photos, or two records: the difference, and whether it may be chance.
+
+    For checkpoints: the paired difference of accuracy with its 95 % interval, McNemar's exact test, and the photos on
+    which the answers differ. For records: the metrics that both have.
+
+    Examples: `retailkit compare old.safetensors new.safetensors --root photos --html differ.html`,
+    `retailkit compare papermill_runs/fast-synthetic/20_training.json my_run/20_training.json`
+    """
+    from retailkit import comparison
+
+    kinds = {path.suffix.lower() for path in (a, b)}
+    if kinds not in ({".safetensors"}, {".json"}):
+        raise UsageError(f"{a} and {b} cannot be compared; give two checkpoints (.safetensors) or two records (.json)")
+    if csv and csv == html:
+        raise UsageError(f"--csv and --html both name {csv}; give two names")
+    for output in filter(None, (csv, html)):
+        check_output(output, [a, b, root], force)
+    if kinds == {".json"}:
+        rows, said = comparison.compare_records(a, b)
+        shown, facts, page = rows, {"metrics": rows.to_dict("records")}, lambda: comparison.records_page(rows, said)
+    else:
+        found = comparison.compare(a, b, name_of(dataset, root), root, split)
+        shown = found.differing().head(10)[["image", "label", "a", "b", "outcome"]]
+        rows, said, facts, page = found.photos, found.sentences(), found.summary(), found.to_html
+    print(*said, sep="\n")
+    if len(shown):
+        print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+    for output, content in ((csv, lambda: rows), (html, page)):
+        if output:
+            write(output, content())
+            print(f"written: {output}")
+    if json_line:
+        report(facts, json_line)
+
+
+@app.command(rich_help_panel=RECOGNISERS)
 def matrix(
-    dataset: Dataset = "",
-    root: Root = None,
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
     train: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="Variant; repeat it; default the paper's eight.")] = None,
     labels: Annotated[str, typer.Option(help="What is recognised: label, family or coarse.")] = "label",
@@ -28,8 +76,8 @@ def matrix(
     folder: Annotated[Path | None, typer.Option(help="For finished cells and models; default the cache.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the cells: one row a cell and seed.")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Rows at a time, in as many processes.")] = 1,
-    scheduler: Scheduler = "",
-    force: Force = False,
+    scheduler: opts.Scheduler = "",
+    force: opts.Force = False,
 ):
     """Train on each background variant and test on each; the same command goes on after an interrupt.
 
@@ -59,11 +107,10 @@ def matrix(
         study.run_rows(products, scenes, *asked, jobs, scheduler)
     cells = study.run(*scenes, *asked)
     if csv:
-        with replacing(csv) as draft:
-            cells.to_csv(draft, index=False, errors="surrogateescape")
+        write(csv, cells)
     answers = study.predictions(cells)
-    table = study.accuracy(answers)
-    grid = table.pivot(index="train", columns="test", values="accuracy").reindex(index=rows, columns=columns)
+    grid = study.accuracy(answers).pivot(index="train", columns="test", values="accuracy")
+    grid = grid.reindex(index=rows, columns=columns)
     print(grid.rename_axis("trained on", columns=None).to_string(float_format="{:.3f}".format))
     print(f"{len(scenes[0])} images to train on, {len(scenes[1])} to test on, {len(products.classes)} classes")
     if left := sum(part.left_out for part in scenes):

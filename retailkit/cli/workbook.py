@@ -14,43 +14,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retailkit.cache import check_output, replacing
-from retailkit.cli.options import WORKBOOK, Dataset, Force, Profile, Root, Scheduler, app, name_of
+from retailkit.cache import check_output
+from retailkit.cli import options as opts
+from retailkit.cli.options import WORKBOOK, app, name_of, write
 from retailkit.config import PROFILES, UsageError, UserError, cache_dir, device, home, pick, threads
 
 
 @app.command(rich_help_panel=WORKBOOK)
 def check(
-    dataset: Dataset = "",
-    root: Root = None,
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Compare photos: near-duplicates, wrong labels, outliers, unreadable text.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Page of --deep, a .csv beside it; default check.html.")] = None,
-    force: Force = False,
+    force: opts.Force = False,
 ):
     """Check the installation, or a data set: lists every broken row at once.
 
     Examples: `retailkit check --dataset folder --root photos`,
     `retailkit check --root photos --deep --output check.html`
     """
-    if not deep and output:
+    if output and not deep:
         raise UsageError("--output goes with --deep; add --deep, or leave --output out")
-    if deep and not (dataset or root):
-        raise UsageError("--deep needs a data set; add --root or --dataset")
     if dataset or root:
-        from retailkit.data.check import report
-
-        page = output or Path("check.html")
-        if deep:
-            _check_pages(page, root, force)
-        found = report(name_of(dataset, root), root)
-        print(found)
-        if found.faults:
-            after = "; --deep looks at the photos after that" if deep else ""
-            raise UserError(f"{len(found.faults)} to be mended, see above{after}")
-        print("every row can be read")
-        return _check_deep(found.data, page) if deep else None
+        return _check_photos(name_of(dataset, root), root, deep, output or Path("check.html"), force)
+    if deep:
+        raise UsageError("--deep needs a data set; add --root or --dataset")
     from retailkit import runs
 
     table, grid = runs.environment(), Table("", "what", "found", "cure")
@@ -61,26 +51,30 @@ def check(
         raise typer.Exit(1)
 
 
-def _check_pages(page: Path, root: Path | None, force: bool) -> None:
-    """Refuse a page of `check --deep`, and the table beside it, that cannot be written; see `check_output`."""
-    if page.suffix.lower() != ".html":
-        raise UsageError(f"output={page} has an unknown suffix; use .html (the table beside it ends in .csv)")
-    for path in (page, page.with_suffix(".csv")):
-        check_output(path, [root], force)
+def _check_photos(dataset: str, root: Path | None, deep: bool, page: Path, force: bool) -> None:
+    """Check the rows of a data set; `deep` compares its photos as well, and writes a page and a table beside it."""
+    from retailkit.data.check import report
 
+    table = page.with_suffix(".csv")
+    if deep:
+        if page.suffix.lower() != ".html":
+            raise UsageError(f"output={page} has an unknown suffix; use .html (the table beside it ends in .csv)")
+        for path in (page, table):
+            check_output(path, [root], force)
+    checked = report(dataset, root)
+    print(checked)
+    if checked.faults:
+        after = "; --deep looks at the photos after that" if deep else ""
+        raise UserError(f"{len(checked.faults)} to be mended, see above{after}")
+    print("every row can be read")
+    if deep:
+        from retailkit.audit import audit
 
-def _check_deep(data, page: Path) -> None:
-    """Compare the photos of a data set, say what was found, and write it as a page and a table."""
-    from retailkit.audit import audit
-    from retailkit.data.spreadsheet import write_table
-
-    found, table = audit(data), page.with_suffix(".csv")
-    print("", *found.sentences(), sep="\n")
-    with replacing(table) as draft:
-        write_table(found.rows, draft)
-    with replacing(page) as draft:
-        draft.write_text(found.to_html(), encoding="utf-8", errors="replace")
-    print(f"written: {page} and {table}")
+        found = audit(checked.data)
+        print("", *found.sentences(), sep="\n")
+        write(table, found.rows)
+        write(page, found.to_html())
+        print(f"written: {page} and {table}")
 
 
 @app.command("list", rich_help_panel=WORKBOOK)
@@ -101,9 +95,9 @@ def list_notebooks():
 @app.command(rich_help_panel=WORKBOOK)
 def run(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Names (20_training, or 20); none means all.")] = None,
-    profile: Profile = "fast",
-    dataset: Dataset = "",
-    root: Root = None,
+    profile: opts.Profile = "fast",
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
     jobs: Annotated[int | None, typer.Option(min=1, max=256, help="Notebooks at a time; default the cores.")] = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE; repeat it.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is done already.")] = False,
@@ -112,7 +106,7 @@ def run(
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML: a test case per notebook.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Append a table in Markdown to this file.")] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="NAME=0..4 or NAME=a,b: a run with each; repeat it.")] = None,
-    scheduler: Scheduler = "",
+    scheduler: opts.Scheduler = "",
 ):
     """Execute notebooks and write records, figures and an index.html.
 
@@ -200,9 +194,9 @@ def fetch(
 
 @app.command("app", rich_help_panel=WORKBOOK)
 def show(
-    dataset: Dataset = "",
-    root: Root = None,
-    profile: Profile = "fast",
+    dataset: opts.Dataset = "",
+    root: opts.Root = None,
+    profile: opts.Profile = "fast",
     checkpoint: Annotated[Path | None, typer.Option(help="Explain this model, which `retailkit train` wrote.")] = None,
     models: Annotated[str, typer.Option(help="Models, with commas between them.")] = "embracenet,image,text",
     ip: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
@@ -234,7 +228,7 @@ def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; none means all.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the rows; growth has one beside it, _growth.csv.")] = None,
     quick: Annotated[bool, typer.Option(help="Under five minutes in all.")] = False,
-    force: Force = False,
+    force: opts.Force = False,
 ):
     """Measure side by side in one run: rows of name, case, baseline, seconds, ratio, agreement.
 

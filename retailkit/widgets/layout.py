@@ -18,8 +18,7 @@ from retailkit.explain.lime import LocalExplanation
 from retailkit.widgets import page as pages
 from retailkit.widgets.model import BACKGROUNDS, MEGABYTES, SHOWS, SIDE_BY_SIDE, Change, Desk, Photo, State
 from retailkit.widgets.page import SIDE, VIEWS, Section, fragment
-from retailkit.widgets.picture import Picture
-from retailkit.widgets.upload import Upload
+from retailkit.widgets.picture import Picture, Upload
 
 TEXTS = ("about", "message", "told", "captions", "legend", "bars", "reason", "status", "summary", "link")
 NO_MASK = "Background and occlusion need a product mask; this photo has none."
@@ -116,17 +115,14 @@ def region_names(photo: Photo, found: LocalExplanation | None, change: Change) -
     """Return what is said of each part under the mouse: what it is, its weight, what a click does."""
     names = [f"superpixel {number}" for number in range(photo.n_segments)] + [f"word {t.text}" for t in photo.tokens]
     weights = np.full(len(names), np.nan)
-    if found is not None:
-        if found.tokens:
-            weights[photo.n_segments :] = found.text_weights[0]
-        if found.image is not None:
-            weights[: photo.n_segments] = found.image_weights[0]
+    if found is not None and found.image is not None:
+        weights[: photo.n_segments] = found.image_weights[0]
+    if found is not None and found.tokens:
+        weights[photo.n_segments :] = found.text_weights[0]
+    known = ["" if np.isnan(weight) else f", weight {weight:+.2f}" for weight in weights]
     off = {*change.hidden, *(photo.n_segments + word for word in change.unread)}
-    said = []
-    for k, (name, weight) in enumerate(zip(names, weights, strict=True)):
-        known = "" if np.isnan(weight) else f", weight {weight:+.2f}"
-        said.append(f"{name}{known}: click to {'show' if k in off else 'hide'} it")
-    return said
+    acts = ["show" if part in off else "hide" for part in range(len(names))]
+    return [f"{name}{weight}: click to {act} it" for name, weight, act in zip(names, known, acts, strict=True)]
 
 
 class Screen(W.VBox):
@@ -155,9 +151,8 @@ class Screen(W.VBox):
     def _rows(self) -> list[W.Widget]:
         c, wrap = self.controls, W.Layout(flex_flow="row wrap", grid_gap="16px")
         thumbnails = W.VBox([self.strip, self.captions]).add_class("rk-thumbnails")
-        changes = W.VBox(
-            [c[name] for name in ("text", *SETTINGS)] + [self.reason, c["undo"]], layout=W.Layout(width="360px")
-        )
+        settings = [c[name] for name in ("text", *SETTINGS)]
+        changes = W.VBox([*settings, self.reason, c["undo"]], layout=W.Layout(width="360px"))
         asked = _row(c["class"], c["contrast"], c["masks"])
         acts = _row(c["explain"], c["stop"], c["refine"], self.progress, self.status)
         views = [
@@ -243,12 +238,12 @@ class Screen(W.VBox):
     def _safely(self, act: Callable[..., None]) -> Callable[..., None]:
         """Return a callback that does `act` and shows its problem, but nothing while the tool sets controls itself."""
 
-        def call(*_: Any) -> None:
+        def call(*given: Any) -> None:
             if getattr(self._quiet, "on", False):
                 return
             self.message.value = ""
             try:
-                act()
+                act(*given)
             except Exception as error:  # a callback's traceback would vanish in the browser's console
                 text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 self.message.value = problem(text)

@@ -215,22 +215,20 @@ def decode(content: bytes, name: str) -> np.ndarray:
 
     Raises `UserError` for a file that is empty or too large, is no image, or has too few or too many pixels.
     """
-    if not content:
-        raise UserError(f"{name}: the file is empty; choose another one")
-    if len(content) > MEGABYTES * 1_000_000:
-        raise UserError(f"{name}: {len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
     try:
+        if not content:
+            raise UserError("the file is empty; choose another one")
+        if len(content) > MEGABYTES * 1_000_000:
+            raise UserError(f"{len(content) / 1e6:.1f} MB is more than {MEGABYTES} MB; make the photo smaller")
         width, height = image_size(io.BytesIO(content))
         if width * height > MEGAPIXELS * 1_000_000:
-            raise UserError(
-                f": {width} x {height} pixels are more than {MEGAPIXELS} megapixels; make the photo smaller"
-            )
+            raise UserError(f"{width} x {height} pixels are more than {MEGAPIXELS} megapixels; make the photo smaller")
         image = Image.fromarray(read_image(io.BytesIO(content)))
+        if min(width, height) < SMALLEST:
+            raise UserError(f"{width} x {height} pixels are too few; use at least {SMALLEST} per side")
     except UserError as error:
-        reason = str(error).removeprefix("the image").removesuffix(" or drop its row")
-        raise UserError(f"{name}{reason}") from None
-    if min(image.size) < SMALLEST:
-        raise UserError(f"{name}: {image.width} x {image.height} pixels are too few; use at least {SMALLEST} per side")
+        reason = str(error).removeprefix("the image: ").removesuffix(" or drop its row")
+        raise UserError(f"{name}: {reason}") from None
     image.thumbnail((LARGEST, LARGEST))
     return np.array(image)
 

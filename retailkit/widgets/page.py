@@ -36,6 +36,12 @@ SIDE = 280  # pixels of an image; three of them fit beside each other in Jupyter
 VIEWS = {"why": "Why?", "what_if": "What if?", "class": "The whole class"}
 NOTHING = "Nothing is explained yet. Choose Explain first."
 STABLE, UNSTABLE = 0.8, 0.5  # rank correlation of explanations from other masks
+DELETION = {  # columns of the deletion check, and what they are called on a page
+    "feature": "hidden",
+    "n": "photos",
+    "margin_drop": "the margin falls by",
+    "margin_random_drop": "as much hidden at random",
+}
 PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
 
 
@@ -83,9 +89,10 @@ def table(frame: pd.DataFrame, bars: str = "", limit: float = 1.0, signed: bool 
     style = frame.style.set_uuid(same).format(precision=2, escape="html", na_rep="").hide(axis="index")
     style = style.format_index(axis=1, escape="html")
     if bars:
-        colours = [plots.AGAINST + "90", plots.FOR + "90"] if signed else plots.QUIET + "90"
-        style = style.bar(bars, color=colours, align="zero" if signed else "left", vmin=-limit if signed else 0,
-                          vmax=limit, props="min-width: 7em;")  # fmt: skip
+        colours, align, low = plots.QUIET + "90", "left", 0.0
+        if signed:
+            colours, align, low = [plots.AGAINST + "90", plots.FOR + "90"], "zero", -limit
+        style = style.bar(bars, color=colours, align=align, vmin=low, vmax=limit, props="min-width: 7em;")
     return style.to_html()
 
 
@@ -251,28 +258,24 @@ def class_sections(model: str, found: ClassExplanation, check: pd.DataFrame) -> 
 
     `model` is its name; `check` is that of `classes.deletion_check`, empty where no photo was left for it.
     """
-    share = "" if math.isnan(found.text_share) else f" Words carry {found.text_share:.0%} of the weight."
-    skipped = f" In {found.skipped} more there was nothing to explain." if found.skipped else ""
-    contrasts = ", ".join(f"{name} ({_photos(count)})" for name, count in found.contrasts.items())
-    against = f" Compared with {contrasts}." if contrasts else ""
-    intro = f"{model}: summary of {_photos(len(found.photos))}.{skipped}{against}{share}"
-    seen = found.image_features.head(found.top)
-    images = [
-        picture(
-            plots.typical_superpixel(found, row.Index, plots.canvas(SIDE // 2), title=False),
-            f"Typical superpixel of part {row.cluster}",
-            f"part {row.cluster}: {_side(row)}, {row.share:.0%} of the image's weight, in {_photos(row.support)}",
-        )
-        for row in seen.itertuples()
-    ]
+    intro = [f"{model}: summary of {_photos(len(found.photos))}."]
+    if found.skipped:
+        intro.append(f"In {found.skipped} more there was nothing to explain.")
+    if contrasts := ", ".join(f"{name} ({_photos(count)})" for name, count in found.contrasts.items()):
+        intro.append(f"Compared with {contrasts}.")
+    if not math.isnan(found.text_share):
+        intro.append(f"Words carry {found.text_share:.0%} of the weight.")
+    images = []
+    for row in found.image_features.head(found.top).itertuples():
+        drawn = plots.typical_superpixel(found, row.Index, plots.canvas(SIDE // 2), title=False)
+        said = f"{_side(row.weight)}, {row.share:.0%} of the image's weight, in {_photos(row.support)}"
+        images.append(picture(drawn, f"Typical superpixel of part {row.cluster}", f"part {row.cluster}: {said}"))
     read = found.text_features.head(found.top)
-    phrases = pd.DataFrame({"phrase": read["canonical"]})
-    phrases["for or against"] = [_side(row) for row in read.itertuples()]
-    phrases["share"] = [f"{share:.0%}" for share in read["share"]]
-    phrases["photos"] = read["samples"]
+    phrases = pd.DataFrame({"phrase": read["canonical"], "for or against": read["weight"].map(_side)})
+    phrases["share"], phrases["photos"] = read["share"].map("{:.0%}".format), read["samples"]
     phrases["spellings"] = [", ".join(f"{text} × {n}" for text, n in spelt.items()) for spelt in read["variants"]]
     return [
-        Section(found.name, [intro]),
+        Section(found.name, [" ".join(intro)]),
         Section("Image features", [f"None: {found.image_note}"] if found.image_note else [], images),
         Section("Text features", [] if len(read) else ["None."], [], [table(phrases)] if len(read) else []),
         _deletion(check),
@@ -283,8 +286,8 @@ def _photos(count: int) -> str:
     return f"{count} photo" if count == 1 else f"{count} photos"
 
 
-def _side(row: Any) -> str:
-    return "for" if row.weight > 0 else "against"
+def _side(weight: float) -> str:
+    return "for" if weight > 0 else "against"
 
 
 def _deletion(check: pd.DataFrame) -> Section:
@@ -292,21 +295,19 @@ def _deletion(check: pd.DataFrame) -> Section:
     tested = check[check["n"] > 0] if len(check) else check
     if not len(tested):
         return Section(title, ["No other photo of this class shows any of these features."])
-    names = [f"part {row.feature}" if row.kind == "image" else str(row.feature) for row in tested.itertuples()]
-    shown = pd.DataFrame({"hidden": names, "photos": tested["n"].to_numpy()})
-    shown["the margin falls by"] = tested["margin_drop"].to_numpy()
-    shown["as much hidden at random"] = tested["margin_random_drop"].to_numpy()
+    names = [f"part {row.feature}" if row.kind == "image" else row.feature for row in tested.itertuples()]
+    shown = tested.assign(feature=names)[list(DELETION)].rename(columns=DELETION)
     return Section(title, [], [], [table(shown)])
 
 
 def explanation_page(explanation: LocalExplanation, pixels: Any) -> str:
     """Return an explanation of one photo (3,H,W) as a page: the photo, and a map and the words of each class."""
+    classes, probs = explanation.classes, explanation.probs
     photo = picture(plots.image(pixels, ax=plots.canvas(SIDE)), "The photo as the model sees it")
-    shown = [Section("The photo", [f"The model answers: {answer(explanation.classes, explanation.probs)}."], [photo])]
-    for row, label in enumerate(explanation.explained):
-        name, contrast = explanation.classes[label], explanation.contrasts[row]
-        colours = legend(name, explanation.classes[contrast] if contrast >= 0 else "")
-        heading = f"{name}: probability {explanation.probs[label]:.3f}"
-        shown.append(explained(explanation, pixels, heading, [] if explanation.verdict(row) else [colours], row))
+    shown = [Section("The photo", [f"The model answers: {answer(classes, probs)}."], [photo])]
+    for row, (label, contrast) in enumerate(zip(explanation.explained, explanation.contrasts, strict=True)):
+        colours = legend(classes[label], classes[contrast] if contrast >= 0 else "")
+        text = [] if explanation.verdict(row) else [colours]
+        shown.append(explained(explanation, pixels, f"{classes[label]}: probability {probs[label]:.3f}", text, row))
     question = explanation.question
     return page(question[0].upper() + question[1:], shown)

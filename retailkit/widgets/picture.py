@@ -1,22 +1,24 @@
-"""An image that tells Python which of its regions was clicked; the part that runs in the browser is picture.js."""
+"""Widgets with a part in the browser: an image whose regions can be clicked, and a button that uploads a photo."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
 NOWHERE = 65535  # label of pixels that belong to no region
+LONGEST = 255  # characters of a file's name
+HERE = Path(__file__).parent
 
 
 class Picture(anywidget.AnyWidget):
     """An image of regions; a click, or Enter after the arrow keys, sets `clicked`."""
 
-    _esm = Path(__file__).with_name("picture.js")
-    _css = Path(__file__).with_name("picture.css")
+    _esm, _css = HERE / "picture.js", HERE / "picture.css"
     png = traitlets.Bytes().tag(sync=True)
     labels = traitlets.Bytes().tag(sync=True)  # uint16 of rows x columns: the region of each pixel, or `NOWHERE`
     shape = traitlets.List([0, 0]).tag(sync=True)  # rows and columns of `labels`; the image may be larger
@@ -38,3 +40,22 @@ class Picture(anywidget.AnyWidget):
     def on_click(self, act: Callable[[int], None]) -> None:
         """Call `act` with the region of each click."""
         self.observe(lambda change: act(change["new"][0]), names="clicked")
+
+
+class Upload(anywidget.AnyWidget):
+    """A button that sends one photo at a time to Python, says so, and refuses one that is too large."""
+
+    _esm = HERE / "upload.js"
+    megabytes = traitlets.Int().tag(sync=True)  # at most; more would end the connection, so the browser keeps it
+
+    def on_upload(self, act: Callable[[bytes, str], None]) -> None:
+        """Call `act` with the content and the name of each photo; what a page sends that is not ours may lack both."""
+
+        def receive(_: Any, message: Any, buffers: list[memoryview]) -> None:
+            name = str(message.get("name", ""))[:LONGEST] if isinstance(message, dict) else ""
+            try:
+                act(b"".join(buffers[:1]), name or "photo")
+            finally:
+                self.send({"done": name})
+
+        self.on_msg(receive)

@@ -35,7 +35,12 @@ def explanation_desk(
     """
     data = datasets.load(dataset, root, profile_name)
     if checkpoint:
-        return _with_checkpoint(data, Path(checkpoint))
+        model, _, facts = training.load_checkpoint(checkpoint)
+        data = replace(training.with_classes(data, model), fit=facts["fit"])
+        data = replace(data, info=data.info | {"learned": training.learned_from(facts, data)})
+        if "text" in model.modalities:
+            data = ocr.add_text(data)
+        return data, {Path(checkpoint).stem: Predictor(model, facts["size"])}
     size = profile(profile_name).explain_size
     data = ocr.add_text(data, limit=profile(profile_name).ocr_limit)
     readable = data.table["text"].ne("").to_numpy()
@@ -50,15 +55,6 @@ def explanation_desk(
         spec = training.reference("probe", dataset, root, profile_name, seed, name, size, options)
         found[name] = Predictor(training.fit_or_load(spec, data)[0], size)
     return data, found
-
-
-def _with_checkpoint(data: ProductData, path: Path) -> tuple[ProductData, dict[str, Predictor]]:
-    model, _, facts = training.load_checkpoint(path)
-    data = replace(training.with_classes(data, model), fit=facts["fit"])
-    data = replace(data, info=data.info | {"learned": training.learned_from(facts, data)})
-    if "text" in model.modalities:
-        data = ocr.add_text(data)
-    return data, {path.stem: Predictor(model, facts["size"])}
 
 
 def other_desks(

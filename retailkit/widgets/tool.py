@@ -66,8 +66,6 @@ class ExplanationTool(Screen):
         self.message.value = problem(f"{name} is being loaded. The first time takes minutes.", "status")
         self.desk = Desk(*loader())
         self._set(dataset=name)
-        self._update(summed=None)
-        self._show_class()
         self._open()
 
     def use(self, *models: str) -> None:
@@ -76,9 +74,8 @@ class ExplanationTool(Screen):
             pick(self.desk.predictors, name, "model")
         if not 1 <= len(models) <= SIDE_BY_SIDE:
             raise UsageError(f"{len(models)} models are chosen; choose 1 to {SIDE_BY_SIDE}")
-        state, found = self.state, tuple(self.desk.find(models[0]))
         self._set(label="", show="all")
-        self._look(state.photo, models, found)
+        self._look(self.state.photo, models=models, found=tuple(self.desk.find(models[0])))
 
     def filter(self, label: str = "", show: str = "all") -> None:
         """Choose the photos to show, see `Desk.find`, and select the first; raise UserError where none passes."""
@@ -106,21 +103,21 @@ class ExplanationTool(Screen):
         self._update(label=index(label), contrast=index(contrast), explanations={}, problems={})
         self._show()
 
-    def explain(self, budget: int | None = None, wait: bool = True) -> None:
-        """Explain the answer of each model, coarsely first, with `budget` masks each; None takes the slider's."""
+    def explain(self, wait: bool = True) -> None:
+        """Explain the answer of each model, coarsely first, with as many masks each as the slider says."""
         self.stop()
-        state, budget = self.state, budget or self.controls["masks"].value
+        state, budget = self.state, self.controls["masks"].value
         self._update(explanations={}, problems={})
         steps = desks.explaining(self._predictors, state.photo, state.label, state.contrast, budget)
         self._work(self._explained(steps), budget * len(state.models), "masks", wait)
 
-    def refine(self, budget: int = 160, wait: bool = True) -> None:
-        """Improve the explanations by `budget` further masks per model; raise UserError where there is none yet."""
+    def refine(self, wait: bool = True) -> None:
+        """Improve the explanations by as many further masks; raise UserError where there is none yet."""
         self.stop()
         found = self.state.explanations
         if not found:
             raise UserError(pages.NOTHING)
-        goal = budget + max(desks.spent(e) for e in found.values())
+        goal = self.controls["masks"].value + max(desks.spent(e) for e in found.values())
         self._work(self._explained(desks.refining(found, goal)), goal * len(found), "masks", wait)
 
     def stop(self) -> None:
@@ -159,17 +156,14 @@ class ExplanationTool(Screen):
         """Return the probabilities of the class and its contrast class: `model`, `label`, `before`, `after`."""
         return self.state.probabilities(self.desk.classes)
 
-    def explain_class(
-        self, label: str | None = None, photos: int = 6, model: str | None = None, wait: bool = True
-    ) -> None:
-        """Explain up to `photos` of a class and summarise them; a third of the class is left for the deletion check.
+    def explain_class(self, photos: int = 6, model: str | None = None, wait: bool = True) -> None:
+        """Explain up to `photos` of the class of Why? and summarise them; None takes the first model.
 
-        None takes the class of Why? and the first model.
+        A third of the class is left for the deletion check.
         """
         self.stop()
-        index = self.state.label if label is None else self.desk.index(label)
         name = pick(self.desk.predictors, model or self.state.models[0], "model")
-        steps = self.desk.explaining_class(name, index, photos, self.controls["masks"].value)
+        steps = self.desk.explaining_class(name, self.state.label, photos, self.controls["masks"].value)
         self._work(self._summed(steps, name), photos, "photos", wait)
 
     def page(self, view: str) -> str:
@@ -211,10 +205,8 @@ class ExplanationTool(Screen):
 
     def _explained(self, steps: Iterator[tuple[str, LocalExplanation | str]]) -> Iterator[int]:
         for name, found in steps:
-            if isinstance(found, str):
-                self._update(problems={**self.state.problems, name: found})
-            else:
-                self._update(explanations={**self.state.explanations, name: found})
+            kind = "problems" if isinstance(found, str) else "explanations"
+            self._update(**{kind: {**getattr(self.state, kind), name: found}})
             self._show_why()
             yield sum(desks.spent(e) for e in self.state.explanations.values())
 
@@ -235,19 +227,20 @@ class ExplanationTool(Screen):
         for box in self.models.children[1:]:
             box.observe(self._safely(self._use_ticked), names="value")
         found = tuple(self.desk.find(models[0]))
-        self._look(self.desk.photo(found[0]), models, found)
+        self._look(self.desk.photo(found[0]), models=models, found=found, summed=None)
+        self._show_class()
 
-    def _look(self, photo: Photo, models: tuple[str, ...] = (), found: tuple[int, ...] = ()) -> None:
+    def _look(self, photo: Photo, **chosen: Any) -> None:
+        """Show a photo as it is; `chosen` are further fields of the state, and the others stay as they are."""
         self.message.value = self.status.value = ""
         self.progress.layout.display = "none"
         self.stop()  # and say so, where something was running
-        before = getattr(self, "state", None)
-        models, found = models or before.models, found or before.found
-        asked = {name: self.desk.predictors[name] for name in models}
-        probs = desks.answers(asked, photo.sample.image, photo.text)
-        label, contrast = self.desk.question(photo, probs.get(models[0]))
-        summed = before and before.summed
-        self.state = State(models, found, photo, label, contrast, probs, after=probs, summed=summed)
+        kept = {name: getattr(self.state, name) for name in ("models", "found", "summed") if name not in chosen}
+        fields = kept | chosen
+        predictors = {name: self.desk.predictors[name] for name in fields["models"]}
+        probs = desks.answers(predictors, photo.sample.image, photo.text)
+        label, contrast = self.desk.question(photo, probs.get(fields["models"][0]))
+        self.state = State(photo=photo, label=label, contrast=contrast, before=probs, after=probs, **fields)
         self._show()
 
     @property
@@ -262,39 +255,39 @@ class ExplanationTool(Screen):
 
     def _connect(self) -> None:
         c = self.controls
-        values = {
-            ("dataset",): lambda: self.load(c["dataset"].value),
-            ("label", "show"): lambda: self.filter(c["label"].value, c["show"].value),
-            ("class", "contrast"): lambda: self.ask(c["class"].value, c["contrast"].value),
+        changes = {
+            ("dataset",): lambda _: self.load(c["dataset"].value),
+            ("label", "show"): lambda _: self.filter(c["label"].value, c["show"].value),
+            ("class", "contrast"): lambda _: self.ask(c["class"].value, c["contrast"].value),
         }
         for name in ("text", *SETTINGS):
-            values[(name,)] = lambda name=name: self.change(replace(self.state.change, **{name: c[name].value}))
-        for names, act in values.items():
+            changes[(name,)] = lambda new, name=name: self.change(replace(self.state.change, **{name: new["new"]}))
+        for names, act in changes.items():
             for name in names:
                 c[name].observe(self._safely(act), names="value")
         clicks = {
-            "back": lambda: self._turn(-1),
-            "on": lambda: self._turn(1),
-            "explain": lambda: self.explain(wait=False),
-            "stop": self.stop,
-            "refine": lambda: self.refine(c["masks"].value, wait=False),
-            "undo": self.undo,
-            "explain_class": lambda: self.explain_class(None, c["photos"].value, c["of"].value, wait=False),
-            "html": self._offer,
+            "back": lambda _: self._turn(-1),
+            "on": lambda _: self._turn(1),
+            "explain": lambda _: self.explain(wait=False),
+            "stop": lambda _: self.stop(),
+            "refine": lambda _: self.refine(wait=False),
+            "undo": lambda _: self.undo(),
+            "explain_class": lambda _: self.explain_class(c["photos"].value, c["of"].value, wait=False),
+            "html": lambda _: self._offer(),
         }
         for name, act in clicks.items():
             c[name].on_click(self._safely(act))
-        self.upload_button.on_upload(lambda *photo: self._safely(lambda: self.upload(*photo))())
-        self.tabs.observe(self._safely(lambda: self.link.set_trait("value", "")), names="selected_index")
-        self.strip.on_click(lambda place: self._safely(lambda: self.select(self._shown[place]))())
+        self.upload_button.on_upload(self._safely(self.upload))
+        self.tabs.observe(self._safely(lambda _: self.link.set_trait("value", "")), names="selected_index")
+        self.strip.on_click(self._safely(lambda place: self.select(self._shown[place])))
         for picture in (self.scene, *(panel.picture for panel in self.panels)):
-            picture.on_click(lambda part: self._safely(lambda: self._switch_part(part))())
+            picture.on_click(self._safely(self._switch_part))
 
     def _switch_part(self, part: int) -> None:
         count = self.state.photo.n_segments
         self.switch(segment=part) if part < count else self.switch(word=part - count)
 
-    def _use_ticked(self) -> None:
+    def _use_ticked(self, _: Any) -> None:
         self.use(*[box.description for box in self.models.children[1:] if box.value])
 
     def _turn(self, step: int) -> None:

@@ -252,7 +252,7 @@ UPLOADS = {
 def upload(shop, case) -> str:
     from retailkit.config import UserError
     from retailkit.widgets.model import decode
-    from retailkit.widgets.upload import LONGEST, Upload
+    from retailkit.widgets.picture import LONGEST, Upload
 
     found, button = [], Upload(megabytes=9)
 

@@ -96,7 +96,7 @@ def within(seconds, condition):
 def test_an_interrupted_run_leaves_no_process_and_resumes(workbook, tmp_path, how):
     """Kernels and workers lived on after `kill -9`; Ctrl-C, which reaches every process of the terminal, hung."""
     first, second = workbook("10_first"), workbook("90_second", SLOW)
-    command = [sys.executable, "-m", "retailkit.cli", "run", "--jobs", "1"]
+    command = [sys.executable, "-m", "retailkit", "run", "--jobs", "1"]
     child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     flag = tmp_path / "notebooks" / "started"
     assert within(120, flag.exists)

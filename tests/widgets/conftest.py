@@ -77,14 +77,10 @@ def without_words():
 
 @pytest.fixture
 def png():
-    """Return a function that returns an image of one colour as the content of a PNG file."""
-
-    def made(size, mode="RGB"):
-        stream = io.BytesIO()
-        Image.new(mode, size, 90).save(stream, "png")
-        return stream.getvalue()
-
-    return made
+    """An image of one colour as the content of a PNG file."""
+    stream = io.BytesIO()
+    Image.new("RGB", (200, 100), 90).save(stream, "png")
+    return stream.getvalue()
 
 
 @pytest.fixture

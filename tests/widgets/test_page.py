@@ -16,30 +16,20 @@ def test_a_page_of_an_explanation_needs_no_other_file_and_escapes_names(made_up_
     assert page.startswith("<!doctype html>") and page.count("data:image/png;base64,") == 2
     assert not re.search(r'(?:src|href)="(?!data:)', page) and "viewport" in page
     assert "lean &lt;3 %&gt;" in page and "<3 %>" not in page and "&lt;LEAN&gt;" in page
-    assert "R² 0.20" in page and "Orange supports extra lean" in page
+    assert "Held-out R² 0.20: weak fit, only a hint" in page and "Orange supports extra lean" in page
     alts = re.findall(r'alt="([^"]*)"', page)
     assert len(alts) == 2 and "the word EXTRA" in alts[1]
     assert page == pages.explanation_page(found, found.image), "the same explanation is the same page"
 
 
-def test_an_explanation_of_nothing_shows_no_map_and_says_why(made_up_explanation):
-    found = made_up_explanation("one part")
-    page = pages.explanation_page(found, found.image)
-    assert "nothing to explain: one part" in page and page.count("<img") == 1
-
-
-def test_trust_is_named_in_words_and_not_by_colour(made_up_explanation):
-    assert "Held-out R² 0.20: weak fit, only a hint" in pages.trust(made_up_explanation())
-    assert "Held-out R² 0.90: good fit" in pages.trust(replace(made_up_explanation(), r2=np.array([0.9])))
-
-
-def test_an_explanation_that_fits_worse_than_a_constant_shows_no_map_and_no_words(made_up_explanation):
+def test_an_explanation_that_must_not_be_shown_has_no_map_and_no_words_and_says_why(made_up_explanation):
     """Formerly R² -1571 was called a hint, under strong colours."""
-    found = replace(made_up_explanation(), r2=np.array([-1571.0]))
-    page = pages.explanation_page(found, found.image)
-    assert page.count("<img") == 1 and "EXTRA" not in page and "Orange" not in page and "Raise the budget" in page
-    drawn = plots.explanation_map(found, 0, plots.canvas(pages.SIDE), found.image)
-    photo = plots.image(found.image, ax=plots.canvas(pages.SIDE))
+    misfit = replace(made_up_explanation(), r2=np.array([-1571.0]))
+    for found, why in ((made_up_explanation("one part"), "nothing to explain: one part"), (misfit, "Raise the budget")):
+        page = pages.explanation_page(found, found.image)
+        assert page.count("<img") == 1 and "EXTRA" not in page and "Orange" not in page and why in page
+    drawn = plots.explanation_map(misfit, 0, plots.canvas(pages.SIDE), misfit.image)
+    photo = plots.image(misfit.image, ax=plots.canvas(pages.SIDE))
     assert pages.picture(drawn, "").png == pages.picture(photo, "").png
 
 

@@ -23,11 +23,6 @@ def click(picture, part):
     picture.clicked = [part, picture.clicked[1] + 1]
 
 
-def send(tool, content, name):
-    """What the browser does with a chosen file."""
-    tool.upload_button._handle_custom_msg({"name": name}, [memoryview(content)])
-
-
 def until(holds, seconds=60):
     end = time.monotonic() + seconds
     while not holds():
@@ -35,24 +30,10 @@ def until(holds, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.fixture
-def reads_milk(monkeypatch):
-    """The OCR engine reads `milk` on every uploaded photo."""
-    monkeypatch.setattr(desks.ocr, "add_text", lambda data, **_: replace(data, table=data.table.assign(text="milk")))
-
-
-def test_a_photo_without_an_answer_is_named_as_no_class(tool):
-    judged = tool.desk.judged["image"]
-    unknown = judged.probs.copy()
-    unknown[0] = 1 / 3
-    tool.desk.judged["image"] = Evaluation(unknown, judged.labels, judged.classes, judged.indices)
-    tool.use("image")
-    captions = tool.captions.value.split("<div>")[1:]
-    assert "no answer" in captions[0] and not any("no answer" in caption for caption in captions[1:])
-
-
 def test_the_screen_shows_what_the_pages_make_of_the_state(tool):
     panel = tool.panels[0]
+    assert "12 of 18 photos (split test: no model learns from these)" in tool.about.value
+    assert "photo-0-2.png (photo 1 of 12)" in tool.told.value and tool.strip.names[1].startswith("photo-0-3.png: ")
     assert "Not explained yet" in panel.foot.value
     tool.explain()
     found = tool.state.explanations["score_fusion"]
@@ -73,48 +54,51 @@ def test_the_screen_shows_what_the_pages_make_of_the_state(tool):
     assert names[now.photo.n_segments].startswith(f"word {now.photo.tokens[0].text}, weight ")
 
 
+def test_a_photo_without_an_answer_is_named_as_no_class(tool):
+    judged = tool.desk.judged["image"]
+    unknown = judged.probs.copy()
+    unknown[0] = 1 / 3
+    tool.desk.judged["image"] = Evaluation(unknown, judged.labels, judged.classes, judged.indices)
+    tool.use("image")
+    captions = tool.captions.value.split("<div>")[1:]
+    assert ["no answer" in caption for caption in captions] == [True] + [False] * 7
+
+
 def test_what_comes_from_outside_is_escaped(tool):
     tool._update(photo=replace(tool.state.photo, name="<img>"))
-    tool._show_strip()
-    assert "<img>" not in tool.told.value and "&lt;img&gt;" in tool.told.value
     tool.desk.classes[tool.state.label] = "<i>$5 and $6</i>"
+    tool._show_strip()
     tool._show_scene()
     tool._show_why()
-    assert "<i>" not in tool.bars.value + tool.panels[0].head.value + tool.legend.value
+    assert "&lt;img&gt;" in tool.told.value
+    assert not re.search("<img>|<i>", tool.told.value + tool.bars.value + tool.panels[0].head.value + tool.legend.value)
 
 
-def test_a_model_that_has_no_words_left_says_so(tool):
+def test_the_bars_keep_the_former_class_and_name_a_model_that_has_no_words_left(tool):
+    tool.use("text")
+    former = tool.desk.classes[tool.state.before["text"].argmax()]
+    tool.change(Change(text="milk milk milk milk"))
+    assert tool.desk.classes[tool.state.after["text"].argmax()] == "milk" != former and former in tool.bars.value
     tool.change(Change(text=""))
     assert "this model uses only words" in tool.bars.value
     tool.undo()
     assert "this model uses only words" not in tool.bars.value
 
 
-def test_uploaded_photos_are_read_and_explained(tool, png, reads_milk):
-    for size in ((200, 100), (100, 100)):
-        tool.upload(png(size), "image.jpg")
-        assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
-        tool.explain(64)
-        assert len(tool.state.explanations) == 3
-
-
-def test_an_upload_that_is_no_picture_is_named_and_the_photo_stays(tool):
-    before = tool.state
-    send(tool, b"%PDF", "list.pdf")
+def test_an_uploaded_photo_is_read_shown_and_explained_and_a_bad_file_named(tool, png, monkeypatch):
+    monkeypatch.setattr(desks.ocr, "add_text", lambda data, **_: replace(data, table=data.table.assign(text="milk")))
+    before, send = tool.state, tool.upload_button._handle_custom_msg
+    assert not tool.controls["background"].disabled and not tool.reason.value
+    send({"name": "list.pdf"}, [memoryview(b"%PDF")])
     assert "list.pdf: not an image" in tool.message.value and 'role="alert"' in tool.message.value
     assert tool.state is before
-
-
-def test_an_own_photo_stays_when_a_model_is_unticked(tool, png, reads_milk):
-    send(tool, png((200, 100)), "mine.png")
+    send({"name": "mine.png"}, [memoryview(png)])
+    assert tool.state.photo.truth == -1 and tool.state.photo.text == "milk" and "not known" in tool.told.value
+    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
+    tool.explain()
+    assert len(tool.state.explanations) == 3
     tool.models.children[1].value = False
     assert tool.state.photo.name == "mine.png" and tool.state.models == ("image", "text")
-
-
-def test_what_a_photo_without_a_mask_does_not_offer_has_its_reason(tool, png, reads_milk):
-    assert not tool.controls["background"].disabled and not tool.reason.value
-    send(tool, png((200, 100)), "mine.png")
-    assert tool.controls["background"].disabled and "need a product mask" in tool.reason.value
 
 
 def test_two_tools_share_nothing(shop, predictors):
@@ -179,23 +163,12 @@ def test_explaining_goes_on_in_the_background_and_can_be_stopped_and_refined(too
     spent = desks.spent(tool.state.explanations["score_fusion"])
     assert spent < 2048 and "the explanations so far are kept" in tool.status.value and not tool._worker.is_alive()
     assert tool.page("why")
-    tool.refine(64)
+    tool.controls["masks"].value = 64
+    tool.refine()
     assert desks.spent(tool.state.explanations["score_fusion"]) == spent + 64 and "Done" in tool.status.value
-
-
-def test_choosing_another_photo_ends_what_goes_on(tool):
-    tool.explain(2048, wait=False)
-    until(lambda: tool.state.explanations)
-    tool.select(4)
-    assert not tool.state.explanations and not tool._worker.is_alive()
-
-
-def test_a_bar_that_is_done_does_not_stand_beside_another_photo(tool):
     assert tool.progress.layout.display == "none"
-    tool.explain()
-    assert "Done" in tool.status.value and tool.progress.layout.display == "none"
     tool.select(3)
-    assert not tool.status.value
+    assert not tool.state.explanations and not tool.status.value, "nothing of it stands beside another photo"
 
 
 def test_a_stopped_explanation_of_a_class_says_that_nothing_is_kept(tool, monkeypatch):
@@ -206,10 +179,11 @@ def test_a_stopped_explanation_of_a_class_says_that_nothing_is_kept(tool, monkey
 
     monkeypatch.setattr(tool.desk, "explaining_class", endless)
     for act in (tool.stop, lambda: tool.select(4)):
-        tool.explain_class("milk", photos=3, wait=False)
+        tool.explain_class(photos=3, wait=False)
         until(lambda: "1 of 3 photos" in tool.status.value)
         act()
         assert "Stopped: 1 of 3 photos; " in tool.status.value and "nothing is kept" in tool.status.value
+        assert not tool._worker.is_alive()
 
 
 def test_a_problem_in_the_background_is_shown(tool, monkeypatch):
@@ -223,30 +197,36 @@ def test_a_problem_in_the_background_is_shown(tool, monkeypatch):
     assert "no &lt;luck&gt;" in tool.message.value
 
 
-def test_refining_nothing_and_unknown_parts_are_named(tool):
-    with pytest.raises(UserError, match="Choose Explain first"):
-        tool.refine()
-    for part, said in (({"segment": 999}, "superpixel 999"), ({"word": 9}, "word 9 ")):
-        with pytest.raises(UsageError, match=said):
-            tool.switch(**part)
+BAD_CALLS = [  # what a script asks for, and what the error says
+    (lambda tool: tool.refine(), UserError, "Choose Explain first"),
+    (lambda tool: tool.page("why"), UserError, "Choose Explain first"),
+    (lambda tool: tool.page("class"), UserError, "Choose Explain the class first"),
+    (lambda tool: tool.switch(segment=999), UsageError, "superpixel 999"),
+    (lambda tool: tool.switch(word=9), UsageError, "word 9 "),
+    (lambda tool: tool.use("imag"), UsageError, "did you mean 'image'"),
+    (lambda tool: tool.filter("mlik"), UsageError, "did you mean 'milk'"),
+]
 
 
-def test_a_class_is_summed_up_and_checked_on_other_photos(tool):
-    tool.explain_class("milk", photos=3)
-    _, explained, check = tool.state.summed
-    assert explained.name == "milk" and len(explained.photos) <= 3 and set(check["kind"]) <= {"image", "text"}
-    assert "milk" in tool.summary.value and "Text features" in tool.summary.value
-    tool.select(0)
-    assert tool.state.summed[1:] == (explained, check) and tool.page("class")
+def test_what_cannot_be_done_is_named(tool):
+    for act, error, said in BAD_CALLS:
+        with pytest.raises(error, match=said):
+            act(tool)
 
 
-def test_a_class_is_summed_up_and_checked_where_a_photo_has_no_words(tool, monkeypatch, without_words):
+def test_a_class_is_summed_up_and_checked_on_other_photos(tool, monkeypatch, without_words):
     *_, without = tool.desk.find("text", "milk")
     laid = tool.desk.photo
     monkeypatch.setattr(tool.desk, "photo", lambda row: without_words(laid(row)) if row == without else laid(row))
-    tool.explain_class("milk", photos=2, model="text")
-    _, explained, check = tool.state.summed
-    assert len(explained.photos) == 2 and check["n"].max() == 1
+    tool.ask("milk", "lean")
+    for model in ("text", "score_fusion"):
+        tool.explain_class(photos=2, model=model)
+        _, explained, check = tool.state.summed
+        assert explained.name == "milk" and len(explained.photos) == 2 and set(check["kind"]) <= {"image", "text"}
+        assert check["n"].max() == (1 if model == "text" else 2), "a photo without words is none for a model that reads"
+    assert "milk" in tool.summary.value and "Text features" in tool.summary.value
+    tool.select(0)
+    assert tool.state.summed[1:] == (explained, check) and tool.page("class")
 
 
 def test_a_control_works_while_the_background_sets_others(tool):
@@ -269,9 +249,6 @@ def test_a_control_works_while_the_background_sets_others(tool):
 
 
 def test_every_view_can_be_saved(tool):
-    for view in ("why", "class"):
-        with pytest.raises(UserError):
-            tool.page(view)
     tool.explain()
     tool.explain_class(photos=2)
     for view in pages.VIEWS:
@@ -281,39 +258,28 @@ def test_every_view_can_be_saved(tool):
     assert len(pages.what_if_figure(tool.state, tool.desk.classes).axes) == 3
 
 
-def test_a_view_is_offered_as_a_link(tool):
+def test_a_view_is_offered_as_a_link_until_something_else_is_shown(tool):
     tool.controls["html"].click()
     assert "Choose Explain first" in tool.message.value
     tool.tabs.selected_index = 1
-    tool.controls["html"].click()
-    assert re.search(r'download="what_if_photo-0-2.png.html" href="data:text/html;base64,', tool.link.value)
     tool._update(photo=replace(tool.state.photo, name="<img>"))
     tool.controls["html"].click()
+    assert 'download="what_if_&lt;img&gt;.html" href="data:text/html;base64,' in tool.link.value
     assert "Save what_if_&lt;img&gt;.html" in tool.link.value and "<img" not in tool.link.value
-    tool.tabs.selected_index = 0
-    assert not tool.link.value and not tool.message.value, "they belong to another view"
-    tool.controls["html"].click()
-    tool.switch(segment=0)
-    assert not tool.link.value, "it shows what was on the screen before"
-
-
-def test_it_says_which_photos_are_shown_and_what_their_files_are(tool):
-    assert "12 of 18 photos (split test: no model learns from these)" in tool.about.value
-    assert "photo-0-2.png (photo 1 of 12)" in tool.told.value and tool.strip.names[1].startswith("photo-0-3.png: ")
-
-
-def test_the_former_class_stays_among_the_bars(tool):
-    tool.use("text")
-    former = tool.desk.classes[tool.state.before["text"].argmax()]
-    tool.change(Change(text="milk milk milk milk"))
-    assert tool.desk.classes[tool.state.after["text"].argmax()] == "milk" != former and former in tool.bars.value
+    for act in (lambda: tool.tabs.set_trait("selected_index", 0), lambda: tool.switch(segment=0)):
+        act()
+        assert not tool.link.value and not tool.message.value
+        tool.tabs.selected_index = 1
+        tool.controls["html"].click()
+        assert tool.link.value
 
 
 def test_another_data_set_brings_its_own_models(shop, predictors):
     fewer = shop.select((shop.table["label"] != "milk").to_numpy())
     others = {"second": lambda: (fewer, {"image": predictors["image"]})}
     made = widgets.ExplanationTool(shop, predictors, others, budget=64)
-    made.explain_class("milk", photos=2)
+    made.ask("milk", "lean")
+    made.explain_class(photos=2)
     made.controls["dataset"].value = "second"
     assert made.state.models == ("image",) and len(made.desk.images) == 8 and not made.message.value
     assert made.state.summed is None and not made.summary.value, "milk is a class of the other one"

@@ -1,6 +1,0 @@
-"""`python -m retailkit.cli` is the command `retailkit`."""
-
-from retailkit.cli import main
-
-if __name__ == "__main__":
-    main()
