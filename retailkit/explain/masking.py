@@ -28,7 +28,7 @@ ENUMERATED = 12  # features: up to so many, all masks are listed and shuffled
 IMAGES_AT_ONCE = 128  # masks of full size in memory
 PAIRS_AT_ONCE = 4096
 ROUNDING = 10 * torch.finfo(torch.float32).eps  # of values in [0,1] after a few operations
-TARGETS = ("margin", "prob", "log_prob", "sqrt_prob")
+TARGETS = ("margin", "prob")
 
 
 # -- Features of the image: superpixels.
@@ -295,7 +295,7 @@ class MaskedModel:
     def images(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> Tensor:
         """Return the image that is left by each mask (N,S), and (N,T) where words are linked: (N,3,H,W)."""
         kept = self._labels_kept(*self._checked(image_keep, text_keep))
-        return self.baseline_image + self._alpha(kept) * (self.image - self.baseline_image)
+        return composite(self.image, self._alpha(kept), self.baseline_image)
 
     def logits(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """Return logits (N,K) float32 for N masks (N,S) and (N,T) bool, True = kept; without the latter all is kept.
@@ -383,10 +383,9 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
 def targets(logits: np.ndarray, explained: Sequence[int], contrasts: Sequence[int], target: str) -> np.ndarray:
     """Return what is explained, (N,C), of logits (N,K): C classes, each with the index of its contrast, -1 for none.
 
-    `target` is `margin` (logit of the class less that of its contrast), `prob`, `log_prob` or `sqrt_prob`.
+    `target` is `margin`, the logit of the class less that of its contrast, or `prob`.
     """
     logits, explained, contrasts = logits.astype(float), list(explained), np.array(contrasts)
-    if pick(TARGETS, target, "target") == "margin":
-        return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)
-    log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
-    return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]
+    if pick(TARGETS, target, "target") == "prob":
+        return np.exp((logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained])
+    return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)
