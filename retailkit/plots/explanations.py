@@ -263,7 +263,7 @@ def _phrase_bars(names: Sequence[str], values: Any, ax: Axes, xlabel: str, limit
 def typical_superpixel(explained: ClassExplanation, number: int, ax: Axes, title: bool = True) -> Axes:
     """Show the most typical superpixel of image feature `number` on its photo, whose rest is paled."""
     row = explained.image_features.loc[number]
-    photo, segment = row["medoids"][0]
+    photo, segment = row["medoid"]
     own = explained.explanations[explained.photos.index(photo)]
     inside, pixels = own.segments == segment, array(own.image)
     shade = FOR if row["weight"] > 0 else AGAINST

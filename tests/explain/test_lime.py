@@ -19,7 +19,7 @@ from torch import nn
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Word
 from retailkit.explain.lime import SHAPES, LocalExplanation, Options, explain, explain_dataset
-from retailkit.explain.masking import masks, paired
+from retailkit.explain.masking import masks
 from retailkit.explain.surrogate import KERNELS, Samples, Surrogate, words_share
 from retailkit.inference import Predictor
 from retailkit.models import Features
@@ -115,14 +115,6 @@ def test_linear_weights_are_found(counts, kernel):
         assert found.evaluations == {"images": 0, "texts": 0, "pairs": 120} | {part: 120}
 
 
-@pytest.mark.parametrize("kernel", ["lime", "uniform"])
-@pytest.mark.parametrize("counts", [(14, 6), (15, 0), (3, 2)])
-def test_weights_are_those_of_least_squares(counts, kernel):
-    puzzle = Puzzle(lambda *z: sum((p @ np.arange(p.shape[1])) ** 2 / 50 for p in z if p is not None), *counts)
-    found = puzzle.explain(kernel=kernel, budget=150)
-    assert joint(found) == pytest.approx(least_squares(found, kernel), abs=1e-7)
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_neighbours_share_strength(kernel):
     labels = np.kron(np.arange(16).reshape(4, 4), np.ones((6, 6), int))
@@ -160,54 +152,6 @@ def test_pairs_are_closed_under_complementing_both_parts_so_that_even_effects_ca
     pairs = {tuple(pair) for pair in found.samples.pairs.tolist()}
     assert {(image ^ 1, text ^ 1) for image, text in pairs} == pairs
     assert joint(found) == pytest.approx(np.eye(22)[5], abs=1e-5)
-
-
-def by_shap(features, count, seed):
-    """Masks and weights by the plan of `shap.KernelExplainer`: whole sizes first, then pairs drawn by mass."""
-    rng, sizes = np.random.default_rng(seed), np.arange(1, features // 2 + 1)
-    both = sizes < features / 2  # sizes that have complements of another size
-    mass = (features - 1) / (sizes * (features - sizes)) * (1 + both)
-    mass /= mass.sum()
-    rows, weights, full, every = [], [], 0, np.arange(features)
-    while (count - len(rows)) * mass[full] / mass[full:].sum() >= comb(features, sizes[full]) * (1 + both[full]):
-        for group in itertools.combinations(every, int(sizes[full])):
-            rows += [np.isin(every, group), ~np.isin(every, group)]
-            weights += [mass[full] / comb(features, sizes[full]) / 2] * 2
-        full += 1
-    drawn = {}
-    while len(rows) + len(drawn) < count:
-        size = rng.choice(sizes[full:], p=mass[full:] / mass[full:].sum())
-        kept = np.isin(every, rng.choice(features, size, replace=False))
-        for mask in (kept, ~kept):
-            drawn[mask.tobytes()] = drawn.get(mask.tobytes(), 0) + 1
-    rows += [np.frombuffer(mask, bool) for mask in drawn]
-    weights += (np.array(list(drawn.values())) * mass[full:].sum() / sum(drawn.values())).tolist()
-    return np.array([*rows, every >= 0, every < 0]), np.array([*weights, 1e6, 1e6])
-
-
-def test_kernel_shap_is_as_exact_as_shap_with_as_many_images():
-    """A function of single features, pairs and some triples, of which all masks give the right weights."""
-    segments, words, budget, features, weigh = 13, 5, 256, 18, KERNELS["shap"]
-    everything, errors = (np.arange(2**features)[:, None] >> np.arange(features)) % 2 == 1, {"ours": [], "shap": []}
-    for seed in range(6):
-        rng = np.random.default_rng(seed)
-        alone, pair = rng.normal(size=features), np.triu(rng.normal(size=(features, features)), 1)
-        triples, strengths = [rng.choice(features, 3, replace=False) for _ in range(20)], rng.normal(size=20) / 4
-
-        def fitted(kept, weights, alone=alone, pair=pair, triples=triples, strengths=strengths):
-            z = kept.astype(float)
-            together = sum(s * z[:, t].prod(1) for s, t in zip(strengths, triples, strict=True))
-            values = z @ alone + ((z @ pair) * z).sum(1) / 3 + together
-            weighted = np.pad(z, ((0, 0), (1, 0)), constant_values=1.0) * weights[:, None]
-            design = np.pad(z, ((0, 0), (1, 0)), constant_values=1.0)
-            return np.linalg.lstsq(weighted.T @ design, weighted.T @ values, rcond=1e-12)[0][1:]
-
-        images, texts = masks(segments, budget, seed), masks(words, budget * words // segments, seed + 1)
-        pairs = paired((0, 0), (len(images), len(texts)), 4, seed)
-        kept, right = np.hstack([images[pairs[:, 0]], texts[pairs[:, 1]]]), fitted(everything, weigh(everything))
-        for name, design in (("ours", (kept, weigh(kept))), ("shap", by_shap(features, budget, seed))):
-            errors[name].append(np.linalg.norm(fitted(*design) - right) / np.linalg.norm(right))
-    assert np.mean(errors["ours"]) < 1.1 * np.mean(errors["shap"])
 
 
 # -- What is explained.

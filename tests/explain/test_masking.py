@@ -118,14 +118,6 @@ def test_words_are_tokens_and_lines_are_words_side_by_side():
 # -- Baselines.
 
 
-def test_the_mean_is_that_of_each_segment(image):
-    labels = np.random.default_rng(0).integers(0, 5, (SIDE, SIDE))
-    filled = baseline_image(image, labels, "mean")
-    for label, channel in itertools.product(range(5), range(3)):
-        here = torch.from_numpy(labels == label)
-        assert filled[channel][here].numpy() == pytest.approx(float(image[channel][here].double().mean()), abs=1e-6)
-
-
 def test_inpainting_takes_the_surroundings(image):
     shown, labels = torch.full((3, SIDE, SIDE), 0.4), np.zeros((SIDE, SIDE), int)
     labels[10:16, 8:20], filled = 1, []

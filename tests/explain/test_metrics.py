@@ -324,16 +324,6 @@ def test_the_areas_are_those_of_a_plain_loop(modality):
     assert not gone[0, :, 0].any() and gone[0, :, -1].all()  # from nothing hidden to everything
 
 
-def test_the_gain_of_the_true_weights_has_a_closed_form():
-    worth = np.array([4.0, -1.0, 2.5, 0.5, -3.0, 1.0])
-    found = Additive(worth[:4], worth[4:]).areas_by(worth)
-    ranked, rank, features = np.sort(worth)[::-1], np.arange(1, 7), 6
-    assert found.deletion[0] == pytest.approx(3 + ranked @ (2 * rank - 1) / (2 * features))
-    assert found.srg[0] == pytest.approx(ranked @ (features - 2 * rank + 1) / features)
-    assert (found.full, found.empty) == (pytest.approx(7), pytest.approx(3))
-    assert found.normalised_srg[0] == pytest.approx(found.srg[0] / 4)
-
-
 def test_the_true_order_beats_every_other_one():
     worth = np.array([2.0, -1.0, 0.7, 0.1])  # two superpixels and two words: all take a quarter of the axis
     gains = {ranks: Additive(worth[:2], worth[2:]).areas_by(ranks).srg[0] for ranks in permutations(range(4))}
