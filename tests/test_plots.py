@@ -142,22 +142,14 @@ def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to
 @pytest.fixture
 def made_up_class(made_up_explanation):
     """Two image features and two phrases of a class; the second ones speak against it, and one photo holds them."""
-    image = [
-        {"weight": 2.0, "share": 0.75, "support": 3, "medoid": (7, 1)},
-        {"weight": -1.0, "share": 0.25, "support": 1, "medoid": (7, 0)},
-    ]
-    text = [
-        {"canonical": "EXTRA LEAN", "weight": 1.0, "share": 0.75, "samples": 3, "variants": {"LEAN": 2, "3": 1}},
-        {"canonical": "BASIL", "weight": -0.5, "share": 0.25, "samples": 1, "variants": {"BASIL": 1}},
-    ]  # fmt: skip
-    return SimpleNamespace(
-        name="milk",
-        photos=(7, 8, 9),
-        explanations=(made_up_explanation(),) * 3,
-        text_share=0.25,
-        image_features=pd.DataFrame(image),
-        text_features=pd.DataFrame(text),
-    )
+    image = {"weight": [2.0, -1.0], "share": [0.75, 0.25], "support": [3, 1], "medoid": [(7, 1), (7, 0)]}
+    text = {"canonical": ["EXTRA LEAN", "BASIL"], "weight": [1.0, -0.5], "share": [0.75, 0.25], "samples": [3, 1]}
+    tables = {
+        "image_features": pd.DataFrame(image),
+        "text_features": pd.DataFrame(text | {"variants": [{"LEAN": 2, "3": 1}, {"BASIL": 1}]}),
+    }
+    explanations = (made_up_explanation(),) * 3
+    return SimpleNamespace(name="milk", photos=(7, 8, 9), explanations=explanations, text_share=0.25, **tables)
 
 
 def test_a_class_is_shown_by_typical_superpixels_and_by_phrases_with_their_spellings(made_up_class):

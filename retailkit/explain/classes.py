@@ -319,8 +319,11 @@ def _drops(
     for kind, number in top:
         feature, others = (kinds == kind) & (members == number), (kinds == kind) & (members != number)
         if feature.any() and others.any():
-            random = [_random_like(feature, others, sizes, rng) for _ in range(repeats)]
-            tests.append((kind, number, np.stack([feature, *random])))
+            masks = [feature]
+            for order in (rng.permutation(np.flatnonzero(others)) for _ in range(repeats)):
+                near = np.abs(np.cumsum(sizes[order]) - sizes[feature].sum()).argmin()  # as large as the feature
+                masks.append(np.isin(np.arange(len(sizes)), order[: near + 1]))
+            tests.append((kind, number, np.stack(masks)))
     hidden = np.concatenate([np.zeros((1, len(sizes)), bool), *(masks for *_, masks in tests)])  # row 0: nothing
     logits = masked.logits(~hidden[:, :split], ~hidden[:, split:])
     margin = logits[:, label] - np.delete(logits, label, 1).max(1)
@@ -331,15 +334,6 @@ def _drops(
         size = masks @ sizes
         by_score = np.stack([drop[0], drop[1:].mean(0)], 1).ravel()
         found.append((kind, number, size[0], size[1:].mean(), *by_score))
-    return found
-
-
-def _random_like(feature: np.ndarray, others: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return other parts (P,) bool, in random order as many as are nearest in size to the feature."""
-    order = rng.permutation(np.flatnonzero(others))
-    many = int(np.abs(np.cumsum(sizes[order]) - sizes[feature].sum()).argmin()) + 1
-    found = np.zeros(len(feature), bool)
-    found[order[:many]] = True
     return found
 
 

@@ -188,15 +188,11 @@ class LocalExplanation:
         """Return (H,W) signed: at each pixel the weight of what hides it; a single 0 for a model of texts."""
         if self.segments is None:
             return np.zeros((1, 1))
-        weights = np.zeros(int(self.segments.max()) + 1)
-        linked = self.links >= 0
-        weights[np.setdiff1d(np.arange(len(weights)), self.links[linked])] = self.image_weights[row]
-        weights[self.links[linked]] = self.text_weights[row][linked]
-        return weights[self.segments]
+        return np.concatenate([self.image_weights[row], self.text_weights[row][self.links >= 0]])[self.segments]
 
     def words(self, row: int = 0) -> pd.DataFrame:
         """Return the tokens by weight: `text`, `weight`, `low`, `high`."""
-        low, high = self.text_intervals[row].T if self.tokens else ([], [])
+        low, high = self.text_intervals[row].T
         table = {"text": [t.text for t in self.tokens], "weight": self.text_weights[row], "low": low, "high": high}
         return pd.DataFrame(table).sort_values("weight", ascending=False, kind="stable", ignore_index=True)
 

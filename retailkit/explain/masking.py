@@ -278,10 +278,8 @@ class MaskedModel:
             self.baseline_image = baseline_image(self.image, self.segments, baseline)
             self._soft = _feathered(self.segments, feather)
             areas = np.bincount(self.segments.ravel()) / self.segments.size
-        self._boxes = self.links[self.links >= 0]
-        self._superpixels = np.setdiff1d(np.arange(len(areas)), self._boxes)
-        self.areas = areas[self._superpixels]
-        self.n_segments, self.n_tokens = len(self._superpixels), len(self.tokens)
+        self.n_segments, self.n_tokens = len(areas) - int((self.links >= 0).sum()), len(self.tokens)
+        self.areas = areas[: self.n_segments]
         self._images: dict[bytes, Tensor] = {}
         self._texts: dict[str, Features] = {}
 
@@ -335,9 +333,8 @@ class MaskedModel:
         return image_keep, text_keep
 
     def _labels_kept(self, image_keep: np.ndarray, text_keep: np.ndarray) -> np.ndarray:
-        """Return which labels of `segments` are kept, (N,L): superpixels, and boxes of linked tokens."""
-        labels = np.concatenate([self._superpixels, self._boxes])
-        return np.concatenate([image_keep, text_keep[:, self.links >= 0]], 1)[:, np.argsort(labels)]
+        """Return which labels of `segments` are kept, (N,L): superpixels, then boxes of linked tokens."""
+        return np.concatenate([image_keep, text_keep[:, self.links >= 0]], 1)
 
     def _alpha(self, kept: np.ndarray) -> Tensor:
         """Return masks (N,1,H,W) in [0,1] of kept labels (N,L)."""

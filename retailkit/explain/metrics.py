@@ -118,19 +118,14 @@ def energy_on(explanation: LocalExplanation, mask: Any, boxes: Any = ()) -> pd.D
         pixels = np.bincount(labels, minlength=count)[:count]
         truths[0] = np.bincount(labels, weights=inside, minlength=count)[:count] / pixels
         sizes[0] = pixels / pixels.mean()
-    parts = {"image": [0], "text": [1], "joint": [0, 1]}
-    return pd.DataFrame(
-        [_energy(*(np.concatenate([x[i] for i in part]) for x in (weights, truths, sizes))) for part in parts.values()],
-        columns=["share", "chance", "ratio"],
-        index=pd.Index(parts, name="modality"),
-    )
-
-
-def _energy(weights: np.ndarray, truth: np.ndarray, size: np.ndarray) -> tuple[float, float, float]:
-    if not truth.any() or not weights.any():
-        return math.nan, math.nan, math.nan
-    share, chance = float(weights @ truth / weights.sum()), float(size @ truth / size.sum())
-    return share, chance, share / chance
+    rows = {}
+    for modality, kinds in {"image": [0], "text": [1], "joint": [0, 1]}.items():
+        weight, truth, size = (np.concatenate([of[kind] for kind in kinds]) for of in (weights, truths, sizes))
+        share, chance = math.nan, math.nan
+        if truth.any() and weight.any():
+            share, chance = float(weight @ truth / weight.sum()), float(size @ truth / size.sum())
+        rows[modality] = {"share": share, "chance": chance, "ratio": share / chance}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("modality")
 
 
 def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any) -> tuple[float, float]:
