@@ -30,6 +30,17 @@ def evaluation():
     return Evaluation(rng.dirichlet(np.ones(4), 60), rng.integers(0, 4, 60), ["a1", "b1", "a2", "b2"], np.arange(60))
 
 
+def texts(items):
+    return [text.get_text() for text in items]
+
+
+def map_of(attr, **options):
+    return plots.attribution(torch.zeros(3, *attr.shape), attr, **options)
+
+
+# -- Images
+
+
 def test_right_and_wrong_are_marked_by_a_sign_and_not_by_colour_alone():
     images = [np.full((3, 8, 8), v) for v in (0.1, 0.5, 0.9)]
     figure = plots.contact_sheet([*images, None], ["x", "y", "z", ""], columns=2, correct=[True, False, None, None])
@@ -37,17 +48,15 @@ def test_right_and_wrong_are_marked_by_a_sign_and_not_by_colour_alone():
     assert plots.probabilities([0.2, 0.8], ["a", "b"], 0).get_yticklabels()[1].get_text() == "✓ a"
 
 
-def titles_of(figure):
-    figure.canvas.draw()
-    return [ax.title.get_window_extent() for ax in figure.axes if ax.get_title()]
-
-
 def test_long_names_side_by_side_do_not_run_into_each_other(made_up_explanation):
+    def titles_of(figure):
+        figure.canvas.draw()
+        return [ax.title.get_window_extent() for ax in figure.axes if ax.get_title()]
+
     with plt.rc_context():
         plots.use_style()
         names = [f"SOLVEA ORANGE JUICE {kind} PULP" for kind in ("EXTRA", "SOME", "MUCH")]
-        columns = 6
-        sheet = titles_of(plots.contact_sheet([np.zeros((3, 8, 8))] * columns, names * 2, columns))
+        sheet = titles_of(plots.contact_sheet([np.zeros((3, 8, 8))] * 6, names * 2, 6))
         long = replace(made_up_explanation(), classes=names)
         figure = plots.local_explanations({name: (long.image, long) for name in ("image", f"photo 0: {names[0]}", "c")})
         why, trust = titles_of(figure), [ax.xaxis.label.get_window_extent() for ax in figure.axes if ax.get_xlabel()]
@@ -55,43 +64,52 @@ def test_long_names_side_by_side_do_not_run_into_each_other(made_up_explanation)
             assert len(boxes) > 2 and all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
+def test_regions_are_numbered_and_do_not_widen_the_image():
+    ranked = plots.boxes(np.full((3, 32, 32), 0.5), [[-4, 0, 12, 16], [8, 8, 24, 24]])
+    assert texts(ranked.texts) == ["1", "2"] and ranked.get_xlim() == (-0.5, 31.5)
+
+
+def test_ground_truth_draws_words_patch_and_outline():
+    patch = torch.zeros(1, 16, 16, dtype=torch.bool)
+    patch[0, 4:8, 4:8] = True
+    none = torch.zeros_like(patch)
+    truth = Truth(patch, none, none, [Word("LEAN", (4, 4, 8, 8), discriminative=True), Word("GONE", (0, 0, 0, 0))])
+    ax = plots.ground_truth(Sample(torch.ones(3, 16, 16), 0, "", [], ~none, truth, 0))
+    assert len(ax.patches) == 1 and len(ax.images) == 3  # photo with the tinted patch, and both outlines
+    assert texts(ax.get_legend().get_texts()) == ["product", "differs between twins"]
+
+
+def test_a_canvas_holds_the_image_and_nothing_else():
+    drawn = plots.image(torch.rand(3, 20, 20), ax=plots.canvas(100))
+    shown = np.array(Image.open(io.BytesIO(plots.png(drawn.figure, 100))).convert("RGB"))
+    assert shown.shape == (100, 100, 3) and not plt.get_fignums()
+    assert not (shown[[0, -1]] == 255).all((1, 2)).any(), "no white border"
+
+
+# -- Maps
+
+
+@pytest.mark.parametrize(("attr", "options", "limit"), [
+    (np.linspace(-1, 3, 64).reshape(8, 8), {}, pytest.approx(3, abs=0.03)),
+    (np.linspace(-1, 3, 64).reshape(8, 8), {"limit": 5}, 5),
+    (1 + 99 * np.eye(400)[7].reshape(20, 20), {}, 1),  # a single extreme pixel does not pale the others
+    (99 * np.eye(400)[7].reshape(20, 20), {}, 99),  # and is shown where it is alone
+])  # fmt: skip
+def test_attributions_have_one_symmetric_scale(attr, options, limit):
+    low, high = map_of(attr, **options).images[-1].get_clim()
+    assert -low == high == limit
+
+
+def test_a_map_without_any_effect_says_so_and_a_blurred_one_keeps_its_sum():
+    assert "no effect" in map_of(np.zeros((8, 8)), title="twin").get_title()
+    drawn = map_of(4 * np.eye(441)[220].reshape(21, 21), blur=2).images[-1].get_array()
+    assert drawn.sum() == pytest.approx(4) and 0 < drawn[10, 14] < drawn[10, 12] < 1
+
+
 def test_classes_are_ordered_by_family_and_each_family_framed(evaluation):
     ax = plots.confusion(evaluation, ["a", "b", "a", "b"])
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["A1", "A2", "B1", "B2"]
+    assert texts(ax.get_yticklabels()) == ["A1", "A2", "B1", "B2"]
     assert [p.get_xy() for p in ax.patches] == [(0, 0), (2, 2)]
-
-
-def test_bars_carry_their_intervals():
-    table = pd.DataFrame({"name": ["p", "q"], "accuracy": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]})
-    ax = plots.accuracy_bars(table, chance=0.25)
-    segments = ax.collections[0].get_segments()
-    assert np.allclose([s[:, 0] for s in segments], [[0.4, 0.6], [0.6, 0.8]])
-
-
-def drawn_map(attr, **options):
-    return plots.attribution(torch.zeros(3, *attr.shape), attr, **options)
-
-
-def test_attributions_share_one_symmetric_scale():
-    attr = np.linspace(-1, 3, 64).reshape(8, 8)
-    low, high = drawn_map(attr).images[-1].get_clim()
-    assert -low == high == pytest.approx(3, abs=0.03)
-    assert drawn_map(attr, limit=5).images[-1].get_clim() == (-5, 5)
-    assert "no effect" in drawn_map(0 * attr, title="twin").get_title()
-
-
-def test_a_single_extreme_pixel_does_not_pale_the_others_and_is_shown_where_it_is_alone():
-    attr = np.ones((20, 20))
-    attr[3, 3] = 100
-    assert drawn_map(attr).images[-1].get_clim() == (-1, 1)
-    assert drawn_map(attr - 1).images[-1].get_clim() == (-99, 99)
-
-
-def test_a_blurred_map_keeps_its_sum_and_spreads_its_specks():
-    attr = np.zeros((21, 21))
-    attr[10, 10] = 4.0
-    drawn = drawn_map(attr, blur=2).images[-1].get_array()
-    assert drawn.sum() == pytest.approx(4) and 0 < drawn[10, 14] < drawn[10, 12] < 1
 
 
 def test_words_are_tinted_by_what_they_say_on_a_shared_scale():
@@ -108,39 +126,13 @@ def test_words_are_tinted_by_what_they_say_on_a_shared_scale():
         plots.word_attributions(image, found, [1.0])
 
 
-def test_ground_truth_draws_words_patch_and_outline():
-    patch = torch.zeros(1, 16, 16, dtype=torch.bool)
-    patch[0, 4:8, 4:8] = True
-    none = torch.zeros_like(patch)
-    truth = Truth(patch, none, none, [Word("LEAN", (4, 4, 8, 8), discriminative=True), Word("GONE", (0, 0, 0, 0))])
-    ax = plots.ground_truth(Sample(torch.ones(3, 16, 16), 0, "", [], ~none, truth, 0))
-    assert len(ax.patches) == 1 and len(ax.images) == 3  # photo with the tinted patch, and both outlines
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["product", "differs between twins"]
-
-
-def test_regions_are_numbered_and_do_not_widen_the_picture():
-    image = np.full((3, 32, 32), 0.5)
-    boxes = [[-4, 0, 12, 16], [8, 8, 24, 24]]
-    ranked = plots.boxes(image, boxes)
-    assert [t.get_text() for t in ranked.texts] == ["1", "2"] and ranked.get_xlim() == (-0.5, 31.5)
-
-
-def test_curves_and_grids_show_what_the_table_holds():
-    table = pd.DataFrame({"name": ["dark", "dark", "blur"], "severity": [0, 1, 0], "accuracy": [0.9, 0.5, 0.9]})
-    ax = plots.curves(table.assign(low=0.1, high=1.0), "severity", "severity")
-    assert [line.get_label() for line in ax.lines] == ["dark", "blur"]
-    assert ax.lines[0].get_ydata().tolist() == [0.9, 0.5]
-    grid = plots.accuracy_grid(table.iloc[:2].assign(product="milk"), "product", "severity")
-    assert [t.get_text() for t in grid.texts] == ["0.90", "0.50"]
-
-
 def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to_trust_it(made_up_explanation):
     figure = plots.local_explanation(made_up_explanation())
     picture, bars = figure.axes
     assert picture.images[-1].get_clim() == (-2, 2), "the strongest weight is a word's"
     assert "extra lean\nrather than lean" in picture.get_title()
     assert [p.get_xy() for p in picture.patches] == [(1, 1), (1, 4)]
-    assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA", "<LEAN>"] and bars.patches[0].get_width() == 2.0
+    assert texts(bars.get_yticklabels()) == ["EXTRA", "<LEAN>"] and bars.patches[0].get_width() == 2.0
     said = bars.get_xlabel()
     assert "60% of the weight (50% to 70%)" in said and "R² 0.20: weak" in said and "1 images with hidden parts" in said
     nothing = plots.local_explanation(made_up_explanation("one part"))
@@ -150,22 +142,14 @@ def test_a_local_explanation_shows_picture_and_words_on_one_scale_and_how_far_to
 @pytest.fixture
 def made_up_class(made_up_explanation):
     """Two image features and two phrases of a class; the second ones speak against it, and one photo holds them."""
-    image = [
-        {"weight": 2.0, "share": 0.75, "support": 3, "medoids": [(7, 1)]},
-        {"weight": -1.0, "share": 0.25, "support": 1, "medoids": [(7, 0)]},
-    ]
-    text = [
-        {"canonical": "EXTRA LEAN", "weight": 1.0, "share": 0.75, "samples": 3, "variants": {"LEAN": 2, "3": 1}},
-        {"canonical": "BASIL", "weight": -0.5, "share": 0.25, "samples": 1, "variants": {"BASIL": 1}},
-    ]  # fmt: skip
-    return SimpleNamespace(
-        name="milk",
-        photos=(7, 8, 9),
-        explanations=(made_up_explanation(),) * 3,
-        text_share=0.25,
-        image_features=pd.DataFrame(image),
-        text_features=pd.DataFrame(text),
-    )
+    image = {"weight": [2.0, -1.0], "share": [0.75, 0.25], "support": [3, 1], "medoid": [(7, 1), (7, 0)]}
+    text = {"canonical": ["EXTRA LEAN", "BASIL"], "weight": [1.0, -0.5], "share": [0.75, 0.25], "samples": [3, 1]}
+    tables = {
+        "image_features": pd.DataFrame(image),
+        "text_features": pd.DataFrame(text | {"variants": [{"LEAN": 2, "3": 1}, {"BASIL": 1}]}),
+    }
+    explanations = (made_up_explanation(),) * 3
+    return SimpleNamespace(name="milk", photos=(7, 8, 9), explanations=explanations, text_share=0.25, **tables)
 
 
 def test_a_class_is_shown_by_typical_superpixels_and_by_phrases_with_their_spellings(made_up_class):
@@ -174,7 +158,7 @@ def test_a_class_is_shown_by_typical_superpixels_and_by_phrases_with_their_spell
     shown, own = seen.images[0].get_array(), made_up_class.explanations[0]
     assert np.allclose(shown[:, 8:], own.image.numpy().transpose(1, 2, 0)[:, 8:]), "the superpixel is as it was"
     assert (shown[:, :8] >= 0.7).all(), "the rest is paled"
-    assert [t.get_text() for t in bars.get_yticklabels()] == ["EXTRA LEAN  (3 photos, 2 spellings)"]
+    assert texts(bars.get_yticklabels()) == ["EXTRA LEAN  (3 photos, 2 spellings)"]
     made_up_class.photos = (7,)
     both = plots.class_explanation(made_up_class).axes
     assert [ax.get_title().split(":")[0] for ax in both[:2]] == ["for", "against"]
@@ -209,7 +193,7 @@ def test_the_sign_or_the_verdict_of_an_interval_shows_in_colour_and_marker():
     ax = plots.intervals(table.assign(n=4))
     looks = {(line.get_color(), line.get_marker()) for line in ax.lines[:3]}
     assert looks == {(plots.GOOD, "o"), (plots.BAD, "X"), (plots.QUIET, "D")}
-    assert [t.get_text() for t in ax.texts] == ["n = 4"] * 3
+    assert texts(ax.texts) == ["n = 4"] * 3
     said = table.assign(verdict=["as claimed", "the opposite", "less"])
     ax = plots.intervals(said, by="verdict", looks=plots.VERDICTS)
     assert [line.get_color() for line in ax.lines] == [plots.GOOD, plots.BAD, plots.COLOURS[1]]
@@ -219,7 +203,7 @@ def test_the_sign_or_the_verdict_of_an_interval_shows_in_colour_and_marker():
 def test_rows_of_one_name_lie_side_by_side_on_its_line():
     table = pd.DataFrame({"name": ["a", "b", "a"], "of": ["x", "x", "y"], "ap": [0.1, 0.2, 0.3], "low": 0.0, "high": 1})
     ax = plots.intervals(table, "ap", by="of")
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"] and len(ax.lines) == 2
+    assert texts(ax.get_yticklabels()) == ["a", "b"] and len(ax.lines) == 2
     assert [line.get_ydata().round().tolist() for line in ax.lines] == [[0, 1], [0]]
     assert ax.lines[0].get_ydata()[0] < ax.lines[1].get_ydata()[0]
 
@@ -231,12 +215,12 @@ def test_an_ablation_shows_what_each_step_gains_and_costs():
     accuracy, gain, *costs = plots.ablation(table, chance=0.25).axes
     ends = [segment[:, 0] for segment in accuracy.collections[0].get_segments()]
     assert np.allclose(ends, [[0.4, 0.6], [0.6, 0.8]])
-    assert [t.get_text() for t in accuracy.get_yticklabels()] == ["p", "+ q"] and accuracy.yaxis_inverted()
+    assert texts(accuracy.get_yticklabels()) == ["p", "+ q"] and accuracy.yaxis_inverted()
     segments = [segment for lines in gain.collections for segment in lines.get_segments()]
     assert any(np.array_equal(segment, [[0.1, 1], [0.3, 1]]) for segment in segments)
     assert gain.get_ylim() == accuracy.get_ylim()
     assert [ax.get_xlabel() for ax in costs] == ["training, min", "ms per image"], "no MB in this table"
-    assert [t.get_text() for t in costs[0].texts] == ["1", "2.5"]
+    assert texts(costs[0].texts) == ["1", "2.5"]
 
 
 def test_learning_curves_average_seeds_and_mark_the_epoch_that_is_kept():
@@ -320,13 +304,6 @@ def test_letters_that_another_font_has_are_drawn_with_it(monkeypatch):
         ax = plots.image(np.zeros((3, 8, 8)), "\u2312")  # a letter of the second font alone
         ax.figure.canvas.draw()
     assert ax.get_title() == "\u2312" and ax.title.get_fontfamily() == ["DejaVu Sans", "DejaVu Sans Mono"]
-
-
-def test_a_canvas_holds_the_image_and_nothing_else():
-    drawn = plots.image(torch.rand(3, 20, 20), ax=plots.canvas(100))
-    shown = np.array(Image.open(io.BytesIO(plots.png(drawn.figure, 100))).convert("RGB"))
-    assert shown.shape == (100, 100, 3) and not plt.get_fignums()
-    assert not (shown[[0, -1]] == 255).all((1, 2)).any(), "no white border"
 
 
 def test_a_diagram_has_its_boxes_and_arrows():

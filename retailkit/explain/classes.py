@@ -26,7 +26,6 @@ from retailkit.models.encoders import ImageEncoder
 KINDS = ("image", "text")
 SCORES = ("accuracy", "margin")  # of the deletion check
 DROPS = [f"{score}_{by}" for score in SCORES for by in ("drop", "random_drop")]
-MEDOIDS = 12  # typical superpixels kept per cluster
 THRESHOLD = 0.6  # cosine distance from a cluster's centre up to which a superpixel belongs to it
 NO_ENCODER = "no encoder was given, and without one superpixels of different photos cannot be matched"
 NO_IMAGES = "the explanations hold no superpixels"
@@ -52,7 +51,7 @@ class ClassExplanation:
             weights of different photos answer different questions.
         photos: positions of the photos that were used, among those given; `skipped` photos had nothing to explain.
         image_features: clusters of superpixels, also with `cluster` (number), `support` (photos that show it), `area`
-            (its share of the images that show it), and `medoids`, the (photo, segment) of its most typical superpixels.
+            (its share of the images that show it), and `medoid`, the (photo, segment) nearest to its centre.
         text_features: phrases, also with `canonical`, `samples` (photos that hold it), and `variants`, the number of
             photos on which each spelling was read.
         text_share: mean over photos of the text's share in all absolute weight; NaN where all weights are zero.
@@ -117,7 +116,7 @@ def explain_class(
         raise UsageError(f"photo {other} was explained by a model with other classes; use one model for all photos")
     rows = [(explanation, explanation.row(label)) for explanation in used.values()]
     images, texts = ([getattr(e, f"{kind}_weights")[row] for e, row in rows] for kind in KINDS)
-    totals = np.array([np.abs(image).sum() + np.abs(text).sum() for image, text in zip(images, texts, strict=True)])
+    totals = np.array([[np.abs(own).sum() for own in weights] for weights in (images, texts)])
     shares = np.array([e.share[row] for e, row in rows], dtype=float)
     contrasts = [names[e.contrasts[row]] for e, row in rows if e.contrasts[row] >= 0]
     text_features, phrases = _phrases(list(used.values()), texts, totals, vocabulary)
@@ -146,21 +145,21 @@ def _clusters(
 ) -> dict[str, Any]:
     """Return what `ClassExplanation` holds of clusters."""
     note = NO_ENCODER if encoder is None else "" if any(map(len, weights)) else NO_IMAGES
-    mean, centres, members = np.zeros(0), np.zeros((0, 1)), [np.full(len(own), -1) for own in weights]
-    directions = [np.zeros((len(own), 1)) for own in weights]
+    parts, mean, centres = _parts(weights).assign(distance=0.0), np.zeros(0), np.zeros((0, 1))
+    shown = [(e, len(own)) for e, own in zip(used.values(), weights, strict=True) if len(own)]
     if not note:
-        described = [_describe(e, len(own), encoder) for e, own in zip(used.values(), weights, strict=True)]
-        mean = np.concatenate([values for values in described if len(values)]).mean(0)
-        directions = [_directions(values, mean) for values in described]
-        centres = _centres(np.concatenate(directions))
-        members = [_nearest(own, centres) for own in directions]
-    table, order, members = _ranked(weights, members, totals, len(centres))
-    centres = centres[order]
-    areas = [_areas(e, len(own)) for e, own in zip(used.values(), weights, strict=True)]
+        described = np.concatenate([_describe(e, count, encoder) for e, count in shown])
+        mean = described.mean(0)
+        directions = _directions(described, mean)
+        centres = _centres(directions)
+        parts["feature"], parts["distance"] = _nearest(directions, centres)
+    table, order = _ranked(parts, totals[0], totals.sum(0), len(centres))
+    parts["area"] = np.concatenate([np.zeros(0), *(_areas(e, count) for e, count in shown)])
     table["cluster"], table["support"] = np.arange(len(order)), table.pop("samples")
-    table["area"] = _sums(areas, members, len(order)).sum(0) / table["support"]
-    table["medoids"] = [_medoids(list(used), directions, members, k, c) for k, c in enumerate(centres)]
-    return {"image_features": table, "mean": mean, "centres": centres, "image_note": note}
+    table["area"] = _sums(parts, "area", len(used), len(centres)).sum(0)[order] / table["support"]
+    medoids = parts.loc[parts.groupby("feature")["distance"].idxmin()[order], ["photo", "number"]].to_numpy().tolist()
+    table["medoid"] = [(list(used)[photo], number) for photo, number in medoids]
+    return {"image_features": table, "mean": mean, "centres": centres[order], "image_note": note}
 
 
 def _phrases(
@@ -170,51 +169,55 @@ def _phrases(
     texts = [[normalise(token.text) for token in explanation.tokens] for explanation in explanations]
     groups = group([text for own in texts for text in dict.fromkeys(own)], vocabulary=vocabulary)
     place = {variant: number for number, found in enumerate(groups) for variant in found.variants}
-    members = [np.array([place.get(text, -1) for text in own], dtype=int) for own in texts]
-    table, order, _ = _ranked(weights, members, totals, len(groups))
+    parts = _parts(weights)
+    parts["feature"] = np.array([place.get(text, -1) for own in texts for text in own], dtype=int)
+    table, order = _ranked(parts, totals[1], totals.sum(0), len(groups))
     groups = tuple(groups[number] for number in order)
     table["canonical"] = [found.canonical for found in groups]
     table["variants"] = [dict(found.variants) for found in groups]
     return table, groups
 
 
-def _ranked(
-    weights: list[np.ndarray], members: list[np.ndarray], totals: np.ndarray, count: int
-) -> tuple[pd.DataFrame, np.ndarray, list[np.ndarray]]:
-    """Return the table of features that have parts, by absolute weight; their order; `members` renumbered so.
+def _parts(weights: list[np.ndarray]) -> pd.DataFrame:
+    """Return one row per part: its `photo`, from 0 on, its `number` in it, its `weight`, and no `feature` yet, -1."""
+    counts = [len(own) for own in weights]
+    photos, numbers = np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(n) for n in counts])
+    return pd.DataFrame({"photo": photos, "number": numbers, "weight": np.concatenate(weights), "feature": -1})
 
-    `weights` are those of the parts of each photo, and `members` their features, -1 for none; `totals` the absolute
-    weights of the photos; `count` the number of features.
+
+def _ranked(
+    parts: pd.DataFrame, of_kind: np.ndarray, totals: np.ndarray, count: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the table of those of `count` features that have parts, by absolute weight, and their order.
+
+    `totals` are the absolute weights of the N photos, and `of_kind` those of their parts of this kind.
     """
-    summed = _sums(weights, members, count)
-    absolute = _sums([np.abs(own) for own in weights], members, count).sum(0)
-    samples = (_sums([np.ones(len(own)) for own in weights], members, count) > 0).sum(0)
-    of_kind = sum(np.abs(own).sum() for own in weights)
+    parts = parts.assign(size=parts["weight"].abs(), one=1.0)
+    summed, sizes, counts = (_sums(parts, column, len(totals), count) for column in ("weight", "size", "one"))
+    absolute, samples = sizes.sum(0), (counts > 0).sum(0)
     normlime = np.sign(summed.sum(0)) * (summed**2 / np.where(totals > 0, totals, 1)[:, None]).mean(0)
     order = np.argsort(-np.abs(normlime), kind="stable")
     order = order[samples[order] > 0]
-    number = np.full(count + 1, -1)  # the last one is that of -1
-    number[order] = np.arange(len(order))
     table = {
         "weight": normlime[order],
-        "share": absolute[order] / (of_kind or 1),
+        "share": absolute[order] / (sum(of_kind) or 1),
         "part": absolute[order] / (totals.sum() or 1),
         "samples": samples[order],
     }
-    return pd.DataFrame(table), order, [number[own] for own in members]
+    return pd.DataFrame(table), order
 
 
-def _sums(values: list[np.ndarray], members: list[np.ndarray], count: int) -> np.ndarray:
-    """Return (N,F): the values of the parts of each photo, summed by feature."""
-    return np.stack([np.bincount(m[m >= 0], own[m >= 0], count) for own, m in zip(values, members, strict=True)])
+def _sums(parts: pd.DataFrame, column: str, photos: int, count: int) -> np.ndarray:
+    """Return (N,F): a column of the parts of each photo, summed by feature."""
+    known = parts[parts["feature"] >= 0]
+    cells = known["photo"] * count + known["feature"]
+    return np.bincount(cells, known[column], photos * count).reshape(photos, count)
 
 
 def _describe(item: LocalExplanation | MaskedModel, count: int, encoder: ImageEncoder) -> np.ndarray:
     """Return (S,D): the encoder's last map, averaged over each of `count` superpixels by its area in each cell."""
     if encoder.training:
         raise UsageError("the encoder is in training mode; call encoder.eval() first")
-    if not count:
-        return np.zeros((0, 0))
     parameter = next(encoder.parameters(), torch.zeros(0))
     with torch.inference_mode():
         cells = encoder.forward_map(item.image[None].to(parameter.device))[0].cpu().double()
@@ -228,8 +231,6 @@ def _directions(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
     The last entry is a small constant, so that superpixels equal to the mean are similar.
     """
-    if not len(values):
-        return np.zeros((0, len(mean) + 1))
     constant = np.full((len(values), 1), 1e-4 * (np.linalg.norm(mean) or 1.0))
     found = np.concatenate([values - mean, constant], 1)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -245,24 +246,11 @@ def _centres(directions: np.ndarray) -> np.ndarray:
     return centres / np.linalg.norm(centres, axis=1, keepdims=True)
 
 
-def _nearest(directions: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return (S,) the nearest centre of each unit vector, -1 where none is within the threshold."""
-    if not len(directions) or not len(centres):
-        return np.full(len(directions), -1)
+def _nearest(directions: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (S,) the nearest centre of each unit vector, -1 where none is within the threshold, and its distance."""
     distances = 1 - directions @ centres.T
-    return np.where(distances.min(1) <= THRESHOLD, distances.argmin(1), -1)
-
-
-def _medoids(
-    positions: list[int], directions: list[np.ndarray], members: list[np.ndarray], cluster: int, centre: np.ndarray
-) -> list[tuple[int, int]]:
-    """Return (photo, segment) of the superpixels of a cluster that are nearest to its centre."""
-    near = [
-        (round(float(1 - values[segment] @ centre), 9), position, int(segment))
-        for position, values, own in zip(positions, directions, members, strict=True)
-        for segment in np.flatnonzero(own == cluster)
-    ]
-    return [(position, segment) for _, position, segment in sorted(near)[:MEDOIDS]]
+    nearest = distances.min(1)
+    return np.where(nearest <= THRESHOLD, distances.argmin(1), -1), nearest.round(9)
 
 
 def _areas(item: LocalExplanation | MaskedModel, count: int) -> np.ndarray:
@@ -278,7 +266,7 @@ def assign(explained: ClassExplanation, item: LocalExplanation | MaskedModel) ->
     segments = np.full(count, -1)
     if count and len(explained.centres):
         directions = _directions(_describe(item, count, explained.encoder), explained.mean)
-        segments = _nearest(directions, explained.centres)
+        segments, _ = _nearest(directions, explained.centres)
     texts = [token.text for token in item.tokens]
     return Assignment(segments, np.array(match(texts, explained.phrases, explained.vocabulary), dtype=int))
 
@@ -331,8 +319,11 @@ def _drops(
     for kind, number in top:
         feature, others = (kinds == kind) & (members == number), (kinds == kind) & (members != number)
         if feature.any() and others.any():
-            random = [_random_like(feature, others, sizes, rng) for _ in range(repeats)]
-            tests.append((kind, number, np.stack([feature, *random])))
+            masks = [feature]
+            for order in (rng.permutation(np.flatnonzero(others)) for _ in range(repeats)):
+                near = np.abs(np.cumsum(sizes[order]) - sizes[feature].sum()).argmin()  # as large as the feature
+                masks.append(np.isin(np.arange(len(sizes)), order[: near + 1]))
+            tests.append((kind, number, np.stack(masks)))
     hidden = np.concatenate([np.zeros((1, len(sizes)), bool), *(masks for *_, masks in tests)])  # row 0: nothing
     logits = masked.logits(~hidden[:, :split], ~hidden[:, split:])
     margin = logits[:, label] - np.delete(logits, label, 1).max(1)
@@ -343,15 +334,6 @@ def _drops(
         size = masks @ sizes
         by_score = np.stack([drop[0], drop[1:].mean(0)], 1).ravel()
         found.append((kind, number, size[0], size[1:].mean(), *by_score))
-    return found
-
-
-def _random_like(feature: np.ndarray, others: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return other parts (P,) bool, in random order as many as are nearest in size to the feature."""
-    order = rng.permutation(np.flatnonzero(others))
-    many = int(np.abs(np.cumsum(sizes[order]) - sizes[feature].sum()).argmin()) + 1
-    found = np.zeros(len(feature), bool)
-    found[order[:many]] = True
     return found
 
 

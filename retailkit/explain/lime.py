@@ -11,7 +11,8 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -66,8 +67,8 @@ class Options:
         smooth: penalty on squared differences between superpixels that are near and of similar colour. It makes
             weights from few masks more stable (0.5 is strong), and small parts less distinct.
         budget: distinct masks of the image (of the text, where the model uses only text) to encode at most.
-        target: one of `masking.TARGETS`: `margin` (logit of the class less that of its contrast), `prob` as lime has
-            it, `log_prob` (closer to additive, but dominated by masks that lose the class), or `sqrt_prob`.
+        target: one of `masking.TARGETS`: `margin` (logit of the class less that of its contrast), or `prob` as lime has
+            it.
     """
 
     segments: str | np.ndarray = "slic"
@@ -85,10 +86,20 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _plain(value))
         pick(KERNELS, self.kernel, "kernel")
         if not 2 <= self.budget <= MOST:
-            wanted = f"use 2 to {MOST:,} masks; ten for each superpixel and word are good"
-            raise UsageError(f"budget={self.budget}: {wanted}")
+            cure = f"use 2 to {MOST:,} masks; ten for each superpixel and word are good"
+            raise UsageError(f"budget={self.budget}: {cure}")
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and tuples instead of arrays and lists; labels of superpixels stay an array."""
+    if isinstance(value, str) or getattr(value, "ndim", 0) == 2:
+        return value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_plain, value)) if np.iterable(value) else value
 
 
 @dataclass(eq=False)
@@ -126,13 +137,13 @@ class LocalExplanation:
     logits: np.ndarray
     samples: Samples
     options: Options
-    image_weights: np.ndarray
-    text_weights: np.ndarray
-    image_intervals: np.ndarray
-    text_intervals: np.ndarray
-    r2: np.ndarray
-    share: np.ndarray
-    share_intervals: np.ndarray
+    image_weights: np.ndarray = None  # from here on, it is computed from the above
+    text_weights: np.ndarray = None
+    image_intervals: np.ndarray = None
+    text_intervals: np.ndarray = None
+    r2: np.ndarray = None
+    share: np.ndarray = None
+    share_intervals: np.ndarray = None
     nothing: str = ""
     masked_model: MaskedModel | None = field(default=None, repr=False)
 
@@ -177,15 +188,11 @@ class LocalExplanation:
         """Return (H,W) signed: at each pixel the weight of what hides it; a single 0 for a model of texts."""
         if self.segments is None:
             return np.zeros((1, 1))
-        weights = np.zeros(int(self.segments.max()) + 1)
-        linked = self.links >= 0
-        weights[np.setdiff1d(np.arange(len(weights)), self.links[linked])] = self.image_weights[row]
-        weights[self.links[linked]] = self.text_weights[row][linked]
-        return weights[self.segments]
+        return np.concatenate([self.image_weights[row], self.text_weights[row][self.links >= 0]])[self.segments]
 
     def words(self, row: int = 0) -> pd.DataFrame:
         """Return the tokens by weight: `text`, `weight`, `low`, `high`."""
-        low, high = self.text_intervals[row].T if self.tokens else ([], [])
+        low, high = self.text_intervals[row].T
         table = {"text": [t.text for t in self.tokens], "weight": self.text_weights[row], "low": low, "high": high}
         return pd.DataFrame(table).sort_values("weight", ascending=False, kind="stable", ignore_index=True)
 
@@ -217,8 +224,7 @@ class LocalExplanation:
 
     def save(self, path: str | Path) -> None:
         """Write everything but the model to one file (.safetensors), the image in 8 bits per channel."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        arrays |= {f"samples.{name}": getattr(self.samples, name) for name in _SAMPLES}
+        arrays = {name: attrgetter(name)(self) for name in SHAPES}
         if self.image is not None:
             arrays |= {"image": (self.image * 255).round().byte().numpy(), "segments": self.segments}
         facts = {name: getattr(self, name) for name in ("classes", "explained", "contrasts", "nothing")}
@@ -238,64 +244,85 @@ class LocalExplanation:
                 facts = json.loads((file.metadata() or {})["explanation"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
             return _unpacked(facts, arrays)
-        except _NOT_OURS as error:
+        except NOT_OURS as error:
             raise UserError(f"{path}: no explanation, or a damaged or older file ({error}); make it again") from None
 
     def _fitted(self, samples: Samples, options: Options) -> LocalExplanation:
-        arrays = _fit(samples, options, self.explained, self.contrasts, self.image, self.segments)
-        return replace(self, samples=samples, options=options, **arrays)
+        """Return the explanation that the surrogate of other samples, or with other options, gives."""
+        count, split, tokens = len(self.explained), samples.image_masks.shape[1], samples.text_masks.shape[1]
+        nothing = _nothing(samples, self.explained, self.contrasts, options.target)
+        weights, intervals = np.zeros((count, split + tokens)), np.zeros((count, split + tokens, 2))
+        r2, share, share_intervals = np.full(count, math.nan), np.full(count, math.nan), np.full((count, 2), math.nan)
+        if not nothing:
+            kernel = KERNELS[options.kernel](samples.kept)
+            penalty = np.zeros((split + tokens, split + tokens))
+            if options.smooth and split:
+                strength = options.smooth * kernel[inner(samples.kept)].sum()
+                penalty[:split, :split] = strength * roughness(self.image, self.segments, split)
+            values = targets(samples.logits, self.explained, self.contrasts, options.target)
+            surrogate = Surrogate(samples, values, kernel, penalty)
+            draws = surrogate.bootstrap(options.seed)
+            weights, r2, intervals = surrogate.weights, surrogate.held_out(), surrogate.intervals(draws)
+            share, share_intervals = words_share(weights, draws, split)
+        found = {"r2": r2, "share": share, "share_intervals": share_intervals, "nothing": nothing}
+        for kind, part in (("image", slice(split)), ("text", slice(split, None))):
+            found |= {f"{kind}_weights": weights[:, part], f"{kind}_intervals": intervals[:, part]}
+        return replace(self, samples=samples, options=options, **found)
 
 
-_ARRAYS = [field.name for field in fields(LocalExplanation) if field.type == "np.ndarray"]
-_SAMPLES = [field.name for field in fields(Samples)]
-_NOT_OURS = (safetensors.SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
+def _nothing(samples: Samples, explained: Sequence[int], contrasts: Sequence[int], target: str) -> str:
+    """Return why there is nothing to explain, or ""."""
+    if not len(samples.pairs):
+        return "there is only one part to hide"
+    values = log_softmax(samples.logits.astype(float), 1)[:, list(explained)]  # probabilities may be too small to tell
+    if target == "margin":
+        values = targets(samples.logits, explained, contrasts, target)
+    same = np.ptp(values, axis=0).max() <= ROUNDING * np.abs(samples.logits).max()
+    return "the model says the same whatever is hidden" if same else ""
+
+
+# -- Files.
+
+
+# Shapes of the arrays in a file; a letter stands for the same number everywhere.
+SHAPES = {
+    "logits": "K", "links": "T", "r2": "C", "share": "C", "share_intervals": "C2",
+    "image_weights": "CS", "image_intervals": "CS2", "text_weights": "CT", "text_intervals": "CT2",
+    "samples.image_masks": "US", "samples.text_masks": "VT", "samples.pairs": "N2", "samples.logits": "NK",
+}  # fmt: skip
+IMAGE_SHAPES = {"image": "3HW", "segments": "HW"}  # only where the model uses images
+NOT_OURS = (safetensors.SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 
 
 def _unpacked(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalExplanation:
-    words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in token) for token in facts["tokens"]]
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["options"].items()}
-    found = LocalExplanation(
-        classes=facts["classes"],
-        explained=tuple(facts["explained"]),
-        contrasts=tuple(facts["contrasts"]),
-        image=torch.from_numpy(arrays["image"]).float() / 255 if "image" in arrays else None,
-        segments=arrays.get("segments"),
-        tokens=tuple(Token(" ".join(word.text for word in token), token) for token in words),
-        samples=Samples(*(arrays[f"samples.{name}"] for name in _SAMPLES)),
-        options=Options(**options),
-        nothing=facts["nothing"],
-        **{name: arrays[name] for name in _ARRAYS},
-    )
-    if wrong := _misfits(found):
+    if wrong := _misfit(facts, arrays):
         raise ValueError(f"{wrong} does not fit the rest")
-    return found
+    words = [tuple(Word(**{**word, "box": tuple(word["box"])}) for word in token) for token in facts["tokens"]]
+    samples = Samples(*(arrays.pop(name) for name in SHAPES if name.startswith("samples.")))
+    image = torch.from_numpy(arrays.pop("image")).float() / 255 if "image" in arrays else None
+    found = {name: tuple(facts[name]) for name in ("explained", "contrasts")} | {"segments": None} | arrays
+    found |= {"tokens": tuple(Token(" ".join(word.text for word in token), token) for token in words)}
+    found |= {"options": Options(**facts["options"]), "samples": samples, "image": image}
+    return LocalExplanation(classes=facts["classes"], nothing=facts["nothing"], **found)
 
 
-def _misfits(found: LocalExplanation) -> str:
+def _misfit(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     """Return the name of a part whose shape or numbers do not fit the others, or ""."""
-    known, count, tokens, samples = len(found.classes), len(found.explained), len(found.tokens), found.samples
-    parts, rows = samples.image_masks.shape[1], len(samples.pairs)
-    counts, labels = (len(samples.image_masks), len(samples.text_masks)), parts + np.count_nonzero(found.links >= 0)
-    shapes = {"r2": (count,), "share": (count,), "share_intervals": (count, 2), "logits": (known,), "links": (tokens,)}
-    shapes |= {"image_weights": (count, parts), "image_intervals": (count, parts, 2)}
-    shapes |= {"text_weights": (count, tokens), "text_intervals": (count, tokens, 2)}
-    fits = {name: getattr(found, name).shape == shape for name, shape in shapes.items()}
-    fits["samples"] = samples.logits.shape == (rows, known) and samples.text_masks.shape[1] == tokens
-    fits["pairs"] = samples.pairs.shape == (rows, 2) and bool(((samples.pairs >= 0) & (samples.pairs < counts)).all())
-    fits["explained"] = count == len(found.contrasts) > 0 and set(found.explained) <= set(range(known))
-    fits["contrasts"] = set(found.contrasts) <= set(range(-1, known))
-    if found.segments is not None:
-        fits["image"] = found.image.shape == (3, *found.segments.shape)
-        fits["segments"] = (found.segments.min(), found.segments.max()) == (0, labels - 1)
+    known, contrasts, explained = range(len(facts["classes"])), set(facts["contrasts"]), set(facts["explained"])
+    sizes = {"K": len(known), "C": len(facts["explained"]), "T": len(facts["tokens"]), "2": 2, "3": 3}
+    for name, letters in (SHAPES | IMAGE_SHAPES if "image" in arrays else SHAPES).items():
+        shape = arrays[name].shape
+        if len(shape) != len(letters) or any(sizes.setdefault(k, n) != n for k, n in zip(letters, shape, strict=True)):
+            return name
+    pairs, segments = arrays["samples.pairs"], arrays.get("segments")
+    labels = sizes["S"] + np.count_nonzero(arrays["links"] >= 0)
+    fits = {
+        "pairs": bool(((pairs >= 0) & (pairs < [sizes["U"], sizes["V"]])).all()),
+        "explained": len(facts["contrasts"]) == sizes["C"] > 0 and explained <= set(known),
+        "contrasts": contrasts <= {-1, *known},
+        "segments": segments is None or (segments.min(), segments.max()) == (0, labels - 1),
+    }
     return next((name for name, fit in fits.items() if not fit), "")
-
-
-def _plain(value: Any) -> Any:
-    """Return numbers and tuples for JSON instead of arrays; labels of superpixels stay an array."""
-    if isinstance(value, str) or getattr(value, "ndim", 0) == 2:
-        return value
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(map(_plain, value)) if np.iterable(value) else value
 
 
 # -- Explaining one photo.
@@ -323,7 +350,7 @@ def explain(
     Raises:
         UserError: an image of another shape, or nothing that the model uses.
     """
-    options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
+    options = replace(options or Options(), **changes)
     image = None if image is None else in_range(torch.as_tensor(image).detach().cpu(), "the image")
     predictor, tokens = as_predictor(model, image), tokens_of(words, options.token)
     segments = links = None
@@ -340,8 +367,7 @@ def explain(
     samples = _evaluated(masked, None, options, progress)
     given = {name: getattr(masked, name) for name in ("image", "segments", "tokens", "links")}
     given |= {"logits": logits, "samples": samples, "options": options, "masked_model": masked}
-    found = _fit(samples, options, explained, contrasts, masked.image, masked.segments)
-    return LocalExplanation(list(masked.classes), explained, contrasts, **given, **found)
+    return LocalExplanation(list(masked.classes), explained, contrasts, **given)._fitted(samples, options)
 
 
 def _which(classes: str | int | Sequence[str | int], logits: np.ndarray, names: Sequence[str]) -> tuple[int, ...]:
@@ -393,47 +419,6 @@ def _evaluated(masked: MaskedModel, old: Samples | None, options: Options, progr
     return Samples(image_masks, text_masks, np.concatenate([old.pairs, pairs]), np.concatenate([old.logits, logits]))
 
 
-# -- Fitting the surrogate.
-
-
-def _fit(
-    samples: Samples,
-    options: Options,
-    explained: Sequence[int],
-    contrasts: Sequence[int],
-    image: Tensor | None,
-    segments: np.ndarray | None,
-) -> dict[str, Any]:
-    """Return weights, intervals, R² and share under their names in `LocalExplanation`."""
-    count, split, tokens = len(explained), samples.image_masks.shape[1], samples.text_masks.shape[1]
-    nothing = _nothing(samples, explained, contrasts, options.target)
-    weights, intervals = np.zeros((count, split + tokens)), np.zeros((count, split + tokens, 2))
-    r2, share, share_intervals = np.full(count, math.nan), np.full(count, math.nan), np.full((count, 2), math.nan)
-    if not nothing:
-        kernel = KERNELS[options.kernel](samples.kept)
-        penalty = np.zeros((split + tokens, split + tokens))
-        if options.smooth and split:
-            strength = options.smooth * kernel[inner(samples.kept)].sum()
-            penalty[:split, :split] = strength * roughness(image, segments, split)
-        values = targets(samples.logits, explained, contrasts, options.target)
-        surrogate = Surrogate(samples, values, kernel, penalty)
-        draws = surrogate.bootstrap(options.seed)
-        weights, r2, intervals = surrogate.weights, surrogate.held_out(), surrogate.intervals(draws)
-        share, share_intervals = words_share(weights, draws, split)
-    found = {"image_weights": weights[:, :split], "text_weights": weights[:, split:]}
-    found |= {"image_intervals": intervals[:, :split], "text_intervals": intervals[:, split:]}
-    return found | {"r2": r2, "share": share, "share_intervals": share_intervals, "nothing": nothing}
-
-
-def _nothing(samples: Samples, explained: Sequence[int], contrasts: Sequence[int], target: str) -> str:
-    """Return why there is nothing to explain, or ""."""
-    if not len(samples.pairs):
-        return "there is only one part to hide"
-    values = targets(samples.logits, explained, contrasts, "margin" if target == "margin" else "log_prob")
-    same = np.ptp(values, axis=0).max() <= ROUNDING * np.abs(samples.logits).max()
-    return "the model says the same whatever is hidden" if same else ""
-
-
 # -- Explaining many photos.
 
 
@@ -441,18 +426,17 @@ def explain_dataset(
     model: ProductClassifier | Predictor,
     data: ProductDataset,
     cache: str | Path | None = None,
-    options: Options | None = None,
     *,
     progress: bool = True,
-    **changes: Any,
+    **options: Any,
 ) -> list[LocalExplanation]:
     """Explain every photo of a split, in order. Each result is written to disk, so that an interrupted run continues.
 
-    A file in the folder `cache` (None takes the cache folder) is used again for the same photo, words, model, options
-    and sources of this module; such an explanation has no `masked_model`. Other arguments are those of `explain`.
+    A file in the folder `cache` (None takes the cache folder) is used again for the same photo, words, model, `Options`
+    and sources of this module; such an explanation has no `masked_model`.
     """
     predictor = as_predictor(model, data[0].image if len(data) else None)
-    options = replace(options or Options(), **{name: _plain(value) for name, value in changes.items()})
+    options = Options(**options)
     folder, key = Path(cache) if cache else cache_dir("explanations"), deciding(predictor, options)
     found, kept = [], 0
     for position in tqdm(range(len(data)), desc="explain", delay=2, mininterval=2, disable=not progress):

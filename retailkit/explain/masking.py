@@ -28,7 +28,7 @@ ENUMERATED = 12  # features: up to so many, all masks are listed and shuffled
 IMAGES_AT_ONCE = 128  # masks of full size in memory
 PAIRS_AT_ONCE = 4096
 ROUNDING = 10 * torch.finfo(torch.float32).eps  # of values in [0,1] after a few operations
-TARGETS = ("margin", "prob", "log_prob", "sqrt_prob")
+TARGETS = ("margin", "prob")
 
 
 # -- Features of the image: superpixels.
@@ -278,10 +278,8 @@ class MaskedModel:
             self.baseline_image = baseline_image(self.image, self.segments, baseline)
             self._soft = _feathered(self.segments, feather)
             areas = np.bincount(self.segments.ravel()) / self.segments.size
-        self._boxes = self.links[self.links >= 0]
-        self._superpixels = np.setdiff1d(np.arange(len(areas)), self._boxes)
-        self.areas = areas[self._superpixels]
-        self.n_segments, self.n_tokens = len(self._superpixels), len(self.tokens)
+        self.n_segments, self.n_tokens = len(areas) - int((self.links >= 0).sum()), len(self.tokens)
+        self.areas = areas[: self.n_segments]
         self._images: dict[bytes, Tensor] = {}
         self._texts: dict[str, Features] = {}
 
@@ -295,7 +293,7 @@ class MaskedModel:
     def images(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None) -> Tensor:
         """Return the image that is left by each mask (N,S), and (N,T) where words are linked: (N,3,H,W)."""
         kept = self._labels_kept(*self._checked(image_keep, text_keep))
-        return self.baseline_image + self._alpha(kept) * (self.image - self.baseline_image)
+        return composite(self.image, self._alpha(kept), self.baseline_image)
 
     def logits(self, image_keep: np.ndarray, text_keep: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """Return logits (N,K) float32 for N masks (N,S) and (N,T) bool, True = kept; without the latter all is kept.
@@ -335,9 +333,8 @@ class MaskedModel:
         return image_keep, text_keep
 
     def _labels_kept(self, image_keep: np.ndarray, text_keep: np.ndarray) -> np.ndarray:
-        """Return which labels of `segments` are kept, (N,L): superpixels, and boxes of linked tokens."""
-        labels = np.concatenate([self._superpixels, self._boxes])
-        return np.concatenate([image_keep, text_keep[:, self.links >= 0]], 1)[:, np.argsort(labels)]
+        """Return which labels of `segments` are kept, (N,L): superpixels, then boxes of linked tokens."""
+        return np.concatenate([image_keep, text_keep[:, self.links >= 0]], 1)
 
     def _alpha(self, kept: np.ndarray) -> Tensor:
         """Return masks (N,1,H,W) in [0,1] of kept labels (N,L)."""
@@ -383,10 +380,9 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
 def targets(logits: np.ndarray, explained: Sequence[int], contrasts: Sequence[int], target: str) -> np.ndarray:
     """Return what is explained, (N,C), of logits (N,K): C classes, each with the index of its contrast, -1 for none.
 
-    `target` is `margin` (logit of the class less that of its contrast), `prob`, `log_prob` or `sqrt_prob`.
+    `target` is `margin`, the logit of the class less that of its contrast, or `prob`.
     """
     logits, explained, contrasts = logits.astype(float), list(explained), np.array(contrasts)
-    if pick(TARGETS, target, "target") == "margin":
-        return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)
-    log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
-    return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]
+    if pick(TARGETS, target, "target") == "prob":
+        return np.exp((logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained])
+    return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,37 +118,26 @@ def energy_on(explanation: LocalExplanation, mask: Any, boxes: Any = ()) -> pd.D
         pixels = np.bincount(labels, minlength=count)[:count]
         truths[0] = np.bincount(labels, weights=inside, minlength=count)[:count] / pixels
         sizes[0] = pixels / pixels.mean()
-    parts = {"image": [0], "text": [1], "joint": [0, 1]}
-    return pd.DataFrame(
-        [_energy(*(np.concatenate([x[i] for i in part]) for x in (weights, truths, sizes))) for part in parts.values()],
-        columns=["share", "chance", "ratio"],
-        index=pd.Index(parts, name="modality"),
-    )
+    rows = {}
+    for modality, kinds in {"image": [0], "text": [1], "joint": [0, 1]}.items():
+        weight, truth, size = (np.concatenate([of[kind] for kind in kinds]) for of in (weights, truths, sizes))
+        share, chance = math.nan, math.nan
+        if truth.any() and weight.any():
+            share, chance = float(weight @ truth / weight.sum()), float(size @ truth / size.sum())
+        rows[modality] = {"share": share, "chance": chance, "ratio": share / chance}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("modality")
 
 
-def _energy(weights: np.ndarray, truth: np.ndarray, size: np.ndarray) -> tuple[float, float, float]:
-    if not truth.any() or not weights.any():
-        return math.nan, math.nan, math.nan
-    share, chance = float(weights @ truth / weights.sum()), float(size @ truth / size.sum())
-    return share, chance, share / chance
+def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any) -> tuple[float, float]:
+    """Return the rank of the best token that tells look-alikes apart, and the chance that it is first.
 
-
-class WordRank(NamedTuple):
-    """Rank of the best discriminative token by signed weight, 1 is first and best, and the chance that it is first."""
-
-    rank: float
-    chance_first: float
-
-
-def rank_of_discriminative_word(explanation: LocalExplanation, boxes: Any) -> WordRank:
-    """Return where the best token that tells look-alikes apart stands among all tokens, sorted by signed weight.
-
-    Tokens of equal weight share the mean of their ranks. In a random order one of m such tokens among T is first with
-    chance m/T. The rank is 1 to T, NaN where no such token was read. Arguments as of `energy_on`.
+    Tokens are sorted by signed weight, 1 is first and best; those of equal weight share the mean of their ranks. In a
+    random order one of m such tokens among T is first with chance m/T. The rank is 1 to T, NaN where no such token was
+    read. Arguments as of `energy_on`.
     """
     ranks = rankdata(-explanation.text_weights[0])
     hits = discriminative_tokens(explanation.tokens, boxes)
-    return WordRank(float(ranks[hits].min()), float(hits.mean())) if hits.any() else WordRank(math.nan, 0.0)
+    return (float(ranks[hits].min()), float(hits.mean())) if hits.any() else (math.nan, 0.0)
 
 
 # -- Does the model change its answer when the explained parts are hidden?
@@ -302,28 +290,22 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
     weights = _array(weights, float)
     if weights.ndim != 2 or len(weights) < 2 or not weights.size or not np.isfinite(weights).all():
         raise UsageError(f"weights are {weights.shape}; give (R,P), finite, with R of 2 or more and P of 1 or more")
-    tops = [set(np.argsort(-np.abs(w), kind="stable")[: min(k, np.count_nonzero(w))]) for w in weights]
-    pairs = list(combinations(range(len(weights)), 2))
-    common = np.array([len(tops[a] & tops[b]) for a, b in pairs])
-    either = [len(tops[a] | tops[b]) for a, b in pairs]
-    larger = [max(len(tops[a]), len(tops[b])) for a, b in pairs]
+    a, b = np.triu_indices(len(weights), 1)  # all pairs
+    ranks = np.argsort(np.argsort(-np.abs(weights), 1, kind="stable"), 1)
+    top = ranks < np.minimum(k, np.count_nonzero(weights, 1))[:, None]
+    common, either = (top[a] & top[b]).sum(1), (top[a] | top[b]).sum(1)
+    larger = np.maximum(top[a].sum(1), top[b].sum(1))
+    unknown = np.full((*weights.shape, 2), math.nan)
+    low, high = np.moveaxis(unknown if intervals is None else _array(intervals, float), -1, 0)
+    gaps = np.maximum(low[a], low[b]) - np.minimum(high[a], high[b])
     return Stability(
-        _mean_known([_spearman(weights[a], weights[b]) for a, b in pairs]),
-        _mean_known(common / np.where(either, either, np.nan)),
-        100 * _mean_known(common / np.where(larger, larger, np.nan)),
-        *_overlaps(intervals, pairs),
-        float(np.mean([weights[a] * weights[b] < 0 for a, b in pairs])),
+        spearman=_mean_known([_spearman(x, y) for x, y in zip(weights[a], weights[b], strict=True)]),
+        jaccard=_mean_known(common / np.where(either, either, np.nan)),
+        vsi=100 * _mean_known(common / np.where(larger, larger, np.nan)),
+        csi=100 * _mean_known(np.where(np.isnan(gaps), np.nan, gaps <= 0)),
+        interval_width=_mean_known(high - low),
+        sign_flips=float(np.mean(weights[a] * weights[b] < 0)),
     )
-
-
-def _overlaps(intervals: Any, pairs: list[tuple[int, int]]) -> tuple[float, float]:
-    """Return the percent of intervals that overlap, and their mean width, of those that are known (not NaN)."""
-    if intervals is None:
-        return math.nan, math.nan
-    intervals = _array(intervals, float)
-    low, high = intervals[..., 0], intervals[..., 1]
-    gaps = np.array([np.maximum(low[a], low[b]) - np.minimum(high[a], high[b]) for a, b in pairs])
-    return 100 * _mean_known(np.where(np.isnan(gaps), np.nan, gaps <= 0)), _mean_known(high - low)
 
 
 def _mean_known(values: Any) -> float:

@@ -131,9 +131,9 @@ def _explain(job: Job) -> None:
 def _row(job: Job) -> dict[str, Any]:
     """Return the row of the table for a photo that has been explained."""
     found = lime.LocalExplanation.load(job.output / job.file)
-    told = {name: " ".join(value) if isinstance(value, list) else value for name, value in gist(found).items()}
+    summary = {name: " ".join(value) if isinstance(value, list) else value for name, value in gist(found).items()}
     image, label = job.photo.table[["image", "label"]].iloc[0]
-    return {"image": str(image), "label": label, "predicted": told.pop("label"), **told, "file": job.file}
+    return {"image": str(image), "label": label, "predicted": summary.pop("label"), **summary, "file": job.file}
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ draws them ends with `literal` or `as_written`.
 import matplotlib.pyplot as plt
 
 from retailkit.plots.style import (
-    AGAINST, BAD, COLOURS, FOR, GOOD, QUIET, SIGNED, canvas, literal, png, use_style,
+    AGAINST, BAD, COLOURS, FOR, GOOD, QUIET, canvas, literal, png, use_style,
 )
 from retailkit.plots.images import (
     boxes, confusion_pairs, contact_sheet, ground_truth, image, outline, parts, sample_sheet, strip, words,

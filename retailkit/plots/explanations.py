@@ -114,23 +114,21 @@ def strongest(explanation: LocalExplanation, row: int = 0) -> float:
     return float(np.abs(weights).max(initial=0))
 
 
-def local_explanation(
-    explanation: LocalExplanation, row: int = 0, axes: Sequence[Axes] | None = None, pixels: Any = None
-) -> Figure:
-    """Show why a model prefers a class to its contrast class: superpixels, words, and how far to trust it.
+def local_explanation(explanation: LocalExplanation, axes: Sequence[Axes] | None = None, pixels: Any = None) -> Figure:
+    """Show why a model prefers the first class to its contrast class: superpixels, words, and how far to trust it.
 
     `axes` are two, for the image and the words; `pixels` is as in `explanation_map`.
     """
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=(1, 1.1))[1]
-    names = [explanation.classes[i] for i in (explanation.explained[row], explanation.contrasts[row]) if i >= 0]
+    names = [explanation.classes[i] for i in (explanation.explained[0], explanation.contrasts[0]) if i >= 0]
     title = "\nrather than ".join(names)
     if explanation.image is None and pixels is None:
         axes[0].set_axis_off()
         as_written(axes[0].set_title(title, fontsize=8, fontweight="normal"))
     else:
-        explanation_map(explanation, row, axes[0], pixels, title)
-    word_bars(explanation, row, axes[1])
+        explanation_map(explanation, 0, axes[0], pixels, title)
+    _word_bars(explanation, axes[1])
     return axes[0].figure
 
 
@@ -138,7 +136,7 @@ def local_explanations(found: Mapping[str, tuple[Any, LocalExplanation]]) -> Fig
     """Draw explanations side by side, maps above words: name -> the image (3,H,W) and its explanation."""
     figure, axes = plt.subplots(2, len(found), figsize=(4.3 * len(found), 7.2), squeeze=False)
     for (name, (pixels, explanation)), column in zip(found.items(), axes.T, strict=True):
-        local_explanation(explanation, 0, column, pixels)
+        local_explanation(explanation, column, pixels)
         title = (name, explanation.question, f"p = {explanation.probs[explanation.explained[0]]:.2f}")
         as_written(column[0].set_title("\n".join(textwrap.fill(line, 40) for line in title), fontsize=9))
     return figure
@@ -150,9 +148,9 @@ def strongest_words(explanation: LocalExplanation, row: int = 0) -> pd.DataFrame
     return table.loc[table["weight"].abs().nlargest(12).index].sort_values("weight", ascending=False)
 
 
-def word_bars(explanation: LocalExplanation, row: int, ax: Axes) -> Axes:
+def _word_bars(explanation: LocalExplanation, ax: Axes) -> None:
     """Draw the strongest words with their 95 % intervals, and below them what the explanation rests on."""
-    table, limit = strongest_words(explanation, row), strongest(explanation, row)
+    table, limit = strongest_words(explanation), strongest(explanation)
     names, shades = [text[:24] for text in table["text"]], [_shade(weight, limit) for weight in table["weight"]]
     bars(ax, names, table["weight"], shades, table["low"], table["high"])
     ax.tick_params(axis="y", labelsize=8)
@@ -160,9 +158,8 @@ def word_bars(explanation: LocalExplanation, row: int, ax: Axes) -> Axes:
         ax.text(0.5, 0.5, "no words", fontsize=9, color=QUIET, ha="center", transform=ax.transAxes)
         ax.set_xticks([])
     ax.axvline(0, color=QUIET, linewidth=0.8)
-    lines = [f"weight in the {explanation.options.target}", *trust(explanation, row)]
+    lines = [f"weight in the {explanation.options.target}", *trust(explanation)]
     ax.set_xlabel("\n".join(textwrap.fill(line, 60) for line in lines), fontsize=8)
-    return ax
 
 
 def trust(explanation: LocalExplanation, row: int = 0) -> list[str]:
@@ -263,7 +260,7 @@ def _phrase_bars(names: Sequence[str], values: Any, ax: Axes, xlabel: str, limit
 def typical_superpixel(explained: ClassExplanation, number: int, ax: Axes, title: bool = True) -> Axes:
     """Show the most typical superpixel of image feature `number` on its photo, whose rest is paled."""
     row = explained.image_features.loc[number]
-    photo, segment = row["medoids"][0]
+    photo, segment = row["medoid"]
     own = explained.explanations[explained.photos.index(photo)]
     inside, pixels = own.segments == segment, array(own.image)
     shade = FOR if row["weight"] > 0 else AGAINST

@@ -19,11 +19,12 @@ from retailkit.explain import saliency
 from retailkit.models import ProductClassifier
 from retailkit.models.pooling import FeatureScaler, Head
 
-CLASSES = ["lean", "extra lean", "medium"]
-EVERYWHERE = [m for m in saliency.METHODS if m not in ("windows", "regions")]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "milk", "oat", "lean", "extra", "##y", "ground", "beef"]
 TINY = {"model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 16, "intermediate_size": 32,
         "num_attention_heads": 2, "num_hidden_layers": 2, "initializer_range": 0.5}  # fmt: skip
+READER = {"text_encoder": "minilm", "text_weights": None, "text_config": TINY}
+QUICK = {"rise": {"masks": 24}, "smoothgrad": {"samples": 3}, "integrated_gradients": {"steps": 3},
+         "occlusion": {"window": 32}}  # fmt: skip
 
 
 class Corner(nn.Module):
@@ -35,19 +36,18 @@ class Corner(nn.Module):
 
 
 class Weighted(nn.Module):
-    """Logits are weighted sums of the pixels."""
+    """Logits are weighted sums of the pixels of images of 8 x 8."""
 
-    def __init__(self, side, classes=3):
+    def __init__(self):
         super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.weights = nn.Parameter(torch.randn(classes, 3, side, side, generator=generator))
+        self.weights = nn.Parameter(torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
 
     def forward(self, images, texts=None):
         return torch.einsum("bchw,kchw->bk", images, self.weights)
 
 
 class Product(Head):
-    """Logits of the picture times logits of the text: each modality changes what the other says."""
+    """Logits of the image times logits of the text: each modality changes what the other says."""
 
     def __init__(self, scalers, n_classes):
         super().__init__(scalers)
@@ -61,50 +61,38 @@ class Product(Head):
         return logits
 
 
-def pictures(count=2, side=64, seed=0):
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-def network(name="image", backbone="timm:test_resnet", **options):
-    torch.manual_seed(0)
-    model = models.build(name, CLASSES, backbone, weights=None, **options).eval()
-    if model.image_encoder is not None:
-        for layer in model.image_encoder.modules():  # a fresh network's maps are all but constant
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.uniform_(layer.bias, -0.5, 0.5)
-    return model
-
-
-def read_with_tiny_vocabulary(encoder):
+@pytest.fixture
+def reads(network):
+    """Return a function that builds a model whose text encoder is a tiny transformer with seven words."""
     tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    encoder.set_extra_state(torch.tensor(list(tokenizer.to_str().encode()), dtype=torch.uint8))
-    return encoder.eval()
+
+    def build(name):
+        model = network(name, **READER)
+        model.text_encoder.set_extra_state(torch.tensor(list(tokenizer.to_str().encode()), dtype=torch.uint8))
+        return model.eval()
+
+    return build
 
 
 @pytest.fixture
-def reader():
-    """A text model: a tiny transformer with a vocabulary of seven words."""
-    torch.manual_seed(0)
-    model = models.build("text", CLASSES, text_encoder="minilm", text_weights=None, text_config=TINY, weights=None)
-    read_with_tiny_vocabulary(model.text_encoder)
-    return model.eval()
+def reader(reads):
+    return reads("text")
 
 
 @pytest.fixture
-def fused(reader):
+def fused(network, reader):
     """A model of both modalities, with the smallest head there is."""
     both = network()
     torch.manual_seed(3)
     head = Product({"image": FeatureScaler(both.image_encoder.dim), "text": FeatureScaler(16)}, 3)
-    return ProductClassifier(CLASSES, head, both.image_encoder, both.pooling, reader.text_encoder).eval()
+    return ProductClassifier(both.classes, head, both.image_encoder, both.pooling, reader.text_encoder).eval()
 
 
 def margins(logits, labels):
-    """The margin by a loop over pictures."""
+    """The margin by a loop over images."""
     rows = zip(logits, labels.tolist(), strict=True)
     return torch.stack([row[label] - max(row[k] for k in range(len(row)) if k != label) for row, label in rows])
 
@@ -113,52 +101,44 @@ def words(*texts):
     return [Word(text, (10.0 * i, 0.0, 10.0 * i + 9, 8.0)) for i, text in enumerate(texts)]
 
 
+def near(found, expected, tolerance):
+    """Whether maps are equal up to a share of the largest value, which is not 0."""
+    largest = float(expected.abs().max())
+    return largest > 0 and torch.allclose(found, expected, atol=tolerance * largest)
+
+
 # -- Where the answer is known
 
 
-def test_rise_finds_where_the_model_looks():
-    maps = saliency.attribute(Corner(), torch.ones(2, 3, 16, 16), torch.tensor([1, 0]), "rise", masks=2000)
-    assert maps[0, :8, :8].mean() > 10 * maps[0, 10:, 10:].abs().mean() and torch.allclose(maps[0], -maps[1])
-
-
-@pytest.mark.parametrize("method", ["occlusion", "saliency", "smoothgrad"])
+@pytest.mark.parametrize("method", ["occlusion", "saliency", "smoothgrad", "rise"])
 def test_evidence_lies_where_the_model_looks(method):
-    images = torch.ones(2, 3, 16, 16)
-    maps = saliency.attribute(Corner(), images, torch.tensor([1, 1]), method)
-    assert maps.shape == (2, 16, 16)
-    assert (maps[:, :8, :8] > 0).all() and maps[:, 9:, 9:].abs().max() == 0
-    against = saliency.attribute(Corner(), images, torch.tensor([0, 0]), method)
-    assert torch.allclose(against, -maps)
+    images, options = torch.ones(2, 3, 16, 16), {"masks": 2000} if method == "rise" else {}
+    maps = saliency.attribute(Corner(), images, torch.tensor([1, 0]), method, **options)
+    assert maps.shape == (2, 16, 16) and torch.allclose(maps[0], -maps[1])
+    if method == "rise":
+        assert maps[0, :8, :8].mean() > 10 * maps[0, 10:, 10:].abs().mean()
+    else:
+        assert (maps[0, :8, :8] > 0).all() and maps[:, 9:, 9:].abs().max() == 0
 
 
-def test_gradients_of_a_weighted_sum_are_its_weights():
-    model, images, labels = Weighted(8), pictures(4, 8), torch.tensor([0, 1, 2, 1])
+@torch.no_grad()
+def test_occlusion_is_the_plain_loop(pictures):
+    model, images, labels = Weighted(), pictures(1, 8), torch.tensor([1])
     contrast = saliency.runner_up(model(images), labels)
-    weights = (model.weights[labels] - model.weights[contrast]).detach()
-    plain = saliency.attribute(model, images, labels, "saliency")
-    assert torch.allclose(plain, weights.sum(1), atol=1e-5)
-    assert torch.allclose(saliency.attribute(model, images, labels, "smoothgrad"), plain, atol=1e-4)
-    paths = saliency.attribute(model, images, labels, "integrated_gradients", steps=3)
-    assert torch.allclose(paths, ((images - saliency.blurred(images)) * weights).sum(1), atol=1e-5)
-
-
-def test_occlusion_is_the_plain_loop():
-    model, images, labels = Weighted(8), pictures(1, 8), torch.tensor([1])
-    contrast = saliency.runner_up(model(images), labels)
-    score = lambda x: float((model(x)[0, 1] - model(x)[0, contrast]).detach())  # noqa: E731
     total, covered = torch.zeros(8, 8), torch.zeros(8, 8)
-    for y in range(0, 5, 2):
-        for x in range(0, 5, 2):
-            hidden = images.clone()
-            hidden[..., y : y + 4, x : x + 4] = 0.5
-            total[y : y + 4, x : x + 4] += score(images) - score(hidden)
-            covered[y : y + 4, x : x + 4] += 1
+    for y, x in np.ndindex(3, 3):
+        window = slice(2 * y, 2 * y + 4), slice(2 * x, 2 * x + 4)
+        hidden = images.clone()
+        hidden[..., *window] = 0.5
+        fall = (model(images) - model(hidden))[0]
+        total[window] += fall[1] - fall[contrast[0]]
+        covered[window] += 1
     maps = saliency.attribute(model, images, labels, "occlusion", window=4)
     assert torch.allclose(maps[0], total / covered, atol=1e-4)
 
 
-def test_integrated_gradients_add_up_to_the_margin():
-    model, images, labels = network(), pictures(), torch.tensor([2, 0])
+def test_integrated_gradients_add_up_to_the_margin(network, pictures):
+    model, images, labels = network(), pictures(2), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "integrated_gradients")
     side = 64 / 56
     start = torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, side, side), mode="mirror", radius=(0, 0, 4, 4)))
@@ -169,8 +149,8 @@ def test_integrated_gradients_add_up_to_the_margin():
     assert torch.allclose(maps.sum((1, 2)), rise, rtol=0.03, atol=0.03 * float(rise.abs().max()))
 
 
-def test_smoothgrad_is_the_mean_over_seeded_noise():
-    model, images, labels = network(), pictures(), torch.tensor([2, 0])
+def test_smoothgrad_is_the_mean_over_seeded_noise(network, pictures):
+    model, images, labels = network(), pictures(2), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "smoothgrad", samples=3, seed=5)
     contrast = saliency.runner_up(model(images), labels)
     generator, total = torch.Generator().manual_seed(5), 0
@@ -183,25 +163,22 @@ def test_smoothgrad_is_the_mean_over_seeded_noise():
 
 
 def by_hand_gradcam(model, images, labels, positive=False):
-    """Grad-CAM by autograd, on the map of the whole picture."""
+    """Grad-CAM by autograd, on the map of the whole image."""
     maps = []
     handle = model.image_encoder.map_layer.register_forward_hook(lambda *call: maps.append(call[2]))
     rise = margins(model(images.clone().requires_grad_()), labels).sum()
     handle.remove()
     (slope,) = torch.autograd.grad(rise, maps[0])
     cam = (slope.mean((2, 3), keepdim=True) * maps[0]).sum(1, keepdim=True).detach()
-    cam = cam.relu() if positive else cam
-    return F.interpolate(cam, images.shape[2:], mode="bilinear")[:, 0]
+    return F.interpolate(cam.relu() if positive else cam, images.shape[2:], mode="bilinear")[:, 0]
 
 
 @pytest.mark.parametrize(("name", "options"), [("image", {}), ("lca", {}), ("nts", {"propose": 4, "parts": 2})])
 @pytest.mark.parametrize("freeze", [False, True])
-def test_gradcam_is_autograd_on_the_whole_picture(name, options, freeze):
-    model, images, labels = network(name, freeze=freeze, **options), pictures(side=96), torch.tensor([2, 0])
+def test_gradcam_is_autograd_on_the_whole_image(network, pictures, name, options, freeze):
+    model, images, labels = network(name, freeze=freeze, **options), pictures(2, 96), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "gradcam")
-    expected = by_hand_gradcam(model, images, labels)
-    assert expected.abs().max() > 0
-    assert torch.allclose(maps, expected, atol=1e-4 * float(expected.abs().max()))
+    assert near(maps, by_hand_gradcam(model, images, labels), 1e-4)
     assert maps.min() < 0 < maps.max() or name != "image"
 
 
@@ -218,92 +195,63 @@ class GuidedRectifier(torch.autograd.Function):
         return slope.relu() * ctx.open, None
 
 
-class Guided(nn.Module):
-    def __init__(self, top):
-        super().__init__()
-        self.top = top
-
-    def forward(self, x):
-        return GuidedRectifier.apply(x, self.top)
-
-
-def with_guided_rectifiers(module):
-    for name, child in module.named_children():
-        if isinstance(child, (nn.ReLU, nn.ReLU6)):
-            setattr(module, name, Guided(6.0 if isinstance(child, nn.ReLU6) else float("inf")))
-        else:
-            with_guided_rectifiers(child)
-    return module
+def with_guided_rectifiers(model):
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, (nn.ReLU, nn.ReLU6)):
+            top = 6.0 if isinstance(module, nn.ReLU6) else float("inf")
+            module.forward = lambda x, top=top: GuidedRectifier.apply(x, top)
+    return model
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "efficientnet_b0"])
-def test_guided_gradcam_lets_no_negative_gradient_through_a_rectifier(backbone):
-    model, images, labels = network(backbone=backbone), pictures(), torch.tensor([2, 0])
+def test_guided_gradcam_lets_no_negative_gradient_through_a_rectifier(network, pictures, backbone):
+    model, images, labels, expected = network(backbone=backbone), pictures(2), torch.tensor([2, 0]), []
     maps = saliency.attribute(model, images, labels, "guided_gradcam")
-    slopes = []
-    for net in (with_guided_rectifiers(copy.deepcopy(model)), model):
-        pixels = images.clone().requires_grad_()
-        slopes.append(torch.autograd.grad(margins(net(pixels), labels).sum(), pixels)[0].sum(1))
     cam = by_hand_gradcam(model, images, labels, positive=True)
-    largest = float((slopes[0] * cam).abs().max())
-    assert largest > 0
-    assert torch.allclose(maps, slopes[0] * cam, atol=1e-4 * largest)
-    plain = torch.allclose(maps, slopes[1] * cam, atol=1e-4 * largest)
-    assert plain == (backbone == "efficientnet_b0")  # no rectifier there
+    for net in (with_guided_rectifiers(model), model):
+        pixels = images.clone().requires_grad_()
+        expected.append(torch.autograd.grad(margins(net(pixels), labels).sum(), pixels)[0].sum(1) * cam)
+    assert near(maps, expected[0], 1e-4)
+    assert near(maps, expected[1], 1e-4) == (backbone == "efficientnet_b0")  # no rectifier there
+
+
+def painted(boxes, values, side):
+    """Each value spread evenly over its box, one after the other."""
+    map_ = torch.zeros(side, side)
+    for (x0, y0, x1, y1), value in zip(boxes.tolist(), values, strict=True):
+        map_[y0:y1, x0:x1] += value / ((x1 - x0) * (y1 - y0))
+    return map_
 
 
 @pytest.mark.parametrize("side", [80, 64])
-def test_windows_are_their_contributions_painted_one_by_one(side):
+def test_windows_are_their_contributions_painted_one_by_one(network, pictures, side):
     """At 80 pixels the last cells of the map end at 96: windows are clipped to the image."""
-    model, images, labels = network("lca"), pictures(side=side), torch.tensor([2, 0])
+    model, images, labels = network("lca"), pictures(2, side), torch.tensor([2, 0])
     maps = saliency.attribute(model, images, labels, "windows")
     with torch.no_grad():
         contrast = saliency.runner_up(model(images), labels)
     boxes, own = model.window_contributions(images, labels)
     contributions = own - model.window_contributions(images, contrast)[1]
     assert boxes.min() == 0 and boxes.max() == side and (boxes[:, 2:] > boxes[:, :2]).all()
-    expected = torch.zeros(2, side, side)
-    for b in range(2):
-        for (x0, y0, x1, y1), c in zip(boxes.tolist(), contributions[b], strict=True):
-            expected[b, y0:y1, x0:x1] += c / ((x1 - x0) * (y1 - y0))
-    assert torch.allclose(maps, expected, atol=1e-5 * float(expected.abs().max()))
+    assert near(maps, torch.stack([painted(boxes, own, side) for own in contributions]), 1e-5)
     assert torch.allclose(maps.sum((1, 2)), contributions.sum(1), rtol=1e-3)
 
 
-def test_regions_add_up_to_the_margin_less_the_whole_picture():
-    model, images, labels = network("nts", propose=4, parts=2), pictures(side=96), torch.tensor([2, 0])
+def test_regions_add_up_to_the_margin_less_the_whole_image(network, pictures):
+    model, images, labels = network("nts", propose=4, parts=2), pictures(2, 96), torch.tensor([2, 0])
     model.head.scalers["image"].fit(model.encode_image(pictures(6, 96, seed=1)))
-    maps = saliency.attribute(model, images, labels, "regions")
+    maps, linear = saliency.attribute(model, images, labels, "regions"), model.head.linear
     scaled = model.head.scalers["image"](model.encode_image(images))
-    linear = model.head.linear
-    boxes = model.regions(images).boxes[:, :2].clamp(0, 96)
+    contrast, boxes = saliency.runner_up(linear(scaled), labels), model.regions(images).boxes[:, :2].clamp(0, 96)
     for b in range(2):
-        contrast = int(saliency.runner_up(linear(scaled), labels)[b])
-        weights = linear.weight[labels[b]] - linear.weight[contrast]
+        weights = linear.weight[labels[b]] - linear.weight[contrast[b]]
         parts = (weights * scaled[b]).view(3, -1).sum(1)[:2].detach()
-        expected = torch.zeros(96, 96)
-        for (x0, y0, x1, y1), value in zip(boxes[b].tolist(), parts, strict=True):
-            expected[y0:y1, x0:x1] += value / ((x1 - x0) * (y1 - y0))
-        assert torch.allclose(maps[b], expected, atol=1e-5 * float(expected.abs().max()))
+        assert near(maps[b], painted(boxes[b], parts, 96), 1e-5)
         assert maps[b].sum() == pytest.approx(float(parts.sum()), rel=1e-3)
 
 
 # -- Behaviour
-
-
-QUICK = {
-    "rise": {"masks": 24},
-    "smoothgrad": {"samples": 3},
-    "integrated_gradients": {"steps": 3},
-    "occlusion": {"window": 32},
-}
-
-
-def example(method, count=2):
-    """A model that the method suits, pictures and labels, and options that make it quick."""
-    model = network({"windows": "lca", "regions": "nts"}.get(method, "image"))
-    side = 96 if method == "regions" else 64
-    return model, pictures(count, side), torch.tensor([2, 0, 1])[:count], QUICK.get(method, {})
 
 
 def close(a, b):
@@ -312,11 +260,13 @@ def close(a, b):
 
 
 @pytest.mark.parametrize(("name", "method"), zip(("image", "lca"), saliency.FORWARD_ONLY, strict=True))
-def test_methods_without_gradient_give_in_the_compiled_encoder_what_pytorch_gives(name, method, monkeypatch):
-    model, (_, images, labels, options) = network(name), example(method)
-    fast = saliency.attribute(model, images, labels, method, **options)
+def test_methods_without_gradient_give_in_the_compiled_encoder_what_pytorch_gives(
+    network, pictures, name, method, monkeypatch
+):
+    given = network(name), pictures(2), torch.tensor([2, 0]), method
+    fast = saliency.attribute(*given, **QUICK[method])
     monkeypatch.setattr(saliency, "compiled", lambda model: model)
-    slow = saliency.attribute(model, images, labels, method, **options)
+    slow = saliency.attribute(*given, **QUICK[method])
     assert slow.std() > 0 and (fast - slow).abs().max() <= 1e-3 * slow.abs().max()
 
 
@@ -328,36 +278,40 @@ def state(model):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("method", saliency.METHODS)
-def test_a_map_depends_neither_on_its_batch_nor_on_chance_and_leaves_the_model_as_it_was(method, monkeypatch):
-    model, images, labels, options = example(method, 3)
+def test_a_map_depends_neither_on_its_batch_nor_on_chance_and_leaves_the_model_as_it_was(
+    network, pictures, method, monkeypatch
+):
+    model = network({"windows": "lca", "regions": "nts"}.get(method, "image"))
+    given = model, pictures(3, 96 if method == "regions" else 64), torch.tensor([2, 0, 1]), method
     model.train()
     model.image_encoder.map_layer.eval()  # a mode of its own survives too
     next(model.parameters()).requires_grad_(False)
     torch.manual_seed(1)
     before, chance = state(model), torch.get_rng_state()
-    together = saliency.attribute(model, images, labels, method, **options)
+    together = saliency.attribute(*given, **QUICK.get(method, {}))
     assert torch.equal(torch.get_rng_state(), chance)
     torch.manual_seed(2)
-    assert torch.equal(saliency.attribute(model, images, labels, method, **options), together)
+    assert torch.equal(saliency.attribute(*given, **QUICK.get(method, {})), together)
     monkeypatch.setattr(saliency, "BATCH", 2)  # two and one
-    assert close(saliency.attribute(model, images, labels, method, **options), together)
+    assert close(saliency.attribute(*given, **QUICK.get(method, {})), together)
     assert together.std() > 0 and together.dtype == torch.float32 and not together.requires_grad
     assert state(model) == before
 
 
-@pytest.mark.parametrize("method", EVERYWHERE)
-def test_texts_stay_with_their_pictures(fused, method):
-    images, labels, texts, options = pictures(), torch.tensor([2, 0]), ["oat milk", "lean beef"], QUICK.get(method, {})
-    together = saliency.attribute(fused, images, labels, method, texts, **options)
+@pytest.mark.parametrize("method", [m for m in saliency.METHODS if m not in ("windows", "regions")])
+def test_texts_stay_with_their_images(fused, pictures, method):
+    def maps(rows, texts):
+        return saliency.attribute(fused, pictures(2)[rows], labels[rows], method, texts, **QUICK.get(method, {}))
+
+    labels, texts = torch.tensor([2, 0]), ["oat milk", "lean beef"]
+    together = maps([0, 1], texts)
     for i in range(2):
-        alone = saliency.attribute(fused, images[i : i + 1], labels[i : i + 1], method, texts[i : i + 1], **options)
-        assert close(alone[0], together[i])
-    assert not close(saliency.attribute(fused, images, labels, method, texts[::-1], **options), together)
+        assert close(maps([i], texts[i : i + 1])[0], together[i])
+    assert not close(maps([0, 1], texts[::-1]), together)
 
 
-def test_the_model_is_left_as_it_was_after_an_error(monkeypatch):
-    model, images, labels, _ = example("gradcam")
-    model.train()
+def test_the_model_is_left_as_it_was_after_an_error(network, pictures, monkeypatch):
+    model = network().train()
     before, works = state(model), model.image_encoder.network.forward_features
 
     def fails_at_the_gradient(given):
@@ -368,38 +322,36 @@ def test_the_model_is_left_as_it_was_after_an_error(monkeypatch):
     monkeypatch.setattr(model.image_encoder.network, "forward_features", fails_at_the_gradient)
     for method in ("gradcam", "guided_gradcam"):
         with pytest.raises(RuntimeError, match="out of memory"):
-            saliency.attribute(model, images, labels, method)
+            saliency.attribute(model, pictures(2), torch.tensor([2, 0]), method)
     assert state(model) == before
 
 
 @pytest.mark.parametrize("method", ["gradcam", "saliency", "occlusion"])
 @pytest.mark.parametrize("kind", [np.asarray, torch.Tensor.double, torch.Tensor.requires_grad_])
-def test_images_may_be_tensors_or_arrays_of_any_float(method, kind):
-    model, labels, options = network(), torch.tensor([1]), QUICK.get(method, {})
+def test_images_may_be_tensors_or_arrays_of_any_float(network, pictures, method, kind):
+    model, labels, options, given = network(), torch.tensor([1]), QUICK.get(method, {}), pictures(1)
     expected = saliency.attribute(model, pictures(1), labels, method, **options)
-    given = pictures(1)
     with torch.inference_mode():
         found = saliency.attribute(model, kind(given), np.array([1]), method, **options)
-    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    assert near(found, expected, 1e-4)
     with pytest.raises(UserError, match=r"images: values are torch.uint8"):
         saliency.attribute(model, np.zeros((1, 3, 64, 64), np.uint8), labels, method)
 
 
-def test_models_without_what_a_method_needs_say_so(reader):
-    images, labels = pictures(1), torch.tensor([0])
-    with pytest.raises(UsageError, match="unknown saliency method 'oclusion'; did you mean 'occlusion'"):
-        saliency.attribute(Corner(), images, labels, "oclusion")
-    for method, cure in (("gradcam", "no feature maps"), ("windows", "'lca'"), ("regions", "parts=4")):
-        with pytest.raises(UsageError, match=cure):
-            saliency.attribute(Corner(), images, labels, method)
-    with pytest.raises(UsageError, match="parts=4"):
-        saliency.attribute(network("nts", parts=0), images, labels, "regions")
-    with pytest.raises(UsageError, match="does not use images; explain its words"):
-        saliency.attribute(reader, images, labels)
-    stepped = Corner()
+def test_models_without_what_a_method_needs_say_so(network, reader, pictures):
+    images, labels, stepped = pictures(1), torch.tensor([0]), Corner()
     stepped.forward = lambda images, texts=None: Corner()(images.detach()).round()
-    with pytest.raises(UsageError, match="no gradient; use method='occlusion'"):
-        saliency.attribute(stepped, images, labels, "saliency")
+    for model, method, cure in (
+        (Corner(), "oclusion", "unknown saliency method 'oclusion'; did you mean 'occlusion'"),
+        (Corner(), "gradcam", "no feature maps"),
+        (Corner(), "windows", "'lca'"),
+        (Corner(), "regions", "parts=4"),
+        (network("nts", parts=0), "regions", "parts=4"),
+        (reader, "occlusion", "does not use images; explain its words"),
+        (stepped, "saliency", "no gradient; use method='occlusion'"),
+    ):
+        with pytest.raises(UsageError, match=cure):
+            saliency.attribute(model, images, labels, method)
     assert saliency.attribute(stepped, images, labels).shape == (1, 64, 64)
 
 
@@ -407,11 +359,11 @@ def test_models_without_what_a_method_needs_say_so(reader):
 
 
 SENTENCES = [words("Extra", "leany", "beef"), [], words("oat", "milky")]
-LABELS3 = torch.tensor([0, 1, 2])
+LABELS = torch.tensor([0, 1, 2])
 
 
 def test_every_token_belongs_to_its_word(reader):
-    first, none, third = saliency.attribute_tokens(reader, SENTENCES, LABELS3)
+    first, none, third = saliency.attribute_tokens(reader, SENTENCES, LABELS)
     assert [t.text for t in first] == ["[CLS]", "extra", "lean", "##y", "beef", "[SEP]"]
     assert [t.word for t in first] == [-1, 0, 1, 1, 2, -1]
     assert none == [] and [t.word for t in third] == [-1, 0, 1, 1, -1]
@@ -437,33 +389,27 @@ def test_word_gradients_are_the_integral_by_hand(reader):
         at = (ends[1] + (k + 0.5) / steps * (ends[0] - ends[1])).requires_grad_()
         total += (torch.autograd.grad(score(at).sum(), at)[0] * (ends[0] - ends[1])).sum(2)[0] / steps
     values = torch.tensor([t.value for t in found])
-    assert torch.allclose(values, total, atol=0.01 * float(total.abs().max()))
+    assert near(values, total, 0.01)
     assert float(values.sum()) == pytest.approx((score(ends[0]) - score(ends[1])).item(), rel=0.01)
 
 
 @pytest.mark.parametrize("name", [n for n, spec in models.MODELS.items() if len(spec.modalities) == 2])
-def test_every_fusion_is_explained_by_image_and_words(name):
-    model = network(name, text_encoder="minilm", text_weights=None, text_config=TINY)
-    read_with_tiny_vocabulary(model.text_encoder)
-    images, texts = pictures(3), ["extra leany beef", None, "oat milky"]
-    maps = saliency.attribute(model, images, LABELS3, "gradcam", texts)
+def test_every_fusion_is_explained_by_image_and_words(reads, pictures, name):
+    model, texts = reads(name), ["extra leany beef", None, "oat milky"]
+    maps = saliency.attribute(model, pictures(3), LABELS, "gradcam", texts)
     assert maps.isfinite().all() and (maps.abs().amax((1, 2)) > 0).all()
-    first, none, _ = saliency.attribute_tokens(model, SENTENCES, LABELS3)
+    first, none, _ = saliency.attribute_tokens(model, SENTENCES, LABELS)
     assert np.isfinite([t.value for t in first]).all() and any(t.value for t in first) and none == []
 
 
 def test_words_of_which_nothing_is_read_have_no_token(reader):
+    """So has a barcode, and it leaves the others as they are."""
     some = [words("lean", "\u200b", "", "beef"), words("\u200b"), words("", " "), []]
-    tokens = saliency.attribute_tokens(reader, some, torch.tensor([0, 1, 2, 0]))
-    assert [t.word for t in tokens[0]] == [-1, 0, 3, -1]
-    assert [t.word for t in tokens[1]] == [-1, -1] and tokens[2] == tokens[3] == []
-
-
-def test_a_barcode_has_no_token_and_leaves_the_others_as_they_are(reader):
-    printed = [words("lean", "4006381", "333931", "beef"), words("lean", "beef")]
-    tokens, without = saliency.attribute_tokens(reader, printed, torch.tensor([1, 1]))
-    assert [t.word for t in tokens] == [-1, 0, 3, -1]
-    assert [t.value for t in tokens] == pytest.approx([t.value for t in without])
+    some += [words("lean", "4006381", "333931", "beef"), words("lean", "beef")]
+    found = saliency.attribute_tokens(reader, some, torch.tensor([0, 1, 2, 0, 1, 1]))
+    marked = [[-1, 0, 3, -1], [-1, -1], [], [], [-1, 0, 3, -1], [-1, 0, 1, -1]]
+    assert [[t.word for t in tokens] for tokens in found] == marked
+    assert [t.value for t in found[4]] == pytest.approx([t.value for t in found[5]])
 
 
 def test_the_reader_is_left_as_it_was(reader):
@@ -471,14 +417,14 @@ def test_the_reader_is_left_as_it_was(reader):
     before = state(reader)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        once, again = (saliency.attribute_tokens(reader, SENTENCES, LABELS3) for _ in range(2))
+        once, again = (saliency.attribute_tokens(reader, SENTENCES, LABELS) for _ in range(2))
     assert state(reader) == before and once == again
     with torch.inference_mode():
-        assert saliency.attribute_tokens(reader, SENTENCES, LABELS3.clone()) == once
+        assert saliency.attribute_tokens(reader, SENTENCES, LABELS.clone()) == once
     assert state(reader) == before
 
 
-def test_words_need_an_encoder_with_embeddings():
-    for model in (network(), models.build("text", CLASSES, text_encoder="char_ngrams")):
-        with pytest.raises(UsageError, match="no word embeddings; explain its words by"):
-            saliency.attribute_tokens(model, SENTENCES, LABELS3)
+@pytest.mark.parametrize(("name", "options"), [("image", {}), ("text", {"text_encoder": "char_ngrams"})])
+def test_words_need_an_encoder_with_embeddings(network, name, options):
+    with pytest.raises(UsageError, match="no word embeddings; explain its words by"):
+        saliency.attribute_tokens(network(name, **options), SENTENCES, LABELS)
