@@ -21,7 +21,7 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -67,8 +67,8 @@ class Options:
         smooth: penalty on squared differences between superpixels that are near and of similar colour. It makes
             weights from few masks more stable (0.5 is strong), and small parts less distinct.
         budget: distinct masks of the image (of the text, where the model uses only text) to encode at most.
-        target: one of `masking.TARGETS`: `margin` (logit of the class less that of its contrast), or `prob` as lime has
-            it.
+        target: one of `masking.TARGETS`: `margin` (logit of the class less that of its contrast), `prob` as lime has
+            it, `log_prob` (closer to additive, but dominated by masks that lose the class), or `sqrt_prob`.
     """
 
     segments: str | np.ndarray = "slic"
@@ -274,9 +274,8 @@ def _nothing(samples: Samples, explained: Sequence[int], contrasts: Sequence[int
     """Return why there is nothing to explain, or ""."""
     if not len(samples.pairs):
         return "there is only one part to hide"
-    values = log_softmax(samples.logits.astype(float), 1)[:, list(explained)]  # probabilities may be too small to tell
-    if target == "margin":
-        values = targets(samples.logits, explained, contrasts, target)
+    # As logarithms: probabilities may be too small to tell.
+    values = targets(samples.logits, explained, contrasts, "margin" if target == "margin" else "log_prob")
     same = np.ptp(values, axis=0).max() <= ROUNDING * np.abs(samples.logits).max()
     return "the model says the same whatever is hidden" if same else ""
 

@@ -28,7 +28,7 @@ ENUMERATED = 12  # features: up to so many, all masks are listed and shuffled
 IMAGES_AT_ONCE = 128  # masks of full size in memory
 PAIRS_AT_ONCE = 4096
 ROUNDING = 10 * torch.finfo(torch.float32).eps  # of values in [0,1] after a few operations
-TARGETS = ("margin", "prob")
+TARGETS = ("margin", "prob", "log_prob", "sqrt_prob")
 
 
 # -- Features of the image: superpixels.
@@ -380,9 +380,10 @@ def as_predictor(model: ProductClassifier | Predictor, image: Tensor | None) -> 
 def targets(logits: np.ndarray, explained: Sequence[int], contrasts: Sequence[int], target: str) -> np.ndarray:
     """Return what is explained, (N,C), of logits (N,K): C classes, each with the index of its contrast, -1 for none.
 
-    `target` is `margin`, the logit of the class less that of its contrast, or `prob`.
+    `target` is `margin` (logit of the class less that of its contrast), `prob`, `log_prob` or `sqrt_prob`.
     """
     logits, explained, contrasts = logits.astype(float), list(explained), np.array(contrasts)
-    if pick(TARGETS, target, "target") == "prob":
-        return np.exp((logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained])
-    return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)
+    if pick(TARGETS, target, "target") == "margin":
+        return logits[:, explained] - np.where(contrasts >= 0, logits[:, contrasts], 0)
+    log_probs = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, explained]
+    return {"log_prob": log_probs, "sqrt_prob": np.exp(log_probs / 2), "prob": np.exp(log_probs)}[target]

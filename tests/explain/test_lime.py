@@ -177,9 +177,10 @@ def test_margins_logits_and_probs(three):
     assert plain.image_weights == pytest.approx(weights[:, [1, 2, 0]].T, abs=1e-5)
     assert plain.question == "why extra lean"
     assert puzzle.explain(**how | {"contrast": "lean"}).contrasts == (0, 0, 1)  # lean itself has its runner-up
-    probs = puzzle.explain(**how | {"target": "prob"})
-    values = torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy()
-    assert probs.image_weights[0] == pytest.approx(least_squares(probs, "lime", values), abs=1e-8)
+    for target, of_probs in (("prob", np.positive), ("sqrt_prob", np.sqrt), ("log_prob", np.log)):
+        probs = puzzle.explain(**how | {"target": target})
+        values = of_probs(torch.from_numpy(probs.samples.logits).double().softmax(1)[:, 1].numpy())
+        assert probs.image_weights[0] == pytest.approx(least_squares(probs, "lime", values), abs=1e-8)
     with pytest.raises(UsageError, match="was not explained, only extra lean"):
         puzzle.explain(**how | {"classes": "top1"}).row("lean")
 
