@@ -17,6 +17,7 @@ import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from retailkit import cli
 
@@ -98,7 +99,10 @@ def test_constraints_are_exact_versions_of_all_that_is_needed(constraints):
         assert asked.specifier.contains(version), f"{asked}: constraints.txt has {version}; run make constraints"
     if constraints.where() not in comment:
         pytest.skip("they were written on another Python or system, where other packages are needed")
-    assert set(constraints.needed()) <= set(known), "run make constraints"
+    installed = constraints.needed()
+    if any(Version(version) < Version(known.get(name, version)) for name, version in installed.items()):
+        pytest.skip("older versions are installed, which need other packages")
+    assert set(installed) <= set(known), "run make constraints"
 
 
 def test_needed_packages_are_followed_through_their_dependencies(constraints, monkeypatch):

@@ -65,6 +65,8 @@ class ImageEncoder(Encoder):
 
     def __init__(self, name: str, network: nn.Module, published: PretrainedCfg, fixed: bool = False) -> None:
         super().__init__()
+        if not getattr(network, "feature_info", None):
+            raise UsageError(f"backbone {name!r} describes no feature map; choose another network")
         self.name, self.network, self.fixed = name, network, fixed
         self.last_map, self.pads = _maps, False  # see `_find_last_map`
         self.dim, self.stride = network.num_features, network.feature_info[-1]["reduction"]
@@ -129,7 +131,8 @@ LAST_MAPS = (_maps, _channels_last_maps, _tokens, partial(_tokens, norm=False)) 
 def _find_last_map(encoder: ImageEncoder, side: int) -> None:
     """Find out how a network gives its last feature map of images of one side; `UsageError` where it gives none."""
     images = torch.zeros(1, 3, side, side)
-    for encoder.last_map in LAST_MAPS:
+    for last_map in LAST_MAPS:
+        encoder.last_map = last_map
         with suppress(AssertionError, AttributeError, RuntimeError):  # it has other axes, or cannot be asked like this
             shape = encoder.forward_map(images).shape
             if len(shape) == 4 and shape[1] == encoder.dim:
@@ -189,7 +192,7 @@ def _network(name: str, fixed: bool) -> tuple[nn.Module, bool]:
         import timm
 
         # Options for other sizes; each network knows one of them or none.
-        for options in ({"dynamic_img_size": True}, {"strict_img_size": False}) if fixed else ():
+        for options in ({"strict_img_size": False}, {"dynamic_img_size": True}) if fixed else ():
             with suppress(TypeError):  # this network has no such option
                 return timm.create_model(name, pretrained=False, num_classes=0, **options), False
         return timm.create_model(name, pretrained=False, num_classes=0), fixed
