@@ -90,8 +90,8 @@ class Pooling(nn.Module):
         """Adapt to what `look` returned for the training images, before anything is learned."""
 
     def pool(self, seen: Tensor) -> Tensor:
-        """Return vectors (B,dim) of what `look` returned."""
-        raise NotImplementedError
+        """Return vectors (B,dim) of what `look` returned; by default, that is what these are."""
+        return seen
 
     def forward(self, encoder: ImageEncoder, images: Tensor) -> Tensor:
         """Return vectors (B,dim) of images (B,3,H,W) in [0,1]."""
