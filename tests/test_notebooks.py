@@ -211,7 +211,8 @@ def causes_off(request, tmp_path_factory):
     They go without the section "Explore", which no check needs.
     """
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    asked = [(one["name"], one["metric"], one["entry"]["switched_off"]) for one in params if "entry" in one]
+    checks = [one for one in params if one.keys() == {"name", "metric", "entry"}]
+    asked = [(one["name"], one["metric"], one["entry"]["switched_off"]) for one in checks]
 
     def execute(name, causes):
         folder, content = tmp_path_factory.mktemp(name), read(ROOT / "notebooks" / f"{name}.ipynb")
