@@ -152,7 +152,7 @@ BAD = {  # what is given: exit code, what the line names
     ("photo.png", "--output", "mine.csv"): (2, "mine.csv was not written by retailkit"),
     ("shop", "--output", "shop/a.csv"): (2, "lies in the data folder"),
     ("shop",): (1, "no photo there"),
-    (): (2, "photos"),
+    (): (2, "Missing argument 'photos"),
     ("photo.png", "--checkpoint", "photo.png"): (1, "not a retailkit checkpoint"),
 }
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +18,6 @@ import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 from retailkit import cli
 
@@ -99,10 +99,9 @@ def test_constraints_are_exact_versions_of_all_that_is_needed(constraints):
         assert asked.specifier.contains(version), f"{asked}: constraints.txt has {version}; run make constraints"
     if constraints.where() not in comment:
         pytest.skip("they were written on another Python or system, where other packages are needed")
-    installed = constraints.needed()
-    if any(Version(version) < Version(known.get(name, version)) for name, version in installed.items()):
-        pytest.skip("older versions are installed, which need other packages")
-    assert set(installed) <= set(known), "run make constraints"
+    if os.environ.get("RESOLUTION"):
+        pytest.skip("make installed older versions, which need other packages")
+    assert set(constraints.needed()) <= set(known), "run make constraints"
 
 
 def test_needed_packages_are_followed_through_their_dependencies(constraints, monkeypatch):
