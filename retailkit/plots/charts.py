@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,8 +12,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retailkit.metrics import Evaluation
 from retailkit.plots.style import AGAINST, BAD, COLOURS, FOR, GOOD, QUIET, array, axes_of, literal, rectangle
+
+if TYPE_CHECKING:
+    from retailkit.metrics import Evaluation
 
 SIGNS = {"above zero": (GOOD, "o"), "below zero": (BAD, "X"), "not decided": (QUIET, "D")}  # of an interval
 VERDICTS = {"as claimed": (GOOD, "o"), "the opposite": (BAD, "X"), "not decided": (QUIET, "D")}

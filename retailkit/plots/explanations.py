@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
-from retailkit.data.table import Word
 from retailkit.plots.charts import bars
 from retailkit.plots.images import image, outline, visible
 from retailkit.plots.style import AGAINST, FOR, QUIET, SIGNED, array, as_written, axes_of, rectangle
 
 if TYPE_CHECKING:  # drawing an explanation does not need what makes it
+    from retailkit.data.table import Word
     from retailkit.explain.classes import ClassExplanation
     from retailkit.explain.lime import LocalExplanation
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from skimage.segmentation import find_boundaries
-from torchvision.utils import draw_segmentation_masks, make_grid
 
-from retailkit.data.table import ProductDataset, Sample, Word
-from retailkit.metrics import Evaluation
 from retailkit.plots.style import AGAINST, BAD, COLOURS, GOOD, array, as_written, axes_of, canvas, literal, rectangle
+
+if TYPE_CHECKING:  # an explorer of plain figures needs no torch, which takes seconds to import
+    from retailkit.data.table import ProductDataset, Sample, Word
+    from retailkit.metrics import Evaluation
 
 LAYERS = {"mask": "#56B4E9", "twin_patch": "#D55E00", "shadow": "#444444", "reflection": "#CC79A7"}
 
@@ -148,6 +148,9 @@ def parts(
 
 def strip(images: Sequence[Any], chosen: int = -1, side: int = 118) -> Axes:
     """Lay images (3,H,W) of one size side by side, each `side` pixels wide; the chosen one has a blue frame."""
+    import torch
+    from torchvision.utils import make_grid
+
     grid = make_grid([torch.as_tensor(i) for i in images], nrow=len(images), padding=2, pad_value=0.5)
     step = (grid.shape[2] - 2) / len(images)
     ax = image(grid, "", canvas(side * len(images), side))
@@ -159,6 +162,9 @@ def strip(images: Sequence[Any], chosen: int = -1, side: int = 118) -> Axes:
 
 def ground_truth(sample: Sample, ax: Axes | None = None, legend: bool = True) -> Axes:
     """Draw what is known of a rendered image: product, discriminative patch, shadow, reflection and words."""
+    import torch
+    from torchvision.utils import draw_segmentation_masks
+
     layers = {"mask": sample.mask}
     if sample.truth is not None:
         layers |= {name: getattr(sample.truth, name) for name in ("shadow", "reflection", "twin_patch")}
