@@ -110,7 +110,7 @@ def loaded_by(module):
 def test_the_package_and_the_command_answer_without_the_heavy_libraries():
     assert loaded_by("retailkit") == {"retailkit"}
     assert not loaded_by("retailkit.cli") & {"torch", "pandas", "transformers", "papermill"}
-    assert not loaded_by("retailkit.widgets") & {"torch", "sklearn"}  # explorers show figures
+    assert not loaded_by("retailkit.widgets") & {"torch", "sklearn", "seaborn"}  # explorers show figures
 
 
 def test_no_path_of_one_machine_and_no_registry_in_tracked_files():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -109,8 +109,8 @@ def intervals(
     ax = axes_of(ax, (9, 0.32 * len(names) + 1.2))
     if by:
         kind = table[by]
-        shades = sns.color_palette(COLOURS, kind.nunique())  # again from the first where they run out
-        looks = looks or {key: (shade, "o") for key, shade in zip(kind.unique(), shades, strict=True)}
+        shades = cycle(COLOURS)  # again from the first where they run out
+        looks = looks or {key: (shade, "o") for key, shade in zip(kind.unique(), shades, strict=False)}
     else:
         kind, looks = np.select([table["low"] > 0, table["high"] < 0], list(SIGNS)[:2], "not decided"), SIGNS
     several = len(names) < len(table)
@@ -134,6 +134,8 @@ def before_after(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     The first label is that of the class, in orange, the second that of its contrast class, in blue.
     """
+    import seaborn as sns
+
     ax = axes_of(ax, (5, 4))
     of = {"y": "model", "hue": "label", "ax": ax}
     sns.barplot(table, x="after", palette=[FOR, AGAINST], **of)
@@ -175,6 +177,8 @@ def curves(
     marker: str | None = "o",
 ) -> Axes:
     """Draw column `y` against `x`, one line per value of `by`, with a band from `low` to `high` if there."""
+    import seaborn as sns
+
     ax, colours = axes_of(ax, (5.5, 3.6)), sns.color_palette(COLOURS, table[by].nunique())
     sns.lineplot(table, x=x, y=y, hue=by, palette=colours, marker=marker, errorbar=None, legend=False, ax=ax)
     lines, groups = ax.lines[-len(colours) :], table.groupby(by, sort=False)
@@ -255,6 +259,8 @@ def confusion(evaluation: Evaluation, groups: Sequence[str] | None = None) -> Ax
 
 def _heatmap(values: Any, rows: Sequence[str], columns: Sequence[str], ax: Axes, label: str, **options: Any) -> Axes:
     """Draw shares as a heat map. Names are set here, since seaborn measures its own before they can be made literal."""
+    import seaborn as sns
+
     sns.heatmap(values, cmap="cividis", vmin=0, vmax=1, ax=ax, xticklabels=False, yticklabels=False,
                 cbar_kws={"label": label}, **options)  # fmt: skip
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)

@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -30,6 +29,8 @@ FALLBACKS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi M
 
 def use_style() -> None:
     """Set the workbook's style for the current session."""
+    import seaborn as sns  # here, because it takes longer to import than all else that draws
+
     own = {
         "figure.dpi": 80,
         "savefig.dpi": 100,
