@@ -191,6 +191,14 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def has_bfloat16() -> bool:
+    """Return whether this processor multiplies matrices in bfloat16 faster than in float32."""
+    import torch
+
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def explained(error: BaseException) -> tuple[str, int]:
     """Return what went wrong and how to mend it, and the exit code."""
     if type(error).__name__ == "Abort":  # of click, in place of the end of a file or an interrupt

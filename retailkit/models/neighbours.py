@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from retailkit.cache import digest
+from retailkit.config import has_bfloat16
 
 BLOCK = 16  # consecutive vectors of which the first pass keeps only the largest similarity
 SPARE = 8  # blocks beyond those that are needed: the first pass rounds
@@ -29,7 +30,7 @@ class Neighbours:
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors.contiguous()
-        self.coarse = self.vectors.to(torch.bfloat16 if _has_bfloat16() else torch.float32)
+        self.coarse = self.vectors.to(torch.bfloat16 if has_bfloat16() else torch.float32)
         self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -73,9 +74,3 @@ def shared(vectors: Tensor) -> Neighbours:
     """Return the search among some vectors; models with the same gallery share one."""
     key = digest(vectors)
     return _SHARED.setdefault(key, _SHARED.get(key) or Neighbours(vectors))
-
-
-def _has_bfloat16() -> bool:
-    """Return whether this processor multiplies matrices in bfloat16 faster than in float32."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

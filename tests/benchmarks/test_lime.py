@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pandas as pd
 import pytest
 import torch
@@ -30,9 +31,9 @@ from scipy.integrate import trapezoid
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from retailkit import data, metrics, training
+from retailkit import data, inference, metrics, training
 from retailkit.cache import code_fingerprint, digest, kept_tensors
-from retailkit.config import data_root
+from retailkit.config import data_root, has_bfloat16
 from retailkit.explain import lime, masking
 from retailkit.inference import Predictor
 
@@ -46,6 +47,7 @@ JUDGED = {"stability": 1, "deletion": -1}  # and whether more is better
 STEPS = 24  # of a deletion curve
 SAMPLES = 1000  # of the peers
 AT_ONCE = 10  # images a batch of theirs
+AGREEMENT, PILOT = 0.995, 64  # correlation with float32 over so many masks, for bfloat16 to be of use
 TARGETS = {"as_used": 7, "same_predictor": 3}  # times as fast
 CACHE = os.environ.get("RETAILKIT_CACHE")  # of the user: the session has another one, which goes with it
 
@@ -219,17 +221,57 @@ def as_good(table, budget, peer):
     return all(sign * gaps[what].mean() >= 0 for what, sign in JUDGED.items())
 
 
-@pytest.mark.benchmark
-@pytest.mark.timeout(3 * 3600)
-@pytest.mark.usefixtures("kept_cache", "all_cores")
-def test_lime(compare_cpu, quick):
+@pytest.fixture
+def real(kept_cache, quick):
+    """A classifier of Grocery Store, its predictor and photos that it gets right."""
     try:
         shop = data.load("grocery_store")
     except data.DataError as error:
         pytest.skip(f"needs real photos: {error}; or set RETAILKIT_DATA to the folder above it")
     model, _ = training.fit_or_load(training.reference("probe", "grocery_store"), shop)
     predictor = Predictor(model, SIZE)  # once for a model, so that it is not in the times
-    photos, seeds = chosen(predictor, shop.split("val", SIZE), 2 if quick else 8), 3 if quick else SEEDS
+    return model, predictor, chosen(predictor, shop.split("val", SIZE), 2 if quick else 8)
+
+
+@pytest.mark.benchmark
+@pytest.mark.usefixtures("all_cores")
+def test_bfloat16(real, compare_cpu, monkeypatch):
+    """What bfloat16 would gain: explanations may use it where it agrees with float32 by `AGREEMENT`."""
+    model, exact, photos = real
+    if not has_bfloat16():
+        pytest.skip("this processor is no faster in bfloat16")
+
+    def compiled(graph, threads):
+        core = openvino.Core()
+        options = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        return core.compile_model(core.read_model(graph, b""), "CPU", options | {"ENABLE_CPU_PINNING": False})
+
+    def answers(predictor):
+        """The square roots of the class's probability with the same masks, (photos,PILOT)."""
+        found = []
+        for photo in photos:
+            game = masking.MaskedModel(predictor, photo["image"], photo["segments"], feather=0.0)
+            logits = game.logits(masking.masks(game.n_segments, PILOT))
+            found.append(masking.targets(logits, [photo["label"]], [-1], OURS["target"])[:, 0])
+        return np.stack(found)
+
+    answers(exact)  # compiles
+    monkeypatch.setattr(inference, "openvino_network", compiled)
+    monkeypatch.setattr(inference, "_NETWORKS", {})
+    answers(rough := Predictor(model, SIZE))
+    agree = np.array([np.corrcoef(*rows)[0, 1] for rows in zip(answers(exact), answers(rough), strict=True)])
+    enough, case = int((agree >= AGREEMENT).sum()), f"{PILOT} masks of each of {len(photos)} photos"
+    told = f"float32; agreement: 1 - median correlation; it is at least {AGREEMENT} on {enough} photos"
+    compare_cpu("lime", f"bfloat16: {case}", told, lambda: answers(exact), lambda: answers(rough),
+                lambda *_: 1 - np.median(agree), tolerance=0.05)  # fmt: skip
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.usefixtures("all_cores")
+def test_lime(real, compare_cpu, quick):
+    model, predictor, photos = real
+    seeds = 3 if quick else SEEDS
     table = pd.DataFrame([row_of(predictor, photo, seeds) for photo in photos])
     whole = with_means(table)
     print(whole.rename(index=lambda name: Path(name).stem).T.round(4).to_string())

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from retailkit import data, models
-from retailkit.models import matching, neighbours
+from retailkit.config import has_bfloat16
+from retailkit.models import matching
 
 
 def by_opencv(query, gallery, power):
@@ -95,4 +96,4 @@ def test_matching_and_votes_of_one_photo(compare_cpu):
     case = f"matching and votes of 200 points, {images} images with 200 points each, one core"
     baseline = "the former code: every image matched, all similarities sorted"
     ratio = compare_cpu("matching", case, baseline, lambda: formerly(matcher, query), ours, differ, 5)
-    assert ratio > (4 if neighbours._has_bfloat16() else 1)
+    assert ratio > (4 if has_bfloat16() else 1)

@@ -15,7 +15,7 @@ def unit(count, dimensions, seed):
 @pytest.mark.parametrize("count", [1, 5, 15, 16, 17, 100, 4096, 4097, 10_000])
 @pytest.mark.parametrize("first_pass", [torch.bfloat16, torch.float32])
 def test_it_finds_what_a_complete_sort_finds(count, first_pass, monkeypatch):
-    monkeypatch.setattr(neighbours, "_has_bfloat16", lambda: first_pass == torch.bfloat16)
+    monkeypatch.setattr(neighbours, "has_bfloat16", lambda: first_pass == torch.bfloat16)
     query, vectors = unit(50, 64, 0), unit(count, 64, 1)
     search = Neighbours(vectors)
     assert search.coarse.dtype == first_pass
