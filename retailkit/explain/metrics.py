@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.integrate import trapezoid
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 from torch import nn
 
 from retailkit.config import UsageError
@@ -299,7 +299,7 @@ def stability(weights: Any, k: int = 5, intervals: Any = None) -> Stability:
     low, high = np.moveaxis(unknown if intervals is None else _array(intervals, float), -1, 0)
     gaps = np.maximum(low[a], low[b]) - np.minimum(high[a], high[b])
     return Stability(
-        spearman=_mean_known([_spearman(x, y) for x, y in zip(weights[a], weights[b], strict=True)]),
+        spearman=_mean_known(_spearman(weights)[a, b]),
         jaccard=_mean_known(common / np.where(either, either, np.nan)),
         vsi=100 * _mean_known(common / np.where(larger, larger, np.nan)),
         csi=100 * _mean_known(np.where(np.isnan(gaps), np.nan, gaps <= 0)),
@@ -371,9 +371,13 @@ def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:
         raise UsageError(f"maps are {a.shape} and {b.shape}; compare maps of the same images at one size")
     if absolute:
         a, b = np.abs(a), np.abs(b)
-    return np.array([_spearman(x.ravel(), y.ravel()) for x, y in zip(a, b, strict=True)])
+    return np.array([_spearman(np.stack([x.ravel(), y.ravel()]))[0, 1] for x, y in zip(a, b, strict=True)])
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    flat = x.min() == x.max() or y.min() == y.max()
-    return math.nan if flat else float(spearmanr(x, y).statistic)
+def _spearman(rows: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlations (R,R) of rows (R,P), NaN for those that have one value throughout."""
+    ranks = rankdata(rows, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    sizes = np.linalg.norm(ranks, axis=1)
+    with np.errstate(invalid="ignore"):
+        return ranks @ ranks.T / np.outer(sizes, sizes)

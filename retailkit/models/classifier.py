@@ -214,10 +214,12 @@ class ImageScorer(nn.Module):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for the block, in which no gradients are kept."""
-    training = model.training
-    model.eval()
+    training, changes = model.training, any(part.training for part in model.modules())
+    if changes:
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        if changes:
+            model.train(training)

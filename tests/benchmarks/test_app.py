@@ -6,13 +6,14 @@ counted from the click until Python has sent the panel. Nothing is kept from one
 
 import threading
 import time
+from statistics import median
 
 import pytest
 
 from retailkit import widgets
 from retailkit.widgets.start import explanation_desk
 
-PREVIEW, DONE = 2.0, 10.0  # seconds
+PREVIEW, DONE = 0.5, 1.5  # seconds, by the median
 
 
 @pytest.mark.benchmark
@@ -44,4 +45,4 @@ def test_app(compare, quick):
     case, baseline = f"a coarse answer after the click, {masks}", "the explanation is done, 160 masks"
     compare("app", case, baseline, until_done, until_preview, agreement=None, repeat=3 if quick else 5)
     print(seconds)
-    assert max(seconds["preview"]) < PREVIEW and max(seconds["done"]) < DONE
+    assert median(seconds["preview"]) < PREVIEW and median(seconds["done"]) < DONE
