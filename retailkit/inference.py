@@ -20,6 +20,7 @@ from retailkit.cache import code_fingerprint, digest, kept_tensors
 from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.encoders import ImageEncoder, TransformerEncoder
+from retailkit.models.ensemble import Ensemble
 from retailkit.models.weights import reason
 
 if TYPE_CHECKING:
@@ -97,7 +98,12 @@ class _Only(nn.Module):
 
 
 def compiled(model: ProductClassifier) -> ProductClassifier:
-    """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is."""
+    """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is.
+
+    Of an ensemble, those of all members are.
+    """
+    if isinstance(model, Ensemble):
+        return model.with_members([compiled(member) for member in model.members])
     if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
         return model
     return model.with_parts(image_encoder=CompiledEncoder(model.image_encoder))

@@ -10,8 +10,9 @@ import torch
 
 from retailkit import inference, models
 from retailkit.config import UserError
-from retailkit.inference import Predictor, SharedPredictor
+from retailkit.inference import CompiledEncoder, Predictor, SharedPredictor
 from retailkit.models.encoders import build_image_encoder
+from retailkit.models.ensemble import Ensemble
 
 SIZE = 64
 CLASSES = ["lean", "extra lean", "oat", "soy"]
@@ -90,6 +91,18 @@ def test_a_compiled_model_gives_what_the_model_gives(backbone, pooling):
     reference = plain(model, images)
     assert reference.std(0).max() > 0.02, "all images look alike to this model, so that agreement says nothing"
     assert torch.allclose(Predictor(model, size)(images), reference, atol=1e-4)
+
+
+def test_all_members_of_an_ensemble_are_compiled(images):
+    members = [make("resnet18"), make("shufflenet_v2_x1_0")]
+    for member in members:
+        member.input_size = SIZE
+    ensemble = Ensemble(members, [True, False]).eval()
+    ensemble.weights.copy_(torch.tensor([2.0, 0.5]))
+    predictor = Predictor(ensemble, SIZE)
+    assert all(isinstance(member.image_encoder, CompiledEncoder) for member in predictor.fast.members)
+    assert torch.allclose(predictor(images), plain(ensemble, images), atol=1e-4)
+    assert not any(isinstance(member.image_encoder, CompiledEncoder) for member in ensemble.members)
 
 
 @torch.no_grad()

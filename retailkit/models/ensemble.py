@@ -57,6 +57,12 @@ class Ensemble(ImageScorer):
         self.input_size = max(m.input_size for m in members)
         self.register_buffer("weights", torch.ones(len(members)))
 
+    def with_members(self, members: Sequence[nn.Module]) -> Ensemble:
+        """Return an ensemble of other members with the same weights."""
+        twin = Ensemble(members, self.flips)
+        twin.weights, twin.training = self.weights, self.training
+        return twin
+
     def encode_image(self, images: Tensor) -> Features:
         """Return the log-probabilities (B,M*K) of all members side by side, for images (B,3,H,W) in [0,1]."""
         parts = [self._log_probs(m, flip, images) for m, flip in zip(self.members, self.flips, strict=True)]
