@@ -62,7 +62,8 @@ class Neighbours:
         maxima = []
         for part in self.coarse.split(AT_ONCE):
             similarity = torch.mm(part, columns, out=memory[: len(part)])
-            similarity = functional.pad(similarity, (0, 0, 0, -len(part) % BLOCK), value=-torch.inf)
+            if short := -len(part) % BLOCK:  # the last ones
+                similarity = functional.pad(similarity, (0, 0, 0, short), value=-torch.inf)
             maxima.append(similarity.view(-1, BLOCK, len(query)).amax(1))
         return torch.cat(maxima).T.contiguous()
 
