@@ -19,10 +19,10 @@ form of this package is, and by how much the results differ. {ratios} cases are 
 too, but less than seconds do.
 
 **The machine** has two cores (AMD EPYC) with AVX-512 and bfloat16, and did other work at the same time. The work of a
-single process is therefore timed by the processor. Rows `train`, `ocr`, `render`, `run` and `scale` are times by the
-clock: `scale` was measured with nothing beside it, the others beside other work, so take them as rough. The row of 64
-photos without disks of their own comes from a slower machine. So does `run`: that machine has no AVX-512, and small
-tests ran beside its one worker. Of our own ways, only matching computes in bfloat16.
+single process is therefore timed by the processor. Rows `app`, `train`, `ocr`, `render`, `run` and `scale` are times by
+the clock: `app` and `scale` were measured with nothing beside them, the others beside other work, so take them as
+rough. The row of 64 photos without disks of their own comes from a slower machine. So does `run`: that machine has no
+AVX-512, and small tests ran beside its one worker. Of our own ways, only matching computes in bfloat16.
 
 **To repeat it**: `retailkit bench lca nts --csv mine.csv` runs benchmarks by name, `retailkit bench --quick` all of
 them in short; `retailkit bench --csv docs/benchmarks.csv --force` and `python docs/benchmarks.py` make this page anew.
@@ -38,12 +38,11 @@ cannot differ.
 library: as stable between seeds, and with as small an area under the deletion curve. Beside lime, no number of masks
 passes this test of the benchmark: with 512 masks, stability minus that of lime is {stability}, and the area minus that
 of lime is {deletion} ({photos} photos, {seeds} seeds, 95 % intervals over photos). So stability is higher, and the
-areas are not shown to differ. Estimators were compared on eight other photos, with the same result: the square root
-of the probability needs the fewest masks; smoothing, other kernels and other targets gain stability and lose in the
-deletion curve, or the reverse.
+areas are not shown to differ.
 
-**Explanations do not use bfloat16** (row `lime: bfloat16`). It would be faster, but it agrees with float32 too little
-on most photos once more than one class is explained, and explanations would depend on the processor.
+**Explanations do not use bfloat16** (row `lime: bfloat16`). It would be faster. But on most photos it agrees too little
+with float32 for one of the three classes that are explained by default, and the same seed would give other
+explanations on other processors.
 
 ## How time and memory grow
 

@@ -376,8 +376,4 @@ def rank_correlation(a: Any, b: Any, absolute: bool = False) -> np.ndarray:
 
 def _spearman(rows: np.ndarray) -> np.ndarray:
     """Return Spearman's correlations (R,R) of rows (R,P), NaN for those that have one value throughout."""
-    ranks = rankdata(rows, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    sizes = np.linalg.norm(ranks, axis=1)
-    with np.errstate(invalid="ignore"):
-        return ranks @ ranks.T / np.outer(sizes, sizes)
+    return pd.DataFrame(rows.T).corr("spearman").to_numpy()

@@ -62,7 +62,7 @@ class Neighbours:
         maxima = []
         for part in self.coarse.split(AT_ONCE):
             similarity = torch.mm(part, columns, out=memory[: len(part)])
-            if short := -len(part) % BLOCK:  # the last ones
+            if short := -len(part) % BLOCK:  # only of the last part; padding by nothing would copy it, too
                 similarity = functional.pad(similarity, (0, 0, 0, short), value=-torch.inf)
             maxima.append(similarity.view(-1, BLOCK, len(query)).amax(1))
         return torch.cat(maxima).T.contiguous()
