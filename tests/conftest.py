@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
+from unittest import mock
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -192,6 +193,18 @@ def elsewhere(tmp_path, monkeypatch):
     done, pool = [], SimpleNamespace(as_done=as_done)
     monkeypatch.setattr("retailkit.cluster.workers", lambda jobs, scheduler, shared: nullcontext(pool))
     return done
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Pieces of work are done in this process, one after the other, for tests that are not about processes."""
+
+    def as_done(work, pieces, label):
+        for piece in pieces:
+            with mock.patch.dict(os.environ):
+                yield piece, work(piece)
+
+    monkeypatch.setattr("retailkit.cluster.workers", lambda *given: nullcontext(SimpleNamespace(as_done=as_done)))
 
 
 @pytest.fixture(scope="session")

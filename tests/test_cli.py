@@ -80,7 +80,6 @@ BAD_CALLS = {  # command: exit code, and what the line names
     "explain none.jpg --checkpoint none.safetensors": (1, "none.safetensors"),
     "explain none.jpg --checkpoint m.safetensors --output a.pdf": (2, ".html"),
     "export --checkpoint none.safetensors": (1, "none.safetensors"),
-    "matrix --train orginal": (2, "did you mean 'original'"),
     "matrix --mode prob": (2, "did you mean 'probe'"),
     "train --root photos --backbone efficientnet_lite": (2, "did you mean 'efficientnet_lite"),
     "matrix --seeds 0": (2, "--seeds"),
@@ -110,10 +109,7 @@ def test_list_names_notebooks_and_their_parameters(done):
 
 SPOILT = {  # what is wrong with photos/milk/1.jpg, or with a table: what the error names
     "text for an image": "1.jpg",
-    "cut in half": "1.jpg",
     "image,product\nphotos/milk/0.jpg,milk": "label",
-    "image,label\nphotos/none.jpg,milk": "none.jpg",
-    "empty folder": "empty",
 }
 
 
@@ -124,11 +120,8 @@ def test_spoilt_data_ends_a_check_and_a_training_in_one_line(call, photos, how):
     if how.startswith("image,"):
         root = photos.with_name("table.csv")
         root.write_text(f"{how}\n")
-    elif how == "empty folder":
-        root = photos.with_name("empty")
-        root.mkdir()
     else:
-        victim.write_bytes(victim.read_bytes()[:400] if how == "cut in half" else b"no image")
+        victim.write_bytes(b"no image")
     for line in (f"check --root {root}", f"train --root {root} --frozen --epochs 1"):
         code, out, err = call(line)
         last = err.strip().splitlines()[-1]
@@ -195,6 +188,7 @@ def test_bench_runs_the_benchmarks_asked_for_and_hands_on_its_options(call, tmp_
     assert call("bench ocr")[0] == 1
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_root_alone_is_a_folder_of_ones_own_and_nothing_is_written_into_it(call, photos):
     """Without `--dataset folder`, commands rendered the built-in set into the user's photos."""
     code, _, err = call("matrix --root photos --size 48 --train original --test only_fg --csv cells.csv")
@@ -211,6 +205,7 @@ def test_train_says_what_becomes_of_an_output_that_is_there(done, photos):
     assert said == ["output: written", "output: used again", "output: replaced"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_changed_run_leaves_the_other_one_and_only_what_was_asked_for_counts(call, tmp_path):
     """One failed record made every later run end with code 1, and `-p` overwrote the unchanged run."""
     (tmp_path / "tests").mkdir()
@@ -282,9 +277,8 @@ def test_a_shell_completes_commands_and_options(shell):
     assert "evaluate" in done.stdout and "train" not in done.stdout, done.stderr
 
 
-def test_the_package_runs_as_a_module_and_says_its_version():
-    done = subprocess.run([sys.executable, "-m", "retailkit", "--version"], capture_output=True, text=True)
-    assert done.stdout == f"retailkit {retailkit.__version__}\n"
+def test_the_command_says_its_version(done):
+    assert done("--version") == f"retailkit {retailkit.__version__}\n"
 
 
 def test_a_model_that_reads_is_trained_and_judged_on_what_the_engine_reads(call, done, tmp_path):

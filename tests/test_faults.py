@@ -64,12 +64,11 @@ DIALECTS = itertools.product(",;\t|", ["\n", "\r\n", "\r"], ["utf-8", "utf-8-sig
 
 
 @pytest.mark.parametrize("separator, end, encoding", DIALECTS)
-@pytest.mark.parametrize("label", ["milk", "crème, 3 %"])
-def test_a_table_is_read_whatever_the_spreadsheet(shop, separator, end, encoding, label):
-    text = end.join(separator.join([image, f'"{label}"' if kind == "milk" else kind]) for image, kind in ROWS)
+def test_a_table_is_read_whatever_the_spreadsheet(shop, separator, end, encoding):
+    text = end.join(separator.join([image, '"crème, 3 %"' if kind == "soup" else kind]) for image, kind in ROWS)
     Path("t.csv").write_bytes(text.encode(encoding))
     code, out, err = shop.call("check", "--root", "t.csv")
-    if encoding == "cp1252" and label != "milk":
+    if encoding == "cp1252":
         assert code == 1 and "save the table as CSV UTF-8" in out + err
     else:
         assert code == 0 and "6 images of 2 classes" in out

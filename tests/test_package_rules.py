@@ -101,15 +101,17 @@ def test_sources_are_short_and_keep_the_habits():
 
 
 def loaded_by(module):
-    """What a fresh Python has loaded after an import of a module."""
+    """What a fresh Python has loaded after an import of a module (and what follows it)."""
     script = f"import sys; before = set(sys.modules); import {module}; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-def test_the_package_and_the_command_answer_without_the_heavy_libraries():
+def test_the_package_and_the_command_answer_without_the_heavy_libraries(monkeypatch):
+    monkeypatch.setenv("RETAILKIT_DEVICE", "cpu")
     assert loaded_by("retailkit") == {"retailkit"}
-    assert not loaded_by("retailkit.cli") & {"torch", "pandas", "transformers", "papermill"}
+    device = "retailkit.cli; from retailkit import config; assert config.device() == 'cpu'"
+    assert not loaded_by(device) & {"torch", "pandas", "transformers", "papermill"}
     assert not loaded_by("retailkit.widgets") & {"torch", "sklearn", "seaborn"}  # explorers show figures
 
 

@@ -1,4 +1,4 @@
-"""The tables of the README, of `docs/results.md` and of `docs/benchmarks.md` say what was measured."""
+"""The tables of the README and of the pages on results, benchmarks and scale say what was measured."""
 
 import importlib.util
 import json
@@ -53,3 +53,18 @@ def test_the_page_of_the_benchmarks_is_that_of_its_tables_and_its_chart_has_ever
         slope = np.polyfit(np.log(part["size"]), np.log(part["seconds"]), 1)[0]
         assert part["exponent"].unique() == pytest.approx(slope, abs=0.006), name
     assert sum(len(ax.lines) for ax in page.chart(growth).axes) == growth["curve"].nunique()
+
+
+def test_the_page_shows_the_growth_of_tables_that_was_measured():
+    page, measured = (
+        (ROOT / "docs/scale.md").read_text(encoding="utf-8"),
+        pd.read_csv(ROOT / "docs/growth_of_tables.csv"),
+    )
+    for rows, files, load, split, sample, megabytes in measured.to_numpy():
+        line = (
+            f"| {rows:,.0f} | {files:,.0f} | {load:.1f} | {split * 1000:.0f} | {sample * 1000:.1f} | {megabytes:.0f} |"
+        )
+        assert line in page
+    few = measured[(measured["files"] == 100) & (measured["rows"] >= 10**4)]
+    power = np.polyfit(np.log(few["rows"]), np.log(few["load"]), 1)[0]
+    assert f"to the power of {power:.2f}." in page and power < 1.3

@@ -10,11 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from PIL import Image
+from served import opened_browser
 
 from retailkit.config import UserError
 
 ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TERM = "### look-alikes\n\nProducts that differ in one detail, such as `$PRICE`. A wide table:\n\n"
 WIDE = "|" + "a long name of a column |" * 12 + "\n" + "|" + "---|" * 12 + "\n" + "|" + "1 |" * 12 + "\n"
 
@@ -111,12 +111,7 @@ def test_markup_that_a_script_writes_is_no_link(site, tmp_path):
 
 @pytest.mark.slow
 def test_search_and_menu_work_from_a_folder_in_a_narrow_window(built):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing; run: pip install playwright")
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not browser:
-        pytest.skip("no browser was found; run: make browser")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=browser, args=["--headless", "--no-sandbox", "--disable-gpu"])
+    with opened_browser() as opened:
         page = opened.new_page(viewport={"width": 420, "height": 800})
         asked = []
         page.on("request", lambda request: asked.append(request.url))
@@ -133,7 +128,6 @@ def test_search_and_menu_work_from_a_folder_in_a_narrow_window(built):
         page.wait_for_url("**/docs/glossary.html")
         page.fill("#query", "nowhere at all")
         assert "No page" in page.inner_text("#found")
-        opened.close()
         assert all(address.startswith(("file:", "data:")) for address in asked)
 
 

@@ -116,8 +116,6 @@ def test_equal_weights_score_chance():
         return metrics.energy_on(explanation(image, text, segments, tokens), mask, [(9, 0, 14, 5)])["ratio"]
 
     assert ratio(np.ones(12), np.ones(5)).tolist() == pytest.approx([1, 1, 1])
-    ratios = [ratio(rng.normal(size=12), rng.normal(size=5)) for _ in range(3000)]
-    assert np.nanmean(ratios, axis=0) == pytest.approx([1, 1, 1], abs=0.08)
 
 
 FIRST, SECOND = (0, 0, 1.9, 1), (5, 5, 6, 6)  # boxes of the first and the second token

@@ -90,7 +90,7 @@ def test_missing_prior_answers_with_the_average_row():
         ({"name": "matching", "colour": float("nan")}, "colour=nan"),
         ({"name": "matching", "colour": 0.3, "detector": "orb"}, "colour=0.3, detector=orb.*with descriptors of bits"),
         ({"learn": 9}, "learn=9 needs an EfficientNet, not 'resnet18'"),
-        ({"learn": 99, "backbone": "efficientnet_lite0"}, "learn=99 is out of range; efficientnet_lite0 has 16 blocks"),
+        ({"learn": 16, "backbone": "efficientnet_lite0"}, "learn=16 is out of range; efficientnet_lite0 has 16 blocks"),
         ({"learn": 1, "backbone": "efficientnet_lite0", "pooling": "nts"}, "gap and lca, not NavigatedParts"),
     ],
 )

@@ -24,17 +24,6 @@ def saved(small_model, tmp_path):
     return training.save_checkpoint(small_model(), tmp_path / "model.safetensors", NOTHING, size=48, note="old")
 
 
-def test_a_checkpoint_holds_all_that_is_needed(small_model, train, tmp_path):
-    model = small_model()
-    history = training.fit(model, train, None, TrainConfig(epochs=2, batch_size=8))
-    training.save_checkpoint(model, tmp_path / "model.safetensors", history, size=48)
-    loaded, again, facts = training.load_checkpoint(tmp_path / "model.safetensors")
-    images = torch.rand(2, 3, 48, 48)
-    assert torch.allclose(model(images), loaded(images), atol=1e-4)
-    assert loaded.classes == model.classes and facts["size"] == 48
-    pd.testing.assert_frame_equal(again.epochs, history.epochs)
-
-
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [

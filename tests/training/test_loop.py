@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from retailkit import losses, models, training
+from retailkit import losses, training
 from retailkit.config import UsageError, UserError
 from retailkit.data.table import Batch
 from retailkit.training import TrainConfig, TrainingError, encoded
@@ -73,19 +73,6 @@ def test_the_last_blocks_learn_above_kept_maps(small_model, data):
     training.fit(model, data.split("train", 48), None, replace(FROZEN, epochs=1, encoder_lr=1e-3))
     assert same(model.image_encoder, fresh.image_encoder)
     assert not any(same(*pair) for pair in zip(model.pooling.learned, fresh.pooling.learned, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("name", "backbone", "learn", "says"),
-    [
-        ("image", "shufflenet_v2_x1_0", 1, "needs an EfficientNet, not 'shufflenet_v2_x1_0'"),
-        ("image", "efficientnet_lite0", 16, "learn=16 is out of range; efficientnet_lite0 has 16 blocks"),
-        ("nts", "efficientnet_lite0", 1, "not NavigatedParts"),
-    ],
-)
-def test_last_blocks_that_cannot_learn_are_refused(name, backbone, learn, says):
-    with pytest.raises(UsageError, match=says):
-        models.build(name, ["a", "b"], backbone, weights=None, learn=learn)
 
 
 def test_nts_learns_where_to_look_and_not_on_kept_features(small_model, data):

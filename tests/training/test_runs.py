@@ -54,10 +54,12 @@ def test_a_file_that_another_training_made_is_replaced(data, tmp_path, trainings
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"cut off")
     for seed in (0, 1, 1):
-        training.fit_or_load(replace(SPEC, config=replace(SPEC.config, seed=seed)), data, path)
+        trained, history = training.fit_or_load(replace(SPEC, config=replace(SPEC.config, seed=seed)), data, path)
     assert trainings == [0, 1]
-    model, _, facts = training.load_checkpoint(path)
+    model, again, facts = training.load_checkpoint(path)
     assert facts["spec"]["config"]["seed"] == 1 and facts["size"] == 48 and model.classes == data.classes
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in trained.state_dict().items())
+    pd.testing.assert_frame_equal(again.epochs, history.epochs)
 
 
 def test_heads_share_the_encoders_and_nothing_else(small_model, data, train, val, trainings):
