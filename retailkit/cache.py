@@ -312,7 +312,7 @@ def versions() -> dict[str, str]:
 def sources(*modules: str) -> list[Path]:
     """Return the files of modules of this package and of all others that they import, directly or not.
 
-    So a key needs no list of files that somebody has to remember. TOML and YAML files beside a module belong to it.
+    So a key needs no list of files that somebody has to remember. YAML files beside a module belong to it.
     """
     files: set[Path] = set()
     waiting = list(modules)
@@ -320,7 +320,7 @@ def sources(*modules: str) -> list[Path]:
         stem = PACKAGE.parent.joinpath(*waiting.pop().split("."))
         path = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
         if path and path not in files and path.is_relative_to(PACKAGE):
-            files |= {path, *path.parent.glob("*.toml"), *path.parent.glob("*.yaml")}
+            files |= {path, *path.parent.glob("*.yaml")}
             waiting += _imported(path)
     return sorted(files)
 

@@ -199,16 +199,13 @@ class ProductData:
         """Return the same data set with only the rows given as a boolean mask or positions."""
         return replace(self, table=self.table.iloc[np.asarray(rows)].copy())
 
-    def split(
-        self, name: str, size: int = 224, fit: str | None = None, augment: v2.Transform | None = None
-    ) -> ProductDataset:
+    def split(self, name: str, size: int = 224, fit: str | None = None) -> ProductDataset:
         """Return one split as tensors.
 
         Args:
             name: `train`, `val` or `test`; joined names such as `train+val` are taken together.
             size: side of the square images in pixels.
             fit: one of `FITS`, see `to_square`; None takes the data set's own.
-            augment: random transform used in place of `fit`; it must return `size` x `size`.
 
         Raises:
             DataError: the split is empty or its files are not there.
@@ -219,7 +216,7 @@ class ProductData:
             why = self.info.get(f"missing_{name}", "")
             have = ", ".join(self.splits) or "none"
             raise DataError(f"data set {self.name!r} has no {name!r} split (it has: {have}){'; ' + why if why else ''}")
-        return ProductDataset(self, rows, size, fit or self.fit, augment)
+        return ProductDataset(self, rows, size, fit or self.fit)
 
 
 class ProductDataset(torch.utils.data.Dataset):

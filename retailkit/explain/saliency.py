@@ -6,8 +6,8 @@ What is explained is the margin: the logit of a class minus that of its runner-u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from retailkit.config import UsageError, pick
 from retailkit.data.table import Word
 from retailkit.data.text import without_barcodes
 from retailkit.inference import CompiledEncoder, compiled, in_range
-from retailkit.models.classifier import Features, ProductClassifier
+from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.lca import LocalConceptsAccumulation
 from retailkit.models.nts import NavigatedParts
 
@@ -303,7 +303,7 @@ def attribute(
     images = in_range(torch.as_tensor(images).detach(), "images")
     labels = torch.as_tensor(labels).to(images.device).clone()
     maps = [images.new_zeros(0, *images.shape[2:])]
-    with _evaluating(model):
+    with evaluating(model, gradients=True):
         fast = compiled(model) if method in FORWARD_ONLY and isinstance(model, ProductClassifier) else model
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
@@ -348,7 +348,7 @@ def attribute_tokens(
     if not hasattr(getattr(model, "text_encoder", None), "embedding"):
         raise UsageError("this model has no word embeddings; explain its words by explain.lime")
     tokens, labels = [], torch.as_tensor(labels).clone()
-    with _evaluating(model):
+    with evaluating(model, gradients=True):
         for i, read in enumerate(words):
             texts = without_barcodes(read)
             tokens.append(_tokens(model, texts, labels[i : i + 1], steps) if "".join(texts).strip() else [])
@@ -380,18 +380,6 @@ def _tokens(model: nn.Module, words: list[str], label: Tensor, steps: int) -> li
 
 
 # -- What both share.
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, with gradients; afterwards each of its modules is in the mode it was in."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def _rows(values: Tensor) -> Tensor:

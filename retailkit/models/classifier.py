@@ -212,14 +212,17 @@ class ImageScorer(nn.Module):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for the block, in which no gradients are kept."""
-    training, changes = model.training, any(part.training for part in model.modules())
-    if changes:
+def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Put a model into evaluation mode for the block, without gradients unless they are asked for.
+
+    Afterwards each of its modules is in the mode it was in.
+    """
+    learning = [part for part in model.modules() if part.training]
+    if learning:
         model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(not gradients):
             yield
     finally:
-        if changes:
-            model.train(training)
+        for part in learning:
+            part.training = True

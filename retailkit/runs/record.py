@@ -16,14 +16,13 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from PIL import Image
 
-from retailkit.cache import RESUMED, digest, open_file, replacing, to_json
+from retailkit.cache import RESUMED, digest, open_file, replacing, to_json, versions
 from retailkit.config import UserError, device, home, pick
 from retailkit.runs.expect import check_record, expectations
 
@@ -31,7 +30,6 @@ FIGURE_BYTES = 120_000
 BETTER = ("higher", "lower", "none")
 FIELDS = {"notebook": str, "profile": str, "dataset": str, "status": str, "seconds": (int, float), "metrics": dict,
           "figures": list, "tables": dict, "skipped": dict}  # fmt: skip
-LIBRARIES = ("torch", "torchvision", "timm", "openvino", "scikit-learn", "numpy", "rapidocr")
 
 
 def run_dir(profile: str, dataset: str, changed: Mapping[str, Any] | None = None) -> Path:
@@ -79,7 +77,7 @@ class Run:
             "skipped": {},
             "device": device(),
             "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "versions": versions() | {"python": platform.python_version()},
             "git": _commit(),
             "data": os.environ.get("RETAILKIT_RUN_DATA", ""),
             "key": os.environ.get("RETAILKIT_RUN_KEY", ""),

@@ -69,7 +69,7 @@ def test_image_mask_truth_and_words_move_together(tmp_path, fit, shape):
 
 def test_a_random_transform_moves_them_together_too(tmp_path):
     augment = v2.Compose([v2.RandomHorizontalFlip(p=1), v2.Resize((64, 64), antialias=True)])
-    sample = marked(tmp_path, 64, 64, (4, 10, 20, 30)).split("train", size=64, augment=augment)[0]
+    sample = marked(tmp_path, 64, 64, (4, 10, 20, 30)).split("train", size=64).with_options(augment=augment)[0]
     assert covered(sample.mask) == (44, 10, 60, 30) and sample.words[0].box == (44, 10, 60, 30)
 
 
