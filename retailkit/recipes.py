@@ -25,8 +25,7 @@ from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
-_FINE_TUNED = {"mode": "finetune", "epochs": 12, "encoder_lr": 2e-3, "ema": 0.99}
-_FINE_TUNED |= {"augment": "standard", "train_size": 192}
+_FINE_TUNED = {"mode": "finetune", "epochs": 12, "augment": "standard", "train_size": 192, "ema": 0.99}
 _SHORTER = {"epochs": _FINE_TUNED["epochs"] // 2}  # of a member that is only trained to find a temperature
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
@@ -75,7 +74,7 @@ RECIPES = {
         (
             Member("image", _last_blocks("efficientnet_lite2", 15), 224, _FINE_TUNED, flip=True),
             Member("image", _last_blocks("efficientnet_lite0", 11), 224, _FINE_TUNED, flip=True),
-            Member("image", {"backbone": "efficientnet_lite2"}, 224, _PROBE, flip=True),
+            Member("image", {"backbone": "efficientnet_lite2"}, 224, _PROBE, flip=True, weight=0.5),
         ),
     ),
     "grozi_best": Recipe(
