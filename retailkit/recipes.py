@@ -25,7 +25,7 @@ from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
-_FINE_TUNED = {"mode": "finetune", "epochs": 12, "augment": "standard", "train_size": 192, "ema": 0.99}
+_FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
 _SHORTER = {"epochs": _FINE_TUNED["epochs"] // 2}  # of a member that is only trained to find a temperature
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
@@ -47,8 +47,7 @@ class Member:
             name = self.options.get("detector", "sift")
             detector = "XFeat" if name == "xfeat" else name.upper()
             return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
-        blocks = f"last {self.options['learn']} blocks " if self.options.get("learn") else ""
-        how = f"{blocks}fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
+        how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
         views = f", {self.config['views']} views" if "views" in self.config else ""
         return f"{self.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
 
@@ -63,18 +62,14 @@ class Recipe:
     data_options: Mapping[str, Any] = field(default_factory=dict)  # of the data set's reader
 
 
-def _last_blocks(backbone: str, learn: int) -> dict[str, Any]:
-    return {"backbone": backbone, "freeze": True, "learn": learn, "dropout": 0.3}
-
-
 RECIPES = {
     "grocery_best": Recipe(
         "grocery_store",
         ("train", "val"),
         (
-            Member("image", _last_blocks("efficientnet_lite2", 15), 224, _FINE_TUNED, flip=True),
-            Member("image", _last_blocks("efficientnet_lite0", 11), 224, _FINE_TUNED, flip=True),
-            Member("image", {"backbone": "efficientnet_lite2"}, 224, _PROBE, flip=True, weight=0.5),
+            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
+            Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
+            Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.0625),
         ),
     ),
     "grozi_best": Recipe(

@@ -109,13 +109,10 @@ def test_energy_of_superpixels_and_words_by_hand():
 
 
 def test_equal_weights_score_chance():
-    segments, rng = np.arange(12).reshape(3, 4).repeat(2, 0).repeat(2, 1), np.random.default_rng(0)
-    mask, tokens = rng.random((6, 8)) < 0.3, [token((9 * n, 0, 9 * n + 5, 5)) for n in range(5)]
-
-    def ratio(image, text):
-        return metrics.energy_on(explanation(image, text, segments, tokens), mask, [(9, 0, 14, 5)])["ratio"]
-
-    assert ratio(np.ones(12), np.ones(5)).tolist() == pytest.approx([1, 1, 1])
+    segments = np.arange(12).reshape(3, 4).repeat(2, 0).repeat(2, 1)
+    mask = np.random.default_rng(0).random((6, 8)) < 0.3
+    equal = explanation(np.ones(12), np.ones(5), segments, [token((9 * n, 0, 9 * n + 5, 5)) for n in range(5)])
+    assert metrics.energy_on(equal, mask, [(9, 0, 14, 5)])["ratio"].tolist() == pytest.approx([1, 1, 1])
 
 
 FIRST, SECOND = (0, 0, 1.9, 1), (5, 5, 6, 6)  # boxes of the first and the second token

@@ -69,8 +69,8 @@ for _ in tqdm(range(2)):
     pass
 display(ipywidgets.VBox())"""
     runs.execute([workbook("10_good", code)], dataset="grozi120", root=tmp_path)
-    runs.publish(Path("papermill_runs/latest/fast-grozi120"), "fast", "grozi120", update=True)
     latest, states = Path("papermill_runs/latest/fast-grozi120"), ["angle: 20", "angle: 30"]
+    runs.publish(latest, "fast", "grozi120", update=True)
     page = (latest / "10_good.html").read_text()
     assert "an explorer with controls stands here" in page and re.findall("<summary>(.*?)</summary>", page) == states
     assert page.count("An explorer stands here") == 1, "a progress bar leaves nothing behind"
@@ -84,10 +84,8 @@ display(ipywidgets.VBox())"""
     assert kept.count("the repository holds no photos") == 2 and 'ROOT = \\"\\"' in kept
     assert str(tmp_path) not in kept + Path("papermill_runs/fast-grozi120/10_good.json").read_text()
     runs.publish(latest, "fast", "synthetic", update=True)
-    assert (
-        re.findall("<summary>(.*?)</summary>", Path("papermill_runs/fast-synthetic/10_good.ipynb").read_text())
-        == states
-    )
+    kept = Path("papermill_runs/fast-synthetic/10_good.ipynb").read_text()
+    assert re.findall("<summary>(.*?)</summary>", kept) == states
 
 
 def test_a_page_draws_formulas_without_a_script_and_its_links_lead_somewhere(place):
