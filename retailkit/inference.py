@@ -21,6 +21,7 @@ from retailkit.config import UsageError, UserError
 from retailkit.models.classifier import Features, ProductClassifier, evaluating
 from retailkit.models.encoders import ImageEncoder, TransformerEncoder
 from retailkit.models.ensemble import Ensemble
+from retailkit.models.pooling import LastBlocks
 from retailkit.models.weights import reason
 
 if TYPE_CHECKING:
@@ -97,16 +98,20 @@ class _Only(nn.Module):
         return getattr(self.module, self.method)(*inputs)
 
 
-def compiled(model: ProductClassifier) -> ProductClassifier:
+def compiled(model: ProductClassifier, frozen_only: bool = False) -> ProductClassifier:
     """Return a model with the same weights whose image encoder is compiled; a model without one stays as it is.
 
-    Of an ensemble, those of all members are.
+    Of an ensemble, those of all members are. Last blocks that learn above a frozen encoder (`LastBlocks`) are compiled
+    with it, unless `frozen_only` asks for a model that can go on learning, or whose `encode_frozen` is needed.
     """
     if isinstance(model, Ensemble):
-        return model.with_members([compiled(member) for member in model.members])
-    if model.image_encoder is None or isinstance(model.image_encoder, CompiledEncoder):
+        return model.with_members([compiled(member, frozen_only) for member in model.members])
+    encoder, pooling = model.image_encoder, model.pooling
+    if encoder is None or isinstance(encoder, CompiledEncoder):
         return model
-    return model.with_parts(image_encoder=CompiledEncoder(model.image_encoder))
+    if isinstance(pooling, LastBlocks) and not frozen_only:
+        encoder, pooling = pooling.rejoined(encoder), pooling.inner
+    return model.with_parts(image_encoder=CompiledEncoder(encoder), pooling=pooling)
 
 
 def _reads_fast(model: ProductClassifier) -> ProductClassifier:

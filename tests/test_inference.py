@@ -10,7 +10,7 @@ import torch
 
 from retailkit import inference, models
 from retailkit.config import UserError
-from retailkit.inference import CompiledEncoder, Predictor, SharedPredictor
+from retailkit.inference import CompiledEncoder, Predictor, SharedPredictor, compiled
 from retailkit.models.encoders import build_image_encoder
 from retailkit.models.ensemble import Ensemble
 
@@ -103,6 +103,15 @@ def test_all_members_of_an_ensemble_are_compiled(images):
     assert all(isinstance(member.image_encoder, CompiledEncoder) for member in predictor.fast.members)
     assert torch.allclose(predictor(images), plain(ensemble, images), atol=1e-4)
     assert not any(isinstance(member.image_encoder, CompiledEncoder) for member in ensemble.members)
+
+
+@pytest.mark.parametrize("pooling", ["gap", "lca"])
+def test_last_blocks_are_compiled_with_the_encoder_below_them(images, pooling):
+    model = make("efficientnet_lite0", pooling, learn=3, freeze=True)
+    predictor = Predictor(model, SIZE)
+    assert predictor.fast.pooling is model.pooling.inner
+    assert torch.allclose(predictor(images), plain(model, images), atol=1e-4)
+    assert compiled(model, frozen_only=True).pooling is model.pooling
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -140,6 +141,14 @@ class LastBlocks(Pooling):
     def pool(self, seen: Tensor) -> Tensor:
         """Return (B,dim) of the maps (B,D,h,w) that enter the learned blocks."""
         return self.inner.pool(self.learned(seen.contiguous(memory_format=torch.channels_last)))
+
+    def rejoined(self, encoder: ImageEncoder) -> ImageEncoder:
+        """Return a copy of the encoder with these blocks back in it: `inner` makes the same vectors of its maps."""
+        whole, (*blocks, conv_head, bn2) = copy.deepcopy((encoder, self.learned))
+        network = whole.network
+        network.blocks, network.conv_head, network.bn2 = nn.Sequential(*network.blocks, *blocks), conv_head, bn2
+        whole.frozen = False
+        return whole
 
 
 class Head(nn.Module):

@@ -85,7 +85,7 @@ def encode(
 
     def batches() -> Iterator[EncodedDataset]:
         with placed(model) as where, evaluating(model):
-            fast = compiled(model)
+            fast = compiled(model, frozen_only=not pooled)
             encode_image = fast.encode_image if pooled else fast.encode_frozen
             for view in range(views):
                 with seeded(seed * VIEWS + view):

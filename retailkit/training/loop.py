@@ -165,7 +165,7 @@ class _Loop:
         slow = model.image_encoder or model.text_encoder or hasattr(model.pooling, "learned")  # not so a head alone
         self.resume = Path(resume) if resume and slow else None
         frozen = model.image_encoder is not None and model.image_encoder.frozen  # below a pooling that learns
-        learner = compiled(self.model) if frozen and rank() is None else self.model
+        learner = compiled(self.model, frozen_only=True) if frozen and rank() is None else self.model
         self.criterion = criterion(config.criterion, **config.criterion_options)
         self.loss_of = partial(learner.training_loss, criterion=self.criterion)
         if rank() is not None:

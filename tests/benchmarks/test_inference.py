@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retailkit import data, models, training
-from retailkit.inference import Predictor
+from retailkit.inference import Predictor, compiled
 
 # Backbone, size, how many times as fast. ResNet-50 gains less: its convolutions take all that the processor has.
 CASES = [("efficientnet_lite0", 224, 3), ("efficientnet_lite2", 260, 3), ("resnet50", 224, 1.3)]
@@ -73,3 +73,21 @@ def test_inference(tmp_path, compare_cpu, quick, backbone, size, target):
         baseline_name = f"{name}, batches of 32"
         ratio = compare_cpu("inference", case, baseline_name, lambda way=logits: batches(way), fast, tolerance=1e-3)
     assert ratio >= target
+
+
+@pytest.mark.benchmark
+@pytest.mark.usefixtures("all_cores", "own_cache")
+def test_last_blocks(compare_cpu, quick):
+    torch.manual_seed(0)
+    model = models.build("image", ["a", "b"], "efficientnet_lite2", freeze=True, learn=15).eval()
+    images = torch.rand(16 if quick else 64, 3, 224, 224)
+    below, whole = compiled(model, frozen_only=True), compiled(model)
+
+    def evaluated(network):
+        with torch.inference_mode():
+            return torch.cat([network(part) for part in images.split(32)])
+
+    evaluated(below), evaluated(whole)  # compiles
+    case = f"{len(images)} images, last 15 blocks of efficientnet_lite2 learned, {torch.get_num_threads()} threads"
+    ways = [lambda way=way: evaluated(way) for way in (below, whole)]
+    assert compare_cpu("inference", case, "only the frozen blocks compiled", *ways, tolerance=1e-3) >= 1.5
