@@ -66,10 +66,11 @@ def test_crops(compare_cpu):
 
 
 @pytest.mark.benchmark
-def test_evaluation(compare_cpu, quick):
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])  # the workbook uses the first one
+def test_evaluation(compare_cpu, quick, backbone):
     side, count = (160, 8) if quick else (224, 16)
     torch.manual_seed(0)
-    model = models.build("nts", ["a", "b", "c"], "resnet18", weights=None).eval()
+    model = models.build("nts", ["a", "b", "c"], backbone, weights=None).eval()
     encoder, pooling = model.image_encoder, model.pooling
     images = torch.rand(count, 3, side, side)
     boxes = nts.anchors((side, side), STRIDE)
@@ -93,5 +94,5 @@ def test_evaluation(compare_cpu, quick):
         return fast(images)
 
     ours()  # compiles
-    case = f"evaluation: {count} images of {side} px, resnet18"
+    case = f"evaluation: {count} images of {side} px, {backbone}"
     assert compare_cpu("nts", case, "float32, part by part", straightforward, ours, repeat=3) >= 2
