@@ -25,8 +25,8 @@ from retailkit.models.pooling import Features
 from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
-_FINE_TUNED = {"mode": "finetune", "epochs": 16, "augment": "standard", "train_size": 224, "ema": 0.99}
-_SHORTER = {"epochs": _FINE_TUNED["epochs"] // 2}  # of a member that is only trained to find a temperature
+_TUNED = {"mode": "finetune", "epochs": 8, "augment": "standard", "train_size": 256, "encoder_lr": 1e-3, "ema": 0.99}
+_SHORTER = {"epochs": 6}  # of a member that is only trained to find a temperature
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 
@@ -47,7 +47,8 @@ class Member:
             name = self.options.get("detector", "sift")
             detector = "XFeat" if name == "xfeat" else name.upper()
             return f"{detector} {what}" + " with colour" * bool(self.options.get("colour"))
-        how = "fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
+        blocks = f"last {learn} blocks " if (learn := self.options.get("learn")) else ""
+        how = f"{blocks}fine-tuned" if self.config.get("mode") == "finetune" else "frozen"
         views = f", {self.config['views']} views" if "views" in self.config else ""
         return f"{self.options['backbone'].replace('efficientnet_lite', 'EfficientNet-Lite')}, {how}{views}"
 
@@ -62,12 +63,17 @@ class Recipe:
     data_options: Mapping[str, Any] = field(default_factory=dict)  # of the data set's reader
 
 
+def _last_blocks(backbone: str, blocks: int) -> dict[str, Any]:
+    return {"backbone": backbone, "freeze": True, "learn": blocks, "dropout": 0.3}
+
+
 RECIPES = {
     "grocery_best": Recipe(
         "grocery_store",
         ("train", "val"),
         (
-            Member("image", {"backbone": "efficientnet_lite2", "dropout": 0.3}, 260, _FINE_TUNED, flip=True),
+            Member("image", _last_blocks("efficientnet_lite2", 15), 320, _TUNED, flip=True),
+            Member("image", _last_blocks("efficientnet_lite0", 11), 320, _TUNED, flip=True),
             Member("image", {"backbone": "efficientnet_lite0"}, 224, _PROBE, flip=True, weight=0.25),
             Member("image", {"backbone": "efficientnet_lite2"}, 260, _PROBE, flip=True, weight=0.0625),
         ),
@@ -146,7 +152,7 @@ def fit(
         hold_out: the members learn from `train` alone and their weights are chosen on `val`. Otherwise they learn from
             all splits of `learn_from` and have the weights of the recipe. If `val` is among these splits, the weights
             are divided by their temperature, for which the members are trained a second time, without `val` and with
-            half the epochs of fine-tuning: photos that members learned from say nothing about confidence.
+            fewer epochs of fine-tuning: photos that members learned from say nothing about confidence.
         data: the data set, if it is loaded already.
         finetune: fields of `TrainConfig` that fine-tuned members get instead of the recipe's, such as fewer epochs.
 
