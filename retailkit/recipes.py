@@ -26,7 +26,7 @@ from retailkit.training import EncodedDataset, History, TrainConfig, TrainSpec
 
 RSS_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of `ru_maxrss` in a megabyte
 _TUNED = {"mode": "finetune", "epochs": 8, "augment": "standard", "train_size": 256, "encoder_lr": 1e-3, "ema": 0.99}
-_SHORTER = {"epochs": 6}  # of a member that is only trained to find a temperature
+_SHORTER = {"epochs": 5}  # of a member that is only trained to find a temperature
 _PROBE = {"epochs": 60, "batch_size": 128}
 _PACKSHOTS = {"epochs": 10, "batch_size": 64, "lr": 1e-3, "augment": "packshot", "views": 8}
 
